@@ -1,0 +1,1 @@
+"""Who chooses: PPO, what it is compared with, its workers, and the schedules that its choices become."""

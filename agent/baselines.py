@@ -1,0 +1,17 @@
+"""Who an agent is compared with: fixed policies, and choices drawn at random."""
+
+import numpy as np
+
+from classifier.mixing import MixPolicy, PolicySchedule
+from envs import Menu
+
+FIXED = {
+    "plain": MixPolicy({"clean": 1.0}),
+    "CutMix half": MixPolicy({"clean": 0.5, "cutmix": 0.5}),
+}
+
+
+def random_schedule(menu: Menu, segments: tuple[float, ...], seed: int) -> PolicySchedule:
+    """A schedule of actions drawn uniformly from the menu, one for each segment."""
+    random = np.random.default_rng(seed)
+    return PolicySchedule(tuple((end, menu.policy(random.integers(menu.sizes).tolist())) for end in segments))

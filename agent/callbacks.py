@@ -1,0 +1,232 @@
+"""What a search leaves behind while it runs: TensorBoard, the log of episodes, checkpoints, a progress bar."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import matplotlib
+import numpy as np
+from matplotlib.figure import Figure
+from numpy.typing import NDArray
+from stable_baselines3 import PPO
+from stable_baselines3.common.callbacks import BaseCallback
+from stable_baselines3.common.logger import TensorBoardOutputFormat
+from torch.utils.tensorboard.writer import SummaryWriter
+from tqdm import tqdm
+
+from agent.ppo import search_state
+from agent.workers import Position
+from envs import DIMENSIONS, Menu
+
+PICTURE_EVERY = 4  # rollouts between two pictures: drawing one takes about as long as learning from a rollout
+
+
+class SearchLog(BaseCallback):
+    """Follows a PPO search over `MixPolicyEnv`.
+
+    Args:
+        menu: what is chosen from.
+        segments: progress at which each segment ends.
+        episodes_file: JSON lines, one for each finished episode, appended at the end of a rollout.
+        positions: where each worker stands at the start.
+        bar: shows finished episodes.
+        save: called with the search's state after each rollout that was learned from.
+        episodes_done: episodes that are in the file already, when a search goes on.
+        history: share of each choice of each dimension in earlier rollouts, when a search goes on.
+    """
+
+    def __init__(
+        self,
+        *,
+        menu: Menu,
+        segments: tuple[float, ...],
+        episodes_file: Path,
+        positions: list[Position],
+        bar: tqdm[Any],
+        save: Callable[[dict[str, Any]], None],
+        episodes_done: int = 0,
+        history: list[list[list[float]]] | None = None,
+    ) -> None:
+        super().__init__()
+        self._menu, self._segments = menu, segments
+        self._file, self._bar, self._save = episodes_file, bar, save
+        self._episode = [position.episode for position in positions]
+        self._actions = [list(position.actions) for position in positions]
+        self._steps: list[list[dict[str, Any]]] = [[] for _ in positions]
+        self._finished: list[dict[str, Any]] = []
+        self._rollout: list[tuple[int, NDArray[np.int64]]] = []  # (segment, action)
+        self.episodes_done = episodes_done
+        self.history = history or []
+        self._returns: list[float] = []
+        self._best = 0.0
+        self._images, self._started = 0, time.monotonic()
+        self.learning_seconds = 0.0  # what PPO's own updates took
+
+    def _on_training_start(self) -> None:
+        formats = self.model.logger.output_formats
+        self._writer: SummaryWriter = next(
+            entry.writer for entry in formats if isinstance(entry, TensorBoardOutputFormat)
+        )
+        charts = {
+            dimension: ["Multiline", [f"{re.escape(tag)}$" for tag in self._tags(dimension)]]
+            for dimension in DIMENSIONS
+        }
+        outcome = {
+            "return": ["Multiline", ["search/return_mean"]],
+            "validation accuracy": ["Multiline", ["search/validation_accuracy_mean", "search/validation_accuracy_max"]],
+        }
+        self._writer.add_custom_scalars({"What the agent chooses": charts, "How well it goes": outcome})
+        self._learned = self.num_timesteps
+
+    def _on_step(self) -> bool:
+        for worker, (action, reward, done, info) in enumerate(
+            zip(self.locals["actions"], self.locals["rewards"], self.locals["dones"], self.locals["infos"], strict=True)
+        ):
+            self._rollout.append((len(self._actions[worker]), np.array(action)))
+            self._actions[worker].append(tuple(int(index) for index in action))
+            self._steps[worker].append(
+                {"reward": round(float(reward), 6), "validation_accuracy": info["validation_accuracy"]}
+            )
+            self._images += info["images"]
+            if done:
+                self._finish(worker, info)
+        return True
+
+    def _tags(self, dimension: str) -> list[str]:
+        return [f"choices_{dimension}/{name}" for name in self._menu.names(dimension)]
+
+    def _finish(self, worker: int, info: dict[str, Any]) -> None:
+        steps = self._steps[worker]
+        self._finished.append(
+            {
+                "worker": worker,
+                "number": self._episode[worker],
+                "seed": info["episode_seed"],
+                "task": info["task"],
+                "actions": [list(action) for action in self._actions[worker]],
+                # After a resume in the middle of an episode these begin where the search went on.
+                "rewards": [step["reward"] for step in steps],
+                "validation_accuracy": [step["validation_accuracy"] for step in steps],
+                "diverged": info["diverged"],
+            }
+        )
+        self._returns.append(sum(step["reward"] for step in steps))
+        self._best = max(self._best, info["validation_accuracy"])
+        self._episode[worker] += 1
+        self._actions[worker], self._steps[worker] = [], []
+        recent = self._returns[-20:]
+        speed = self._images / max(time.monotonic() - self._started, 1e-9)
+        self._bar.set_postfix_str(
+            f"return {np.mean(recent):+.2f}, best validation {100 * self._best:.1f} %, {speed:,.0f} images/s",
+            refresh=False,
+        )
+        self._bar.update(1)
+
+    def _on_rollout_end(self) -> None:
+        if self._finished:
+            with open(self._file, "a") as file:
+                file.writelines(json.dumps(episode) + "\n" for episode in self._finished)
+                file.flush()
+                os.fsync(file.fileno())
+        finals = [episode["validation_accuracy"][-1] for episode in self._finished]
+        if finals:
+            self.logger.record("search/return_mean", float(np.mean(self._returns[-len(finals) :])))
+            self.logger.record("search/validation_accuracy_mean", float(np.mean(finals)))
+            self.logger.record("search/validation_accuracy_max", float(np.max(finals)))
+        self.logger.record("search/diverged", sum(episode["diverged"] for episode in self._finished))
+        self.episodes_done += len(self._finished)
+        self.logger.record("search/episodes", self.episodes_done)
+        actions = np.array([action for _, action in self._rollout])
+        shares = []
+        for index, (dimension, size) in enumerate(zip(DIMENSIONS, self._menu.sizes, strict=True)):
+            shares.append((np.bincount(actions[:, index], minlength=size) / len(actions)).tolist())
+            for tag, share in zip(self._tags(dimension), shares[-1], strict=True):
+                self.logger.record(tag, share)
+        self.history.append(shares)
+        if len(self.history) % PICTURE_EVERY == 1:
+            self._draw_pictures()
+        self._rollout, self._finished = [], []
+
+        self._rollout_ended = time.monotonic()
+
+    def _on_rollout_start(self) -> None:
+        # A new rollout starts when the last one has been learned from.
+        if self.num_timesteps > self._learned:
+            self._checkpoint()
+
+    def _on_training_end(self) -> None:
+        self._checkpoint()
+        if self.history:
+            self._writer.add_figure("choices/over_the_search", self.search_figure(), self.num_timesteps)
+        self._writer.flush()
+
+    def _checkpoint(self) -> None:
+        assert isinstance(self.model, PPO)
+        self.learning_seconds += time.monotonic() - self._rollout_ended
+        self._learned = self.num_timesteps
+        self._save(
+            {
+                "search": search_state(self.model),
+                "episodes_done": self.episodes_done,
+                "history": self.history,
+                "positions": [
+                    {"episode": episode, "actions": [list(action) for action in actions]}
+                    for episode, actions in zip(self._episode, self._actions, strict=True)
+                ],
+            }
+        )
+
+    def _draw_pictures(self) -> None:
+        counts = [np.zeros((size, len(self._segments))) for size in self._menu.sizes]
+        for segment, action in self._rollout:
+            for dimension, choice in enumerate(action):
+                counts[dimension][choice, segment] += 1
+        shares = [count / np.maximum(count.sum(axis=0), 1) for count in counts]
+        self._writer.add_figure(
+            "choices/over_training_progress",
+            choices_figure(self._menu, shares, ticks=[f"{100 * end:.0f} %" for end in self._segments], xlabel="until"),
+            self.num_timesteps,
+        )
+        self._writer.add_figure("choices/over_the_search", self.search_figure(), self.num_timesteps)
+        assert self.training_env is not None
+        (picture,) = self.training_env.env_method("render", indices=0)
+        if picture is not None:
+            self._writer.add_image("mixed_images", picture, self.num_timesteps, dataformats="HWC")
+
+    def search_figure(self) -> Figure:
+        """Share of each choice in each rollout so far, as one picture for each dimension."""
+        shares = [np.array([rollout[dimension] for rollout in self.history]).T for dimension in range(len(DIMENSIONS))]
+        return choices_figure(self._menu, shares, ticks=None, xlabel="rollout of the search")
+
+
+def choices_figure(menu: Menu, shares: list[NDArray[np.float64]], *, ticks: list[str] | None, xlabel: str) -> Figure:
+    """How often each choice is made along an axis, a panel for each dimension of the menu.
+
+    Args:
+        menu: what is chosen from.
+        shares: for each dimension `[choices, places along the axis]`, each column summing to 1.
+        ticks: name of each place; none = numbered.
+        xlabel: what the axis is.
+    """
+    figure = Figure(figsize=(11, 5.5), layout="constrained")
+    panels = figure.subplots(2, 2, gridspec_kw={"height_ratios": [max(menu.sizes[:2]), max(menu.sizes[2:])]})
+    colours = matplotlib.colormaps["viridis"]
+    for panel, dimension, share in zip(panels.flat, DIMENSIONS, shares, strict=True):
+        image = panel.imshow(share, vmin=0, vmax=1, cmap=colours, aspect="auto", interpolation="nearest")
+        panel.set_title(dimension, loc="left", fontsize=10, fontweight="bold")
+        panel.set_yticks(range(len(share)), menu.names(dimension), fontsize=9)
+        if ticks is not None:
+            panel.set_xticks(range(len(ticks)), ticks, fontsize=9)
+            for (choice, place), value in np.ndenumerate(share):
+                if value >= 0.01:
+                    ink = "black" if value > 0.6 else "white"
+                    panel.text(place, choice, f"{100 * value:.0f}", ha="center", va="center", color=ink, fontsize=8)
+        panel.set_xlabel(xlabel, fontsize=9)
+    figure.colorbar(image, ax=panels, label="share of choices", shrink=0.8)
+    return figure

@@ -1,0 +1,224 @@
+"""PPO over MixPolicyEnv: building an agent, saving it without pickle, and stopping and resuming its search."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from gymnasium import spaces
+from numpy.typing import NDArray
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save
+from stable_baselines3 import PPO
+from stable_baselines3.common.policies import ActorCriticPolicy
+from stable_baselines3.common.vec_env import VecEnv
+
+from classifier.files import DamagedFileError, write_atomic
+from classifier.mixing.policy import require_fields
+from envs import Menu
+from envs.observation import VERSION as OBSERVATION_VERSION
+from envs.observation import observation_space
+
+FORMAT = "rl-mix agent"
+VERSION = 1
+
+
+@dataclass(frozen=True)
+class PPOConfig:
+    """How the agent learns.
+
+    Attributes:
+        episodes_per_update: episodes of each rollout, over all workers; whole episodes, so a rollout's end cuts none
+            (unless a training diverged before its end).
+        learning_rate: of Adam, constant.
+        epochs: passes over each rollout.
+        minibatches: minibatches of each pass.
+        entropy: weight of the entropy bonus, which keeps the agent trying.
+        clip: PPO's clipping range.
+        gae_lambda: λ of generalised advantage estimation; the discount is 1, since an episode has an end.
+        target_kl: a pass that moves the policy further than 1.5 times this ends the update; none = never.
+        hidden: units of the two hidden layers, of policy and value each.
+        start_probability: probability that the untrained agent gives each choice of the policy it starts at.
+    """
+
+    episodes_per_update: int = 8
+    learning_rate: float = 1e-3
+    epochs: int = 8
+    minibatches: int = 2
+    entropy: float = 0.01
+    clip: float = 0.2
+    gae_lambda: float = 0.95
+    target_kl: float | None = 0.05
+    hidden: int = 64
+    start_probability: float = 0.5
+
+
+def build_agent(config: PPOConfig, workers: VecEnv, *, segments: int, seed: int, start: Sequence[int]) -> PPO:
+    """A PPO agent with new weights whose first choices lean to one action.
+
+    Args:
+        config: how it learns.
+        workers: the environments.
+        segments: steps of an episode.
+        seed: of weights and sampling; seeds torch's and NumPy's global generators, as Stable-Baselines3 does.
+        start: the action that is likely at first: an index into each dimension of the menu.
+
+    Raises:
+        ValueError: episodes do not divide among the workers, or steps among minibatches.
+    """
+    if config.episodes_per_update % workers.num_envs:
+        raise ValueError(
+            f"episodes_per_update must be a multiple of the number of workers, got {config.episodes_per_update} "
+            f"episodes for {workers.num_envs} workers"
+        )
+    steps = segments * config.episodes_per_update
+    if steps % config.minibatches or steps // config.minibatches < 2:
+        raise ValueError(
+            f"minibatches must divide the {steps} steps of a rollout into parts of at least 2, got {config.minibatches}"
+        )
+    model = PPO(
+        "MlpPolicy",
+        workers,
+        learning_rate=config.learning_rate,
+        n_steps=steps // workers.num_envs,
+        batch_size=steps // config.minibatches,
+        n_epochs=config.epochs,
+        gamma=1.0,
+        gae_lambda=config.gae_lambda,
+        clip_range=config.clip,
+        ent_coef=config.entropy,
+        target_kl=config.target_kl,
+        policy_kwargs={"net_arch": [config.hidden, config.hidden]},
+        seed=seed,
+        device="cpu",
+    )
+    lean_towards(model.policy, start, workers.action_space.nvec.tolist(), config.start_probability)
+    return model
+
+
+def lean_towards(policy: ActorCriticPolicy, action: Sequence[int], sizes: Sequence[int], probability: float) -> None:
+    """Set the bias of an untrained action head so that each choice of `action` has about the given probability."""
+    bias = torch.cat(
+        [
+            torch.where(torch.arange(size) == choice, math.log(probability * (size - 1) / (1 - probability)), 0.0)
+            if size > 1
+            else torch.zeros(1)
+            for choice, size in zip(action, sizes, strict=True)
+        ]
+    )
+    assert isinstance(policy.action_net, torch.nn.Linear)
+    with torch.no_grad():
+        policy.action_net.bias.copy_(bias)
+
+
+def search_state(model: PPO) -> dict[str, Any]:
+    """Everything of a PPO search at the end of a rollout, random states included, as `classifier.files` saves it."""
+    kind, keys, position, has_gauss, gauss = np.random.get_state()  # noqa: NPY002, Stable-Baselines3 draws from it
+    starts = model._last_episode_starts
+    assert isinstance(starts, np.ndarray)
+    return {
+        "policy": dict(model.policy.state_dict()),
+        "optimizer": model.policy.optimizer.state_dict(),
+        "timesteps": model.num_timesteps,
+        "updates": model._n_updates,
+        "episode_starts": [bool(start) for start in starts],
+        "torch_random": torch.get_rng_state(),
+        "numpy_random": [kind, torch.from_numpy(np.asarray(keys).astype(np.int64)), position, has_gauss, gauss],
+    }
+
+
+def restore_search(model: PPO, state: dict[str, Any], observations: NDArray[np.float32]) -> None:
+    """Go on from what `search_state` gave.
+
+    Args:
+        model: as `build_agent` built it from the same config.
+        state: from `search_state`.
+        observations: what the workers, moved to where they stood, see now.
+    """
+    model.policy.load_state_dict(state["policy"])
+    model.policy.optimizer.load_state_dict(state["optimizer"])
+    model.num_timesteps = state["timesteps"]
+    model._n_updates = state["updates"]
+    model._last_obs = observations
+    model._last_episode_starts = np.array(state["episode_starts"])
+    kind, keys, position, has_gauss, gauss = state["numpy_random"]
+    np.random.set_state((kind, keys.numpy().astype(np.uint32), position, has_gauss, gauss))  # noqa: NPY002
+    torch.set_rng_state(state["torch_random"])
+
+
+@dataclass(frozen=True)
+class Agent:
+    """A learned agent: what it needs to choose, and nothing to unpickle.
+
+    Attributes:
+        policy: Stable-Baselines3's actor and critic.
+        menu: what it chooses from.
+        segments: progress at which each of its segments ends.
+        provenance: how it was learned; any JSON object.
+    """
+
+    policy: ActorCriticPolicy
+    menu: Menu
+    segments: tuple[float, ...]
+    provenance: dict[str, Any]
+
+    def choose(self, observation: NDArray[np.float32]) -> tuple[int, ...]:
+        """The most probable action at an observation."""
+        action, _ = self.policy.predict(observation, deterministic=True)
+        return tuple(int(index) for index in action)
+
+    def save(self, folder: Path) -> None:
+        """Write `agent.safetensors` and `agent.json` into `folder`."""
+        description = {
+            "format": FORMAT,
+            "version": VERSION,
+            "observation_version": OBSERVATION_VERSION,
+            "hidden": self.policy.net_arch,
+            "menu": self.menu.to_json(),
+            "segments": list(self.segments),
+            "provenance": self.provenance,
+        }
+        write_atomic(folder / "agent.safetensors", save(dict(self.policy.state_dict())))
+        write_atomic(folder / "agent.json", (json.dumps(description, indent=2) + "\n").encode())
+
+    @classmethod
+    def load(cls, folder: Path) -> Agent:
+        """Read an agent that `save` wrote: a new network is built and given the weights; no code is run.
+
+        Raises:
+            DamagedFileError: a file is missing, damaged, of another version, or does not fit the other.
+        """
+        path = folder / "agent.json"
+        try:
+            value = json.loads(path.read_bytes())
+            if not isinstance(value, dict) or value.get("format") != FORMAT or value.get("version") != VERSION:
+                raise ValueError(f"not an agent of version {VERSION}")
+            names = ["format", "version", "observation_version", "hidden", "menu", "segments", "provenance"]
+            require_fields("agent", value, names)
+            if value["observation_version"] != OBSERVATION_VERSION:
+                raise ValueError(f"it sees observations of version {value['observation_version']}")
+            menu = Menu.from_json(value["menu"])
+            hidden = [int(units) for units in value["hidden"]]
+            if len(hidden) > 8 or any(not 1 <= units <= 4096 for units in hidden):
+                raise ValueError(f"hidden must be up to 8 layers of 1 to 4096 units, got {hidden}")
+            policy = new_policy(menu, hidden)
+            policy.load_state_dict(load_file(folder / "agent.safetensors"))
+            return cls(policy, menu, tuple(float(end) for end in value["segments"]), value["provenance"])
+        except (OSError, ValueError, TypeError, KeyError, RuntimeError, RecursionError, SafetensorError) as error:
+            raise DamagedFileError(
+                f"{folder}: no usable agent there ({error}); it needs agent.json and "
+                "agent.safetensors as train_agent.py writes them"
+            ) from None
+
+
+def new_policy(menu: Menu, hidden: Sequence[int]) -> ActorCriticPolicy:
+    """The actor and critic that PPO builds for a menu, with new weights."""
+    return ActorCriticPolicy(
+        observation_space(menu), spaces.MultiDiscrete(list(menu.sizes)), lambda _: 0.0, net_arch=list(hidden)
+    )

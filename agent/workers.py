@@ -1,0 +1,142 @@
+"""Environment workers: one process and one thread each, behind Stable-Baselines3's VecEnv."""
+
+import signal
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, dataclass
+from functools import partial
+from typing import Any
+
+import gymnasium as gym
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from stable_baselines3.common.vec_env import SubprocVecEnv, VecEnv
+
+from classifier.mixing import PolicySchedule
+from envs import MixPolicyEnv, Task
+
+STREAMS = ("search", "greedy", "candidates", "contest")  # seeds of one never meet those of another
+
+
+def episode_seed(search_seed: int, stream: str, *numbers: int) -> int:
+    """The seed of an episode or training: a pure function of the search's seed, what it is for, and its numbers."""
+    words = np.random.SeedSequence([search_seed, STREAMS.index(stream), *numbers]).generate_state(1)
+    return int(words[0] >> 1)
+
+
+@dataclass(frozen=True)
+class Position:
+    """Where a worker stands in its row of episodes.
+
+    Attributes:
+        stream: what the episodes are for, one of `STREAMS`.
+        episode: number of the running episode.
+        actions: what has been chosen in it so far.
+    """
+
+    stream: str = "search"
+    episode: int = 0
+    actions: tuple[tuple[int, ...], ...] = ()
+
+
+class Worker(gym.Wrapper[NDArray[np.float32], Any, NDArray[np.float32], Any]):
+    """Gives each episode its seed, so that a search can be resumed, and runs trainings under given schedules.
+
+    Args:
+        env: the environment.
+        search_seed: of the search.
+        index: number of this worker.
+        position: where it starts; the actions of an unfinished episode are repeated at the first reset.
+    """
+
+    def __init__(self, env: MixPolicyEnv, search_seed: int, index: int, position: Position) -> None:
+        super().__init__(env)
+        self.mix_policy_env = env
+        self._search_seed, self._index = search_seed, index
+        self.move(position)
+
+    def move(self, position: Position) -> None:
+        """Let the next reset start at `position`."""
+        self._stream, self._next_episode, self._repeat = position.stream, position.episode, position.actions
+
+    def reset(
+        self, *, seed: int | None = None, options: dict[str, Any] | None = None
+    ) -> tuple[NDArray[np.float32], dict[str, Any]]:
+        """Start the next episode of the stream; a seed, if given, is not used."""
+        own = episode_seed(self._search_seed, self._stream, self._index, self._next_episode)
+        self._next_episode += 1
+        observation, info = self.env.reset(seed=own, options=options)
+        for action in self._repeat:
+            observation, *_ = self.env.step(action)
+        self._repeat = ()
+        return observation, info
+
+    def render(self) -> NDArray[np.uint8] | None:
+        """The environment's picture of its last mixed images."""
+        return self.mix_policy_env.render()
+
+    def prepare_reference(self, tasks: Sequence[int]) -> None:
+        """Measure the reference on task `tasks[index]`, if this worker's index is in the list."""
+        if self._index < len(tasks):
+            self.mix_policy_env.prepare_reference(tasks[self._index])
+
+    def train_under(self, jobs: Sequence["Job"]) -> dict[str, float] | None:
+        """Run job `jobs[index]`, if this worker's index is in the list; gives accuracy by split."""
+        if self._index >= len(jobs):
+            return None
+        job = jobs[self._index]
+        schedule = PolicySchedule.from_json(job.schedule)
+        return self.mix_policy_env.train_under(schedule, Task(**job.task), job.seed, splits=job.splits)
+
+
+@dataclass(frozen=True)
+class Job:
+    """A training under a schedule, as it travels to a worker.
+
+    Attributes:
+        name: of whose training it is.
+        schedule: `PolicySchedule.to_json()`.
+        task: fields of the `Task`.
+        seed: of the training.
+        splits: what to measure at the end.
+    """
+
+    name: str
+    schedule: dict[str, Any]
+    task: dict[str, Any]
+    seed: int
+    splits: tuple[str, ...]
+
+    @classmethod
+    def of(cls, name: str, schedule: PolicySchedule, task: Task, seed: int, splits: Sequence[str]) -> "Job":
+        """The job from values that do not travel."""
+        return cls(name, PolicySchedule(schedule.segments).to_json(), asdict(task), seed, tuple(splits))
+
+
+def start_workers(environment: dict[str, Any], *, search_seed: int, positions: Sequence[Position]) -> VecEnv:
+    """Start one process for each position; none is forked from this (threaded) process.
+
+    Args:
+        environment: arguments of `MixPolicyEnv`.
+        search_seed: of the search.
+        positions: where each worker starts.
+    """
+    factories: list[Callable[[], gym.Env[Any, Any]]] = [
+        partial(_make_worker, environment, search_seed, index, position) for index, position in enumerate(positions)
+    ]
+    return SubprocVecEnv(factories, start_method="spawn")
+
+
+def run_jobs(workers: VecEnv, jobs: Sequence[Job]) -> Iterator[tuple[Job, dict[str, float]]]:
+    """Run every job, as many at a time as there are workers; gives each with its accuracies, in order."""
+    for start in range(0, len(jobs), workers.num_envs):
+        together = jobs[start : start + workers.num_envs]
+        results = workers.env_method("train_under", together)
+        yield from zip(together, results, strict=False)
+
+
+def _make_worker(environment: dict[str, Any], search_seed: int, index: int, position: Position) -> Worker:
+    # Ctrl-C reaches every process of the terminal; the parent alone decides what it means.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    torch.set_num_threads(1)
+    return Worker(MixPolicyEnv(**environment), search_seed, index, position)

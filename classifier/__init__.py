@@ -1,0 +1,1 @@
+"""What is trained: data, networks, mixing, trainer and measurements. Knows nothing of reinforcement learning."""

@@ -1,0 +1,185 @@
+"""Training, validation, development and test images that never mix, and training sets drawn from them by a seed."""
+
+from dataclasses import dataclass, replace
+from functools import cached_property
+
+import numpy as np
+import torch
+
+from classifier.data.image_set import DataError, Dataset, ImageSet
+from classifier.data.stratify import IntArray, apportion, interleave, positions_by_class, random_stream
+
+# Fixed for good: were it a setting, one task's validation images would be another's training images, and whatever is
+# learned over many tasks would have seen what it is judged by.
+SPLIT_SEED = 20_221_204
+
+MAX_VALIDATION_SIZE = 5_000
+MAX_DEVELOPMENT_SIZE = 10_000
+MAX_HELD_OUT_SHARE = 0.2  # of the pool, for each of the two
+
+
+@dataclass(frozen=True, eq=False)
+class Splits:
+    """A data set's images by what they may be used for, with what is needed to train on them.
+
+    `train` is learned from; `validation` steers searches and choices; `development` is what comparisons report; `test`
+    is read once, at the very end. The other fields are the `Dataset`'s.
+    """
+
+    train: ImageSet
+    validation: ImageSet
+    development: ImageSet
+    test: ImageSet
+    name: str
+    class_names: tuple[str, ...]
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    flip: bool
+    crop_padding: int
+
+    @property
+    def num_classes(self) -> int:
+        """How many classes there are, K."""
+        return len(self.class_names)
+
+    def to(self, device: torch.device | str) -> "Splits":
+        """The same splits with all images and labels on `device`."""
+        return replace(
+            self,
+            train=self.train.to(device),
+            validation=self.validation.to(device),
+            development=self.development.to(device),
+            test=self.test.to(device),
+        )
+
+    def draw(self, train_size: int | None, *, data_seed: int, label_noise: float = 0.0) -> "Splits":
+        """Splits whose training set is a stratified subset of this one's, with a share of its labels made wrong.
+
+        The images keep the order they have here. The same seed draws the same on every device. For one seed the
+        images do not depend on `label_noise`, and less noise spoils a part of the labels that more noise spoils.
+        Whatever is not changed is shared with these splits, not copied: asking for all images without noise gives
+        these splits themselves.
+
+        Args:
+            train_size: number of training images, K to all of them; None takes all.
+            data_seed: what the images and the wrong labels are drawn by, 0 or above.
+            label_noise: share of the training images, in [0, 1), whose label is replaced by another class, each of
+                the K - 1 others being equally likely (symmetric noise).
+
+        Raises:
+            DataError: an argument out of range.
+        """
+        available = len(self.train)
+        if train_size is not None and not self.num_classes <= train_size <= available:
+            raise DataError(
+                f"{self.name}: expected a train_size from {self.num_classes} (one image of each class) to {available} "
+                f"(all training images), got {train_size}; choose one in between, or None for all"
+            )
+        if not 0 <= label_noise < 1:
+            raise DataError(
+                f"{self.name}: expected a label_noise in [0, 1), got {label_noise}; "
+                "it is the share of wrong training labels, 0.2 for every fifth"
+            )
+        if data_seed < 0:
+            raise DataError(f"{self.name}: expected a data_seed of 0 or above, got {data_seed}; choose another")
+
+        random = random_stream(data_seed)
+        train = self.train
+        if train_size is not None:
+            counts = np.array([len(positions) for positions in self._train_by_class])
+            chosen = [
+                random.permutation(positions)[:count]
+                for positions, count in zip(
+                    self._train_by_class, apportion(train_size, counts, at_least=1), strict=True
+                )
+            ]
+            train = _take(train, np.sort(np.concatenate(chosen)))
+        wrong = round(label_noise * len(train))
+        if wrong:
+            train = _with_wrong_labels(train, wrong, self.num_classes, random)
+        return self if train is self.train else replace(self, train=train)
+
+    @cached_property
+    def _train_by_class(self) -> tuple[IntArray, ...]:
+        # Kept, because an episode's draw would otherwise spend most of its time on finding each class's images.
+        return positions_by_class(self.train.labels.cpu().numpy(), self.num_classes)
+
+
+def split(dataset: Dataset, *, validation_size: int | None = None, development_size: int | None = None) -> Splits:
+    """Part a data set's pool into training, validation and development images, each class by its share.
+
+    The split depends on nothing but the pool and the two sizes. Validation and development hold each class's share to
+    within one image; training is what remains. Every prefix of validation and of development is nearly stratified,
+    so that a first part of either can stand for the whole. The test set is passed on untouched.
+
+    Args:
+        dataset: the data set.
+        validation_size: number of validation images, 1 or more; None: 5,000, but no more than a fifth of the pool.
+        development_size: number of development images, 0 or more; None: 10,000, but no more than a fifth of the pool.
+
+    Raises:
+        DataError: a size out of range, or sizes that leave a class without a training image.
+    """
+    pool_size = len(dataset.pool)
+    if validation_size is None:
+        validation_size = max(1, min(MAX_VALIDATION_SIZE, int(MAX_HELD_OUT_SHARE * pool_size)))
+    if development_size is None:
+        development_size = min(MAX_DEVELOPMENT_SIZE, int(MAX_HELD_OUT_SHARE * pool_size))
+    if validation_size < 1 or development_size < 0:
+        raise DataError(
+            f"{dataset.name}: expected a validation_size of 1 or more and a development_size of 0 or more, "
+            f"got {validation_size} and {development_size}; leave them out for the usual sizes"
+        )
+    if validation_size + development_size + dataset.num_classes > pool_size:
+        raise DataError(
+            f"{dataset.name}: expected validation_size + development_size of at most {pool_size - dataset.num_classes} "
+            f"(a pool of {pool_size} less one training image of each class), "
+            f"got {validation_size} + {development_size}; lower one of them"
+        )
+
+    random = random_stream(SPLIT_SEED)
+    by_class = [
+        random.permutation(positions)
+        for positions in positions_by_class(dataset.pool.labels.cpu().numpy(), dataset.num_classes)
+    ]
+    counts = np.array([len(positions) for positions in by_class])
+    for_validation = apportion(validation_size, counts)
+    for_development = apportion(development_size, counts)
+    if (for_validation + for_development >= counts).any():
+        short = int(np.argmax(for_validation + for_development - counts))
+        raise DataError(
+            f"{dataset.name}: expected a training image of every class, got none of {dataset.class_names[short]} "
+            f"({counts[short]} in the pool) with validation_size {validation_size} and development_size "
+            f"{development_size}; lower one of them, or bring more images of this class"
+        )
+    # Taken from the two ends, so that another size of one leaves the other as it is.
+    ends = counts - for_development
+    validation = interleave([group[:end] for group, end in zip(by_class, for_validation, strict=True)])
+    development = interleave([group[start:] for group, start in zip(by_class, ends, strict=True)])
+    train = [group[start:end] for group, start, end in zip(by_class, for_validation, ends, strict=True)]
+    return Splits(
+        train=_take(dataset.pool, np.sort(np.concatenate(train))),
+        validation=_take(dataset.pool, validation),
+        development=_take(dataset.pool, development),
+        test=dataset.test,
+        name=dataset.name,
+        class_names=dataset.class_names,
+        mean=dataset.mean,
+        std=dataset.std,
+        flip=dataset.flip,
+        crop_padding=dataset.crop_padding,
+    )
+
+
+def _take(image_set: ImageSet, positions: IntArray) -> ImageSet:
+    index = torch.from_numpy(positions).to(image_set.labels.device)
+    return ImageSet(image_set.images.index_select(0, index), image_set.labels.index_select(0, index))
+
+
+def _with_wrong_labels(image_set: ImageSet, wrong: int, num_classes: int, random: np.random.RandomState) -> ImageSet:
+    labels = image_set.labels
+    index = torch.from_numpy(random.permutation(len(labels))[:wrong]).to(labels.device)
+    # Going 1 to K - 1 classes on reaches each other class equally often and never the true one.
+    step = torch.from_numpy(random.randint(1, num_classes, size=wrong)).to(labels.device)
+    spoiled = labels.index_copy(0, index, (labels[index] + step) % num_classes)
+    return ImageSet(image_set.images, spoiled)

@@ -1,0 +1,103 @@
+"""Files that appear whole or not at all, and tensors in files that run no code."""
+
+import hashlib
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save as serialise
+from torch import Tensor
+
+STATE_VERSION = 1
+
+
+class DamagedFileError(ValueError):
+    """A state file that is torn, altered, or of another version; the message names it."""
+
+
+def write_atomic(path: Path, content: bytes) -> None:
+    """Write `content` so that `path` holds it whole, or what it held before: write beside, flush, rename."""
+    beside = path.with_name(f".{path.name}.{os.getpid()}.part")
+    try:
+        with open(beside, "wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(beside, path)
+    finally:
+        beside.unlink(missing_ok=True)
+    folder = os.open(path.parent, os.O_RDONLY)
+    try:
+        os.fsync(folder)
+    finally:
+        os.close(folder)
+
+
+def save_state(path: Path, state: dict[str, Any]) -> None:
+    """Save nested dictionaries, lists, numbers, texts and tensors as one safetensors file with a checksum.
+
+    Args:
+        path: of the file, written whole or not at all.
+        state: dictionaries may have text or integer keys; tuples come back as lists.
+    """
+    tensors: dict[str, Tensor] = {}
+    structure = json.dumps(_take_tensors(state, tensors), allow_nan=True)
+    metadata = {"version": str(STATE_VERSION), "state": structure, "sha256": _checksum(structure, tensors)}
+    write_atomic(path, serialise(tensors, metadata=metadata))
+
+
+def load_state(path: Path) -> dict[str, Any]:
+    """What `save_state` wrote, tensors on the CPU.
+
+    Raises:
+        DamagedFileError: the file is missing, torn, altered or of another version.
+    """
+    try:
+        with safe_open(path, framework="pt") as file:
+            metadata = file.metadata() or {}
+            # Copies: a checkpoint that is being replaced must not stay mapped underneath the training.
+            tensors = {name: file.get_tensor(name).clone() for name in file.keys()}
+    except (OSError, SafetensorError) as error:
+        raise DamagedFileError(f"{path}: not a whole checkpoint ({error})") from None
+    if metadata.get("version") != str(STATE_VERSION):
+        raise DamagedFileError(f"{path}: checkpoint version {metadata.get('version')}, expected {STATE_VERSION}")
+    if metadata.get("sha256") != _checksum(metadata.get("state", ""), tensors):
+        raise DamagedFileError(f"{path}: the checksum does not fit the content; the file was altered or damaged")
+    return _put_tensors(json.loads(metadata["state"]), tensors)
+
+
+def _checksum(structure: str, tensors: dict[str, Tensor]) -> str:
+    digest = hashlib.sha256(structure.encode())
+    for name in sorted(tensors):
+        tensor = tensors[name]
+        digest.update(f"{name}{tensor.dtype}{tuple(tensor.shape)}".encode())
+        digest.update(tensor.reshape(-1).view(dtype=torch.uint8).numpy().tobytes() if tensor.numel() else b"")
+    return digest.hexdigest()
+
+
+def _take_tensors(value: Any, tensors: dict[str, Tensor]) -> Any:
+    """Replace every tensor by `{"tensor": name}` and put it into `tensors`; dictionaries become lists of pairs."""
+    if isinstance(value, Tensor):
+        name = f"tensor{len(tensors)}"
+        tensors[name] = value.detach().cpu().contiguous()
+        return {"tensor": name}
+    if isinstance(value, dict):
+        return {"pairs": [[key, _take_tensors(entry, tensors)] for key, entry in value.items()]}
+    if isinstance(value, list | tuple):
+        return [_take_tensors(entry, tensors) for entry in value]
+    if value is None or isinstance(value, bool | int | float | str):
+        return value
+    raise TypeError(f"a state holds dictionaries, lists, numbers, texts and tensors, got {type(value).__name__}")
+
+
+def _put_tensors(value: Any, tensors: dict[str, Tensor]) -> Any:
+    if isinstance(value, dict):
+        if "tensor" in value:
+            return tensors[value["tensor"]]
+        return {key: _put_tensors(entry, tensors) for key, entry in value["pairs"]}
+    if isinstance(value, list):
+        return [_put_tensors(entry, tensors) for entry in value]
+    return value

@@ -1,0 +1,84 @@
+"""What this machine can do: device, bf16 and torch.compile, each checked before it is trusted."""
+
+import functools
+import shutil
+
+import torch
+from torch import nn
+
+BF16_TOLERANCE = 0.05  # largest error of a bf16 convolution, relative to the largest value; rounding gives about 0.01
+
+
+def resolve_device(name: str) -> torch.device:
+    """`auto` is CUDA where there is one, else the CPU; any other name as torch reads it.
+
+    Raises:
+        ValueError: the device is not there.
+    """
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+    except RuntimeError:
+        raise ValueError(f"device must be auto, cpu, cuda or cuda:N, got {name!r}") from None
+    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
+        raise ValueError(f"device {name!r} is not here: torch sees {torch.cuda.device_count()} CUDA devices; use cpu")
+    return device
+
+
+def has_amx(device: torch.device) -> bool:
+    """Whether a CPU multiplies bf16 matrices in tiles (AMX), where torch.compile pays most."""
+    return device.type == "cpu" and torch.cpu._is_amx_tile_supported()
+
+
+@functools.cache
+def bf16_works(device: torch.device) -> bool:
+    """Whether bf16 is native on the device and a convolution and its gradients agree with fp32.
+
+    On a processor without bf16 instructions it is emulated, many times slower than fp32.
+    """
+    if device.type == "cuda":
+        native = torch.cuda.is_bf16_supported(including_emulation=False)
+    else:
+        native = has_amx(device) or torch.cpu._is_avx512_bf16_supported()
+    return native and _bf16_agrees(device)
+
+
+def _bf16_agrees(device: torch.device) -> bool:
+    generator = torch.Generator().manual_seed(0)
+    images = torch.randn(8, 16, 14, 14, generator=generator).to(device, memory_format=torch.channels_last)
+    weight = torch.randn(32, 16, 3, 3, generator=generator).to(device)
+    results = []
+    for dtype in (torch.float32, torch.bfloat16):
+        x, w = images.clone().requires_grad_(), weight.clone().requires_grad_()
+        with torch.autocast(device.type, dtype=torch.bfloat16, enabled=dtype == torch.bfloat16):
+            output = nn.functional.conv2d(x, w, stride=2, padding=1)
+        output.float().square().mean().backward()
+        results.append((output.detach().float(), x.grad, w.grad))
+    return all(
+        bool((low - full).abs().max() <= BF16_TOLERANCE * full.abs().max())
+        for full, low in zip(*results, strict=True)
+        if full is not None and low is not None
+    )
+
+
+def resolve_precision(name: str, device: torch.device) -> str:
+    """`auto` is bf16 where it is native and agrees with fp32, else fp32.
+
+    Raises:
+        ValueError: the name is neither `auto`, `bf16` nor `fp32`.
+    """
+    if name == "auto":
+        return "bf16" if bf16_works(device) else "fp32"
+    if name not in ("bf16", "fp32"):
+        raise ValueError(f"precision must be auto, bf16 or fp32, got {name!r}")
+    return name
+
+
+def why_not_compile(device: torch.device) -> str | None:
+    """Why torch.compile cannot be used on the device, or none where it can."""
+    if device.type == "cpu" and shutil.which("g++") is None:
+        return "torch.compile needs g++ on a CPU, and none was found"
+    if device.type == "cuda" and torch.cuda.get_device_capability(device) < (7, 0):
+        return "torch.compile needs a GPU of compute capability 7.0 or newer"
+    return None

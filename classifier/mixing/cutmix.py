@@ -1,0 +1,56 @@
+"""CutMix (Yun et al. 2019), https://arxiv.org/abs/1905.04899."""
+
+import math
+
+import torch
+from torch import Tensor
+
+from classifier.mixing.blend import blend_targets
+
+Box = tuple[int, int, int, int]  # top, bottom, left, right; bottom and right are one past the last pixel
+
+
+def cutmix_box(height: int, width: int, *, lam: float, centre: tuple[float, float]) -> Box:
+    """The box of area ratio `1 - lam` around `centre`, clipped to the image (CutMix, eq. 2 and appendix A).
+
+    Args:
+        height: of the image, in pixels.
+        width: of the image, in pixels.
+        lam: share of the image that is kept before clipping, in [0, 1].
+        centre: row and column as fractions of height and width, each in [0, 1).
+    """
+    side = math.sqrt(1.0 - lam)
+    box_height, box_width = int(height * side), int(width * side)
+    row, column = int(centre[0] * height), int(centre[1] * width)
+    top, left = row - box_height // 2, column - box_width // 2
+    return (
+        max(top, 0),
+        min(row + box_height // 2, height),
+        max(left, 0),
+        min(column + box_width // 2, width),
+    )
+
+
+def cutmix(images: Tensor, targets: Tensor, *, partner: Tensor, box: Box) -> tuple[Tensor, Tensor]:
+    """Paste the partner's pixels inside `box`; the target follows the area that was really pasted.
+
+    Args:
+        images: `[B, C, H, W]`.
+        targets: `[B, K]`, rows summing to 1.
+        partner: `[B]`, index of each image's partner.
+        box: (top, bottom, left, right) in pixels, `0 <= top <= bottom <= H` and `0 <= left <= right <= W`.
+
+    Raises:
+        ValueError: the box leaves the image.
+    """
+    top, bottom, left, right = box
+    height, width = images.shape[-2:]
+    if not (0 <= top <= bottom <= height and 0 <= left <= right <= width):
+        raise ValueError(
+            f"box must be (top, bottom, left, right) inside an image of {height} x {width} pixels, got {box}; "
+            "clip it as cutmix_box does"
+        )
+    mixed = images.clone(memory_format=torch.preserve_format)
+    mixed[:, :, top:bottom, left:right] = images[:, :, top:bottom, left:right][partner]
+    kept = 1.0 - (bottom - top) * (right - left) / (height * width)
+    return mixed, blend_targets(targets, partner, kept)

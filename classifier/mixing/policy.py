@@ -1,0 +1,200 @@
+"""MixPolicy: one value that says how a stretch of training mixes."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields
+from typing import Any
+
+from scipy.special import betaincinv
+
+from classifier.mixing.methods import METHODS
+
+SHARE_TOLERANCE = 1e-6
+
+
+class PolicyError(ValueError):
+    """A policy that cannot be used; the message names the field, what it must be and what it is."""
+
+
+@dataclass(frozen=True)
+class LamDistribution:
+    """The distribution of the mixing ratio λ, written `beta(A)`, `uniform` or `fixed(V)`.
+
+    Attributes:
+        kind: `beta` (Beta(A, A)), `uniform` (on [0, 1)) or `fixed`.
+        parameter: A > 0 for `beta`, V in [0, 1] for `fixed`, none for `uniform`.
+    """
+
+    kind: str = "beta"
+    parameter: float | None = 1.0
+
+    def __post_init__(self) -> None:
+        if self.kind == "uniform":
+            valid = self.parameter is None
+        elif self.parameter is None or not math.isfinite(self.parameter):
+            valid = False
+        else:
+            valid = (self.kind == "beta" and 0.01 <= self.parameter <= 100) or (
+                self.kind == "fixed" and 0 <= self.parameter <= 1
+            )
+        if not valid:
+            raise PolicyError(
+                "lam must be beta(A) with A in [0.01, 100], uniform, or fixed(V) with V in [0, 1], "
+                f"got {self.kind}({self.parameter})"
+            )
+
+    @classmethod
+    def parse(cls, text: str) -> LamDistribution:
+        """The distribution that `text` names; `str()` gives the text back.
+
+        Raises:
+            PolicyError: `text` is none of the three forms.
+        """
+        match = re.fullmatch(r"(beta|fixed)\(([0-9.eE+-]{1,32})\)|(uniform)", text) if isinstance(text, str) else None
+        if match is None:
+            raise PolicyError(f"lam must read beta(A), uniform or fixed(V), got {text!r:.80}")
+        if match[3]:
+            return cls("uniform", None)
+        try:
+            return cls(match[1], float(match[2]))
+        except ValueError as error:
+            raise PolicyError(f"lam: {error}") from None
+
+    def __str__(self) -> str:
+        return self.kind if self.parameter is None else f"{self.kind}({self.parameter:g})"
+
+    def quantile(self, probability: float) -> float:
+        """λ at `probability` in [0, 1]: a uniform draw becomes a draw of λ."""
+        if self.kind == "uniform":
+            return probability
+        assert self.parameter is not None
+        if self.kind == "fixed":
+            return self.parameter
+        return float(betaincinv(self.parameter, self.parameter, probability))
+
+
+@dataclass(frozen=True)
+class MixPolicy:
+    """How a stretch of training mixes.
+
+    Attributes:
+        shares: which part of the updates each method of `METHODS` gets, above 0 and summing to 1, e.g.
+            `{"clean": 0.5, "cutmix": 0.5}`; updates are interleaved evenly by these shares.
+        lam: distribution of the mixing ratio λ.
+        threshold: R-Mix's saliency quantile τ in [0, 1); none = drawn for each image from `linspace(0, 0.99, 10)`.
+        label_beta: LaMix's β in [0, 1], weight of the local label (eq. 10); 1 = no global label.
+        label_smoothing: share of each target that is spread over all classes, in [0, 1].
+
+    Raises:
+        PolicyError: a field is out of range; the message names it.
+    """
+
+    shares: Mapping[str, float]
+    lam: LamDistribution = field(default_factory=LamDistribution)
+    threshold: float | None = None
+    label_beta: float = 1.0
+    label_smoothing: float = 0.0
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.shares, Mapping) or not self.shares:
+            raise PolicyError(f"shares must name at least one method of {', '.join(METHODS)}, got {self.shares!r:.80}")
+        for method, share in self.shares.items():
+            if method not in METHODS:
+                raise PolicyError(f"shares: unknown method {method!r:.80}; known are {', '.join(METHODS)}")
+            _require_number(f"shares[{method}]", share, 0, 1)
+        total = math.fsum(self.shares.values())
+        if abs(total - 1) > SHARE_TOLERANCE:
+            raise PolicyError(f"shares must sum to 1, got a sum of {total:g}")
+        positive = {method: float(self.shares[method]) for method in METHODS if self.shares.get(method, 0) > 0}
+        object.__setattr__(self, "shares", positive)
+        if not isinstance(self.lam, LamDistribution):
+            raise PolicyError(f"lam must be a LamDistribution, got {self.lam!r:.80}; LamDistribution.parse reads text")
+        if self.threshold is not None:
+            _require_number("threshold", self.threshold, 0, 1)
+            if self.threshold == 1:
+                raise PolicyError("threshold must be below 1, got 1")
+        _require_number("label_beta", self.label_beta, 0, 1)
+        _require_number("label_smoothing", self.label_smoothing, 0, 1)
+
+    def __hash__(self) -> int:
+        rest = (self.lam, self.threshold, self.label_beta, self.label_smoothing)
+        return hash((tuple(self.shares.items()), *rest))
+
+    def to_json(self) -> dict[str, Any]:
+        """A dictionary that `json` can write and `from_json` reads back."""
+        return {
+            "shares": dict(self.shares),
+            "lam": str(self.lam),
+            "threshold": self.threshold,
+            "label_beta": self.label_beta,
+            "label_smoothing": self.label_smoothing,
+        }
+
+    @classmethod
+    def from_json(cls, value: Any) -> MixPolicy:
+        """The policy that `to_json` wrote.
+
+        Raises:
+            PolicyError: a field is missing, unknown or out of range; the message names it.
+        """
+        require_fields("policy", value, [entry.name for entry in fields(cls)])
+        return cls(**{**value, "lam": LamDistribution.parse(value["lam"])})
+
+    def __str__(self) -> str:
+        """A short name for tables and pictures, e.g. `clean 50 % + cutmix 50 %, λ beta(1)`."""
+        text = " + ".join(f"{method} {100 * share:.3g} %" for method, share in self.shares.items())
+        if set(self.shares) != {"clean"}:
+            text += f", λ {self.lam}"
+        if "rmix" in self.shares:
+            text += ", τ drawn" if self.threshold is None else f", τ {self.threshold:g}"
+        if self.label_beta != 1:
+            text += f", β {self.label_beta:g}"
+        if self.label_smoothing:
+            text += f", smoothing {self.label_smoothing:g}"
+        return text
+
+
+def require_fields(where: str, value: Any, names: list[str]) -> None:
+    """Refuse what is not a dictionary of exactly the fields `names`.
+
+    Raises:
+        PolicyError: naming the missing or unknown field.
+    """
+    if not isinstance(value, dict):
+        raise PolicyError(f"{where} must be an object with the fields {', '.join(names)}, got {value!r:.80}")
+    for name in names:
+        if name not in value:
+            raise PolicyError(f"{where}: the field {name!r} is missing")
+    for name in value:
+        if name not in names:
+            raise PolicyError(f"{where}: unknown field {name!r:.80}; known are {', '.join(names)}")
+
+
+def _require_number(name: str, value: Any, low: float, high: float) -> None:
+    if isinstance(value, bool) or not isinstance(value, int | float) or not low <= value <= high:
+        raise PolicyError(f"{name} must be a number in [{low:g}, {high:g}], got {value!r:.80}")
+
+
+class Interleaver:
+    """Says which method the next update uses, so that shares are kept evenly and never in clumps.
+
+    Each update gives every method its share as credit; the one with the most credit is used and pays 1. Shares of one
+    half alternate strictly, clean first. Any share is kept to within one update, over any stretch.
+
+    Args:
+        credit: state of an earlier Interleaver (its `credit`), to go on where it stood.
+    """
+
+    def __init__(self, credit: Mapping[str, float] | None = None) -> None:
+        self.credit = dict(credit or {})
+
+    def next(self, shares: Mapping[str, float]) -> str:
+        """The method of the next update; credit of methods that `shares` does not name is forgotten."""
+        # Rounded so that ties stay ties after many additions of, say, 0.1; a tie goes to the first method named.
+        self.credit = {method: round(self.credit.get(method, 0.0) + share, 9) for method, share in shares.items()}
+        method = max(self.credit, key=lambda name: self.credit[name])
+        self.credit[method] = round(self.credit[method] - 1, 9)
+        return method

@@ -1,0 +1,70 @@
+"""Input gradients, and the patch saliency that R-Mix and Puzzle Mix read from them."""
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor, nn
+
+
+def patch_saliency(gradient: Tensor, grid: int) -> Tensor:
+    """Saliency of each patch: `S = sqrt(mean over channels of g^2)`, averaged within patches, summing to 1 per image.
+
+    An image without any gradient (the network is sure of it) gets a uniform map.
+
+    Args:
+        gradient: `[B, C, H, W]`, gradient of the loss at the input; `grid` divides H and W.
+        grid: patches per side.
+
+    Returns:
+        `[B, grid, grid]` float32, each map summing to 1.
+
+    Raises:
+        ValueError: `grid` does not divide the image's sides.
+    """
+    batch, _, height, width = gradient.shape
+    if height % grid or width % grid:
+        raise ValueError(
+            f"the patch grid must divide the image, got {grid} patches per side for {height} x {width} pixels"
+        )
+    # A gradient of 1e-25 is still a direction, but its square is zero in float32: scale before squaring.
+    gradient = gradient.float()
+    largest = gradient.abs().amax(dim=(1, 2, 3), keepdim=True)
+    gradient = gradient / largest.clamp(min=torch.finfo(torch.float32).tiny)
+    pixels = gradient.square().mean(dim=1).sqrt()
+    patches = pixels.view(batch, grid, height // grid, grid, width // grid).mean(dim=(2, 4))
+    total = patches.sum(dim=(1, 2), keepdim=True)
+    usable = (total > 0) & total.isfinite()
+    return torch.where(usable, patches / total.where(usable, 1.0), 1.0 / grid**2)
+
+
+@contextmanager
+def buffers_unchanged(model: nn.Module) -> Iterator[None]:
+    """Put every buffer of `model` (BatchNorm's running statistics) back as it was when the block ends."""
+    buffers = list(model.buffers())
+    saved = [buffer.clone() for buffer in buffers]
+    try:
+        yield
+    finally:
+        with torch.no_grad():
+            for buffer, before in zip(buffers, saved, strict=True):
+                buffer.copy_(before)
+
+
+def input_gradient(loss: Callable[[Tensor], Tensor], images: Tensor, model: nn.Module) -> Tensor:
+    """Gradient of a loss at the input, leaving the model's parameters' gradients and running statistics alone.
+
+    This is the *exact* pass of the R-Mix paper: a second forward and backward through the network.
+
+    Args:
+        loss: maps images `[B, C, H, W]` to a scalar, calling `model`.
+        images: `[B, C, H, W]`, floating point.
+        model: the network whose buffers are kept as they are.
+
+    Returns:
+        `[B, C, H, W]`.
+    """
+    leaf = images.detach().requires_grad_()
+    with buffers_unchanged(model), torch.enable_grad():
+        (gradient,) = torch.autograd.grad(loss(leaf), leaf)
+    return gradient

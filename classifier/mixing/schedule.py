@@ -1,0 +1,135 @@
+"""PolicySchedule: which MixPolicy at which progress of a training; readable JSON in and out."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from classifier.files import write_atomic
+from classifier.mixing.policy import MixPolicy, PolicyError, require_fields
+
+FORMAT = "rl-mix policy schedule"
+VERSION = 1
+MAX_BYTES = 1 << 20  # a schedule is some kilobytes; anything much larger is not one
+MAX_SEGMENTS = 10_000
+
+
+@dataclass(frozen=True)
+class PolicySchedule:
+    """An ordered list of (until-progress, MixPolicy); a fixed policy is a schedule of one.
+
+    Attributes:
+        segments: pairs of the progress in (0, 1] until which a policy holds, rising to exactly 1, and the policy.
+        provenance: how it was learned, on what, and its validation score; any JSON object.
+
+    Raises:
+        PolicyError: the progress values do not rise to 1.
+    """
+
+    segments: tuple[tuple[float, MixPolicy], ...]
+    provenance: Mapping[str, Any] = field(default_factory=dict, compare=False)
+
+    def __post_init__(self) -> None:
+        if not 1 <= len(self.segments) <= MAX_SEGMENTS:
+            raise PolicyError(f"segments must hold 1 to {MAX_SEGMENTS:,} entries, got {len(self.segments):,}")
+        before = 0.0
+        for index, (until, _) in enumerate(self.segments):
+            if isinstance(until, bool) or not isinstance(until, int | float) or not before < until <= 1:
+                raise PolicyError(f"segments[{index}].until must be a number in ({before:g}, 1], got {until!r:.80}")
+            before = float(until)
+        if before != 1:
+            raise PolicyError(f"segments[{len(self.segments) - 1}].until must be 1 for the last one, got {before:g}")
+
+    @classmethod
+    def fixed(cls, policy: MixPolicy) -> PolicySchedule:
+        """The schedule that keeps one policy from start to end."""
+        return cls(((1.0, policy),))
+
+    def ends(self, updates: int) -> list[tuple[int, MixPolicy]]:
+        """The schedule in updates: pairs of the update at which a policy ends and the policy, without empty ones.
+
+        Args:
+            updates: length of the training, at least 1.
+        """
+        ends: list[tuple[int, MixPolicy]] = []
+        for until, policy in self.segments:
+            end = round(until * updates)
+            if end > (ends[-1][0] if ends else 0):
+                ends.append((end, policy))
+        return ends
+
+    def to_json(self) -> dict[str, Any]:
+        """A dictionary that `json` can write and `from_json` reads back."""
+        return {
+            "format": FORMAT,
+            "version": VERSION,
+            "segments": [{"until": until, "policy": policy.to_json()} for until, policy in self.segments],
+            "provenance": dict(self.provenance),
+        }
+
+    @classmethod
+    def from_json(cls, value: Any) -> PolicySchedule:
+        """The schedule that `to_json` wrote.
+
+        Raises:
+            PolicyError: a field is missing, unknown or out of range, or the version is not known; names the field.
+        """
+        if not isinstance(value, dict) or value.get("format") != FORMAT:
+            raise PolicyError(f"format must be {FORMAT!r}: this is not a policy schedule")
+        if value.get("version") != VERSION:
+            raise PolicyError(f"version must be {VERSION}, got {value.get('version')!r:.80}; another RL-Mix wrote it")
+        require_fields("schedule", value, ["format", "version", "segments", "provenance"])
+        if not isinstance(value["segments"], list):
+            raise PolicyError(f"segments must be a list, got {value['segments']!r:.80}")
+        if not isinstance(value["provenance"], dict):
+            raise PolicyError(f"provenance must be an object, got {value['provenance']!r:.80}")
+        segments = []
+        for index, segment in enumerate(value["segments"]):
+            require_fields(f"segments[{index}]", segment, ["until", "policy"])
+            try:
+                segments.append((segment["until"], MixPolicy.from_json(segment["policy"])))
+            except PolicyError as error:
+                raise PolicyError(f"segments[{index}].{error}") from None
+        return cls(tuple(segments), value["provenance"])
+
+    def save(self, path: str | Path) -> None:
+        """Write the schedule to a JSON file, whole or not at all."""
+        write_atomic(Path(path), (json.dumps(self.to_json(), indent=2) + "\n").encode())
+
+    @classmethod
+    def load(cls, path: str | Path) -> PolicySchedule:
+        """Read a schedule; runs no code from the file.
+
+        Raises:
+            PolicyError: the file is missing, not JSON, or not a valid schedule; names the file and the field.
+        """
+        try:
+            with open(path, "rb") as file:
+                raw = file.read(MAX_BYTES + 1)
+        except OSError as error:
+            raise PolicyError(f"{path}: cannot be read ({error.strerror})") from None
+        if len(raw) > MAX_BYTES:
+            raise PolicyError(f"{path}: larger than {MAX_BYTES:,} bytes, which no policy schedule is")
+        try:
+            value = json.loads(raw, parse_constant=_refuse_constant, object_pairs_hook=_unique_keys)
+            return cls.from_json(value)
+        except PolicyError as error:
+            raise PolicyError(f"{path}: {error}") from None
+        except (ValueError, RecursionError) as error:
+            reason = "it is empty" if not raw.strip() else f"{type(error).__name__}: {error}"
+            raise PolicyError(f"{path}: not a JSON file ({reason:.120})") from None
+
+
+def _refuse_constant(name: str) -> Any:
+    raise PolicyError(f"numbers must be finite, got {name}")
+
+
+def _unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    value = dict(pairs)
+    if len(value) != len(pairs):
+        names = [name for name, _ in pairs]
+        raise PolicyError(f"the field {next(n for n in names if names.count(n) > 1)!r:.80} stands twice")
+    return value

@@ -1,0 +1,612 @@
+"""The Trainer: owns the network, optimiser, learning-rate schedule, data order and random state of one training.
+
+Everything random is a pure function of (seed, number of the update): two trainings from one seed see the same batches,
+crops, partners and ratios whatever their policies, on every kind of device, and a training needs no generator's state
+to be resumed. Draws are made on the host in blocks and sent ahead, so that nothing is copied from the device before a
+stretch of training ends.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+import warnings
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, fields, replace
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from classifier.data import Splits, augment, normalise, pad_images
+from classifier.hardware import resolve_device, resolve_precision, why_not_compile
+from classifier.mixing.methods import METHODS, MixDraw
+from classifier.mixing.policy import Interleaver, MixPolicy
+from classifier.mixing.rmix import GRIDS, THRESHOLDS
+from classifier.mixing.saliency import input_gradient, patch_saliency
+from classifier.mixing.targets import lamix_target, one_hot, smooth, soft_cross_entropy
+from classifier.models import attach_label_head, build_model, without_label_head
+
+BLOCK = 32  # updates whose random draws are made and sent to the device together
+PROBES = 4  # clean updates at the end of a stretch whose saliency and gradient are measured
+EVALUATION_BATCH = 500  # images; one shape, so that evaluation is compiled once
+CALIBRATION_BINS = 15
+STREAMS = {"data": 0, "mixing": 1, "epoch": 2}
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """One training's setting.
+
+    Attributes:
+        model: a name of `classifier.models.MODELS`, or `package.module:function` for one's own network.
+        embedding: name of one's own network's last linear layer; none = found.
+        updates: length of the training, in updates.
+        batch_size: images per update.
+        lr: highest learning rate.
+        lr_schedule: `onecycle` (rises for 30 % of the updates, then falls) or `multistep` (a tenth at 1/2 and at 3/4).
+        momentum: Nesterov momentum; `onecycle` cycles it from 0.95 to 0.85 and back instead.
+        weight_decay: L2 penalty on every parameter.
+        augmentation: random crops and flips, as far as the data set allows them.
+        saliency: `recycled` takes R-Mix's saliency from the clean update before; `exact` spends a pass of its own.
+        device: `auto`, `cpu`, `cuda` or `cuda:N`.
+        precision: `auto`, `bf16` or `fp32`.
+        compile: whether the step is compiled; falls back to eager, with a warning, where it cannot be.
+    """
+
+    model: str = "search"
+    embedding: str | None = None
+    updates: int = 1000
+    batch_size: int = 100
+    lr: float = 0.2
+    lr_schedule: str = "onecycle"
+    momentum: float = 0.9
+    weight_decay: float = 5e-4
+    augmentation: bool = True
+    saliency: str = "recycled"
+    device: str = "auto"
+    precision: str = "auto"
+    compile: bool = False
+
+    def __post_init__(self) -> None:
+        for name, low in (("updates", 1), ("batch_size", 2)):
+            if getattr(self, name) < low:
+                raise ValueError(f"{name} must be at least {low}, got {getattr(self, name)}")
+        for name in ("lr", "momentum", "weight_decay"):
+            if not 0 <= getattr(self, name) < math.inf:
+                raise ValueError(f"{name} must be a finite number from 0, got {getattr(self, name)}")
+        for name, choices in (("lr_schedule", tuple(LR_SCHEDULES)), ("saliency", ("recycled", "exact"))):
+            if getattr(self, name) not in choices:
+                raise ValueError(f"{name} must be one of {', '.join(choices)}, got {getattr(self, name)!r}")
+
+
+@dataclass(frozen=True)
+class UpdateStats:
+    """Means over the updates of one kind (clean or mixed) in a stretch of training.
+
+    Attributes:
+        loss: cross-entropy against the targets, in nats.
+        target_entropy: entropy of the targets themselves, in nats: the least the loss can be.
+        accuracy: share of images whose largest logit is the largest target.
+    """
+
+    loss: float
+    target_entropy: float
+    accuracy: float
+
+
+@dataclass(frozen=True)
+class TrainStats:
+    """What a stretch of training was like.
+
+    Attributes:
+        updates: number of updates.
+        images: images consumed, updates times batch size.
+        seconds: wall-clock time; the one value that differs between two runs of one seed.
+        methods: updates of each method.
+        clean: means over clean updates; none if there was none.
+        mixed: means over the other updates; none if there was none.
+        saliency_entropy: mean entropy of the last clean batches' patch saliency, over its highest value, in [0, 1].
+        gradient_norm: norm of the parameters' gradient over that of the parameters, at the last clean updates.
+        diverged: a loss was not finite.
+    """
+
+    updates: int
+    images: int
+    seconds: float
+    methods: dict[str, int]
+    clean: UpdateStats | None
+    mixed: UpdateStats | None
+    saliency_entropy: float | None
+    gradient_norm: float | None
+    diverged: bool
+
+
+def merge_stats(parts: Sequence[TrainStats]) -> TrainStats:
+    """The stats of consecutive stretches as of one; saliency and gradient are those of the last."""
+    counts: Counter[str] = Counter()
+    for part in parts:
+        counts.update(part.methods)
+    return TrainStats(
+        updates=sum(part.updates for part in parts),
+        images=sum(part.images for part in parts),
+        seconds=sum(part.seconds for part in parts),
+        methods={method: counts[method] for method in METHODS if counts[method]},
+        clean=_weighted([(part.clean, part.methods.get("clean", 0)) for part in parts]),
+        mixed=_weighted([(part.mixed, part.updates - part.methods.get("clean", 0)) for part in parts]),
+        saliency_entropy=parts[-1].saliency_entropy,
+        gradient_norm=parts[-1].gradient_norm,
+        diverged=any(part.diverged for part in parts),
+    )
+
+
+def _weighted(parts: Sequence[tuple[UpdateStats | None, int]]) -> UpdateStats | None:
+    there = [(stats, weight) for stats, weight in parts if stats is not None]
+    total = sum(weight for _, weight in there)
+    if not total:
+        return None
+    return UpdateStats(
+        *(sum(getattr(stats, entry.name) * weight for stats, weight in there) / total for entry in fields(UpdateStats))
+    )
+
+
+@dataclass(frozen=True)
+class EvalStats:
+    """How well the network does on held-out images.
+
+    Attributes:
+        accuracy: top-1, in [0, 1].
+        loss: cross-entropy in nats.
+        confidence: mean largest probability.
+        calibration_error: expected calibration error over 15 equal bins of confidence, in [0, 1].
+        images: number of images.
+    """
+
+    accuracy: float
+    loss: float
+    confidence: float
+    calibration_error: float
+    images: int
+
+
+@dataclass(frozen=True)
+class _DataBlock:
+    """Which images the next BLOCK fresh batches hold, and how they are cropped and flipped; `[BLOCK, B]` each."""
+
+    index: Tensor
+    top: Tensor
+    left: Tensor
+    flip: Tensor
+
+
+@dataclass
+class _Batch:
+    """A batch on the device; `gradient` is that of the loss at its images once a clean update has seen it."""
+
+    images: Tensor
+    labels: Tensor
+    gradient: Tensor | None = None
+
+
+def _onecycle(optimizer: torch.optim.Optimizer, config: TrainConfig) -> torch.optim.lr_scheduler.LRScheduler:
+    # div_factor, final_div_factor and pct_start as R-Mix published them
+    return torch.optim.lr_scheduler.OneCycleLR(
+        optimizer, config.lr, total_steps=config.updates, pct_start=0.3, div_factor=100, final_div_factor=1e4
+    )
+
+
+def _multistep(optimizer: torch.optim.Optimizer, config: TrainConfig) -> torch.optim.lr_scheduler.LRScheduler:
+    milestones = [config.updates // 2, 3 * config.updates // 4]
+    return torch.optim.lr_scheduler.MultiStepLR(optimizer, milestones, gamma=0.1)
+
+
+LR_SCHEDULES = {"onecycle": _onecycle, "multistep": _multistep}
+
+
+class Trainer:
+    """Trains one classifier on one data set, a stretch at a time, each under its own `MixPolicy`.
+
+    Args:
+        config: the setting.
+        data: the images; copied to the device.
+        seed: of weights, data order and every other draw.
+
+    Raises:
+        ValueError: the network does not fit the images or the setting is out of range.
+    """
+
+    def __init__(self, config: TrainConfig, data: Splits, *, seed: int = 0) -> None:
+        self.config = config
+        self.device = resolve_device(config.device)
+        self.precision = resolve_precision(config.precision, self.device)
+        self.num_classes = data.num_classes
+        _, channels, height, width = data.train.images.shape
+        self._image_shape = (channels, height, width)
+        self.model, self.head_layer = self._new_model()
+        self.model.to(self.device).to(memory_format=torch.channels_last)
+        self.optimizer = torch.optim.SGD(
+            self.model.parameters(),
+            lr=config.lr,
+            momentum=config.momentum,
+            weight_decay=config.weight_decay,
+            nesterov=config.momentum > 0,
+            fused=True,
+        )
+        self._training_loss, self._evaluation_sums = self._loss_and_stats, self._batch_sums
+        if config.compile:
+            self._compile()
+        self.data = data.to(self.device)
+        self.reset(seed, data=data)
+
+    def reset(self, seed: int, *, data: Splits | None = None, updates: int | None = None) -> None:
+        """Start a new training: new weights, in place, so that nothing is compiled again.
+
+        Args:
+            seed: of weights, data order and every other draw.
+            data: other images of the same shape and classes; none = as before.
+            updates: length of the new training; none = as before.
+        """
+        if updates is not None:
+            self.config = replace(self.config, updates=updates)
+        if data is not None:
+            self.data = data.to(self.device)
+            self._padding = self.data.crop_padding if self.config.augmentation else 0
+            self._padded = pad_images(self.data.train.images, self._padding)
+            self._mean = torch.tensor(self.data.mean, device=self.device)
+            self._std = torch.tensor(self.data.std, device=self.device)
+        self.seed = seed
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(_stream_seed(seed, "data", -1))
+            self.model.load_state_dict(self._new_model()[0].state_dict())
+            self._random_state = torch.get_rng_state()
+        self.optimizer.state.clear()
+        for group in self.optimizer.param_groups:
+            group.update(lr=self.config.lr, momentum=self.config.momentum)
+            group.pop("initial_lr", None)
+        self._lr_schedule = self._new_lr_schedule()
+        self.updates_done = 0
+        self._fresh_batches = 0
+        self._waiting: _Batch | None = None
+        self._interleaver = Interleaver()
+        self._data_blocks: dict[int, _DataBlock] = {}
+        self._mixing_blocks: dict[int, list[MixDraw]] = {}
+        self._epochs: dict[int, Tensor] = {}
+        self.last_mixed: tuple[Tensor, Tensor] | None = None
+
+    @property
+    def progress(self) -> float:
+        """Share of the training that is done, in [0, 1]."""
+        return self.updates_done / self.config.updates
+
+    @property
+    def relative_lr(self) -> float:
+        """The learning rate of the next update over the highest one."""
+        return self.optimizer.param_groups[0]["lr"] / self.config.lr if self.config.lr else 0.0
+
+    def train(self, policy: MixPolicy, updates: int, *, probe: bool = True) -> TrainStats:
+        """Train a stretch under one policy.
+
+        Args:
+            policy: how to mix.
+            updates: length of the stretch, at least 1 and not past the end of the training.
+            probe: whether saliency and gradient are measured at the last clean updates.
+
+        Raises:
+            ValueError: the stretch leaves the training.
+        """
+        left = self.config.updates - self.updates_done
+        if not 1 <= updates <= left:
+            raise ValueError(f"updates must be in [1, {left}], what is left of {self.config.updates}, got {updates}")
+        started = time.perf_counter()
+        plan = [self._interleaver.next(policy.shares) for _ in range(updates)]
+        probes = set([step for step, method in enumerate(plan) if method == "clean"][-PROBES:]) if probe else set()
+        beta = torch.full((), policy.label_beta, device=self.device)
+        sums = {kind: torch.zeros(3, device=self.device) for kind in ("clean", "mixed")}
+        probe_sums = torch.zeros(2, device=self.device)
+        self.model.train()
+        with self._own_random_state():
+            for step, method in enumerate(plan):
+                probed = step in probes
+                batch = self._next_batch(method)
+                draw = self._mix_draw(self.updates_done)
+                # Recycled: this clean batch's input gradient serves the saliency update that comes before another one.
+                recycle = (
+                    method == "clean"
+                    and self.config.saliency == "recycled"
+                    and _needs_gradient_next(plan[step + 1 :], policy)
+                )
+                targets = smooth(one_hot(batch.labels, self.num_classes), policy.label_smoothing)
+                images, targets = METHODS[method].mix(batch.images, targets, policy, draw, batch.gradient)
+                if method != "clean":
+                    self.last_mixed = (images, targets)
+                leaf = images.detach().requires_grad_(recycle or probed)
+                loss, stats = self._training_loss(leaf, targets, beta)
+                loss.backward()
+                sums["clean" if method == "clean" else "mixed"] += stats
+                if recycle or probed:
+                    batch.gradient = leaf.grad
+                if recycle:
+                    self._waiting = batch
+                if probed:
+                    probe_sums += self._probe(batch)
+                self.optimizer.step()
+                self.optimizer.zero_grad(set_to_none=True)
+                self._lr_schedule.step()
+                self.updates_done += 1
+        counts = Counter(plan)
+        clean, mixed, probed_means = _to_host(sums["clean"], sums["mixed"], probe_sums)
+        finite = all(math.isfinite(value) for value in (*clean, *mixed))
+        measured = bool(probes) and all(math.isfinite(value) for value in probed_means)
+        return TrainStats(
+            updates=updates,
+            images=updates * self.config.batch_size,
+            seconds=time.perf_counter() - started,
+            methods={method: counts[method] for method in METHODS if counts[method]},
+            clean=_update_stats(clean, counts["clean"]),
+            mixed=_update_stats(mixed, updates - counts["clean"]),
+            saliency_entropy=probed_means[0] / len(probes) if measured else None,
+            gradient_norm=probed_means[1] / len(probes) if measured else None,
+            diverged=not finite,
+        )
+
+    def evaluate(self, split: str, *, limit: int | None = None) -> EvalStats:
+        """Measure the network on `train`, `validation`, `development` or `test`, without augmentation.
+
+        Args:
+            split: name of the split; `test` is asked for once, at the very end.
+            limit: how many images, from the start of the split; none = all.
+
+        Raises:
+            ValueError: the split is not known or empty.
+        """
+        if split not in ("train", "validation", "development", "test"):
+            raise ValueError(f"split must be train, validation, development or test, got {split!r}")
+        images, labels = (part[:limit] for part in (getattr(self.data, split).images, getattr(self.data, split).labels))
+        if not len(labels):
+            raise ValueError(f"the {split} split holds no image; choose another or give it some")
+        sums = torch.zeros(3, device=self.device)
+        bins = torch.zeros(2, CALIBRATION_BINS, device=self.device)
+        self.model.eval()
+        with torch.no_grad():
+            for start in range(0, len(labels), EVALUATION_BATCH):
+                chunk, answers = images[start : start + EVALUATION_BATCH], labels[start : start + EVALUATION_BATCH]
+                missing = min(EVALUATION_BATCH, max(len(labels), EVALUATION_BATCH)) - len(answers)
+                weight = torch.ones(len(answers) + missing, device=self.device)
+                if missing:
+                    weight[len(answers) :] = 0
+                    chunk = torch.cat((chunk, chunk[:1].expand(missing, -1, -1, -1)))
+                    answers = torch.cat((answers, answers[:1].expand(missing)))
+                chunk_sums, chunk_bins = self._evaluation_sums(
+                    normalise(chunk, self._mean, self._std).contiguous(memory_format=torch.channels_last),
+                    answers,
+                    weight,
+                )
+                sums += chunk_sums
+                bins += chunk_bins
+        (accuracy, loss, confidence), gaps = _to_host(sums / len(labels), (bins[0] - bins[1]).abs().sum()[None])
+        return EvalStats(accuracy, loss, confidence, gaps[0] / len(labels), len(labels))
+
+    def state_dict(self) -> dict[str, Any]:
+        """Everything: a training that goes on from here ends as one never stopped, bit for bit on one machine."""
+        waiting = self._waiting
+        return {
+            "seed": self.seed,
+            "updates": self.config.updates,
+            "updates_done": self.updates_done,
+            "fresh_batches": self._fresh_batches,
+            "credit": self._interleaver.credit,
+            "waiting": None if waiting is None else [waiting.images, waiting.labels, waiting.gradient],
+            "random_state": self._random_state,
+            "model": dict(self.model.state_dict()),
+            "optimizer": self.optimizer.state_dict(),
+            "lr_schedule": self._lr_schedule.state_dict(),
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on from what `state_dict` gave, with the same config and data.
+
+        Raises:
+            ValueError: the state is that of another network or length.
+        """
+        if state["updates"] != self.config.updates:
+            raise ValueError(f"the state is of a training of {state['updates']} updates, not {self.config.updates}")
+        self.reset(state["seed"])
+        try:
+            self.model.load_state_dict(state["model"])
+        except RuntimeError as error:
+            raise ValueError(f"the state is of another network than {self.config.model} ({error})") from None
+        self.optimizer.load_state_dict(state["optimizer"])
+        self._lr_schedule.load_state_dict(state["lr_schedule"])
+        self.updates_done = state["updates_done"]
+        self._fresh_batches = state["fresh_batches"]
+        self._interleaver = Interleaver(state["credit"])
+        self._random_state = state["random_state"]
+        if state["waiting"] is not None:
+            images, labels, gradient = (tensor.to(self.device) for tensor in state["waiting"])
+            self._waiting = _Batch(_channels_last(images), labels, _channels_last(gradient))
+
+    def network_state(self) -> dict[str, Tensor]:
+        """Weights of the network as its author wrote it, without the global-label head."""
+        return without_label_head(dict(self.model.state_dict()), self.head_layer)
+
+    def _new_model(self) -> tuple[nn.Module, str]:
+        model = build_model(self.config.model, num_classes=self.num_classes, in_channels=self._image_shape[0])
+        layer = attach_label_head(
+            model, num_classes=self.num_classes, image_shape=self._image_shape, embedding=self.config.embedding
+        )
+        return model, layer
+
+    def _new_lr_schedule(self) -> torch.optim.lr_scheduler.LRScheduler:
+        with warnings.catch_warnings():
+            # The optimiser has made steps before, in the training that this one replaces.
+            warnings.filterwarnings("ignore", message="Detected call of `lr_scheduler.step")
+            return LR_SCHEDULES[self.config.lr_schedule](self.optimizer, self.config)
+
+    def _compile(self) -> None:
+        reason = why_not_compile(self.device)
+        if reason:
+            warnings.warn(f"{reason}; training eagerly, which is slower", stacklevel=3)
+            return
+        self._training_loss = torch.compile(self._loss_and_stats, dynamic=False)
+        self._evaluation_sums = torch.compile(self._batch_sums, dynamic=False)
+
+    def _logits(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        """Images `[B, C, H, W]` to local and global logits, `[B, K]` float32 each."""
+        with torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=self.precision == "bf16"):
+            logits = self.model(images)
+        local, global_logits = logits.float().chunk(2, dim=1)
+        return local, global_logits
+
+    def _loss_and_stats(self, images: Tensor, targets: Tensor, beta: Tensor) -> tuple[Tensor, Tensor]:
+        """The mean loss (LaMix, eq. 11), and loss, target entropy and accuracy as one `[3]` tensor off the graph."""
+        local, global_logits = self._logits(images)
+        target = lamix_target(targets, global_logits, beta)
+        loss = soft_cross_entropy(local, target).mean()
+        fixed = target.detach()
+        entropy = torch.special.entr(fixed).sum(dim=1).mean()
+        hits = (local.detach().argmax(dim=1) == fixed.argmax(dim=1)).float().mean()
+        return loss, torch.stack((loss.detach(), entropy, hits))
+
+    def _batch_sums(self, images: Tensor, labels: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
+        """Sums over a batch: (hits, loss, confidence) `[3]`, and (hits, confidence) per bin of confidence `[2, 15]`."""
+        local, _ = self._logits(images)
+        loss = nn.functional.cross_entropy(local, labels, reduction="none")
+        confidence, answer = local.softmax(dim=1).max(dim=1)
+        hits = (answer == labels).float() * weight
+        confidence = confidence * weight
+        place = (confidence * CALIBRATION_BINS).long().clamp(max=CALIBRATION_BINS - 1)
+        member = nn.functional.one_hot(place, CALIBRATION_BINS).float()
+        values = torch.stack((hits, confidence))
+        return torch.stack((hits.sum(), (loss * weight).sum(), confidence.sum())), values @ member
+
+    def _next_batch(self, method: str) -> _Batch:
+        """The waiting clean batch where a saliency method can use it, else a fresh one, its gradient by an exact pass."""
+        needs_gradient = METHODS[method].needs_gradient
+        if needs_gradient and self._waiting is not None:
+            batch, self._waiting = self._waiting, None
+            return batch
+        batch = self._fresh_batch()
+        if needs_gradient:
+            targets = one_hot(batch.labels, self.num_classes)
+            one = torch.ones((), device=self.device)
+            batch.gradient = input_gradient(
+                lambda leaf: self._training_loss(leaf, targets, one)[0], batch.images, self.model
+            )
+        return batch
+
+    def _fresh_batch(self) -> _Batch:
+        number, row = divmod(self._fresh_batches, BLOCK)
+        if number not in self._data_blocks:
+            self._data_blocks = {number: self._draw_data(number)}
+        block = self._data_blocks[number]
+        self._fresh_batches += 1
+        index = block.index[row]
+        pixels = augment(
+            self._padded,
+            index=index,
+            top=block.top[row],
+            left=block.left[row],
+            flip=block.flip[row],
+            size=(self._image_shape[1], self._image_shape[2]),
+        )
+        return _Batch(normalise(pixels, self._mean, self._std), self.data.train.labels[index])
+
+    def _draw_data(self, number: int) -> _DataBlock:
+        size = self.config.batch_size
+        generator = self._generator("data", number)
+        shape = (BLOCK, size)
+        top, left = torch.randint(2 * self._padding + 1, (2, *shape), generator=generator)
+        flip = torch.rand(shape, generator=generator) < 0.5
+        if not (self.config.augmentation and self.data.flip):
+            flip = torch.zeros_like(flip)
+        count = len(self.data.train)
+        positions = torch.arange(number * BLOCK * size, (number + 1) * BLOCK * size)
+        index = torch.empty_like(positions)
+        # Batches follow each other through one long row of epochs, each a permutation of its own.
+        for epoch in range(int(positions[0]) // count, int(positions[-1]) // count + 1):
+            order = torch.randperm(count, generator=self._generator("epoch", epoch))
+            inside = positions // count == epoch
+            index[inside] = order[positions[inside] % count]
+        return _DataBlock(*(self._send(tensor) for tensor in (index.view(shape), top, left, flip)))
+
+    def _mix_draw(self, update: int) -> MixDraw:
+        number, row = divmod(update, BLOCK)
+        if number not in self._mixing_blocks:
+            self._mixing_blocks = {number: self._draw_mixing(number)}
+        return self._mixing_blocks[number][row]
+
+    def _draw_mixing(self, number: int) -> list[MixDraw]:
+        generator = self._generator("mixing", number)
+        shape = (BLOCK, self.config.batch_size)
+        partner = self._send(torch.rand(shape, generator=generator).argsort(dim=1))
+        level = torch.randint(len(THRESHOLDS), shape, generator=generator)
+        threshold = self._send(torch.tensor(THRESHOLDS)[level])
+        numbers = torch.rand(BLOCK, 4, generator=generator, dtype=torch.float64).tolist()
+        return [
+            MixDraw(partner[row], threshold[row], quantile, (down, across), grid)
+            for row, (quantile, down, across, grid) in enumerate(numbers)
+        ]
+
+    def _send(self, tensor: Tensor) -> Tensor:
+        if self.device.type == "cuda":
+            return tensor.pin_memory().to(self.device, non_blocking=True)
+        return tensor
+
+    def _generator(self, stream: str, number: int) -> torch.Generator:
+        return torch.Generator().manual_seed(_stream_seed(self.seed, stream, number))
+
+    def _probe(self, batch: _Batch) -> Tensor:
+        """Relative saliency entropy of a clean batch and relative norm of its parameter gradient, `[2]`."""
+        assert batch.gradient is not None
+        height, width = self._image_shape[1:]
+        grid = next((grid for grid in GRIDS if height % grid == 0 and width % grid == 0), 1)
+        saliency = patch_saliency(batch.gradient, grid).flatten(1)
+        entropy = torch.special.entr(saliency).sum(dim=1).mean() / max(math.log(saliency.shape[1]), 1e-9)
+        parameters = [parameter for parameter in self.model.parameters() if parameter.grad is not None]
+        norm = nn.utils.get_total_norm([parameter.grad for parameter in parameters if parameter.grad is not None])
+        scale = nn.utils.get_total_norm([parameter.detach() for parameter in parameters])
+        return torch.stack((entropy, norm / scale.clamp(min=1e-12)))
+
+    @contextmanager
+    def _own_random_state(self) -> Iterator[None]:
+        """Let layers that draw (dropout) draw from this training's own state, and leave everybody else's alone."""
+        devices = [self.device] if self.device.type == "cuda" else []
+        with torch.random.fork_rng(devices=devices):
+            torch.set_rng_state(self._random_state)
+            if devices:
+                torch.cuda.manual_seed(_stream_seed(self.seed, "data", self.updates_done))
+            yield
+            self._random_state = torch.get_rng_state()
+
+
+def _needs_gradient_next(rest: list[str], policy: MixPolicy) -> bool:
+    """Whether a saliency method comes before the next clean update; past the plan's end, whether the policy has one."""
+    for method in rest:
+        if METHODS[method].needs_gradient:
+            return True
+        if method == "clean":
+            return False
+    return any(METHODS[method].needs_gradient for method in policy.shares)
+
+
+def _stream_seed(seed: int, stream: str, number: int) -> int:
+    words = np.random.SeedSequence([seed, STREAMS[stream], number + 1]).generate_state(2, np.uint32)
+    return int(words[0]) << 31 | int(words[1]) >> 1
+
+
+def _channels_last(images: Tensor) -> Tensor:
+    return images.contiguous(memory_format=torch.channels_last)
+
+
+def _to_host(*tensors: Tensor) -> list[list[float]]:
+    """The values of 1-d tensors, brought to the host in one copy."""
+    values = torch.cat(tensors).tolist()
+    ends = np.cumsum([len(tensor) for tensor in tensors])
+    return [values[end - len(tensor) : end] for end, tensor in zip(ends, tensors, strict=True)]
+
+
+def _update_stats(sums: list[float], updates: int) -> UpdateStats | None:
+    return UpdateStats(*(value / updates for value in sums)) if updates else None

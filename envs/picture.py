@@ -1,0 +1,44 @@
+"""A picture of mixed images with their targets, for people."""
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from PIL import Image, ImageDraw
+from torch import Tensor
+
+SIDE = 112  # pixels of one image in the picture
+CAPTION = 30
+COLUMNS = 8
+
+
+def mixed_picture(
+    images: Tensor, targets: Tensor, *, class_names: Sequence[str], mean: Sequence[float], std: Sequence[float]
+) -> NDArray[np.uint8]:
+    """The first images of a batch in a row, each with its two largest targets underneath.
+
+    Args:
+        images: `[B, C, H, W]`, normalised, one or three channels.
+        targets: `[B, K]`.
+        class_names: name of each class.
+        mean: that the images were normalised with, per channel.
+        std: likewise.
+
+    Returns:
+        `[142, 896, 3]` uint8; unused places are white.
+    """
+    canvas = Image.new("RGB", (COLUMNS * SIDE, SIDE + CAPTION), "white")
+    draw = ImageDraw.Draw(canvas)
+    pixels = images[:COLUMNS].float().cpu() * torch.tensor(std)[:, None, None] + torch.tensor(mean)[:, None, None]
+    pixels = (pixels.clamp(0, 1) * 255).round().byte().permute(0, 2, 3, 1).expand(-1, -1, -1, 3)
+    shares, classes = targets[:COLUMNS].float().cpu().topk(2, dim=1)
+    for column, image in enumerate(pixels.numpy()):
+        picture = Image.fromarray(np.ascontiguousarray(image)).resize((SIDE - 4, SIDE - 4), Image.Resampling.NEAREST)
+        canvas.paste(picture, (column * SIDE + 2, 2))
+        for line in range(2):
+            share = float(shares[column, line])
+            if share > 0.005:
+                text = f"{100 * share:3.0f} % {class_names[int(classes[column, line])]}"
+                draw.text((column * SIDE + 3, SIDE + 1 + 13 * line), text[:18], fill="black")
+    return np.asarray(canvas)

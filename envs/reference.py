@@ -1,0 +1,84 @@
+"""How well a fixed reference policy does on a task: what the relative reward is measured against."""
+
+import hashlib
+import json
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import numpy as np
+
+from classifier.files import write_atomic
+from classifier.mixing import MixPolicy
+from classifier.trainer import Trainer
+from envs.tasks import Task
+
+
+@dataclass(frozen=True)
+class ReferenceCurve:
+    """A reference policy's validation accuracy on one task.
+
+    Attributes:
+        accuracies: mean over seeds at the end of each segment, in [0, 1].
+        scales: standard deviation of these over seeds, and at least the standard error of measuring them on so many
+            validation images.
+    """
+
+    accuracies: tuple[float, ...]
+    scales: tuple[float, ...]
+
+
+def measure_reference(
+    trainer: Trainer,
+    task: Task,
+    policy: MixPolicy,
+    *,
+    ends: Sequence[int],
+    seeds: Sequence[int],
+    validation_limit: int | None,
+    cache: Path | None,
+) -> ReferenceCurve:
+    """Train the task under the reference policy, once for each seed, or read what an earlier run found.
+
+    Args:
+        trainer: holds the task's images; its training is replaced.
+        task: what is trained.
+        policy: the reference.
+        ends: update at which each segment ends.
+        seeds: training seeds, at least one.
+        validation_limit: validation images at the end of every segment but the last.
+        cache: folder of earlier results; none = not kept.
+    """
+    # The device and thread count change results in the last bits only; those of one run folder are always the same.
+    key = json.dumps(
+        [asdict(task), policy.to_json(), list(ends), list(seeds), validation_limit, _config_key(trainer)],
+        sort_keys=True,
+    )
+    file = None if cache is None else cache / f"{hashlib.sha256(key.encode()).hexdigest()[:32]}.json"
+    if file is not None and file.exists():
+        entry = json.loads(file.read_text())
+        return ReferenceCurve(tuple(entry["accuracies"]), tuple(entry["scales"]))
+    curves, counts = [], []
+    for seed in seeds:
+        trainer.reset(seed, updates=task.updates)
+        evaluations = []
+        for segment, end in enumerate(ends):
+            trainer.train(policy, end - trainer.updates_done)
+            last = segment == len(ends) - 1
+            evaluations.append(trainer.evaluate("validation", limit=None if last else validation_limit))
+        curves.append([evaluation.accuracy for evaluation in evaluations])
+        counts = [evaluation.images for evaluation in evaluations]
+    mean = np.mean(curves, axis=0)
+    spread = np.std(curves, axis=0, ddof=1) if len(curves) > 1 else np.zeros_like(mean)
+    likely = np.clip(mean, 0.01, 0.99)  # an accuracy of 1 on few images is not known without error
+    scales = np.maximum(spread, np.sqrt(likely * (1 - likely) / np.array(counts)))
+    reference = ReferenceCurve(tuple(mean.tolist()), tuple(scales.tolist()))
+    if file is not None:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        content = {"key": json.loads(key), **asdict(reference)}
+        write_atomic(file, (json.dumps(content, indent=2) + "\n").encode())
+    return reference
+
+
+def _config_key(trainer: Trainer) -> dict[str, object]:
+    return {**asdict(trainer.config), "updates": None, "precision": trainer.precision, "data": trainer.data.name}

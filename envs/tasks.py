@@ -1,0 +1,70 @@
+"""Which training an episode is: its images, its length and its wrong labels, drawn by a seed."""
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+
+
+@dataclass(frozen=True)
+class Task:
+    """One training to be mixed for.
+
+    Attributes:
+        train_size: training images.
+        updates: length of the training.
+        label_noise: share of the training labels that is wrong, in [0, 1).
+        data_seed: which images and which wrong labels.
+    """
+
+    train_size: int
+    updates: int
+    label_noise: float
+    data_seed: int
+
+
+@dataclass(frozen=True)
+class TaskDistribution:
+    """Where tasks come from; the defaults with `low == high` are one fixed task.
+
+    Attributes:
+        train_size: lowest and highest number of training images, drawn log-uniformly.
+        updates: lowest and highest number of updates, drawn log-uniformly.
+        label_noise: lowest and highest share of wrong labels, drawn uniformly.
+        pool: number of distinct tasks; none = every episode has a task of its own.
+        seed: of the tasks; the same seed gives the same pool.
+
+    Raises:
+        ValueError: a range is empty or leaves what it can be.
+    """
+
+    train_size: tuple[int, int] = (1000, 1000)
+    updates: tuple[int, int] = (1000, 1000)
+    label_noise: tuple[float, float] = (0.0, 0.0)
+    pool: int | None = 1
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        for name, least, most in (("train_size", 1, math.inf), ("updates", 1, math.inf), ("label_noise", 0, 0.999)):
+            low, high = getattr(self, name)
+            object.__setattr__(self, name, (low, high))  # a list, as configuration files have it, becomes a tuple
+            if not least <= low <= high <= most:
+                raise ValueError(f"{name} must be (low, high) with {least} <= low <= high <= {most}, got {low, high}")
+        if self.pool is not None and self.pool < 1:
+            raise ValueError(f"pool must be at least 1 task, or none for a new one every episode, got {self.pool}")
+
+    def task(self, number: int) -> Task:
+        """Task `number` of the distribution, always the same; with a pool, numbers wrap around."""
+        if self.pool is not None:
+            number %= self.pool
+        random = np.random.default_rng([self.seed, number])
+        return Task(
+            train_size=_log_uniform(random, *self.train_size),
+            updates=_log_uniform(random, *self.updates),
+            label_noise=round(float(random.uniform(*self.label_noise)), 3),
+            data_seed=int(random.integers(2**31)),
+        )
+
+
+def _log_uniform(random: np.random.Generator, low: int, high: int) -> int:
+    return min(max(round(math.exp(random.uniform(math.log(low), math.log(high)))), low), high)

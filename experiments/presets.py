@@ -1,0 +1,121 @@
+"""What `train_agent.py` can be asked, and named settings of it with what each costs."""
+
+import os
+from dataclasses import dataclass, field
+from typing import Literal
+
+from agent.ppo import PPOConfig
+
+
+@dataclass(frozen=True)
+class SearchConfig:
+    """Search a mixing policy with PPO: many short trainings, each mixed as the agent chooses."""
+
+    preset: str = "default"
+    """Named setting that the other options change: default, fashion, cifar10 or cifar100."""
+    dataset: str = "fashion_mnist"
+    """Data set by name, or package.module:function that returns a classifier.data.Dataset."""
+    data_root: str | None = None
+    """Folder where the data set lies; none looks in the usual places, then downloads."""
+    model: str = "search"
+    """Network by name, or package.module:function for your own function(num_classes, in_channels)."""
+    embedding: str | None = None
+    """Name of your network's last linear layer; none finds it."""
+    train_size: tuple[int, int] = (500, 500)
+    """Fewest and most training images of a task."""
+    updates: tuple[int, int] = (250, 250)
+    """Fewest and most updates of a task's training."""
+    label_noise: tuple[float, float] = (0.0, 0.0)
+    """Lowest and highest share of wrong training labels of a task."""
+    tasks: int = 2
+    """Number of distinct tasks in the search; each has training images of its own."""
+    batch_size: int = 100
+    """Images per update."""
+    lr: float = 0.2
+    """Highest learning rate of the classifier's OneCycle schedule."""
+    weight_decay: float = 5e-4
+    """L2 penalty on the classifier's parameters."""
+    segments: tuple[float, ...] = (0.25, 0.5, 0.75, 1.0)
+    """Progress at which each segment ends; a single 1.0 is one choice for the whole training."""
+    reward: Literal["relative", "change", "final"] = "relative"
+    """What the agent is paid: standing against CutMix on half the updates, change of accuracy, or final accuracy."""
+    reference_seeds: int = 2
+    """Trainings of the relative reward's reference on each task; 0 takes one from each episode's own seed."""
+    validation_size: int | None = 3000
+    """Validation images; none takes the data set's default."""
+    validation_limit: int = 1000
+    """How many of them are used before the end of a training."""
+    episodes: int = 120
+    """Classifier trainings of the search."""
+    workers: int = 0
+    """Worker processes, one thread each; 0 takes one for each core."""
+    candidate_seeds: int = 4
+    """Fresh trainings by which the learned schedule is chosen among its candidates."""
+    contest_seeds: int = 5
+    """Fresh trainings of each contestant in the final table."""
+    seed: int = 0
+    """Of the whole search."""
+    device: str = "auto"
+    """Where classifiers are trained: auto, cpu, cuda or cuda:N."""
+    precision: Literal["auto", "bf16", "fp32"] = "auto"
+    """Number format of the networks; auto takes bf16 where it is native and agrees with fp32."""
+    compile: Literal["auto", "on", "off"] = "auto"
+    """Whether the training step is compiled; auto measures whether it pays."""
+    ppo: PPOConfig = field(default_factory=PPOConfig)
+    """How the agent learns."""
+    out: str | None = None
+    """Run folder; none makes one under runs/."""
+    resume: str | None = None
+    """Run folder of a search to go on with; all other options are then read from it."""
+
+    @property
+    def worker_count(self) -> int:
+        """Number of worker processes."""
+        return self.workers or len(os.sched_getaffinity(0))
+
+
+PRESETS = {
+    # 2 cores without AMX: about 7 minutes. A look at what a search does; differences are mostly within noise.
+    "default": SearchConfig(),
+    # 2 cores without AMX: about 2.5 hours.
+    "fashion": SearchConfig(
+        preset="fashion",
+        train_size=(1000, 1000),
+        updates=(500, 500),
+        tasks=8,
+        episodes=1200,
+        candidate_seeds=8,
+        contest_seeds=10,
+        ppo=PPOConfig(episodes_per_update=16, minibatches=4),
+    ),
+    # For a GPU. Not run yet: no machine of ours holds the data set.
+    "cifar10": SearchConfig(
+        preset="cifar10",
+        dataset="cifar10",
+        model="preact_resnet18",
+        train_size=(5000, 5000),
+        updates=(2000, 2000),
+        tasks=4,
+        episodes=1000,
+        workers=4,
+        validation_size=5000,
+        candidate_seeds=5,
+        contest_seeds=10,
+        ppo=PPOConfig(episodes_per_update=16, minibatches=4),
+    ),
+    # For a GPU. Not run yet: no machine of ours holds the data set.
+    "cifar100": SearchConfig(
+        preset="cifar100",
+        dataset="cifar100",
+        model="preact_resnet18",
+        train_size=(10_000, 10_000),
+        updates=(4000, 4000),
+        tasks=4,
+        episodes=1000,
+        workers=4,
+        validation_size=5000,
+        candidate_seeds=5,
+        contest_seeds=10,
+        ppo=PPOConfig(episodes_per_update=16, minibatches=4),
+    ),
+}

@@ -1,0 +1,30 @@
+"""Means over seeds with intervals."""
+
+import math
+from collections.abc import Sequence
+
+import numpy as np
+from scipy.stats import t
+
+
+def mean_interval(values: Sequence[float], confidence: float = 0.95) -> tuple[float, float]:
+    """Mean of a sample and the half-width of its Student t interval; infinite for a single value.
+
+    Args:
+        values: at least one.
+        confidence: of the interval, in (0, 1).
+    """
+    mean = float(np.mean(values))
+    if len(values) < 2:
+        return mean, math.inf
+    error = float(np.std(values, ddof=1)) / math.sqrt(len(values))
+    return mean, float(t.ppf((1 + confidence) / 2, len(values) - 1)) * error
+
+
+def paired_difference(ours: Sequence[float], theirs: Sequence[float], confidence: float = 0.95) -> tuple[float, float]:
+    """Mean of `ours - theirs`, pair by pair (the same seed in both), and its interval's half-width.
+
+    Raises:
+        ValueError: the lengths differ.
+    """
+    return mean_interval([a - b for a, b in zip(ours, theirs, strict=True)], confidence)

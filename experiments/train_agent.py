@@ -1,0 +1,492 @@
+"""Search a mixing policy with PPO, then say honestly how good it is.
+
+The default preset searches on 500 Fashion-MNIST images with a network of 78 thousand parameters: 120 trainings of 250
+updates in about 5 minutes on 2 cores, then the learned schedule against plain training, CutMix on half the updates and
+a random policy, each over fresh seeds and images.
+
+    python experiments/train_agent.py
+    python experiments/train_agent.py --preset fashion
+    python experiments/train_agent.py --resume runs/agent-20260101-120000
+"""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, replace
+from typing import Any
+
+import numpy as np
+import torch
+import tyro
+from stable_baselines3.common.logger import HParam, configure
+from stable_baselines3.common.vec_env import VecEnv
+from torch.utils.tensorboard.writer import SummaryWriter
+from tqdm import tqdm
+
+from agent.baselines import FIXED, random_schedule
+from agent.callbacks import SearchLog
+from agent.ppo import Agent, PPOConfig, build_agent, restore_search
+from agent.replay import candidates, greedy_schedules
+from agent.workers import Job, Position, episode_seed, run_jobs, start_workers
+from classifier.data import Splits, load_dataset, split
+from classifier.hardware import resolve_device, resolve_precision
+from classifier.mixing import PolicySchedule
+from classifier.trainer import TrainConfig
+from classifier.tuning import compiling_pays
+from envs import Menu, MixPolicyEnv, TaskDistribution
+from envs.mix_policy import segment_ends
+from experiments.presets import PRESETS, SearchConfig
+from experiments.run_folder import LineLog, RunError, RunFolder, interrupt_on_sigterm, user_errors
+from experiments.statistics import mean_interval, paired_difference
+
+KIND = "agent"
+GREEDY_EPISODES = 4  # for each worker's share of at least one: what the majority is taken over
+MOST_CANDIDATES = 3
+TASKS_OF_THE_CONTEST = 1  # added to the seed of the tasks: images that the search has not trained on
+
+
+@dataclass(frozen=True)
+class Search:
+    """A search's setting as the rest of the program uses it.
+
+    Attributes:
+        config: what was asked for, with nothing left to `auto`.
+        tasks: of the search.
+        training: the classifier's setting.
+        menu: what can be chosen.
+    """
+
+    config: SearchConfig
+    tasks: TaskDistribution
+    training: TrainConfig
+    menu: Menu
+
+    @classmethod
+    def of(cls, config: SearchConfig) -> Search:
+        """The search that a configuration asks for.
+
+        Raises:
+            RunError: an option is out of range.
+        """
+        try:
+            tasks = TaskDistribution(config.train_size, config.updates, config.label_noise, config.tasks, config.seed)
+            training = TrainConfig(
+                model=config.model,
+                embedding=config.embedding,
+                updates=config.updates[1],
+                batch_size=config.batch_size,
+                lr=config.lr,
+                weight_decay=config.weight_decay,
+                device=config.device,
+                precision=config.precision,
+                compile=config.compile == "on",
+            )
+            search = cls(config, tasks, training, Menu())
+            MixPolicyEnv(**search.environment(None))
+            for name in ("episodes", "candidate_seeds", "contest_seeds"):
+                if getattr(config, name) < 1:
+                    raise ValueError(f"{name} must be at least 1, got {getattr(config, name)}")
+            return search
+        except ValueError as error:
+            raise RunError(str(error)) from error
+
+    @property
+    def segments(self) -> tuple[float, ...]:
+        """Progress at which each segment ends."""
+        return segment_ends(self.config.segments)
+
+    def environment(self, run: RunFolder | None) -> dict[str, Any]:
+        """Arguments of the workers' `MixPolicyEnv`."""
+        return {
+            "dataset": self.config.dataset,
+            "data_root": self.config.data_root,
+            "training": self.training,
+            "tasks": self.tasks,
+            "segments": self.config.segments,
+            "reward": self.config.reward,
+            "menu": self.menu,
+            "reference_seeds": self.config.reference_seeds,
+            "reference_cache": None if run is None else run.path / "references",
+            "validation_size": self.config.validation_size,
+            "validation_limit": self.config.validation_limit,
+            "render_mode": "rgb_array",
+        }
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Run the command."""
+    torch.set_num_threads(1)  # the cores are the workers'
+    interrupt_on_sigterm()
+    with user_errors():
+        asked = parse(sys.argv[1:] if arguments is None else arguments)
+        if asked.resume is not None:
+            run, stored = RunFolder.open(asked.resume, KIND)
+            config = from_stored(stored)
+            search = Search.of(config)
+        else:
+            search, data = resolve(asked)
+            print_data(data, search)
+            run = RunFolder.create(asked.out, KIND)
+            run.write_config(KIND, asdict(search.config))
+    with user_errors(f"python experiments/train_agent.py --resume {run.path}"):
+        print(f"run folder: {run.path}\nwatch: tensorboard --logdir {run.events}", flush=True)
+        execute(search, run)
+
+
+def parse(arguments: Sequence[str]) -> SearchConfig:
+    """The command line, on top of the preset that it names.
+
+    Raises:
+        RunError: the preset is not known.
+    """
+    name = "default"
+    for index, argument in enumerate(arguments):
+        if argument == "--preset" and index + 1 < len(arguments):
+            name = arguments[index + 1]
+        elif argument.startswith("--preset="):
+            name = argument.partition("=")[2]
+    if name not in PRESETS:
+        raise RunError(f"--preset must be one of {', '.join(PRESETS)}, got {name!r}")
+    return tyro.cli(SearchConfig, default=PRESETS[name], args=arguments, description=__doc__)
+
+
+def from_stored(stored: dict[str, Any]) -> SearchConfig:
+    """The configuration of a run's `config.json`.
+
+    Raises:
+        RunError: it does not fit this version.
+    """
+    try:
+        lists = {name: tuple(value) for name, value in stored.items() if isinstance(value, list)}
+        return SearchConfig(**{**stored, **lists, "ppo": PPOConfig(**stored["ppo"])})
+    except (TypeError, KeyError) as error:
+        raise RunError(f"config.json does not fit this version of RL-Mix ({error}); start a new run") from None
+
+
+def resolve(asked: SearchConfig) -> tuple[Search, Splits]:
+    """The search with nothing left to `auto`, and its data.
+
+    Raises:
+        RunError: an option is out of range.
+        DataError: the data set cannot be had or is too small.
+    """
+    search = Search.of(asked)
+    data = split(load_dataset(asked.dataset, asked.data_root), validation_size=asked.validation_size)
+    largest = data.draw(asked.train_size[1], data_seed=0, label_noise=asked.label_noise[1])
+    data.draw(asked.train_size[0], data_seed=0)
+    try:
+        device = resolve_device(asked.device)
+        precision = resolve_precision(asked.precision, device)
+        compiled = asked.compile == "on"
+        if asked.compile == "auto":
+            planned = asked.episodes * asked.updates[1]
+            compiled = compiling_pays(replace(search.training, precision=precision), largest, planned_updates=planned)
+    except ValueError as error:
+        raise RunError(str(error)) from error
+    return (
+        Search.of(
+            replace(
+                asked,
+                device=str(device),
+                precision=precision,  # type: ignore[arg-type]
+                compile="on" if compiled else "off",
+                workers=asked.worker_count,
+            )
+        ),
+        data,
+    )
+
+
+def print_data(data: Splits, search: Search) -> None:
+    """Say what is about to happen."""
+    config = search.config
+    print(
+        f"{data.name}: {len(data.train):,} images to train on, {len(data.validation):,} validation, "
+        f"{len(data.development):,} development test; the test set is not read\n"
+        f"search: {config.episodes} trainings of {_range(config.updates)} updates "
+        f"on {_range(config.train_size)} images, {config.workers} workers, {config.precision} on {config.device}"
+        f"{', compiled' if config.compile == 'on' else ''}"
+    )
+
+
+def execute(search: Search, run: RunFolder) -> None:
+    """Search, choose, compare and report, from wherever the run folder stands."""
+    started = time.monotonic()
+    config = search.config
+    checkpoint = run.load_checkpoint()
+    positions = (
+        [Position() for _ in range(config.worker_count)]
+        if checkpoint is None
+        else [
+            Position("search", entry["episode"], tuple(tuple(action) for action in entry["actions"]))
+            for entry in checkpoint["positions"]
+        ]
+    )
+    workers = start_workers(search.environment(run), search_seed=config.seed, positions=positions)
+    try:
+        prepare_references(search, workers)
+        searching = time.monotonic()
+        agent, learning_seconds = learn(search, run, workers, positions, checkpoint)
+        search_seconds = time.monotonic() - searching
+        agent.save(run.path)
+        trainings = Trainings(run, workers)
+        schedule = choose_schedule(search, run, workers, agent, trainings)
+        contest = compare(search, run, schedule, trainings)
+    finally:
+        workers.close()
+    timing = {
+        "seconds_this_time": round(time.monotonic() - started, 1),
+        "search_seconds_this_time": round(search_seconds, 1),
+        "learning_share_of_search": round(learning_seconds / max(search_seconds, 1e-9), 4),
+    }
+    run.write_json("summary.json", {"policy": schedule.to_json(), "contest": contest, "timing": timing})
+    report(search, run, schedule, contest)
+
+
+def prepare_references(search: Search, workers: VecEnv) -> None:
+    """Let the workers measure the relative reward's reference on every task of the pool, side by side."""
+    if search.config.reward != "relative" or not search.config.reference_seeds:
+        return
+    tasks = range(search.config.tasks)
+    for start in tqdm(range(0, len(tasks), workers.num_envs), desc="reference", unit="round", mininterval=1):
+        workers.env_method("prepare_reference", list(tasks[start : start + workers.num_envs]))
+
+
+def learn(
+    search: Search, run: RunFolder, workers: VecEnv, positions: list[Position], checkpoint: dict[str, Any] | None
+) -> tuple[Agent, float]:
+    """Train the agent, from a checkpoint if there is one; gives it and the seconds that PPO itself took."""
+    config = search.config
+    log = LineLog(run.path / "episodes.jsonl")
+    log.keep(0 if checkpoint is None else checkpoint["episodes_done"])
+    start = search.menu.find(FIXED["CutMix half"])
+    try:
+        model = build_agent(config.ppo, workers, segments=len(search.segments), seed=config.seed, start=start)
+    except ValueError as error:
+        raise RunError(str(error)) from error
+    model.set_logger(configure(str(run.events), ["tensorboard"]))
+    model.logger.record("hparams", HParam(_flat(asdict(config)), {"search/return_mean": 0.0}))
+    observations = workers.reset()
+    assert isinstance(observations, np.ndarray)
+    if checkpoint is not None:
+        restore_search(model, checkpoint["search"], observations)
+    total = config.episodes * len(search.segments)
+    left = total - model.num_timesteps
+    learning_seconds = 0.0
+    with tqdm(
+        total=config.episodes,
+        initial=0 if checkpoint is None else checkpoint["episodes_done"],
+        desc="search",
+        unit="episode",
+        smoothing=0.1,
+        mininterval=0.5 if sys.stderr.isatty() else 20,
+    ) as bar:
+        if left > 0:
+            callback = SearchLog(
+                menu=search.menu,
+                segments=search.segments,
+                episodes_file=log.path,
+                positions=positions,
+                bar=bar,
+                save=lambda state: run.save_checkpoint(state["search"]["timesteps"], state),
+                episodes_done=0 if checkpoint is None else checkpoint["episodes_done"],
+                history=None if checkpoint is None else checkpoint["history"],
+            )
+            model._last_obs = observations
+            if checkpoint is None:
+                model._last_episode_starts = np.ones(workers.num_envs, dtype=bool)
+            # The total is counted from where the search stands, since timesteps are not reset.
+            model.learn(left, callback=callback, reset_num_timesteps=False)
+            learning_seconds = callback.learning_seconds
+    facts = {"learned_by": "ppo", "episodes": len(log.read()), **_facts(search)}
+    return Agent(model.policy, search.menu, search.segments, facts), learning_seconds
+
+
+def choose_schedule(
+    search: Search, run: RunFolder, workers: VecEnv, agent: Agent, trainings: Trainings
+) -> PolicySchedule:
+    """Roll the greedy agent out, then keep the candidate that does best on fresh seeds."""
+    config = search.config
+    stored = run.path / "candidates.json"
+    if stored.exists():
+        offered = {name: PolicySchedule.from_json(value) for name, value in run.read_json("candidates.json").items()}
+    else:
+        rolled = greedy_schedules(agent, workers, GREEDY_EPISODES)
+        if not rolled:
+            raise RunError("every training under the greedy agent diverged: search longer, or with a lower --lr")
+        offered = candidates(rolled, MOST_CANDIDATES)
+        run.write_json("candidates.json", {name: schedule.to_json() for name, schedule in offered.items()})
+    jobs = [
+        Job.of(name, schedule, search.tasks.task(number), _seed(config, "candidates", number), ["validation"])
+        for number in range(config.candidate_seeds)
+        for name, schedule in offered.items()
+    ]
+    results = trainings.run("candidates", jobs)
+    scores = {
+        name: mean_interval([r["validation"] for job, r in zip(jobs, results, strict=True) if job.name == name])
+        for name in offered
+    }
+    best = max(scores, key=lambda name: scores[name][0])
+    mean, width = scores[best]
+    provenance = {
+        "learned_by": "ppo",
+        "candidate": best,
+        "validation_accuracy": mean,
+        "validation_interval": width if np.isfinite(width) else None,
+        "validation_seeds": config.candidate_seeds,
+        "episodes": config.episodes,
+        **_facts(search),
+    }
+    schedule = PolicySchedule(offered[best].segments, provenance)
+    schedule.save(run.path / "policy.json")
+    return schedule
+
+
+def compare(
+    search: Search, run: RunFolder, schedule: PolicySchedule, trainings: Trainings
+) -> dict[str, dict[str, Any]]:
+    """Train everybody on fresh images and seeds, the same for all; development-test accuracy."""
+    config = search.config
+    tasks = replace(search.tasks, pool=None, seed=search.tasks.seed + TASKS_OF_THE_CONTEST)
+    names = ["learned", *FIXED, "random"]
+    jobs = []
+    for number in range(config.contest_seeds):
+        seed = _seed(config, "contest", number)
+        contestants = {
+            "learned": schedule,
+            **{name: PolicySchedule.fixed(policy) for name, policy in FIXED.items()},
+            "random": random_schedule(search.menu, search.segments, seed),
+        }
+        splits = ["validation", "development"]
+        jobs += [Job.of(name, contestants[name], tasks.task(seed), seed, splits) for name in names]
+    results = trainings.run("comparison", jobs)
+    accuracies = {
+        name: [r["development"] for job, r in zip(jobs, results, strict=True) if job.name == name] for name in names
+    }
+    contest = {}
+    for name in names:
+        mean, width = mean_interval(accuracies[name])
+        difference, difference_width = paired_difference(accuracies["learned"], accuracies[name])
+        contest[name] = {
+            "accuracies": accuracies[name],
+            "mean": mean,
+            "interval": width if np.isfinite(width) else None,
+            "learned_minus_this": difference,
+            "difference_interval": difference_width if np.isfinite(difference_width) else None,
+        }
+    return contest
+
+
+class Trainings:
+    """Trainings under given schedules, each run once however often the program is started.
+
+    Args:
+        run: where results are kept, in `trainings.jsonl`.
+        workers: who trains.
+    """
+
+    def __init__(self, run: RunFolder, workers: VecEnv) -> None:
+        self._log = LineLog(run.path / "trainings.jsonl")
+        self._done = {(e["stage"], e["number"]): e for e in self._log.read()}
+        self._log.keep(len(self._done))
+        self._workers = workers
+
+    def run(self, stage: str, jobs: Sequence[Job]) -> list[dict[str, float]]:
+        """Accuracy by split of every job, in order; those of an earlier start are read."""
+        left = [number for number in range(len(jobs)) if (stage, number) not in self._done]
+        bar = tqdm(total=len(jobs), initial=len(jobs) - len(left), desc=stage, unit="training")
+        with bar:
+            finished = run_jobs(self._workers, [jobs[number] for number in left])
+            for number, (job, accuracy) in zip(left, finished, strict=True):
+                entry = {"stage": stage, "number": number, **asdict(job), "accuracy": accuracy}
+                self._log.append(entry)
+                self._done[stage, number] = entry
+                bar.update(1)
+        return [self._done[stage, number]["accuracy"] for number in range(len(jobs))]
+
+
+def report(search: Search, run: RunFolder, schedule: PolicySchedule, contest: dict[str, dict[str, Any]]) -> None:
+    """Print the policy and the table, say what is noise, and how to go on; the table goes to TensorBoard too."""
+    print("\nThe learned policy")
+    for until, policy in schedule.segments:
+        print(f"  until {100 * until:5.1f} %  {policy}")
+    rows = [("", "accuracy", "learned is ahead by", "")]
+    for name, entry in contest.items():
+        versus = ("", "")
+        if name != "learned":
+            versus = (
+                f"{100 * entry['learned_minus_this']:+.2f} {_width(entry['difference_interval'])}",
+                verdict(entry["learned_minus_this"], entry["difference_interval"]),
+            )
+        rows.append((name, f"{100 * entry['mean']:.2f} {_width(entry['interval'])}", *versus))
+    widths = [max(len(row[column]) for row in rows) for column in range(4)]
+    seeds = len(contest["learned"]["accuracies"])
+    print(f"\nDevelopment-test accuracy in %, {seeds} fresh trainings each, 95 % intervals")
+    for row in rows:
+        print("  " + "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())
+    noisy = any(
+        verdict(entry["learned_minus_this"], entry["difference_interval"]) == "within noise"
+        for name, entry in contest.items()
+        if name != "learned"
+    )
+    if noisy and search.config.preset == "default":
+        print(
+            "\nA search this short mostly ends within noise. `--preset fashion` tries ten times as many trainings, "
+            "each twice as long, in about 2.5 hours on 2 cores."
+        )
+    with SummaryWriter(str(run.events)) as writer:
+        header = "|" + "|".join(cell or " " for cell in rows[0]) + "|\n|---|---|---|---|\n"
+        writer.add_text("comparison", header + "\n".join("|" + "|".join(row) + "|" for row in rows[1:]))
+        policy = "\n".join(f"- until {100 * until:.1f} %: {policy}" for until, policy in schedule.segments)
+        writer.add_text("learned_policy", policy)
+    print(
+        f"\nwritten: {run.path}/policy.json, agent.safetensors, summary.json, episodes.jsonl\n"
+        "next:\n"
+        f"  tensorboard --logdir {run.events}\n"
+        f"  python experiments/replay_policy.py --policy {run.path}/policy.json"
+    )
+
+
+def verdict(difference: float, width: float | None) -> str:
+    """What a difference with its interval's half-width means, in words."""
+    if width is None:
+        return "one seed: nothing can be said"
+    if abs(difference) <= width:
+        return "within noise"
+    return "better" if difference > 0 else "worse"
+
+
+def _seed(config: SearchConfig, stream: str, number: int) -> int:
+    return episode_seed(config.seed, stream, number)
+
+
+def _facts(search: Search) -> dict[str, Any]:
+    config = search.config
+    return {
+        "dataset": config.dataset,
+        "model": config.model,
+        "train_size": list(config.train_size),
+        "updates": list(config.updates),
+        "label_noise": list(config.label_noise),
+        "batch_size": config.batch_size,
+        "seed": config.seed,
+    }
+
+
+def _flat(config: dict[str, Any]) -> dict[str, Any]:
+    flat = {**{name: value for name, value in config.items() if name != "ppo"}, **config["ppo"]}
+    return {name: value if isinstance(value, int | float | str | bool) else str(value) for name, value in flat.items()}
+
+
+def _range(limits: tuple[int, int]) -> str:
+    return f"{limits[0]:,}" if limits[0] == limits[1] else f"{limits[0]:,} to {limits[1]:,}"
+
+
+def _width(width: float | None) -> str:
+    return "" if width is None else f"± {100 * width:.2f}"
+
+
+if __name__ == "__main__":
+    main()
