@@ -98,6 +98,7 @@ def build_agent(config: PPOConfig, workers: VecEnv, *, segments: int, seed: int,
         seed=seed,
         device="cpu",
     )
+    assert isinstance(workers.action_space, spaces.MultiDiscrete)
     lean_towards(model.policy, start, workers.action_space.nvec.tolist(), config.start_probability)
     return model
 

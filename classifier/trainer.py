@@ -483,7 +483,7 @@ class Trainer:
         return torch.stack((hits.sum(), (loss * weight).sum(), confidence.sum())), values @ member
 
     def _next_batch(self, method: str) -> _Batch:
-        """The waiting clean batch where a saliency method can use it, else a fresh one, its gradient by an exact pass."""
+        """The waiting clean batch where a saliency method can use it, else a fresh one (with an exact pass for it)."""
         needs_gradient = METHODS[method].needs_gradient
         if needs_gradient and self._waiting is not None:
             batch, self._waiting = self._waiting, None

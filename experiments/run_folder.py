@@ -9,10 +9,11 @@ import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import fields
 from importlib.metadata import version
 from pathlib import Path
 from types import FrameType
-from typing import Any, NoReturn
+from typing import Any, NoReturn, TypeVar
 
 import torch
 
@@ -23,6 +24,9 @@ from classifier.mixing import PolicyError
 VERSION = 1
 KEPT_CHECKPOINTS = 2
 PACKAGES = ("torch", "torchvision", "gymnasium", "stable-baselines3", "numpy")
+
+
+Config = TypeVar("Config")
 
 
 class RunError(ValueError):
@@ -198,6 +202,47 @@ def user_errors(resume_hint: str | None = None) -> Iterator[None]:
     except KeyboardInterrupt:
         print(f"\nstopped{'' if resume_hint is None else '; go on with: ' + resume_hint}", file=sys.stderr)
         sys.exit(130)
+
+
+def stored_config(kind: type[Config], stored: dict[str, Any]) -> Config:
+    """The configuration of a run's `config.json`, as a dataclass that may hold another one.
+
+    Args:
+        kind: a dataclass whose fields are numbers, texts, tuples, or a dataclass made by its default factory.
+        stored: what `asdict` made of it.
+
+    Raises:
+        RunError: it does not fit this version.
+    """
+    try:
+        names = {entry.name: entry for entry in fields(kind)}  # type: ignore[arg-type]
+        values = {name: tuple(value) if isinstance(value, list) else value for name, value in stored.items()}
+        for name, value in stored.items():
+            if isinstance(value, dict):
+                values[name] = stored_config(names[name].default_factory, value)  # type: ignore[arg-type]
+        return kind(**values)
+    except (TypeError, KeyError, ValueError) as error:
+        raise RunError(f"config.json does not fit this version of RL-Mix ({error}); start a new run") from None
+
+
+class StopSignal:
+    """Ctrl-C and SIGTERM as a question that a loop asks when it can stop; a second one interrupts at once."""
+
+    def __init__(self) -> None:
+        self.asked = False
+
+    def __enter__(self) -> "StopSignal":
+        self._before = {number: signal.signal(number, self._ask) for number in (signal.SIGINT, signal.SIGTERM)}
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
+
+    def _ask(self, _number: int, _frame: FrameType | None) -> None:
+        if self.asked:
+            raise KeyboardInterrupt
+        self.asked = True
 
 
 def interrupt_on_sigterm() -> None:

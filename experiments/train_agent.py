@@ -27,7 +27,7 @@ from tqdm import tqdm
 
 from agent.baselines import FIXED, random_schedule
 from agent.callbacks import SearchLog
-from agent.ppo import Agent, PPOConfig, build_agent, restore_search
+from agent.ppo import Agent, build_agent, restore_search
 from agent.replay import candidates, greedy_schedules
 from agent.workers import Job, Position, episode_seed, run_jobs, start_workers
 from classifier.data import Splits, load_dataset, split
@@ -38,7 +38,7 @@ from classifier.tuning import compiling_pays
 from envs import Menu, MixPolicyEnv, TaskDistribution
 from envs.mix_policy import segment_ends
 from experiments.presets import PRESETS, SearchConfig
-from experiments.run_folder import LineLog, RunError, RunFolder, interrupt_on_sigterm, user_errors
+from experiments.run_folder import LineLog, RunError, RunFolder, interrupt_on_sigterm, stored_config, user_errors
 from experiments.statistics import mean_interval, paired_difference
 
 KIND = "agent"
@@ -123,8 +123,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         asked = parse(sys.argv[1:] if arguments is None else arguments)
         if asked.resume is not None:
             run, stored = RunFolder.open(asked.resume, KIND)
-            config = from_stored(stored)
-            search = Search.of(config)
+            search = Search.of(stored_config(SearchConfig, stored))
         else:
             search, data = resolve(asked)
             print_data(data, search)
@@ -150,19 +149,6 @@ def parse(arguments: Sequence[str]) -> SearchConfig:
     if name not in PRESETS:
         raise RunError(f"--preset must be one of {', '.join(PRESETS)}, got {name!r}")
     return tyro.cli(SearchConfig, default=PRESETS[name], args=arguments, description=__doc__)
-
-
-def from_stored(stored: dict[str, Any]) -> SearchConfig:
-    """The configuration of a run's `config.json`.
-
-    Raises:
-        RunError: it does not fit this version.
-    """
-    try:
-        lists = {name: tuple(value) for name, value in stored.items() if isinstance(value, list)}
-        return SearchConfig(**{**stored, **lists, "ppo": PPOConfig(**stored["ppo"])})
-    except (TypeError, KeyError) as error:
-        raise RunError(f"config.json does not fit this version of RL-Mix ({error}); start a new run") from None
 
 
 def resolve(asked: SearchConfig) -> tuple[Search, Splits]:

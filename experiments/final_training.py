@@ -1,0 +1,412 @@
+"""One training to be kept: under a schedule, or asking an agent; resumable, watched by TensorBoard, tested once."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, replace
+from typing import Any, Literal
+
+import torch
+from safetensors.torch import save
+from torch import Tensor
+from torch.utils.tensorboard.writer import SummaryWriter
+from tqdm import tqdm
+
+from agent.replay import Chooser
+from classifier.data import ImageSet, Splits, load_dataset, split
+from classifier.files import write_atomic
+from classifier.hardware import resolve_device, resolve_precision
+from classifier.mixing import MixPolicy, PolicySchedule
+from classifier.trainer import EvalStats, TrainConfig, Trainer, TrainStats, UpdateStats, merge_stats
+from classifier.tuning import compiling_pays
+from envs import Task
+from envs.observation import TrainingState
+from envs.picture import mixed_picture
+from experiments.run_folder import RunError, RunFolder, StopSignal
+
+CHUNK = 20  # updates between two looks at the clock, the bar and the signals
+
+
+@dataclass(frozen=True)
+class FinalConfig:
+    """What every command that trains one classifier can be asked."""
+
+    dataset: str = "fashion_mnist"
+    """Data set by name, or package.module:function that returns a classifier.data.Dataset."""
+    data_root: str | None = None
+    """Folder where the data set lies; none looks in the usual places, then downloads."""
+    model: str = "search"
+    """Network by name, or package.module:function for your own function(num_classes, in_channels)."""
+    embedding: str | None = None
+    """Name of your network's last linear layer; none finds it."""
+    train_size: int | None = None
+    """Training images, drawn by data_seed; none takes all."""
+    label_noise: float = 0.0
+    """Share of training labels that is made wrong, in [0, 1)."""
+    data_seed: int = 0
+    """Of the training images and wrong labels."""
+    updates: int = 2000
+    """Length of the training."""
+    batch_size: int = 100
+    """Images per update."""
+    lr: float = 0.2
+    """Highest learning rate."""
+    lr_schedule: Literal["onecycle", "multistep"] = "onecycle"
+    """How the learning rate moves."""
+    weight_decay: float = 5e-4
+    """L2 penalty on the parameters."""
+    augmentation: bool = True
+    """Random crops and flips, as far as the data set allows them."""
+    saliency: Literal["recycled", "exact"] = "recycled"
+    """Where R-Mix's saliency comes from: the clean update before, or a pass of its own."""
+    validation_size: int | None = None
+    """Validation images; none takes the data set's default."""
+    evaluations: int = 10
+    """How often the network is measured on all validation images; the best one is kept."""
+    train_on_validation: bool = False
+    """Train on the validation images too: nothing is selected then, the last network is kept."""
+    seed: int = 0
+    """Of weights, data order and mixing."""
+    threads: int = 0
+    """Threads on a CPU; 0 takes one for each core."""
+    device: str = "auto"
+    """auto, cpu, cuda or cuda:N."""
+    precision: Literal["auto", "bf16", "fp32"] = "auto"
+    """Number format of the network; auto takes bf16 where it is native and agrees with fp32."""
+    compile: Literal["auto", "on", "off"] = "auto"
+    """Whether the training step is compiled; auto measures whether it pays."""
+    checkpoint_seconds: float = 60.0
+    """Time between two checkpoints."""
+    out: str | None = None
+    """Run folder; none makes one under runs/."""
+    resume: str | None = None
+    """Run folder of a training to go on with; all other options are then read from it."""
+
+    def training(self) -> TrainConfig:
+        """The Trainer's setting.
+
+        Raises:
+            ValueError: an option is out of range.
+        """
+        return TrainConfig(
+            model=self.model,
+            embedding=self.embedding,
+            updates=self.updates,
+            batch_size=self.batch_size,
+            lr=self.lr,
+            lr_schedule=self.lr_schedule,
+            weight_decay=self.weight_decay,
+            augmentation=self.augmentation,
+            saliency=self.saliency,
+            device=self.device,
+            precision=self.precision,
+            compile=self.compile == "on",
+        )
+
+
+def load_data(config: FinalConfig) -> Splits:
+    """The images of a training.
+
+    Raises:
+        DataError: they cannot be had, or are too few.
+    """
+    data = split(load_dataset(config.dataset, config.data_root), validation_size=config.validation_size)
+    data = data.draw(config.train_size, data_seed=config.data_seed, label_noise=config.label_noise)
+    if config.train_on_validation:
+        both = (data.train, data.validation)
+        images = torch.cat([part.images for part in both])
+        data = replace(data, train=ImageSet(images, torch.cat([part.labels for part in both])))
+    return data
+
+
+def resolve(config: FinalConfig, data: Splits) -> FinalConfig:
+    """The configuration with nothing left to `auto`; sets the number of threads.
+
+    Raises:
+        RunError: an option is out of range, or the network cannot be built.
+    """
+    if config.threads:
+        torch.set_num_threads(config.threads)
+    try:
+        if config.evaluations < 1:
+            raise ValueError(f"evaluations must be at least 1, got {config.evaluations}")
+        device = resolve_device(config.device)
+        precision = resolve_precision(config.precision, device)
+        compiled = config.compile == "on"
+        training = replace(config.training(), precision=precision)
+        if config.compile == "auto":
+            compiled = compiling_pays(training, data, planned_updates=config.updates)
+    except ValueError as error:
+        raise RunError(str(error)) from error
+    return replace(
+        config,
+        device=str(device),
+        precision=precision,  # type: ignore[arg-type]
+        compile="on" if compiled else "off",
+        threads=torch.get_num_threads(),
+    )
+
+
+def train_to_the_end(
+    config: FinalConfig, run: RunFolder, data: Splits, choose: Chooser, segments: Sequence[float], name: str
+) -> dict[str, Any]:
+    """Train, from wherever the run folder stands, keep the best network, read the test set once, and report.
+
+    Args:
+        config: with nothing left to `auto`.
+        run: the folder.
+        data: the images.
+        choose: gives each segment's policy.
+        segments: progress at which each segment ends.
+        name: of what is trained under, for the report.
+
+    Returns:
+        What `summary.json` holds.
+    """
+    torch.set_num_threads(config.threads)
+    try:
+        trainer = Trainer(config.training(), data, seed=config.seed)
+    except ValueError as error:
+        raise RunError(str(error)) from error
+    training = FinalTraining(config, run, trainer, choose, segments)
+    print(
+        f"{data.name}: {len(data.train):,} training images, {config.updates:,} updates of {config.batch_size}, "
+        f"{config.model} in {config.precision} on {config.device}"
+        f"{', compiled' if config.compile == 'on' else ''}\nunder: {name}",
+        flush=True,
+    )
+    training.run()
+    trainer.model.load_state_dict(training.best_network)
+    test = trainer.evaluate("test")  # the one time that it is read
+    summary = {
+        "trained_under": name,
+        "schedule": training.chosen_schedule().to_json(),
+        "kept": {"progress": training.best_progress, "selected_by": training.selected_by},
+        "validation": None if config.train_on_validation else asdict(training.best_validation),
+        "development": asdict(trainer.evaluate("development")) if len(data.development) else None,
+        "test": asdict(test),
+        "images_trained": config.updates * config.batch_size,
+        "seconds_this_time": round(training.seconds, 1),
+    }
+    weights = {key: tensor.contiguous().cpu() for key, tensor in trainer.network_state().items()}
+    write_atomic(run.path / "model.safetensors", save(weights, metadata={"model": config.model, "dataset": data.name}))
+    run.write_json("summary.json", summary)
+    print(
+        f"\ntest accuracy {100 * test.accuracy:.2f} % on {test.images:,} images (calibration error "
+        f"{100 * test.calibration_error:.1f} %), network of {100 * training.best_progress:.0f} % progress, "
+        f"{training.selected_by}\n"
+        f"written: {run.path}/model.safetensors, summary.json\n"
+        f"watch: tensorboard --logdir {run.events}"
+    )
+    return summary
+
+
+class FinalTraining:
+    """One long training in small stretches, with evaluations, checkpoints and TensorBoard between them.
+
+    Args:
+        config: with nothing left to `auto`.
+        run: where checkpoints and events go; the training goes on from the newest checkpoint.
+        trainer: at the start of its training.
+        choose: gives each segment's policy.
+        segments: progress at which each segment ends.
+    """
+
+    def __init__(
+        self, config: FinalConfig, run: RunFolder, trainer: Trainer, choose: Chooser, segments: Sequence[float]
+    ) -> None:
+        self._config, self._run, self._trainer, self._choose = config, run, trainer, choose
+        total = config.updates
+        self._segment_ends = sorted({max(round(end * total), 1) for end in segments})
+        # As in the environment, an agent's decisions rest on a fixed part of the validation images only.
+        self._evaluation_ends = {
+            round((number + 1) / config.evaluations * total) for number in range(config.evaluations)
+        }
+        self._task = Task(len(trainer.data.train), total, config.label_noise, config.data_seed)
+        self._chosen: list[tuple[float, MixPolicy]] = []
+        self._policy: MixPolicy | None = None
+        self._parts: list[TrainStats] = []
+        self._state = self._training_state()
+        self.best_network: dict[str, Tensor] = {}
+        self.best_progress = 0.0
+        self.best_validation = EvalStats(0.0, 0.0, 0.0, 0.0, 0)
+        self.selected_by = "the last one" if config.train_on_validation else "best on validation"
+        self.seconds = 0.0
+        checkpoint = run.load_checkpoint()
+        if checkpoint is not None:
+            self._restore(checkpoint)
+
+    def run(self) -> None:
+        """Train to the end.
+
+        Raises:
+            RunError: the training diverged.
+            KeyboardInterrupt: after saving.
+        """
+        trainer, total = self._trainer, self._config.updates
+        started = saved = time.monotonic()
+        interactive = sys.stderr.isatty()
+        with (
+            StopSignal() as stop,
+            SummaryWriter(str(self._run.events), purge_step=trainer.updates_done or None) as writer,
+            tqdm(
+                total=total,
+                initial=trainer.updates_done,
+                desc="training",
+                unit="update",
+                mininterval=0.5 if interactive else 20,
+            ) as bar,
+        ):
+            while trainer.updates_done < total:
+                if self._policy is None:
+                    self._start_segment(writer)
+                self._stretch(writer, bar)
+                if stop.asked or time.monotonic() - saved >= self._config.checkpoint_seconds:
+                    self._save()
+                    saved = time.monotonic()
+                if stop.asked:
+                    raise KeyboardInterrupt
+            self._save()
+        self.seconds = time.monotonic() - started
+
+    def chosen_schedule(self) -> PolicySchedule:
+        """The policies that were really used, as a schedule."""
+        return PolicySchedule(tuple(self._chosen))
+
+    def _start_segment(self, writer: SummaryWriter) -> None:
+        self._policy, action = self._choose(self._state)
+        self._action = action
+        done = self._trainer.updates_done
+        end = next(end for end in self._segment_ends if end > done)
+        self._chosen.append((end / self._config.updates, self._policy))
+        writer.add_text("policy", str(self._policy), done)
+        for method, share in self._policy.shares.items():
+            writer.add_scalar(f"shares/{method}", share, done)
+        writer.add_scalar("policy/label_beta", self._policy.label_beta, done)
+        writer.add_scalar("policy/label_smoothing", self._policy.label_smoothing, done)
+
+    def _stretch(self, writer: SummaryWriter, bar: tqdm[Any]) -> None:
+        trainer, total = self._trainer, self._config.updates
+        done = trainer.updates_done
+        segment_end = next(end for end in self._segment_ends if end > done)
+        evaluation_end = min(end for end in self._evaluation_ends if end > done)
+        end = min(done + CHUNK, segment_end, evaluation_end)
+        assert self._policy is not None
+        stats = trainer.train(self._policy, end - done, probe=end == segment_end)
+        if stats.diverged:
+            raise RunError(
+                f"the loss was not finite before update {end} of {total}; start again with a lower --lr than "
+                f"{self._config.lr:g}"
+            )
+        self._parts.append(stats)
+        bar.update(end - done)
+        for kind, part in (("clean", stats.clean), ("mixed", stats.mixed)):
+            if part is not None:
+                writer.add_scalar(f"train/{kind}_loss", part.loss, end)
+                writer.add_scalar(f"train/{kind}_accuracy", part.accuracy, end)
+        writer.add_scalar("train/learning_rate", trainer.relative_lr * self._config.lr, end)
+        writer.add_scalar("train/images_per_second", stats.images / stats.seconds, end)
+        if end in self._evaluation_ends:
+            self._evaluate(writer, bar)
+        if end == segment_end:
+            self._end_segment(writer)
+
+    def _evaluate(self, writer: SummaryWriter, bar: tqdm[Any]) -> None:
+        trainer = self._trainer
+        if self._config.train_on_validation:
+            better = trainer.updates_done == self._config.updates
+        else:
+            result = trainer.evaluate("validation")
+            writer.add_scalar("validation/accuracy", result.accuracy, trainer.updates_done)
+            writer.add_scalar("validation/loss", result.loss, trainer.updates_done)
+            writer.add_scalar("validation/calibration_error", result.calibration_error, trainer.updates_done)
+            better = result.accuracy >= self.best_validation.accuracy  # later is better where they are equal
+            if better:
+                self.best_validation = result
+            bar.set_postfix_str(
+                f"validation {100 * result.accuracy:.2f} %, best {100 * self.best_validation.accuracy:.2f} %",
+                refresh=False,
+            )
+        if better:
+            self.best_network = {key: tensor.detach().clone() for key, tensor in trainer.model.state_dict().items()}
+            self.best_progress = trainer.progress
+
+    def _end_segment(self, writer: SummaryWriter) -> None:
+        trainer = self._trainer
+        if trainer.last_mixed is not None:
+            images, targets = trainer.last_mixed
+            data = trainer.data
+            picture = mixed_picture(images, targets, class_names=data.class_names, mean=data.mean, std=data.std)
+            writer.add_image("mixed_images", picture, trainer.updates_done, dataformats="HWC")
+        self._state = self._training_state(
+            stretch=merge_stats(self._parts),
+            evaluation=trainer.evaluate("validation", limit=1000),
+            accuracy_before=self._state.evaluation.accuracy if self._state.evaluation else 1 / trainer.num_classes,
+            action=self._action,
+        )
+        self._policy, self._parts = None, []
+
+    def _training_state(self, **seen: Any) -> TrainingState:
+        trainer = self._trainer
+        return TrainingState(
+            self._task,
+            trainer.num_classes,
+            trainer.config.batch_size,
+            trainer.progress,
+            trainer.relative_lr,
+            **seen,
+        )
+
+    def _save(self) -> None:
+        state = self._state
+        self._run.save_checkpoint(
+            self._trainer.updates_done,
+            {
+                "trainer": self._trainer.state_dict(),
+                "chosen": [[until, policy.to_json()] for until, policy in self._chosen],
+                "running": self._policy is not None,
+                "action": None if self._policy is None or self._action is None else list(self._action),
+                "parts": [asdict(part) for part in self._parts],
+                "state": {
+                    "progress": state.progress,
+                    "relative_lr": state.relative_lr,
+                    "stretch": None if state.stretch is None else asdict(state.stretch),
+                    "evaluation": None if state.evaluation is None else asdict(state.evaluation),
+                    "accuracy_before": state.accuracy_before,
+                    "action": None if state.action is None else list(state.action),
+                },
+                "best": {
+                    "network": self.best_network,
+                    "progress": self.best_progress,
+                    "validation": asdict(self.best_validation),
+                },
+            },
+        )
+
+    def _restore(self, checkpoint: dict[str, Any]) -> None:
+        self._trainer.load_state_dict(checkpoint["trainer"])
+        self._chosen = [(until, MixPolicy.from_json(policy)) for until, policy in checkpoint["chosen"]]
+        self._policy = self._chosen[-1][1] if checkpoint["running"] else None
+        self._action = None if checkpoint["action"] is None else tuple(checkpoint["action"])
+        self._parts = [_stats(part) for part in checkpoint["parts"]]
+        state = checkpoint["state"]
+        self._state = replace(
+            self._state,
+            progress=state["progress"],
+            relative_lr=state["relative_lr"],
+            stretch=None if state["stretch"] is None else _stats(state["stretch"]),
+            evaluation=None if state["evaluation"] is None else EvalStats(**state["evaluation"]),
+            accuracy_before=state["accuracy_before"],
+            action=None if state["action"] is None else tuple(state["action"]),
+        )
+        best = checkpoint["best"]
+        self.best_network, self.best_progress = best["network"], best["progress"]
+        self.best_validation = EvalStats(**best["validation"])
+
+
+def _stats(value: dict[str, Any]) -> TrainStats:
+    """What `asdict` made of a TrainStats."""
+    updates = {kind: None if value[kind] is None else UpdateStats(**value[kind]) for kind in ("clean", "mixed")}
+    return TrainStats(**{**value, **updates})
