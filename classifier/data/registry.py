@@ -4,11 +4,14 @@ import importlib
 from collections.abc import Callable
 from pathlib import Path
 
+from classifier.data.cifar import load_cifar10, load_cifar100
 from classifier.data.digits import load_digits
 from classifier.data.fashion_mnist import load_fashion_mnist
 from classifier.data.image_set import DataError, Dataset
 
 DATASETS: dict[str, Callable[[Path | None], Dataset]] = {
+    "cifar10": load_cifar10,
+    "cifar100": load_cifar100,
     "digits": load_digits,
     "fashion_mnist": load_fashion_mnist,
 }
