@@ -10,7 +10,6 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import matplotlib
 import numpy as np
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
@@ -190,7 +189,12 @@ class SearchLog(BaseCallback):
         shares = [count / np.maximum(count.sum(axis=0), 1) for count in counts]
         self._writer.add_figure(
             "choices/over_training_progress",
-            choices_figure(self._menu, shares, ticks=[f"{100 * end:.0f} %" for end in self._segments], xlabel="until"),
+            choices_figure(
+                self._menu,
+                shares,
+                ticks=[f"{100 * end:.0f} %" for end in self._segments],
+                xlabel="segment, until this much of the training",
+            ),
             self.num_timesteps,
         )
         self._writer.add_figure("choices/over_the_search", self.search_figure(), self.num_timesteps)
@@ -214,19 +218,20 @@ def choices_figure(menu: Menu, shares: list[NDArray[np.float64]], *, ticks: list
         ticks: name of each place; none = numbered.
         xlabel: what the axis is.
     """
-    figure = Figure(figsize=(11, 5.5), layout="constrained")
-    panels = figure.subplots(2, 2, gridspec_kw={"height_ratios": [max(menu.sizes[:2]), max(menu.sizes[2:])]})
-    colours = matplotlib.colormaps["viridis"]
-    for panel, dimension, share in zip(panels.flat, DIMENSIONS, shares, strict=True):
-        image = panel.imshow(share, vmin=0, vmax=1, cmap=colours, aspect="auto", interpolation="nearest")
-        panel.set_title(dimension, loc="left", fontsize=10, fontweight="bold")
-        panel.set_yticks(range(len(share)), menu.names(dimension), fontsize=9)
-        if ticks is not None:
-            panel.set_xticks(range(len(ticks)), ticks, fontsize=9)
+    figure = Figure(figsize=(7, 8), layout="constrained")
+    panels = figure.subplots(len(DIMENSIONS), 1, gridspec_kw={"height_ratios": [size + 1 for size in menu.sizes]})
+    for panel, dimension, share in zip(panels, DIMENSIONS, shares, strict=True):
+        image = panel.imshow(share, vmin=0, vmax=1, cmap="viridis", aspect="auto", interpolation="nearest")
+        panel.set_title(dimension, loc="left", fontsize=13, fontweight="bold")
+        panel.set_yticks(range(len(share)), menu.names(dimension), fontsize=12)
+        if ticks is None:
+            panel.tick_params(axis="x", labelsize=11)
+        else:
+            panel.set_xticks(range(len(ticks)), ticks, fontsize=11)
             for (choice, place), value in np.ndenumerate(share):
-                if value >= 0.01:
+                if value >= 0.005:
                     ink = "black" if value > 0.6 else "white"
-                    panel.text(place, choice, f"{100 * value:.0f}", ha="center", va="center", color=ink, fontsize=8)
-        panel.set_xlabel(xlabel, fontsize=9)
-    figure.colorbar(image, ax=panels, label="share of choices", shrink=0.8)
+                    panel.text(place, choice, f"{100 * value:.0f}", ha="center", va="center", color=ink, fontsize=11)
+    panels[-1].set_xlabel(xlabel, fontsize=12)
+    figure.colorbar(image, ax=list(panels), label="share of choices", shrink=0.6)
     return figure

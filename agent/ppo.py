@@ -22,6 +22,7 @@ from stable_baselines3.common.vec_env import VecEnv
 from classifier.files import DamagedFileError, write_atomic
 from classifier.mixing.policy import require_fields
 from envs import Menu
+from envs.mix_policy import segment_ends
 from envs.observation import VERSION as OBSERVATION_VERSION
 from envs.observation import observation_space
 
@@ -70,8 +71,11 @@ def build_agent(config: PPOConfig, workers: VecEnv, *, segments: int, seed: int,
         start: the action that is likely at first: an index into each dimension of the menu.
 
     Raises:
-        ValueError: episodes do not divide among the workers, or steps among minibatches.
+        ValueError: episodes do not divide among the workers, or steps among minibatches, or the start probability is
+            not between 0 and 1.
     """
+    if not 0 < config.start_probability < 1:
+        raise ValueError(f"start_probability must be between 0 and 1, got {config.start_probability}")
     if config.episodes_per_update % workers.num_envs:
         raise ValueError(
             f"episodes_per_update must be a multiple of the number of workers, got {config.episodes_per_update} "
@@ -208,10 +212,14 @@ class Agent:
             hidden = [int(units) for units in value["hidden"]]
             if len(hidden) > 8 or any(not 1 <= units <= 4096 for units in hidden):
                 raise ValueError(f"hidden must be up to 8 layers of 1 to 4096 units, got {hidden}")
+            if not isinstance(value["segments"], list) or not isinstance(value["provenance"], dict):
+                raise ValueError("segments must be a list and provenance an object")
+            segments = segment_ends(value["segments"])
             policy = new_policy(menu, hidden)
             policy.load_state_dict(load_file(folder / "agent.safetensors"))
-            return cls(policy, menu, tuple(float(end) for end in value["segments"]), value["provenance"])
-        except (OSError, ValueError, TypeError, KeyError, RuntimeError, RecursionError, SafetensorError) as error:
+            return cls(policy, menu, segments, value["provenance"])
+        # ArithmeticError: JSON knows numbers that are infinite.
+        except (OSError, ValueError, TypeError, KeyError, ArithmeticError, RuntimeError, SafetensorError) as error:
             raise DamagedFileError(
                 f"{folder}: no usable agent there ({error}); it needs agent.json and "
                 "agent.safetensors as train_agent.py writes them"

@@ -34,17 +34,17 @@ def greedy_schedules(agent: Agent, workers: VecEnv, episodes: int) -> list[Polic
     while any(len(episodes_of_one) < rounds for episodes_of_one in finished):
         assert isinstance(observations, np.ndarray)
         actions = [agent.choose(observation) for observation in observations]
-        observations, _, dones, _ = workers.step(np.array(actions))
-        for worker, (action, done) in enumerate(zip(actions, dones, strict=True)):
+        observations, _, dones, infos = workers.step(np.array(actions))
+        for worker, (action, done, info) in enumerate(zip(actions, dones, infos, strict=True)):
             running[worker].append(action)
             if done:
-                finished[worker].append(running[worker])
+                finished[worker].append([] if info["diverged"] else running[worker])
                 running[worker] = []
     return [
         to_schedule(actions, agent.menu, agent.segments)
         for of_one in finished
         for actions in of_one[:rounds]
-        if len(actions) == len(agent.segments)
+        if actions
     ]
 
 

@@ -82,7 +82,8 @@ def _take_tensors(value: Any, tensors: dict[str, Tensor]) -> Any:
     """Replace every tensor by `{"tensor": name}` and put it into `tensors`; dictionaries become lists of pairs."""
     if isinstance(value, Tensor):
         name = f"tensor{len(tensors)}"
-        tensors[name] = value.detach().cpu().contiguous()
+        # A copy, because safetensors refuses two tensors in one memory, as tied weights are.
+        tensors[name] = value.detach().cpu().clone(memory_format=torch.contiguous_format)
         return {"tensor": name}
     if isinstance(value, dict):
         return {"pairs": [[key, _take_tensors(entry, tensors)] for key, entry in value.items()]}

@@ -10,17 +10,19 @@ BF16_TOLERANCE = 0.05  # largest error of a bf16 convolution, relative to the la
 
 
 def resolve_device(name: str) -> torch.device:
-    """`auto` is CUDA where there is one, else the CPU; any other name as torch reads it.
+    """`auto` is CUDA where there is one, else the CPU; `cpu`, `cuda` and `cuda:N` are as torch reads them.
 
     Raises:
-        ValueError: the device is not there.
+        ValueError: the name is another one, or the device is not there.
     """
     if name == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:
         device = torch.device(name)
     except RuntimeError:
-        raise ValueError(f"device must be auto, cpu, cuda or cuda:N, got {name!r}") from None
+        device = None
+    if device is None or device.type not in ("cpu", "cuda"):
+        raise ValueError(f"device must be auto, cpu, cuda or cuda:N, got {name!r}")
     if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
         raise ValueError(f"device {name!r} is not here: torch sees {torch.cuda.device_count()} CUDA devices; use cpu")
     return device

@@ -239,6 +239,7 @@ class Trainer:
         if config.compile:
             self._compile()
         self.data = data.to(self.device)
+        self.last_mixed: tuple[Tensor, Tensor] | None = None  # for pictures; of the training before, after a reset
         self.reset(seed, data=data)
 
     def reset(self, seed: int, *, data: Splits | None = None, updates: int | None = None) -> None:
@@ -274,7 +275,6 @@ class Trainer:
         self._data_blocks: dict[int, _DataBlock] = {}
         self._mixing_blocks: dict[int, list[MixDraw]] = {}
         self._epochs: dict[int, Tensor] = {}
-        self.last_mixed: tuple[Tensor, Tensor] | None = None
 
     @property
     def progress(self) -> float:

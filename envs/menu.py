@@ -67,8 +67,14 @@ class Menu:
 
         Args:
             action: an index into each dimension of `DIMENSIONS`.
+
+        Raises:
+            ValueError: the menu has no such choice.
         """
-        source, threshold, label, lam = (int(index) for index in action)
+        choice = tuple(int(index) for index in action)
+        if len(choice) != len(DIMENSIONS) or any(not 0 <= i < n for i, n in zip(choice, self.sizes, strict=True)):
+            raise ValueError(f"an action must be one index for each of {self.sizes} choices, from 0, got {choice}")
+        source, threshold, label, lam = choice
         shares = self.sources[source][1]
         beta, smoothing = self.labels[label]
         return MixPolicy(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -152,11 +153,7 @@ class MixPolicyEnv(gym.Env[Any, Any]):
         self.tasks = TaskDistribution(**tasks) if isinstance(tasks, Mapping) else tasks or DIGITS_TASK
         self.training = TrainConfig(**training) if isinstance(training, Mapping) else training or TrainConfig()
         self.segments = segment_ends(segments)
-        if self.tasks.updates[0] < len(self.segments):
-            raise ValueError(
-                f"every segment needs an update: got {len(self.segments)} segments and trainings of "
-                f"{self.tasks.updates[0]} updates; use fewer segments or longer trainings"
-            )
+        _require_updates(self.segments, *self.tasks.updates)
         if reward not in REWARDS:
             raise ValueError(f"reward must be one of {', '.join(REWARDS)}, got {reward!r}")
         if reference_seeds < 0:
@@ -246,7 +243,7 @@ class MixPolicyEnv(gym.Env[Any, Any]):
         return observation, reward, terminated, False, info
 
     def render(self) -> NDArray[np.uint8] | None:
-        """The last mixed images of this training with their targets, `[H, W, 3]`; nothing before there were any."""
+        """The last mixed images with their targets, `[H, W, 3]`; nothing before there were any."""
         if self.render_mode != "rgb_array" or self._trainer is None or self._trainer.last_mixed is None:
             return None
         images, targets = self._trainer.last_mixed
@@ -345,6 +342,8 @@ class FlatMixPolicyEnv(MixPolicyEnv):
 
     def step(self, action: Any) -> tuple[NDArray[np.float32], float, bool, bool, dict[str, Any]]:
         """Train one segment under the menu's distinct policy number `action`."""
+        if not 0 <= int(action) < len(self.choices):
+            raise ValueError(f"an action must be in [0, {len(self.choices) - 1}], got {action}")
         return super().step(self.choices[int(action)])
 
 
@@ -365,6 +364,22 @@ def segment_ends(segments: int | Sequence[float]) -> tuple[float, ...]:
     if not ends or ends[-1] != 1 or any(not low < high for low, high in zip((0.0, *ends), ends, strict=False)):
         raise ValueError(f"segments must be a number, or ends that rise in (0, 1] to 1, got {ends}")
     return ends
+
+
+def _require_updates(segments: Sequence[float], fewest: int, most: int) -> None:
+    """Refuse segments that some training of `fewest` to `most` updates would leave without an update.
+
+    Raises:
+        ValueError: there is such a training.
+    """
+    shortest = min(high - low for low, high in zip((0.0, *segments), segments, strict=False))
+    for updates in range(fewest, min(most, int(1 / shortest) + 1) + 1):  # beyond, every segment is above one update
+        ends = [0, *(round(end * updates) for end in segments)]
+        if any(low == high for low, high in pairwise(ends)):
+            raise ValueError(
+                f"every segment needs an update: got {len(segments)} segments that end at the updates {ends[1:]} of a "
+                f"training of {updates}; use fewer or longer segments, or longer trainings"
+            )
 
 
 def _train_seed(episode_seed: int) -> int:

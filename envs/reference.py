@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -10,7 +11,7 @@ import numpy as np
 
 from classifier.files import write_atomic
 from classifier.mixing import MixPolicy
-from classifier.trainer import Trainer
+from classifier.trainer import EvalStats, Trainer
 from envs.tasks import Task
 
 
@@ -61,11 +62,17 @@ def measure_reference(
     curves, counts = [], []
     for seed in seeds:
         trainer.reset(seed, updates=task.updates)
-        evaluations = []
+        evaluations, diverged = [], False
         for segment, end in enumerate(ends):
-            trainer.train(policy, end - trainer.updates_done)
-            last = segment == len(ends) - 1
-            evaluations.append(trainer.evaluate("validation", limit=None if last else validation_limit))
+            limit = None if segment == len(ends) - 1 else validation_limit
+            # A training that diverged stays at chance until its end, as an episode does.
+            diverged = diverged or trainer.train(policy, end - trainer.updates_done).diverged
+            evaluation = None if diverged else trainer.evaluate("validation", limit=limit)
+            if evaluation is None or not math.isfinite(evaluation.loss):
+                diverged, chance = True, 1 / trainer.num_classes
+                images = len(trainer.data.validation.labels[:limit])
+                evaluation = EvalStats(chance, math.log(trainer.num_classes), chance, 0.0, images)
+            evaluations.append(evaluation)
         curves.append([evaluation.accuracy for evaluation in evaluations])
         counts = [evaluation.images for evaluation in evaluations]
     mean = np.mean(curves, axis=0)
@@ -81,4 +88,14 @@ def measure_reference(
 
 
 def _config_key(trainer: Trainer) -> dict[str, object]:
-    return {**asdict(trainer.config), "updates": None, "precision": trainer.precision, "data": trainer.data.name}
+    data = trainer.data
+    images = hashlib.sha256()  # the data set's name does not say how it was split, nor whether it is what it was
+    for part in (data.train.images, data.train.labels, data.validation.images, data.validation.labels):
+        images.update(part.cpu().numpy().tobytes())
+    return {
+        **asdict(trainer.config),
+        "updates": None,
+        "precision": trainer.precision,
+        "data": data.name,
+        "images": images.hexdigest(),
+    }

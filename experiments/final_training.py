@@ -127,15 +127,18 @@ def resolve(config: FinalConfig, data: Splits) -> FinalConfig:
     Raises:
         RunError: an option is out of range, or the network cannot be built.
     """
-    if config.threads:
-        torch.set_num_threads(config.threads)
     try:
-        if config.evaluations < 1:
-            raise ValueError(f"evaluations must be at least 1, got {config.evaluations}")
+        for name, least in (("evaluations", 1), ("threads", 0), ("seed", 0)):
+            if getattr(config, name) < least:
+                raise ValueError(f"{name} must be at least {least}, got {getattr(config, name)}")
+        if config.threads:
+            torch.set_num_threads(config.threads)
         device = resolve_device(config.device)
         precision = resolve_precision(config.precision, device)
         compiled = config.compile == "on"
         training = replace(config.training(), precision=precision)
+        # What is wrong with the network is said here, before there is a run folder.
+        Trainer(replace(training, device="cpu", precision="fp32", compile=False), data)
         if config.compile == "auto":
             compiled = compiling_pays(training, data, planned_updates=config.updates)
     except ValueError as error:

@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import fields
 from importlib.metadata import version
+from multiprocessing import resource_tracker
 from pathlib import Path
 from types import FrameType
 from typing import Any, NoReturn, TypeVar
@@ -90,14 +91,16 @@ class RunFolder:
         """
         try:
             value = json.loads((Path(path) / "config.json").read_bytes())
-            found = (value["kind"], value["version"])
+            found, config = (value["kind"], value["version"]), value["config"]
+            if not isinstance(config, dict):
+                raise TypeError
         except OSError:
             raise RunError(f"{path}: no run to resume there (config.json is missing); give a run's folder") from None
         except (ValueError, KeyError, TypeError):
             raise RunError(f"{path}/config.json: not a run's configuration; the file is damaged") from None
         if found != (kind, VERSION):
             raise RunError(f"{path}: a run of {found[0]}, version {found[1]}; expected {kind}, version {VERSION}")
-        return cls(Path(path)), value["config"]
+        return cls(Path(path)), config
 
     @property
     def checkpoints(self) -> Path:
@@ -243,6 +246,17 @@ class StopSignal:
         if self.asked:
             raise KeyboardInterrupt
         self.asked = True
+
+
+@contextmanager
+def interrupt_later() -> Iterator[None]:
+    """Put Ctrl-C off to the end; a process that is started here never sees it."""
+    resource_tracker.ensure_running()  # starting it, as the first spawned process does, would let Ctrl-C through again
+    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
 
 
 def interrupt_on_sigterm() -> None:

@@ -20,8 +20,9 @@ from typing import Any
 import numpy as np
 import torch
 import tyro
+from stable_baselines3 import PPO
 from stable_baselines3.common.logger import HParam, configure
-from stable_baselines3.common.vec_env import VecEnv
+from stable_baselines3.common.vec_env import DummyVecEnv, SubprocVecEnv, VecEnv
 from torch.utils.tensorboard.writer import SummaryWriter
 from tqdm import tqdm
 
@@ -33,17 +34,35 @@ from agent.workers import Job, Position, episode_seed, run_jobs, start_workers
 from classifier.data import Splits, load_dataset, split
 from classifier.hardware import resolve_device, resolve_precision
 from classifier.mixing import PolicySchedule
-from classifier.trainer import TrainConfig
+from classifier.trainer import TrainConfig, Trainer
 from classifier.tuning import compiling_pays
 from envs import Menu, MixPolicyEnv, TaskDistribution
 from envs.mix_policy import segment_ends
+from experiments.intervals import mean_interval, paired_difference
 from experiments.presets import PRESETS, SearchConfig
-from experiments.run_folder import LineLog, RunError, RunFolder, interrupt_on_sigterm, stored_config, user_errors
-from experiments.statistics import mean_interval, paired_difference
+from experiments.run_folder import (
+    LineLog,
+    RunError,
+    RunFolder,
+    interrupt_later,
+    interrupt_on_sigterm,
+    stored_config,
+    user_errors,
+)
 
 KIND = "agent"
 GREEDY_EPISODES = 4  # for each worker's share of at least one: what the majority is taken over
 MOST_CANDIDATES = 3
+LEAST = (  # (part of the config or none, option, its least value): what nothing further down checks
+    (None, "episodes", 1),
+    (None, "workers", 0),
+    (None, "candidate_seeds", 1),
+    (None, "contest_seeds", 1),
+    (None, "seed", 0),
+    ("ppo", "epochs", 1),
+    ("ppo", "minibatches", 1),
+    ("ppo", "hidden", 1),
+)
 TASKS_OF_THE_CONTEST = 1  # added to the seed of the tasks: images that the search has not trained on
 
 
@@ -85,9 +104,13 @@ class Search:
             )
             search = cls(config, tasks, training, Menu())
             MixPolicyEnv(**search.environment(None))
-            for name in ("episodes", "candidate_seeds", "contest_seeds"):
-                if getattr(config, name) < 1:
-                    raise ValueError(f"{name} must be at least 1, got {getattr(config, name)}")
+            for part, name, least in LEAST:
+                value = getattr(config if part is None else getattr(config, part), name)
+                if value < least:
+                    option = name if part is None else f"{part}.{name}"
+                    raise ValueError(f"{option} must be at least {least}, got {value}")
+            if not 0 < config.ppo.start_probability < 1:
+                raise ValueError(f"ppo.start_probability must be in (0, 1), got {config.ppo.start_probability:g}")
             return search
         except ValueError as error:
             raise RunError(str(error)) from error
@@ -165,6 +188,10 @@ def resolve(asked: SearchConfig) -> tuple[Search, Splits]:
     try:
         device = resolve_device(asked.device)
         precision = resolve_precision(asked.precision, device)
+        # What is wrong with network or agent is said here, before there is a run folder and a worker.
+        Trainer(replace(search.training, device="cpu", precision="fp32", compile=False), largest)
+        environments = DummyVecEnv([lambda: MixPolicyEnv(**search.environment(None))] * asked.worker_count)
+        new_agent(search, environments)
         compiled = asked.compile == "on"
         if asked.compile == "auto":
             planned = asked.episodes * asked.updates[1]
@@ -210,7 +237,8 @@ def execute(search: Search, run: RunFolder) -> None:
             for entry in checkpoint["positions"]
         ]
     )
-    workers = start_workers(search.environment(run), search_seed=config.seed, positions=positions)
+    with interrupt_later():  # Ctrl-C reaches the workers too, which ignore it once they have started
+        workers = start_workers(search.environment(run), search_seed=config.seed, positions=positions)
     try:
         prepare_references(search, workers)
         searching = time.monotonic()
@@ -220,8 +248,14 @@ def execute(search: Search, run: RunFolder) -> None:
         trainings = Trainings(run, workers)
         schedule = choose_schedule(search, run, workers, agent, trainings)
         contest = compare(search, run, schedule, trainings)
-    finally:
         workers.close()
+    except (EOFError, ConnectionError):
+        raise RunError(
+            "a worker process ended too early, by its own error above or killed from outside (is there enough "
+            f"memory?); go on with --resume {run.path}"
+        ) from None
+    finally:
+        end_workers(workers)
     timing = {
         "seconds_this_time": round(time.monotonic() - started, 1),
         "search_seconds_this_time": round(search_seconds, 1),
@@ -229,6 +263,14 @@ def execute(search: Search, run: RunFolder) -> None:
     }
     run.write_json("summary.json", {"policy": schedule.to_json(), "contest": contest, "timing": timing})
     report(search, run, schedule, contest)
+
+
+def end_workers(workers: VecEnv) -> None:
+    """End them at once, whatever they are doing: a run that goes on does that again."""
+    if isinstance(workers, SubprocVecEnv):
+        for process in workers.processes:
+            process.terminate()
+            process.join()
 
 
 def prepare_references(search: Search, workers: VecEnv) -> None:
@@ -247,11 +289,7 @@ def learn(
     config = search.config
     log = LineLog(run.path / "episodes.jsonl")
     log.keep(0 if checkpoint is None else checkpoint["episodes_done"])
-    start = search.menu.find(FIXED["CutMix half"])
-    try:
-        model = build_agent(config.ppo, workers, segments=len(search.segments), seed=config.seed, start=start)
-    except ValueError as error:
-        raise RunError(str(error)) from error
+    model = new_agent(search, workers)
     model.set_logger(configure(str(run.events), ["tensorboard"]))
     model.logger.record("hparams", HParam(_flat(asdict(config)), {"search/return_mean": 0.0}))
     observations = workers.reset()
@@ -290,6 +328,16 @@ def learn(
     return Agent(model.policy, search.menu, search.segments, facts), learning_seconds
 
 
+def new_agent(search: Search, workers: VecEnv) -> PPO:
+    """The agent before it has learned anything; it leans to CutMix on half the updates.
+
+    Raises:
+        ValueError: its options do not fit each other or the number of workers.
+    """
+    config, start = search.config, search.menu.find(FIXED["CutMix half"])
+    return build_agent(config.ppo, workers, segments=len(search.segments), seed=config.seed, start=start)
+
+
 def choose_schedule(
     search: Search, run: RunFolder, workers: VecEnv, agent: Agent, trainings: Trainings
 ) -> PolicySchedule:
@@ -322,7 +370,7 @@ def choose_schedule(
         "validation_accuracy": mean,
         "validation_interval": width if np.isfinite(width) else None,
         "validation_seeds": config.candidate_seeds,
-        "episodes": config.episodes,
+        "episodes": agent.provenance["episodes"],
         **_facts(search),
     }
     schedule = PolicySchedule(offered[best].segments, provenance)

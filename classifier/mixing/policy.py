@@ -59,12 +59,14 @@ class LamDistribution:
         if match[3]:
             return cls("uniform", None)
         try:
-            return cls(match[1], float(match[2]))
-        except ValueError as error:
-            raise PolicyError(f"lam: {error}") from None
+            parameter = float(match[2])
+        except ValueError:
+            raise PolicyError(f"lam must read beta(A), uniform or fixed(V), got {text!r:.80}") from None
+        return cls(match[1], parameter)
 
     def __str__(self) -> str:
-        return self.kind if self.parameter is None else f"{self.kind}({self.parameter:g})"
+        # All digits, or a policy would come back from its file as another one.
+        return self.kind if self.parameter is None else f"{self.kind}({float(self.parameter)!r})".replace(".0)", ")")
 
     def quantile(self, probability: float) -> float:
         """λ at `probability` in [0, 1]: a uniform draw becomes a draw of λ."""
@@ -182,7 +184,8 @@ class Interleaver:
     """Says which method the next update uses, so that shares are kept evenly and never in clumps.
 
     Each update gives every method its share as credit; the one with the most credit is used and pays 1. Shares of one
-    half alternate strictly, clean first. Any share is kept to within one update, over any stretch.
+    half alternate strictly, clean first. From the first update on, every share is kept to within one update with up to
+    three methods, and to within two with more.
 
     Args:
         credit: state of an earlier Interleaver (its `credit`), to go on where it stood.

@@ -96,8 +96,16 @@ class PolicySchedule:
         return cls(tuple(segments), value["provenance"])
 
     def save(self, path: str | Path) -> None:
-        """Write the schedule to a JSON file, whole or not at all."""
-        write_atomic(Path(path), (json.dumps(self.to_json(), indent=2) + "\n").encode())
+        """Write the schedule to a JSON file, whole or not at all.
+
+        Raises:
+            PolicyError: the provenance holds a number that JSON has not (NaN, infinity).
+        """
+        try:
+            text = json.dumps(self.to_json(), indent=2, allow_nan=False)
+        except ValueError as error:
+            raise PolicyError(f"provenance must hold finite numbers only ({error})") from None
+        write_atomic(Path(path), (text + "\n").encode())
 
     @classmethod
     def load(cls, path: str | Path) -> PolicySchedule:
@@ -128,8 +136,9 @@ def _refuse_constant(name: str) -> Any:
 
 
 def _unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    value = dict(pairs)
-    if len(value) != len(pairs):
-        names = [name for name, _ in pairs]
-        raise PolicyError(f"the field {next(n for n in names if names.count(n) > 1)!r:.80} stands twice")
+    value: dict[str, Any] = {}
+    for name, entry in pairs:
+        if name in value:
+            raise PolicyError(f"the field {name!r:.80} stands twice")
+        value[name] = entry
     return value

@@ -39,9 +39,12 @@ def _import_factory(name: str) -> Callable[[int, int], nn.Module]:
             f"unknown model {name!r}: expected one of {', '.join(MODELS)}, or package.module:function for your own"
         )
     try:
-        return getattr(importlib.import_module(module_name), function)
-    except (ImportError, AttributeError) as error:
+        factory = getattr(importlib.import_module(module_name), function)
+    except (ImportError, AttributeError, TypeError, ValueError) as error:
         raise ValueError(f"model {name!r} cannot be imported ({error}); is its folder on PYTHONPATH?") from error
+    if not callable(factory):
+        raise ValueError(f"model {name!r} must be a function(num_classes, in_channels), got {type(factory).__name__}")
+    return factory
 
 
 __all__ = [

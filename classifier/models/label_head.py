@@ -75,9 +75,11 @@ def _find_last_layer(model: nn.Module, layers: dict[str, nn.Linear], image_shape
         for name, layer in layers.items()
     ]
     training = model.training
+    # Not zeros: through layers without biases they stay zeros, and every layer's output looks like the last one's.
+    images = torch.rand(2, *image_shape, generator=torch.Generator().manual_seed(0))
     try:
         with torch.no_grad():
-            logits = model.eval()(torch.zeros(2, *image_shape))
+            logits = model.eval()(images)
     finally:
         model.train(training)
         for hook in hooks:

@@ -1,0 +1,127 @@
+"""Hardware: names that are not there are refused, and bf16 is only trusted where it agrees with fp32."""
+
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from classifier import hardware
+from classifier.hardware import bf16_works, resolve_device, resolve_precision, why_not_compile
+
+CPU = torch.device("cpu")
+
+
+@pytest.fixture(autouse=True)
+def forget_what_was_measured() -> Iterator[None]:
+    bf16_works.cache_clear()
+    yield
+    bf16_works.cache_clear()
+
+
+@pytest.fixture
+def native_bf16(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(hardware, "has_amx", lambda device: True)
+
+
+@pytest.mark.parametrize("name", ["tpu", "", "cuda:x", "cuda:-1", "gpu", "meta", "mps", "xpu", "AUTO"])
+def test_other_device_names_are_refused(name: str) -> None:
+    with pytest.raises(ValueError, match="device must be auto, cpu, cuda or cuda:N"):
+        resolve_device(name)
+
+
+@pytest.mark.parametrize(("count", "name"), [(0, "cuda"), (0, "cuda:0"), (2, "cuda:2")])
+def test_a_gpu_that_is_not_here_is_refused(monkeypatch: pytest.MonkeyPatch, count: int, name: str) -> None:
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: count)
+    with pytest.raises(ValueError, match=f"{name}' is not here: torch sees {count} CUDA"):
+        resolve_device(name)
+
+
+def test_auto_takes_a_gpu_where_there_is_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    for there, expected in ((True, "cuda"), (False, "cpu")):
+        monkeypatch.setattr(torch.cuda, "is_available", lambda there=there: there)
+        assert resolve_device("auto").type == expected
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    assert resolve_device("cuda:1") == torch.device("cuda", 1)
+    assert resolve_device("cpu") == CPU
+
+
+@pytest.mark.parametrize("name", ["fp16", "", "float32", "BF16", "bfloat16"])
+def test_other_precisions_are_refused(name: str) -> None:
+    with pytest.raises(ValueError, match="precision must be auto, bf16 or fp32"):
+        resolve_precision(name, CPU)
+
+
+@pytest.mark.parametrize("works", [True, False])
+def test_auto_precision_is_bf16_only_where_it_works(monkeypatch: pytest.MonkeyPatch, works: bool) -> None:
+    monkeypatch.setattr(hardware, "bf16_works", lambda device: works)
+    assert resolve_precision("auto", CPU) == ("bf16" if works else "fp32")
+    assert resolve_precision("bf16", CPU) == "bf16"  # who asks for it gets it
+    assert resolve_precision("fp32", CPU) == "fp32"
+
+
+def test_bf16_is_not_used_where_it_is_emulated(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(hardware, "has_amx", lambda device: False)
+    monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: False)
+    monkeypatch.setattr(hardware, "_bf16_agrees", lambda device: True)
+    assert not bf16_works(CPU)
+
+
+def test_bf16_is_used_where_it_is_native_and_agrees(native_bf16: None) -> None:
+    assert bf16_works(CPU)
+
+
+class WrongGradient(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        return x.clone()
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> Tensor:
+        return gradient * 0.8
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        lambda convolve, x, w: convolve(x, w) * 1.1,
+        lambda convolve, x, w: convolve(x, w) * float("nan"),
+        lambda convolve, x, w: convolve(WrongGradient.apply(x), w),
+        lambda convolve, x, w: convolve(x, WrongGradient.apply(w)),
+    ],
+    ids=["wrong output", "NaN", "wrong input gradient", "wrong weight gradient"],
+)
+def test_bf16_is_not_used_where_a_convolution_disagrees(
+    monkeypatch: pytest.MonkeyPatch, native_bf16: None, damage: Callable[..., Tensor]
+) -> None:
+    original = nn.functional.conv2d
+
+    def convolution(x: Tensor, w: Tensor, **options: Any) -> Tensor:
+        convolve = lambda a, b: original(a, b, **options)  # noqa: E731
+        return damage(convolve, x, w) if torch.is_autocast_enabled("cpu") else convolve(x, w)
+
+    monkeypatch.setattr(nn.functional, "conv2d", convolution)
+    assert not bf16_works(CPU)
+
+
+def test_the_check_leaves_the_global_random_state_alone(native_bf16: None) -> None:
+    before = torch.get_rng_state()
+    bf16_works(CPU)
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+def test_compiling_needs_a_compiler_on_a_processor(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("shutil.which", lambda name: None)
+    assert "g++" in str(why_not_compile(CPU))
+    monkeypatch.setattr("shutil.which", lambda name: f"/usr/bin/{name}")
+    assert why_not_compile(CPU) is None
+
+
+@pytest.mark.parametrize(("capability", "fits"), [((6, 1), False), ((7, 0), True), ((9, 0), True)])
+def test_compiling_needs_a_gpu_that_is_new_enough(
+    monkeypatch: pytest.MonkeyPatch, capability: tuple[int, int], fits: bool
+) -> None:
+    monkeypatch.setattr("shutil.which", lambda name: None)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: capability)
+    assert (why_not_compile(torch.device("cuda")) is None) == fits

@@ -1,0 +1,61 @@
+"""The smallest training that still is one: 20 updates on 100 digits, about 0.1 s."""
+
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from classifier.data import Splits, load_dataset, split
+from envs import MixPolicyEnv
+
+TRAINING: dict[str, Any] = {"batch_size": 20, "precision": "fp32", "device": "cpu"}
+TASKS: dict[str, Any] = {"train_size": (100, 100), "updates": (20, 20)}
+VALIDATION = 100
+
+
+def arguments(**changes: Any) -> dict[str, Any]:
+    """Arguments of a tiny `MixPolicyEnv`; `training` and `tasks` are merged with the usual ones."""
+    return {
+        "validation_size": VALIDATION,
+        **changes,
+        "training": {**TRAINING, **changes.get("training", {})},
+        "tasks": {**TASKS, **changes.get("tasks", {})},
+    }
+
+
+def tiny(**changes: Any) -> MixPolicyEnv:
+    return MixPolicyEnv(**arguments(**changes))
+
+
+def digits() -> Splits:
+    return split(load_dataset("digits"), validation_size=VALIDATION)
+
+
+def play(
+    env: Any, actions: Any, seed: int | None = None
+) -> tuple[NDArray[np.float32], list[float], list[dict[str, Any]]]:
+    """Observations `[steps + 1, n]`, rewards and infos of an episode; it may end before the actions do."""
+    observation, info = env.reset(seed=seed)
+    observations, rewards, infos = [observation], [], [info]
+    for action in actions:
+        observation, reward, terminated, truncated, info = env.step(action)
+        assert not truncated
+        observations.append(observation)
+        rewards.append(reward)
+        infos.append(info)
+        if terminated:
+            break
+    return np.array(observations), rewards, infos
+
+
+def weights(env: MixPolicyEnv) -> dict[str, torch.Tensor]:
+    assert env._trainer is not None
+    return {name: tensor.clone() for name, tensor in env._trainer.network_state().items()}
+
+
+def same_weights(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> bool:
+    """Whether all are equal to the last bit, NaN and NaN being equal."""
+    return one.keys() == other.keys() and all(
+        torch.equal(one[name].view(-1).view(torch.uint8), other[name].reshape(-1).view(torch.uint8)) for name in one
+    )
