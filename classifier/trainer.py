@@ -8,6 +8,7 @@ stretch of training ends.
 
 from __future__ import annotations
 
+import copy
 import math
 import time
 import warnings
@@ -225,7 +226,8 @@ class Trainer:
         self.num_classes = data.num_classes
         _, channels, height, width = data.train.images.shape
         self._image_shape = (channels, height, width)
-        self.model, self.head_layer = self._new_model()
+        with torch.random.fork_rng(devices=[]):  # the weights are drawn by `reset`
+            self.model, self.head_layer = self._new_model()
         self.model.to(self.device).to(memory_format=torch.channels_last)
         self.optimizer = torch.optim.SGD(
             self.model.parameters(),
@@ -303,6 +305,8 @@ class Trainer:
         started = time.perf_counter()
         plan = [self._interleaver.next(policy.shares) for _ in range(updates)]
         probes = set([step for step, method in enumerate(plan) if method == "clean"][-PROBES:]) if probe else set()
+        # The input gradient of these clean updates serves the saliency updates that follow on the same batch.
+        recycled = _recycled(plan, policy) if self.config.saliency == "recycled" else [False] * updates
         beta = torch.full((), policy.label_beta, device=self.device)
         sums = {kind: torch.zeros(3, device=self.device) for kind in ("clean", "mixed")}
         probe_sums = torch.zeros(2, device=self.device)
@@ -312,12 +316,7 @@ class Trainer:
                 probed = step in probes
                 batch = self._next_batch(method)
                 draw = self._mix_draw(self.updates_done)
-                # Recycled: this clean batch's input gradient serves the saliency update that comes before another one.
-                recycle = (
-                    method == "clean"
-                    and self.config.saliency == "recycled"
-                    and _needs_gradient_next(plan[step + 1 :], policy)
-                )
+                recycle = recycled[step]
                 targets = smooth(one_hot(batch.labels, self.num_classes), policy.label_smoothing)
                 images, targets = METHODS[method].mix(batch.images, targets, policy, draw, batch.gradient)
                 if method != "clean":
@@ -328,8 +327,9 @@ class Trainer:
                 sums["clean" if method == "clean" else "mixed"] += stats
                 if recycle or probed:
                     batch.gradient = leaf.grad
-                if recycle:
-                    self._waiting = batch
+                if method == "clean":
+                    # Or none: a batch from before this one has the saliency of a network that is no more.
+                    self._waiting = batch if recycle else None
                 if probed:
                     probe_sums += self._probe(batch)
                 self.optimizer.step()
@@ -360,10 +360,12 @@ class Trainer:
             limit: how many images, from the start of the split; none = all.
 
         Raises:
-            ValueError: the split is not known or empty.
+            ValueError: the split is not known or empty, or the limit is below 1.
         """
         if split not in ("train", "validation", "development", "test"):
             raise ValueError(f"split must be train, validation, development or test, got {split!r}")
+        if limit is not None and limit < 1:
+            raise ValueError(f"limit must be at least 1 image, or none for all, got {limit}")
         images, labels = (part[:limit] for part in (getattr(self.data, split).images, getattr(self.data, split).labels))
         if not len(labels):
             raise ValueError(f"the {split} split holds no image; choose another or give it some")
@@ -400,8 +402,9 @@ class Trainer:
             "credit": self._interleaver.credit,
             "waiting": None if waiting is None else [waiting.images, waiting.labels, waiting.gradient],
             "random_state": self._random_state,
-            "model": dict(self.model.state_dict()),
-            "optimizer": self.optimizer.state_dict(),
+            # Copies: training goes on in place, and must not change what was kept.
+            "model": {name: tensor.clone() for name, tensor in self.model.state_dict().items()},
+            "optimizer": copy.deepcopy(self.optimizer.state_dict()),
             "lr_schedule": self._lr_schedule.state_dict(),
         }
 
@@ -419,6 +422,10 @@ class Trainer:
         except RuntimeError as error:
             raise ValueError(f"the state is of another network than {self.config.model} ({error})") from None
         self.optimizer.load_state_dict(state["optimizer"])
+        for parameter, kept in self.optimizer.state.items():
+            # A copy in the parameter's memory format: the fused step pairs values by place, not by index.
+            if (buffer := kept.get("momentum_buffer")) is not None:
+                kept["momentum_buffer"] = torch.empty_like(parameter).copy_(buffer)
         self._lr_schedule.load_state_dict(state["lr_schedule"])
         self.updates_done = state["updates_done"]
         self._fresh_batches = state["fresh_batches"]
@@ -477,7 +484,8 @@ class Trainer:
         confidence, answer = local.softmax(dim=1).max(dim=1)
         hits = (answer == labels).float() * weight
         confidence = confidence * weight
-        place = (confidence * CALIBRATION_BINS).long().clamp(max=CALIBRATION_BINS - 1)
+        # Clamped from below too: a diverged network's NaN becomes some number, and must not be an index out of range.
+        place = (confidence * CALIBRATION_BINS).long().clamp(0, CALIBRATION_BINS - 1)
         member = nn.functional.one_hot(place, CALIBRATION_BINS).float()
         values = torch.stack((hits, confidence))
         return torch.stack((hits.sum(), (loss * weight).sum(), confidence.sum())), values @ member
@@ -582,14 +590,18 @@ class Trainer:
             self._random_state = torch.get_rng_state()
 
 
-def _needs_gradient_next(rest: list[str], policy: MixPolicy) -> bool:
-    """Whether a saliency method comes before the next clean update; past the plan's end, whether the policy has one."""
-    for method in rest:
-        if METHODS[method].needs_gradient:
-            return True
-        if method == "clean":
-            return False
-    return any(METHODS[method].needs_gradient for method in policy.shares)
+def _recycled(plan: Sequence[str], policy: MixPolicy) -> list[bool]:
+    """For each update, whether it is clean and a saliency method comes before the next clean one.
+
+    What follows the plan is not known: its last clean update counts if the policy has a saliency method at all.
+    """
+    wanted = any(METHODS[method].needs_gradient for method in policy.shares)
+    flags = []
+    for method in reversed(plan):
+        flags.append(method == "clean" and wanted)
+        if method == "clean" or METHODS[method].needs_gradient:
+            wanted = METHODS[method].needs_gradient
+    return flags[::-1]
 
 
 def _stream_seed(seed: int, stream: str, number: int) -> int:

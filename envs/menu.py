@@ -75,7 +75,7 @@ class Menu:
         if len(choice) != len(DIMENSIONS) or any(not 0 <= i < n for i, n in zip(choice, self.sizes, strict=True)):
             raise ValueError(f"an action must be one index for each of {self.sizes} choices, from 0, got {choice}")
         source, threshold, label, lam = choice
-        shares = self.sources[source][1]
+        shares = MixPolicy(self.sources[source][1]).shares  # as far as they have an effect
         beta, smoothing = self.labels[label]
         return MixPolicy(
             shares,

@@ -270,7 +270,10 @@ class MixPolicyEnv(gym.Env[Any, Any]):
         for end, policy in schedule.ends(task.updates):
             if trainer.train(policy, end - trainer.updates_done).diverged:
                 return dict.fromkeys(splits, 1 / trainer.num_classes)
-        return {name: trainer.evaluate(name).accuracy for name in splits}
+        evaluations = {name: trainer.evaluate(name) for name in splits}
+        if not all(math.isfinite(evaluation.loss) for evaluation in evaluations.values()):
+            return dict.fromkeys(splits, 1 / trainer.num_classes)
+        return {name: evaluation.accuracy for name, evaluation in evaluations.items()}
 
     def prepare_reference(self, number: int) -> None:
         """Measure the reference on task `number` of the pool ahead of time; ends a running episode."""

@@ -34,6 +34,7 @@ from classifier.data import Dataset, ImageSet, Splits, load_dataset, pad_images,
 from classifier.files import write_atomic
 from classifier.hardware import resolve_device, resolve_precision, why_not_compile
 from classifier.mixing import LamDistribution, MixPolicy
+from classifier.models import build_model
 from classifier.trainer import BLOCK, TrainConfig, Trainer
 from envs import MixPolicyEnv, TaskDistribution
 from experiments.run_folder import RunError, interrupt_on_sigterm, user_errors
@@ -128,6 +129,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         check(config)
         dataset = load_dataset(config.dataset, config.data_root)
         data = split(dataset, validation_size=_validation_size(config, dataset))
+        check_models(config, data)
         if config.profile is not None:
             for model in config.model:
                 print_profile(config, model, data)
@@ -172,6 +174,19 @@ def check(config: BenchmarkConfig) -> None:
     asked = config.profile is None or CONTESTANTS[config.profile].compile
     if config.compile and asked and reason is not None:
         raise RunError(f"{reason}; install it, or leave the compiled contestant out with --no-compile")
+
+
+def check_models(config: BenchmarkConfig, data: Splits) -> None:
+    """Build every network once, now and not after the minutes that those before it take.
+
+    Raises:
+        RunError: a name is not known, or a network cannot be built.
+    """
+    try:
+        for model in config.model:
+            build_model(model, num_classes=data.num_classes, in_channels=data.train.images.shape[1])
+    except ValueError as error:
+        raise RunError(f"--model: {error}") from error
 
 
 def prepare_output(path: Path) -> None:
@@ -377,9 +392,10 @@ def summary(values: Sequence[float]) -> dict[str, Any]:
 def text_report(report: Mapping[str, Any]) -> str:
     """The report as aligned tables."""
     host = report["machine"]
+    gpu = "" if host["gpu"] is None else f" ({host['gpu']})"
     lines = [
         f"{host['processor']}, {host['cores']} cores ({', '.join(host['cpu_flags']) or 'no vector flags known'}), "
-        f"torch {host['torch']}, device {report['device']}{f' ({host["gpu"]})' if host['gpu'] else ''}, "
+        f"torch {host['torch']}, device {report['device']}{gpu}, "
         f"load {host['load_average'][0]:.1f} before and {report['load_average_after'][0]:.1f} after",
         f"medians over {report['config']['rounds']} rounds [quartiles] (range)",
     ]

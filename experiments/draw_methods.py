@@ -34,7 +34,7 @@ class DrawConfig:
     """Folder where the data set lies; none looks in the usual places."""
     updates: int = 200
     """Updates of the network whose saliency R-Mix reads."""
-    seed: int = 3
+    seed: int = 4
     """Of the images, the network and the mixing."""
     out: str = "docs/methods.png"
     """The picture, PNG."""

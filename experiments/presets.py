@@ -46,9 +46,9 @@ class SearchConfig:
     validation_limit: int = 1000
     """How many of them are used before the end of a training."""
     episodes: int = 120
-    """Classifier trainings of the search."""
+    """Classifier trainings of the search, rounded up to whole updates of the agent."""
     workers: int = 0
-    """Worker processes, one thread each; 0 takes one for each core."""
+    """Worker processes, one thread each; 0 takes as many as cores allow and as share an update's episodes evenly."""
     candidate_seeds: int = 4
     """Fresh trainings by which the learned schedule is chosen among its candidates."""
     contest_seeds: int = 5
@@ -71,7 +71,10 @@ class SearchConfig:
     @property
     def worker_count(self) -> int:
         """Number of worker processes."""
-        return self.workers or len(os.sched_getaffinity(0))
+        if self.workers:
+            return self.workers
+        cores = len(os.sched_getaffinity(0))
+        return max(count for count in range(1, cores + 1) if self.ppo.episodes_per_update % count == 0)
 
 
 PRESETS = {

@@ -3,8 +3,10 @@
 python experiments/recycled_saliency.py
 python experiments/recycled_saliency.py --context --seeds 20
 
-Both train the same network for the same number of updates, half of them mixed, and differ in nothing but where the
-saliency comes from. A seed draws training images, weights, data order and mixing; both contestants have the same ones,
+Both train the same network for the same number of updates, half of them mixed. Recycled saliency mixes the very batch
+that the clean update before it has seen, exact saliency a fresh one with a pass of its own: recycled training also
+passes over its images half as often, and what is compared is the two as they are used, that included. A seed draws
+training images, weights, data order and mixing draws, the same for both contestants,
 so that what is reported is the mean of the paired differences. Accuracy is that of the development images, which
 neither training nor a search has seen. Trainings that have finished are not run again: the same command goes on, and
 with more --seeds it adds to what is there.
@@ -35,8 +37,8 @@ from classifier.hardware import resolve_device, resolve_precision
 from classifier.mixing import MixPolicy
 from classifier.trainer import TrainConfig, Trainer
 from experiments.benchmark_speed import machine
+from experiments.intervals import mean_interval, paired_difference
 from experiments.run_folder import LineLog, RunError, interrupt_on_sigterm, user_errors
-from experiments.statistics import mean_interval, paired_difference
 
 COMMAND = "python experiments/recycled_saliency.py"
 RMIX = MixPolicy({"clean": 0.5, "rmix": 0.5})
@@ -201,7 +203,6 @@ def open_log(out: Path, setting: Setting) -> tuple[LineLog, dict[tuple[str, int]
     try:
         out.mkdir(parents=True, exist_ok=True)
         runs = log.read()
-        log.keep(len(runs))  # a line that an interruption tore would spoil the next one
     except OSError as error:
         raise RunError(f"--out {out}: cannot be written ({error.strerror}); choose another folder") from None
     for run in runs:
@@ -210,12 +211,11 @@ def open_log(out: Path, setting: Setting) -> tuple[LineLog, dict[tuple[str, int]
                 f"--out {out}: holds trainings of another setting ({_first_difference(run.get('setting'), setting)}); "
                 "choose another folder, or delete its runs.jsonl"
             )
+    log.keep(len(runs))  # a line that an interruption tore would spoil the next one
     return log, {(run["method"], run["seed"]): run for run in runs}
 
 
-def run_all(
-    jobs: Sequence[tuple[str, int]], setting: Setting, config: ComparisonConfig
-) -> Iterator[dict[str, Any]]:
+def run_all(jobs: Sequence[tuple[str, int]], setting: Setting, config: ComparisonConfig) -> Iterator[dict[str, Any]]:
     """Run trainings in processes of their own, each result as soon as it is there.
 
     Args:

@@ -250,13 +250,19 @@ class StopSignal:
 
 @contextmanager
 def interrupt_later() -> Iterator[None]:
-    """Put Ctrl-C off to the end; a process that is started here never sees it."""
+    """Put Ctrl-C and SIGTERM off while processes are started; Ctrl-C never reaches these, whatever they are doing."""
     resource_tracker.ensure_running()  # starting it, as the first spawned process does, would let Ctrl-C through again
-    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
-    try:
-        yield
-    finally:
-        signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
+    with StopSignal() as stop:
+        signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+        try:
+            yield
+        except (EOFError, ConnectionError):
+            if not stop.asked:  # else a SIGTERM to all ended what was started
+                raise
+        finally:
+            signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
+    if stop.asked:
+        raise KeyboardInterrupt
 
 
 def interrupt_on_sigterm() -> None:

@@ -53,6 +53,7 @@ from experiments.run_folder import (
 KIND = "agent"
 GREEDY_EPISODES = 4  # for each worker's share of at least one: what the majority is taken over
 MOST_CANDIDATES = 3
+START = "CutMix half"  # what the untrained agent leans to: the rival it has to leave behind
 LEAST = (  # (part of the config or none, option, its least value): what nothing further down checks
     (None, "episodes", 1),
     (None, "workers", 0),
@@ -109,8 +110,6 @@ class Search:
                 if value < least:
                     option = name if part is None else f"{part}.{name}"
                     raise ValueError(f"{option} must be at least {least}, got {value}")
-            if not 0 < config.ppo.start_probability < 1:
-                raise ValueError(f"ppo.start_probability must be in (0, 1), got {config.ppo.start_probability:g}")
             return search
         except ValueError as error:
             raise RunError(str(error)) from error
@@ -149,9 +148,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
             search = Search.of(stored_config(SearchConfig, stored))
         else:
             search, data = resolve(asked)
-            print_data(data, search)
             run = RunFolder.create(asked.out, KIND)
             run.write_config(KIND, asdict(search.config))
+            print_data(data, search)
     with user_errors(f"python experiments/train_agent.py --resume {run.path}"):
         print(f"run folder: {run.path}\nwatch: tensorboard --logdir {run.events}", flush=True)
         execute(search, run)
@@ -237,9 +236,10 @@ def execute(search: Search, run: RunFolder) -> None:
             for entry in checkpoint["positions"]
         ]
     )
-    with interrupt_later():  # Ctrl-C reaches the workers too, which ignore it once they have started
-        workers = start_workers(search.environment(run), search_seed=config.seed, positions=positions)
+    workers = None
     try:
+        with interrupt_later():
+            workers = start_workers(search.environment(run), search_seed=config.seed, positions=positions)
         prepare_references(search, workers)
         searching = time.monotonic()
         agent, learning_seconds = learn(search, run, workers, positions, checkpoint)
@@ -255,7 +255,11 @@ def execute(search: Search, run: RunFolder) -> None:
             f"memory?); go on with --resume {run.path}"
         ) from None
     finally:
-        end_workers(workers)
+        if isinstance(workers, SubprocVecEnv):
+            # At once, whatever they are doing: a run that goes on does that again.
+            for process in workers.processes:
+                process.terminate()
+                process.join()
     timing = {
         "seconds_this_time": round(time.monotonic() - started, 1),
         "search_seconds_this_time": round(search_seconds, 1),
@@ -263,14 +267,6 @@ def execute(search: Search, run: RunFolder) -> None:
     }
     run.write_json("summary.json", {"policy": schedule.to_json(), "contest": contest, "timing": timing})
     report(search, run, schedule, contest)
-
-
-def end_workers(workers: VecEnv) -> None:
-    """End them at once, whatever they are doing: a run that goes on does that again."""
-    if isinstance(workers, SubprocVecEnv):
-        for process in workers.processes:
-            process.terminate()
-            process.join()
 
 
 def prepare_references(search: Search, workers: VecEnv) -> None:
@@ -334,7 +330,7 @@ def new_agent(search: Search, workers: VecEnv) -> PPO:
     Raises:
         ValueError: its options do not fit each other or the number of workers.
     """
-    config, start = search.config, search.menu.find(FIXED["CutMix half"])
+    config, start = search.config, search.menu.find(FIXED[START])
     return build_agent(config.ppo, workers, segments=len(search.segments), seed=config.seed, start=start)
 
 
@@ -446,6 +442,8 @@ def report(search: Search, run: RunFolder, schedule: PolicySchedule, contest: di
     print("\nThe learned policy")
     for until, policy in schedule.segments:
         print(f"  until {100 * until:5.1f} %  {policy}")
+    if all(policy == FIXED[START] for _, policy in schedule.segments):
+        print(f"  This is where the search started: it found nothing that its evidence puts above {START}.")
     rows = [("", "accuracy", "learned is ahead by", "")]
     for name, entry in contest.items():
         versus = ("", "")

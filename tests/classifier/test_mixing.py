@@ -1,4 +1,4 @@
-"""Mixing: each method against an independent truth (golden files, torchvision, loops, NumPy), and what all must keep."""
+"""Mixing: each method against an independent truth (golden files, torchvision, loops), and what all must keep."""
 
 import copy
 import math
@@ -126,7 +126,9 @@ def test_rmix_thresholds_are_the_published_ones() -> None:
     saliency=hnp.arrays(np.int64, st.sampled_from([(3, 4, 4), (3, 2, 2), (3, 1, 5)]), elements=st.integers(0, 5)),
     levels=st.lists(st.floats(0, 1, width=32), min_size=3, max_size=3),
 )
-def test_salient_patches_are_those_from_the_quantile_on_ties_included(saliency: np.ndarray, levels: list[float]) -> None:
+def test_salient_patches_are_those_from_the_quantile_on_ties_included(
+    saliency: np.ndarray, levels: list[float]
+) -> None:
     # Whole numbers: neighbours are equal or far apart, so that rounding cannot decide, except at a position that is
     # nearly whole; there the quantile *is* a patch, and the two precisions may fall on different sides of it.
     positions = np.array(levels) * (saliency[0].size - 1)
@@ -163,7 +165,9 @@ def test_threshold_zero_makes_every_patch_salient_so_that_rmix_is_mixup() -> Non
 def test_rmix_refuses_a_grid_that_does_not_divide_the_image(shape: tuple[int, int, int]) -> None:
     images, targets = random_batch(2)
     with pytest.raises(ValueError, match=rf"{shape[1]} x {shape[2]} patches for 16 x 16 pixels"):
-        rmix(images, targets, partner=torch.tensor([1, 0]), lam=0.5, saliency=torch.ones(shape), threshold=torch.ones(2))
+        rmix(
+            images, targets, partner=torch.tensor([1, 0]), lam=0.5, saliency=torch.ones(shape), threshold=torch.ones(2)
+        )
 
 
 def test_rmix_says_what_it_lacks() -> None:
@@ -198,9 +202,7 @@ def test_a_policys_threshold_replaces_the_drawn_ones() -> None:
     mixed = METHODS["rmix"].mix(images, targets, policy, draw, gradient)
     grid = GRIDS[int(draw.grid_choice * len(GRIDS))]
     saliency = patch_saliency(gradient, grid)
-    expected = rmix(
-        images, targets, partner=draw.partner, lam=0.4, saliency=saliency, threshold=torch.full((4,), 0.55)
-    )
+    expected = rmix(images, targets, partner=draw.partner, lam=0.4, saliency=saliency, threshold=torch.full((4,), 0.55))
     torch.testing.assert_close(mixed, expected)
 
 
@@ -487,7 +489,11 @@ def test_the_order_of_a_batch_does_not_matter(name: str, method: Any) -> None:
         draw = MixDraw.sample(9, generator=rng(seed))
         order = torch.randperm(9, generator=rng(100 + seed))
         reordered = MixDraw(
-            order.argsort()[draw.partner[order]], draw.threshold[order], draw.lam_quantile, draw.centre, draw.grid_choice
+            order.argsort()[draw.partner[order]],
+            draw.threshold[order],
+            draw.lam_quantile,
+            draw.centre,
+            draw.grid_choice,
         )
         mixed, mixed_targets = method.mix(images, targets, policy_of(name), draw, gradient)
         other = method.mix(images[order], targets[order], policy_of(name), reordered, gradient[order])
@@ -543,7 +549,11 @@ def test_a_draw_follows_from_its_generator_alone() -> None:
     first, again, other = (MixDraw.sample(50, generator=rng(seed)) for seed in (3, 3, 4))
     assert torch.equal(torch.get_rng_state(), global_state)
     assert torch.equal(first.partner, again.partner) and torch.equal(first.threshold, again.threshold)
-    assert (first.lam_quantile, first.centre, first.grid_choice) == (again.lam_quantile, again.centre, again.grid_choice)
+    assert (first.lam_quantile, first.centre, first.grid_choice) == (
+        again.lam_quantile,
+        again.centre,
+        again.grid_choice,
+    )
     assert not torch.equal(first.partner, other.partner) and first.lam_quantile != other.lam_quantile
 
 

@@ -180,7 +180,7 @@ def test_the_docstrings_observation_table_is_the_space() -> None:
 ENV = tiny(tasks=POOL, reference_seeds=1)
 
 
-@settings(deadline=None, max_examples=25, suppress_health_check=[HealthCheck.too_slow])
+@settings(deadline=None, max_examples=12, suppress_health_check=[HealthCheck.too_slow])
 @given(
     actions=st.lists(st.tuples(*(st.integers(0, size - 1) for size in Menu().sizes)), min_size=4, max_size=4),
     seed=st.integers(0, 2**31 - 1),

@@ -57,7 +57,7 @@ def test_change_is_the_change_of_validation_accuracy() -> None:
     accuracies = accuracies_of(infos)
     assert rewards == pytest.approx([accuracies[0] - 0.1, *differences(accuracies)[1:]])
     assert sum(rewards) == pytest.approx(accuracies[-1] - 0.1)
-    assert accuracies[-1] > 0.15, "it learned something"
+    assert accuracies[-1] > 0.3, "it learned something"
 
 
 def test_final_is_paid_at_the_end_alone() -> None:
@@ -175,7 +175,7 @@ def test_prepare_reference_fills_the_cache_ahead_of_time(tmp_path: Path) -> None
         {"segments": 2},
         {"validation_limit": 50},
         {"validation_size": 150},
-        {"training": {"lr": 0.1}},
+        {"training": {"lr": 0.02}},
         {"tasks": {"updates": (24, 24)}},
         {"tasks": {"seed": 1}},
     ],

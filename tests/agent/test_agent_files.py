@@ -1,0 +1,191 @@
+"""A saved agent chooses as before, and a file that somebody was sent runs no code."""
+
+import json
+import os
+import pickle
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from agent.ppo import Agent, new_policy
+from classifier.files import DamagedFileError
+from envs import Menu
+from envs.observation import observation_space
+
+PROVENANCE = {"learned_by": "ppo", "episodes": 3, "updates": [20, 20]}
+
+
+def new_agent(menu: Menu | None = None, hidden: tuple[int, ...] = (16, 8), seed: int = 0) -> Agent:
+    """An agent with weights large enough to choose differently at different observations."""
+    menu = menu or Menu()
+    policy = new_policy(menu, hidden)
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for parameter in policy.parameters():
+            parameter.copy_(torch.randn(parameter.shape, generator=generator))
+    return Agent(policy, menu, (0.3, 0.8, 1.0), PROVENANCE)
+
+
+def observations(menu: Menu, count: int = 100) -> np.ndarray:
+    space = observation_space(menu)
+    space.seed(0)
+    return np.stack([space.sample() for _ in range(count)])
+
+
+@pytest.fixture
+def saved(tmp_path: Path) -> Path:
+    new_agent().save(tmp_path)
+    return tmp_path
+
+
+@pytest.mark.parametrize("menu", [Menu(), Menu(thresholds=(0.25,), lams=("uniform", "beta(2)"))])
+@pytest.mark.parametrize("hidden", [(16, 8), (), (4, 4, 4)])
+def test_a_loaded_agent_chooses_as_the_saved_one(tmp_path: Path, menu: Menu, hidden: tuple[int, ...]) -> None:
+    agent = new_agent(menu, hidden)
+    agent.save(tmp_path)
+    torch.manual_seed(8)
+    loaded = Agent.load(tmp_path)
+    seen = observations(menu)
+    choices = [agent.choose(observation) for observation in seen]
+    assert len(set(choices)) > 2
+    assert [loaded.choose(observation) for observation in seen] == choices
+    assert (loaded.menu, loaded.segments, loaded.provenance) == (menu, agent.segments, PROVENANCE)
+    for name, tensor in agent.policy.state_dict().items():
+        assert torch.equal(loaded.policy.state_dict()[name], tensor)
+    _, values, _ = loaded.policy(torch.from_numpy(seen), deterministic=True)
+    assert torch.equal(values, agent.policy(torch.from_numpy(seen), deterministic=True)[1])
+
+
+def test_the_choice_is_the_most_probable_action() -> None:
+    agent = new_agent()
+    for observation in observations(agent.menu, 20):
+        distribution = agent.policy.get_distribution(torch.from_numpy(observation[None])).distribution
+        assert agent.choose(observation) == tuple(int(part.probs.argmax()) for part in distribution)
+
+
+class Hostile:
+    """Runs code when it is unpickled."""
+
+    def __init__(self, mark: Path) -> None:
+        self.mark = mark
+
+    def __reduce__(self) -> tuple[Callable[[str], None], tuple[str]]:
+        return os.mkdir, (str(self.mark),)
+
+
+@pytest.mark.parametrize("name", ["agent.json", "agent.safetensors"])
+@pytest.mark.parametrize("writer", ["pickle", "torch"])
+def test_a_pickle_is_refused_and_not_run(saved: Path, name: str, writer: str) -> None:
+    mark = saved / "code was run"
+    if writer == "pickle":
+        (saved / name).write_bytes(pickle.dumps(Hostile(mark)))
+    else:
+        torch.save({"weights": Hostile(mark)}, saved / name)
+    with pytest.raises(DamagedFileError, match=str(saved)):
+        Agent.load(saved)
+    assert not mark.exists()
+
+
+@pytest.mark.parametrize("name", ["agent.json", "agent.safetensors"])
+@pytest.mark.parametrize("tenths", range(10))
+def test_a_cut_file_is_refused(saved: Path, name: str, tenths: int) -> None:
+    content = (saved / name).read_bytes()
+    (saved / name).write_bytes(content[: len(content) * tenths // 10])
+    with pytest.raises(DamagedFileError, match=r"agent\.json and agent\.safetensors"):
+        Agent.load(saved)
+
+
+@pytest.mark.parametrize("name", ["agent.json", "agent.safetensors"])
+def test_a_missing_file_is_refused(saved: Path, name: str) -> None:
+    (saved / name).unlink()
+    with pytest.raises(DamagedFileError, match=name.replace(".", r"\.")):
+        Agent.load(saved)
+    with pytest.raises(DamagedFileError):
+        Agent.load(saved / "nowhere")
+
+
+def nested(depth: int) -> bytes:
+    return b"[" * depth + b"]" * depth
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"format": "something else"},
+        {"version": 2},
+        {"version": None},
+        {"observation_version": 99},
+        {"hidden": [16, 9]},
+        {"hidden": [16]},
+        {"hidden": [0]},
+        {"hidden": [10**9]},
+        {"hidden": [8] * 9},
+        {"hidden": [float("inf")]},
+        {"hidden": [float("nan")]},
+        {"hidden": ["a"]},
+        {"hidden": 5},
+        {"hidden": None},
+        {"menu": {}},
+        {"menu": [1, 2]},
+        {"menu": {**Menu().to_json(), "thresholds": [None]}},
+        {"menu": {**Menu().to_json(), "sources": [["x", {"nothing": 1.0}]]}},
+        {"menu": {**Menu().to_json(), "sources": [["x", {"clean": {}}]]}},
+        {"menu": {**Menu().to_json(), "lams": [[]]}},
+        {"segments": [0.5]},
+        {"segments": [0.5, 0.2, 1.0]},
+        {"segments": []},
+        {"segments": 3},
+        {"segments": ["x"]},
+        {"segments": [float("nan"), 1.0]},
+        {"segments": [float("inf")]},
+        {"provenance": 5},
+        {"extra": 1},
+    ],
+)
+def test_a_description_that_does_not_fit_is_refused(saved: Path, change: dict[str, Any]) -> None:
+    value = json.loads((saved / "agent.json").read_text())
+    (saved / "agent.json").write_text(json.dumps({**value, **change}))
+    with pytest.raises(DamagedFileError):
+        Agent.load(saved)
+
+
+@pytest.mark.parametrize(
+    "content", [b"", b"null", b"[]", b"5", b"\xff\xfe", b'{"format": "rl-mix agent"}', nested(10**5)]
+)
+def test_json_that_is_no_agent_is_refused(saved: Path, content: bytes) -> None:
+    (saved / "agent.json").write_bytes(content)
+    with pytest.raises(DamagedFileError):
+        Agent.load(saved)
+
+
+def test_weights_that_do_not_fit_are_refused(saved: Path) -> None:
+    path = saved / "agent.safetensors"
+    weights = load_file(path)
+    name = "action_net.bias"
+    for changed in (
+        {**weights, name: weights[name][:-1].clone()},
+        {**weights, name: weights[name][None].clone()},
+        {key: tensor for key, tensor in weights.items() if key != name},
+        {**weights, "more": torch.zeros(1)},
+        {},
+    ):
+        save_file(changed, path)
+        with pytest.raises(DamagedFileError):
+            Agent.load(saved)
+    save_file(weights, path)
+    Agent.load(saved)
+
+
+def test_the_files_are_json_and_plain_tensors(saved: Path) -> None:
+    assert sorted(path.name for path in saved.iterdir()) == ["agent.json", "agent.safetensors"]
+    assert json.loads((saved / "agent.json").read_text())["version"] == 1
+    content = (saved / "agent.safetensors").read_bytes()
+    header = json.loads(content[8 : 8 + int.from_bytes(content[:8], "little")])
+    stored = max(entry["data_offsets"][1] for name, entry in header.items() if name != "__metadata__")
+    assert len(content) == 8 + int.from_bytes(content[:8], "little") + stored, "nothing behind the tensors"
+    assert {entry["dtype"] for name, entry in header.items() if name != "__metadata__"} == {"F32"}

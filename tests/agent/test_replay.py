@@ -1,0 +1,187 @@
+"""From an agent to a schedule and back: greedy episodes, majorities, and what policy holds at which progress."""
+
+from fractions import Fraction
+from itertools import pairwise
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from agent.baselines import FIXED, random_schedule
+from agent.replay import ask, candidates, follow, greedy_schedules, majority, to_schedule
+from agent.workers import Position, episode_seed
+from classifier.mixing import MixPolicy, PolicySchedule
+from envs import Menu
+from envs.mix_policy import segment_ends
+from envs.observation import TrainingState, observe
+from envs.tasks import Task
+from tests.agent.stub import SEGMENTS, Stub, stub_workers
+from tests.agent.test_agent_files import new_agent
+from tests.envs.tiny import play, tiny, weights
+
+MENU = Menu()
+CLEAN, CUTMIX, MIXUP = (MixPolicy({name: 1.0}) for name in ("clean", "cutmix", "mixup"))
+
+
+def schedule(*policies: MixPolicy) -> PolicySchedule:
+    return PolicySchedule(tuple(zip(segment_ends(len(policies)), policies, strict=True)))
+
+
+def state(progress: float, updates: int) -> TrainingState:
+    return TrainingState(Task(100, updates, 0.0, 0), 10, 20, progress, 1.0)
+
+
+# Majorities and candidates
+
+
+def test_majority_is_each_segments_most_frequent_policy() -> None:
+    rolled = [schedule(CLEAN, CUTMIX, MIXUP), schedule(CUTMIX, CUTMIX, CLEAN), schedule(CUTMIX, MIXUP, MIXUP)]
+    assert majority(rolled) == schedule(CUTMIX, CUTMIX, MIXUP)
+    assert majority(rolled[:1]) == rolled[0]
+    assert majority([schedule(CLEAN, MIXUP), schedule(CUTMIX, CUTMIX)]) == schedule(CLEAN, MIXUP), "the first seen"
+    with pytest.raises(ValueError):
+        majority([schedule(CLEAN), schedule(CLEAN, CLEAN)])
+
+
+def test_candidates_are_the_majority_and_the_most_frequent_others() -> None:
+    a, b, c = schedule(CLEAN, CUTMIX), schedule(CUTMIX, MIXUP), schedule(MIXUP, MIXUP)
+    # majority: CutMix (3 of 6, 2 CLEAN, 1 MIXUP), then MixUp (4 of 6)
+    rolled = [a, a, b, b, b, c]
+    assert candidates(rolled, 3) == {"majority": b, "greedy 2": a, "greedy 3": c}
+    assert candidates(rolled, 2) == {"majority": b, "greedy 2": a}
+    assert candidates(rolled, 1) == {"majority": b}
+    mixed = [schedule(CLEAN, CUTMIX), schedule(CUTMIX, CLEAN), schedule(CUTMIX, CUTMIX), schedule(CLEAN, CUTMIX)]
+    assert candidates(mixed, 9)["majority"] == schedule(CLEAN, CUTMIX)
+    assert len(candidates(mixed, 9)) == 3
+    assert candidates([a, a], 5) == {"majority": a}
+
+
+def test_to_schedule_is_one_policy_for_each_segment() -> None:
+    actions = [(2, 3, 0, 0), (0, 0, 2, 1), (4, 1, 1, 1)]
+    found = to_schedule(actions, MENU, (0.2, 0.5, 1.0))
+    assert [until for until, _ in found.segments] == [0.2, 0.5, 1.0]
+    assert [policy for _, policy in found.segments] == [MENU.policy(action) for action in actions]
+    with pytest.raises(ValueError):
+        to_schedule(actions[:2], MENU, (0.2, 0.5, 1.0))
+
+
+class FixedAgent:
+    """Chooses by the first number that it sees."""
+
+    menu, segments = MENU, SEGMENTS
+
+    def choose(self, observation: np.ndarray) -> tuple[int, ...]:
+        return int(observation[0] * 7), 0, 0, 0
+
+
+def greedy_by_hand(worker: int, episode: int, diverges: int | None) -> tuple[list[tuple[int, ...]], bool]:
+    env, agent = Stub(diverges=diverges), FixedAgent()
+    observation, _ = env.reset(seed=episode_seed(3, "greedy", worker, episode))
+    actions, done, info = [], False, {}
+    while not done:
+        actions.append(agent.choose(observation))
+        observation, _, done, _, info = env.step(actions[-1])
+    return actions, info["diverged"]
+
+
+@pytest.mark.parametrize("diverges", [None, 3, 0])
+@pytest.mark.parametrize(("workers", "episodes", "rounds"), [(1, 3, 3), (2, 4, 2), (2, 5, 3)])
+def test_greedy_schedules_are_what_the_agent_does_on_fresh_seeds(
+    workers: int, episodes: int, rounds: int, diverges: int | None
+) -> None:
+    vector = stub_workers([Position()] * workers, diverges=diverges)
+    vector.reset()
+    vector.step(np.zeros((workers, 4), dtype=int))  # in the middle of something else
+    found = greedy_schedules(FixedAgent(), vector, episodes)  # type: ignore[arg-type]
+    rolled = [greedy_by_hand(worker, episode, diverges) for worker in range(workers) for episode in range(rounds)]
+    # An episode that diverged in its last segment has as many actions as any other.
+    assert found == [to_schedule(actions, MENU, SEGMENTS) for actions, diverged in rolled if not diverged]
+
+
+def test_an_episode_that_diverges_at_its_very_end_gives_no_schedule() -> None:
+    class LastDiverges(FixedAgent):
+        def choose(self, observation: np.ndarray) -> tuple[int, ...]:
+            self.steps = getattr(self, "steps", 0) + 1
+            return (6 if self.steps % 4 == 0 else 1), 0, 0, 0
+
+    assert greedy_schedules(LastDiverges(), stub_workers([Position()], diverges=6), 2) == []  # type: ignore[arg-type]
+    assert len(greedy_schedules(LastDiverges(), stub_workers([Position()]), 2)) == 2  # type: ignore[arg-type]
+
+
+# Following a schedule
+
+
+@given(
+    segments=st.integers(1, 8).map(segment_ends)
+    | st.lists(st.integers(1, 99), min_size=1, max_size=6, unique=True).map(
+        lambda ends: (*(end / 100 for end in sorted(ends)), 1.0)
+    ),
+    updates=st.integers(1, 400),
+)
+def test_follow_agrees_with_the_schedules_own_ends(segments: tuple[float, ...], updates: int) -> None:
+    policies = [MixPolicy({"clean": 1.0}, label_smoothing=number / 20) for number in range(len(segments))]
+    whole = PolicySchedule(tuple(zip(segments, policies, strict=True)))
+    ends = whole.ends(updates)
+    assert ends[-1][0] == updates
+    choose = follow(whole)
+    expected = [policy for (start, _), (end, policy) in pairwise([(0, CLEAN), *ends]) for _ in range(start, end)]
+    assert [choose(state(done / updates, updates))[0] for done in range(updates)] == expected
+
+
+def test_thirds_of_an_odd_number_of_updates() -> None:
+    choose = follow(schedule(CLEAN, CUTMIX, MIXUP))
+    # round(7 / 3) = 2 and round(14 / 3) = 5
+    found = [choose(state(float(Fraction(done, 7)), 7))[0] for done in range(7)]
+    assert found == [CLEAN, CLEAN, CUTMIX, CUTMIX, CUTMIX, MIXUP, MIXUP]
+    assert choose(state(0.0, 7))[1] is None
+
+
+def test_following_a_schedule_is_the_training_that_it_came_from() -> None:
+    env = tiny(reward="change", tasks={"updates": (19, 19)}, segments=3)
+    actions = [(2, 0, 1, 0), (0, 0, 0, 0), (4, 2, 0, 0)]
+    _, _, infos = play(env, actions, seed=3)
+    expected = weights(env)
+    choose = follow(to_schedule(actions, env.menu, env.segments))
+    observation, _ = env.reset(seed=3)
+    for info in infos[1:]:
+        policy, _ = choose(state(float(observation[4]), 19))
+        assert policy.to_json() == info["policy"]
+        observation, *_ = env.step(env.menu.find(policy))
+    found = weights(env)
+    assert all((found[name] == expected[name]).all() for name in expected)
+
+
+def test_ask_chooses_as_the_agent_at_what_it_would_see() -> None:
+    agent = new_agent()
+    env = tiny(reward="change")
+    env.reset(seed=0)
+    for _ in range(3):
+        assert env._state is not None
+        policy, action = ask(agent)(env._state)
+        assert action == agent.choose(observe(env._state, env.menu))
+        assert policy == agent.menu.policy(action)
+        env.step(action)
+
+
+# Baselines
+
+
+def test_random_schedules_are_reproducible_and_cover_the_menu() -> None:
+    segments = (0.25, 0.5, 1.0)
+    assert random_schedule(MENU, segments, 4) == random_schedule(MENU, segments, 4)
+    drawn = [random_schedule(MENU, segments, seed) for seed in range(300)]
+    assert all(tuple(until for until, _ in entry.segments) == segments for entry in drawn)
+    chosen: dict[Any, int] = {}
+    for entry in drawn:
+        for _, policy in entry.segments:
+            source = tuple(policy.shares.items())
+            chosen[source] = chosen.get(source, 0) + 1
+    # 900 draws out of 7 sources: 129 each, with a standard deviation of 10.5
+    assert len(chosen) == 7
+    assert all(abs(count - 900 / 7) < 50 for count in chosen.values())
+
+
+def test_fixed_baselines_can_be_chosen_by_the_agent() -> None:
+    assert [MENU.find(policy) for policy in FIXED.values()] == [(0, 0, 0, 0), (2, 0, 0, 0)]

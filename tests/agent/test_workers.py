@@ -1,0 +1,113 @@
+"""Workers: each episode's seed follows from where it stands, and an unfinished one is repeated."""
+
+import itertools
+
+import numpy as np
+import pytest
+from stable_baselines3.common.vec_env import DummyVecEnv
+
+from agent.workers import STREAMS, Job, Position, Worker, episode_seed, run_jobs
+from classifier.mixing import MixPolicy, PolicySchedule
+from tests.agent.stub import Stub, stub_workers
+from tests.envs.tiny import play, tiny
+
+ACTIONS = [(2, 0, 0, 0), (4, 1, 2, 1), (0, 0, 1, 0), (6, 0, 0, 2)]
+
+
+def stub(index: int = 0, position: Position | None = None, search_seed: int = 3) -> Worker:
+    return Worker(Stub(), search_seed, index, position or Position())  # type: ignore[arg-type]
+
+
+def seeds(worker: Worker, count: int) -> list[int]:
+    return [worker.reset()[1]["episode_seed"] for _ in range(count)]
+
+
+def test_seeds_differ_wherever_anything_does_and_are_the_same_again() -> None:
+    places = list(itertools.product(range(5), STREAMS, range(4), range(50)))
+    found = {place: episode_seed(*place) for place in places}
+    assert len(set(found.values())) == len(places)
+    assert all(0 <= seed < 2**31 for seed in found.values())
+    assert found == {place: episode_seed(*place) for place in reversed(places)}
+
+
+def test_a_worker_gives_its_episodes_their_seeds() -> None:
+    for search_seed, index in ((3, 0), (3, 1), (4, 0)):
+        expected = [episode_seed(search_seed, "search", index, number) for number in range(4)]
+        assert seeds(stub(index, search_seed=search_seed), 4) == expected
+    assert seeds(stub(1, Position("greedy", 2)), 2) == [episode_seed(3, "greedy", 1, number) for number in (2, 3)]
+    worker = stub()
+    seeds(worker, 3)
+    worker.move(Position("contest", 7))
+    assert seeds(worker, 1) == [episode_seed(3, "contest", 0, 7)]
+    assert worker.reset(seed=12345)[1]["episode_seed"] == episode_seed(3, "contest", 0, 8), "a seed is not used"
+
+
+def test_vector_environments_start_the_next_episode_by_themselves() -> None:
+    workers = stub_workers([Position(), Position("search", 5)])
+    workers.reset()
+    seen: list[list[int]] = [[], []]
+    for _ in range(8):
+        _, _, dones, infos = workers.step(np.array([ACTIONS[0]] * 2))
+        for worker, (done, info) in enumerate(zip(dones, infos, strict=True)):
+            if done:
+                seen[worker].append(info["episode_seed"])
+    assert seen == [
+        [episode_seed(3, "search", 0, number) for number in (0, 1)],
+        [episode_seed(3, "search", 1, number) for number in (5, 6)],
+    ]
+
+
+@pytest.mark.parametrize("known", [0, 1, 2, 3])
+def test_an_unfinished_episode_is_repeated(known: int) -> None:
+    position = Position("search", 4, tuple(ACTIONS[:known]))
+    worker = Worker(tiny(reward="change"), 3, 1, position)
+    env = tiny(reward="change")
+    observations, rewards, _ = play(env, ACTIONS, seed=episode_seed(3, "search", 1, 4))
+    observation, _ = worker.reset()
+    np.testing.assert_array_equal(observation, observations[known])
+    for step in range(known, 4):
+        observation, reward, terminated, _, _ = worker.step(ACTIONS[step])
+        np.testing.assert_array_equal(observation, observations[step + 1])
+        assert reward == rewards[step]
+        assert terminated == (step == 3)
+    observation, info = worker.reset()
+    assert info["episode_seed"] == episode_seed(3, "search", 1, 5)
+    np.testing.assert_array_equal(observation, env.reset(seed=info["episode_seed"])[0]), "repeated only once"
+
+
+def test_jobs_are_spread_over_workers_and_come_back_in_order() -> None:
+    env = tiny(reward="change")
+    schedules = [
+        PolicySchedule.fixed(MixPolicy({"clean": 1.0})),
+        PolicySchedule(((0.4, MixPolicy({"mixup": 1.0})), (1.0, MixPolicy({"clean": 1.0}))), {"note": "not sent"}),
+        PolicySchedule.fixed(MixPolicy({"clean": 0.5, "rmix": 0.5}, threshold=0.25)),
+    ]
+    jobs = [
+        Job.of(f"job {number}", schedule, env.tasks.task(0), number, ["validation", "development"])
+        for number, schedule in enumerate(schedules)
+    ]
+    assert all(job.schedule["provenance"] == {} for job in jobs)
+    workers = DummyVecEnv(
+        [
+            lambda: Worker(tiny(reward="change"), 3, 0, Position()),
+            lambda: Worker(tiny(reward="change"), 3, 1, Position()),
+        ]
+    )
+    results = list(run_jobs(workers, jobs))
+    assert [job for job, _ in results] == jobs
+    for (_, accuracies), schedule, number in zip(results, schedules, range(3), strict=True):
+        expected = env.train_under(schedule, env.tasks.task(0), number, splits=["validation", "development"])
+        assert accuracies == expected
+    assert list(run_jobs(workers, [])) == []
+
+
+def test_references_are_spread_over_workers() -> None:
+    tasks = {"pool": 3}
+    vector = DummyVecEnv(
+        [lambda index=index: Worker(tiny(tasks=tasks, reference_seeds=1), 3, index, Position()) for index in range(2)]
+    )
+    vector.env_method("prepare_reference", [2])
+    vector.env_method("prepare_reference", [0, 1])
+    task = tiny(tasks=tasks).tasks.task
+    prepared = [list(worker.mix_policy_env._references) for worker in vector.envs]  # type: ignore[attr-defined]
+    assert prepared == [[task(2), task(0)], [task(1)]]

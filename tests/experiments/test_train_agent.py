@@ -1,0 +1,627 @@
+"""The search as a user runs it: what it leaves, what it refuses, and that stopping it changes nothing."""
+
+import ast
+import gc
+import inspect
+import itertools
+import json
+import os
+import random
+import re
+import shutil
+import signal
+import subprocess
+from collections.abc import Callable, Sequence
+from dataclasses import fields, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from scipy import stats
+from stable_baselines3.common.vec_env import DummyVecEnv
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+from agent.ppo import Agent, PPOConfig
+from agent.workers import Position, Worker, episode_seed
+from classifier.mixing import PolicySchedule
+from classifier.trainer import Trainer
+from envs import MixPolicyEnv
+from experiments import presets, train_agent
+from experiments.presets import PRESETS, SearchConfig
+
+# A search of seconds that learns fast enough for its agent to end somewhere else than where it started.
+EPISODES, SEGMENTS, PER_ROLLOUT, SEEDS = 12, 4, 4, 3
+OPTIONS = (
+    "--dataset digits --train-size 100 120 --updates 8 10 --validation-size 100 --tasks 2 --reference-seeds 2 "
+    f"--episodes {EPISODES} --ppo.episodes-per-update {PER_ROLLOUT} --ppo.learning-rate 0.03 "
+    f"--ppo.start-probability 0.2 --candidate-seeds 2 --contest-seeds {SEEDS} --workers 2"
+).split()
+CONTESTANTS = ["learned", "plain", "CutMix half", "random"]
+OUTCOME = ["policy.json", "agent.safetensors", "agent.json", "candidates.json", "episodes.jsonl", "trainings.jsonl"]
+
+
+class Killed(BaseException):
+    """Stands for SIGKILL in this process: nothing but `finally` sees it."""
+
+
+def workers_here(environment: dict[str, Any], *, search_seed: int, positions: Sequence[Position]) -> DummyVecEnv:
+    """The workers in this process, one after the other."""
+
+    def worker(index: int) -> Callable[[], Worker]:
+        return lambda: Worker(MixPolicyEnv(**environment), search_seed, index, positions[index])
+
+    return DummyVecEnv([worker(index) for index in range(len(positions))])
+
+
+@pytest.fixture
+def here(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Searches of this test run in this process alone, which saves the start of others."""
+    monkeypatch.setattr(train_agent, "start_workers", workers_here)
+
+
+def outcome(run: Path) -> dict[str, bytes]:
+    """Everything that must not depend on when a search was stopped."""
+    summary = json.loads((run / "summary.json").read_text())
+    del summary["timing"]
+    return {**{name: (run / name).read_bytes() for name in OUTCOME}, "summary": json.dumps(summary).encode()}
+
+
+def lines(path: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+def summary_of(run: Path) -> dict[str, Any]:
+    return json.loads((run / "summary.json").read_text())
+
+
+@pytest.fixture(scope="module")
+def user(start: Any, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str, str]:
+    """A search from a folder of the user's own: the run folder, what was printed, and what went to standard error."""
+    folder = tmp_path_factory.mktemp("somewhere")
+    process: subprocess.Popen[str] = start("train_agent.py", *OPTIONS, "--out", "run", cwd=folder)
+    out, err = process.communicate(timeout=300)
+    assert process.returncode == 0, err
+    return folder / "run", out, err
+
+
+@pytest.fixture
+def run(user: tuple[Path, str, str]) -> Path:
+    """The run folder of a finished search; not to be changed."""
+    return user[0]
+
+
+@pytest.fixture
+def copy(run: Path, tmp_path: Path) -> Path:
+    """A copy of the finished search's folder."""
+    return Path(shutil.copytree(run, tmp_path / "run"))
+
+
+@pytest.fixture
+def unfinished(copy: Path) -> Path:
+    """A copy of the search's folder as it stood after the last rollout."""
+    for name in (*OUTCOME, "summary.json"):
+        if name != "episodes.jsonl":
+            (copy / name).unlink()
+    return copy
+
+
+# What a search leaves
+
+
+def test_says_what_was_learned_and_how_to_go_on(user: tuple[Path, str, str]) -> None:
+    run, out, err = user
+    assert "Traceback" not in err and "Warning" not in err and "error" not in err
+    schedule = PolicySchedule.load(run / "policy.json")
+    assert "The learned policy" in out
+    for until, policy in schedule.segments:
+        assert f"until {100 * until:5.1f} %  {policy}" in out
+    contest = summary_of(run)["contest"]
+    for name in CONTESTANTS:
+        row = next(line for line in out.splitlines() if line.startswith(f"  {name} "))
+        assert f"{100 * contest[name]['mean']:.2f} ± {100 * contest[name]['interval']:.2f}" in row
+        if name != "learned":
+            difference, width = contest[name]["learned_minus_this"], contest[name]["difference_interval"]
+            assert f"{100 * difference:+.2f} ± {100 * width:.2f}" in row
+            verdict = "within noise" if abs(difference) <= width else "better" if difference > 0 else "worse"
+            assert row.endswith(verdict)
+    assert "tensorboard --logdir run/tensorboard" in out
+    assert "python experiments/replay_policy.py --policy run/policy.json" in out
+    assert "the test set is not read" in out
+
+
+def test_configuration_holds_every_option_and_the_machine(run: Path) -> None:
+    written = json.loads((run / "config.json").read_text())
+    assert written["kind"] == "agent" and written["command"][1:] == [*OPTIONS, "--out", "run"]
+    assert {entry.name for entry in fields(SearchConfig)} == set(written["config"])
+    assert written["config"]["workers"] == 2 and "auto" not in written["config"].values()
+    assert {"torch", "processor", "cores", "threads"} <= set(written["machine"])
+
+
+def test_policy_tells_where_it_comes_from(run: Path) -> None:
+    schedule = PolicySchedule.load(run / "policy.json")
+    assert [until for until, _ in schedule.segments] == [0.25, 0.5, 0.75, 1.0]
+    provenance = schedule.provenance
+    expected = {"learned_by": "ppo", "dataset": "digits", "model": "search", "episodes": EPISODES, "seed": 0}
+    assert expected.items() <= provenance.items()
+    assert provenance["train_size"] == [100, 120] and provenance["updates"] == [8, 10]
+    offered = json.loads((run / "candidates.json").read_text())
+    assert PolicySchedule.from_json(offered[provenance["candidate"]]).segments == schedule.segments
+    means = {
+        name: np.mean([e["accuracy"]["validation"] for e in lines(run / "trainings.jsonl")
+                       if e["stage"] == "candidates" and e["name"] == name])
+        for name in offered
+    }  # fmt: skip
+    assert provenance["validation_accuracy"] == pytest.approx(means[provenance["candidate"]])
+    assert means[provenance["candidate"]] == max(means.values())
+
+
+def test_agent_can_be_asked(run: Path) -> None:
+    agent = Agent.load(run)
+    assert agent.segments == (0.25, 0.5, 0.75, 1.0)
+    assert agent.provenance["episodes"] == EPISODES
+    env = MixPolicyEnv("digits", tasks={"train_size": (100, 100), "updates": (8, 8)}, reward="change")
+    observation, _ = env.reset(seed=0)
+    assert env.action_space.contains(np.array(agent.choose(observation)))
+
+
+def test_every_episode_is_logged_with_its_rewards(run: Path) -> None:
+    episodes = lines(run / "episodes.jsonl")
+    assert len(episodes) == EPISODES
+    references = [json.loads(path.read_text()) for path in (run / "references").iterdir()]
+    assert len(references) == 2  # one for each task
+    for worker in range(2):
+        own = [episode for episode in episodes if episode["worker"] == worker]
+        assert [episode["number"] for episode in own] == list(range(EPISODES // 2))
+        assert [e["seed"] for e in own] == [episode_seed(0, "search", worker, e["number"]) for e in own]
+    for episode in episodes:
+        reference = next(entry for entry in references if episode["task"] in entry["key"])
+        scores = (np.array(episode["validation_accuracy"]) - reference["accuracies"]) / np.array(reference["scales"])
+        assert len(episode["actions"]) == len(episode["rewards"]) == SEGMENTS
+        rewards = np.diff(scores.clip(-10, 10), prepend=0)
+        assert episode["rewards"] == pytest.approx(rewards.tolist(), abs=2e-6)
+        assert not episode["diverged"]
+
+
+def test_logged_episode_can_be_had_again(run: Path) -> None:
+    episode = lines(run / "episodes.jsonl")[-1]
+    search, _ = train_agent.resolve(train_agent.parse(OPTIONS))
+    env = MixPolicyEnv(**{**search.environment(None), "reward": "change"})
+    env.reset(seed=episode["seed"])
+    accuracies = [env.step(action)[4]["validation_accuracy"] for action in episode["actions"]]
+    assert accuracies == episode["validation_accuracy"]
+
+
+def test_contest_follows_from_its_trainings(run: Path) -> None:
+    trainings = [entry for entry in lines(run / "trainings.jsonl") if entry["stage"] == "comparison"]
+    assert [entry["name"] for entry in trainings] == CONTESTANTS * SEEDS
+    found = {
+        name: np.array([entry["accuracy"]["development"] for entry in trainings if entry["name"] == name])
+        for name in CONTESTANTS
+    }
+    contest = summary_of(run)["contest"]
+    assert list(contest) == CONTESTANTS
+    for name, values in found.items():
+        entry = contest[name]
+        assert entry["accuracies"] == values.tolist()
+        low, high = stats.t.interval(0.95, SEEDS - 1, loc=values.mean(), scale=stats.sem(values))
+        assert (entry["mean"] - entry["interval"], entry["mean"] + entry["interval"]) == pytest.approx((low, high))
+        gaps = found["learned"] - values
+        assert entry["learned_minus_this"] == pytest.approx(gaps.mean())
+        if gaps.any():
+            interval = stats.ttest_rel(found["learned"], values).confidence_interval(0.95)
+            assert entry["difference_interval"] == pytest.approx((interval.high - interval.low) / 2)
+        else:
+            assert entry["difference_interval"] == 0
+    learned = PolicySchedule.load(run / "policy.json")
+    assert all(
+        PolicySchedule.from_json(entry["schedule"]).segments == learned.segments
+        for entry in trainings
+        if entry["name"] == "learned"
+    )
+
+
+def test_contest_is_fair_and_fresh(run: Path) -> None:
+    trainings = lines(run / "trainings.jsonl")
+    contest = [entry for entry in trainings if entry["stage"] == "comparison"]
+    rounds = [contest[start : start + len(CONTESTANTS)] for start in range(0, len(contest), len(CONTESTANTS))]
+    for entries in rounds:  # the same images and seed for everybody
+        assert all((e["task"], e["seed"]) == (entries[0]["task"], entries[0]["seed"]) for e in entries)
+    images = [entries[0]["task"]["data_seed"] for entries in rounds]
+    seeds = [entries[0]["seed"] for entries in rounds]
+    assert len(set(images)) == len(set(seeds)) == SEEDS
+    seen = [e["task"]["data_seed"] for e in lines(run / "episodes.jsonl")]
+    used = [e["seed"] for e in trainings if e["stage"] == "candidates"] + [
+        e["seed"] for e in lines(run / "episodes.jsonl")
+    ]
+    assert not set(images) & set(seen) and not set(seeds) & set(used)
+
+
+def test_tensorboard_shows_the_search(run: Path) -> None:
+    events = EventAccumulator(str(run / "tensorboard"), size_guidance={"scalars": 0, "tensors": 0})
+    events.Reload()
+    scalars = set(events.Tags()["scalars"])
+    assert {"search/return_mean", "search/validation_accuracy_mean", "train/loss"} <= scalars
+    steps = [event.step for event in events.Scalars("search/return_mean")]
+    assert steps == [PER_ROLLOUT * SEGMENTS * (number + 1) for number in range(EPISODES // PER_ROLLOUT)]
+    episodes = lines(run / "episodes.jsonl")[:PER_ROLLOUT]
+    first = np.mean([sum(episode["rewards"]) for episode in episodes])
+    assert events.Scalars("search/return_mean")[0].value == pytest.approx(first, abs=1e-4)
+    for tag in ("comparison/text_summary", "learned_policy/text_summary"):
+        assert tag in events.Tags()["tensors"]
+    assert {"choices/over_the_search", "choices/over_training_progress"} <= set(events.Tags()["images"])
+
+
+# Stopping and going on
+
+
+def test_workers_do_not_change_the_search(here: None, run: Path, tmp_path: Path) -> None:
+    train_agent.main([*OPTIONS, "--out", str(tmp_path / "here")])
+    assert outcome(tmp_path / "here") == outcome(run)
+
+
+@pytest.mark.parametrize("seed", [0, 1])
+def test_killed_at_any_write_and_resumed(
+    seed: int, here: None, run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Every result is on the disk when `fsync` returns: a chain of kills there stands for those at any moment."""
+    draw, synchronise = random.Random(seed), os.fsync
+    left = 0
+
+    def fsync(file: int) -> None:
+        nonlocal left
+        left -= 1
+        if left == 0:
+            raise Killed
+        synchronise(file)
+
+    monkeypatch.setattr(os, "fsync", fsync)
+    arguments, kills = [*OPTIONS, "--out", str(tmp_path / "run")], 0
+    while True:
+        left = draw.randint(3, 22)  # config.json is there after 2
+        try:
+            train_agent.main(arguments)
+            break
+        except Killed:
+            kills += 1
+        gc.collect()  # the lock goes with the folder's last reference
+        arguments = ["--resume", str(tmp_path / "run")]
+    assert kills >= 3
+    assert outcome(tmp_path / "run") == outcome(run)
+
+
+@pytest.mark.slow
+def test_killed_and_interrupted_as_by_a_user(
+    start: Any,
+    wait_until: Any,
+    members: Any,
+    here: None,
+    run: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    folder = tmp_path / "run"
+    process = start("train_agent.py", *OPTIONS, "--out", "run", cwd=tmp_path)
+    wait_until("a checkpoint", lambda: any(folder.glob("checkpoints/*.safetensors")), running=process)
+
+    # A second process on the same run.
+    with pytest.raises(SystemExit) as refused:
+        train_agent.main(["--resume", str(folder)])
+    assert refused.value.code == 2
+    assert capsys.readouterr().err == (
+        f"error: {folder}: process {process.pid} is running there; wait for it, stop it, or use another\n"
+    )
+
+    # Everybody is killed.
+    os.killpg(process.pid, signal.SIGKILL)
+    process.communicate(timeout=60)
+
+    # Ctrl-C, which a terminal sends to all, while the workers start.
+    process = start("train_agent.py", "--resume", "run", cwd=tmp_path)
+    wait_until("its workers", lambda: len(workers_of(process, members)) == 2, running=process)
+    os.killpg(process.pid, signal.SIGINT)
+    assert_stopped_politely(process)
+    wait_until("the workers to end", lambda: not members(process))
+
+    # The command alone is killed; nobody is there to stop its workers.
+    process = start("train_agent.py", "--resume", "run", cwd=tmp_path)
+    before = newest_checkpoint(folder)
+    wait_until("more of the search", lambda: newest_checkpoint(folder) > before, running=process)
+    process.kill()
+    wait_until("the workers to end by themselves", lambda: not members(process))
+    process.communicate(timeout=60)
+
+    # SIGTERM to all, as a cluster's scheduler sends it, in the middle of the comparison.
+    process = start("train_agent.py", "--resume", "run", cwd=tmp_path)
+    log = folder / "trainings.jsonl"
+    wait_until("a training", lambda: log.exists() and log.stat().st_size, running=process)
+    os.killpg(process.pid, signal.SIGTERM)
+    assert_stopped_politely(process)
+    wait_until("the workers to end", lambda: not members(process))
+    assert not (folder / "summary.json").exists()
+
+    train_agent.main(["--resume", str(folder)])
+    assert outcome(folder) == outcome(run)
+
+
+def workers_of(process: subprocess.Popen[str], members: Any) -> list[int]:
+    found = []
+    for member in members(process):
+        try:
+            command = Path(f"/proc/{member}/cmdline").read_bytes()
+        except OSError:
+            continue
+        if b"spawn_main" in command:
+            found.append(member)
+    return found
+
+
+def newest_checkpoint(folder: Path) -> str:
+    return max((path.name for path in folder.glob("checkpoints/*.safetensors")), default="")
+
+
+def assert_stopped_politely(process: subprocess.Popen[str]) -> None:
+    _, err = process.communicate(timeout=60)
+    assert process.returncode == 130, err
+    assert "Traceback" not in err and "Error" not in err, err
+    assert err.endswith("\nstopped; go on with: python experiments/train_agent.py --resume run\n")
+
+
+def test_lost_worker_is_told_in_one_line(
+    here: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], run: Path
+) -> None:
+    def lost(*_: object) -> None:
+        raise EOFError  # what a pipe to a process that is gone raises
+
+    with monkeypatch.context() as patch:
+        patch.setattr(train_agent, "choose_schedule", lost)
+        with pytest.raises(SystemExit) as stopped:
+            train_agent.main([*OPTIONS, "--out", str(tmp_path / "run")])
+    assert stopped.value.code == 2
+    (line,) = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error: ")]
+    assert line.endswith(f"--resume {tmp_path / 'run'}")
+    train_agent.main(["--resume", str(tmp_path / "run")])
+    assert outcome(tmp_path / "run") == outcome(run)
+
+
+def test_resumed_after_its_end_trains_nothing(
+    here: None, run: Path, copy: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def train(*_: object, **__: object) -> None:
+        raise AssertionError("a finished search trains nothing")
+
+    monkeypatch.setattr(Trainer, "train", train)
+    train_agent.main(["--resume", str(copy)])
+    assert outcome(copy) == outcome(run)
+    assert "The learned policy" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("damage", ["cut", "flipped"])
+def test_damaged_checkpoint_costs_one_rollout(
+    damage: str, here: None, run: Path, unfinished: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    *_, newest = sorted((unfinished / "checkpoints").iterdir())
+    raw = bytearray(newest.read_bytes())
+    raw[len(raw) // 2] ^= 4
+    newest.write_bytes(raw if damage == "flipped" else raw[: len(raw) // 2])
+    train_agent.main(["--resume", str(unfinished)])
+    (line,) = [line for line in capsys.readouterr().err.splitlines() if "going back" in line]
+    assert str(newest) in line
+    assert outcome(unfinished) == outcome(run)
+
+
+def test_torn_logs_are_mended(here: None, run: Path, unfinished: Path) -> None:
+    """A power failure in the middle of a line, and a rollout that was logged but whose checkpoint was not."""
+    with open(unfinished / "episodes.jsonl", "a") as file:
+        file.write('{"worker": 0, "number": 99}\n{"worker": 1, "num')
+    trainings = (run / "trainings.jsonl").read_bytes()
+    (unfinished / "trainings.jsonl").write_bytes(trainings[: len(trainings) // 2])
+    train_agent.main(["--resume", str(unfinished)])
+    assert outcome(unfinished) == outcome(run)
+
+
+# The data's splits, and what is the user's own
+
+OWN = """
+from dataclasses import replace
+from torch import nn
+from classifier.data import load_dataset
+
+def load():
+    return replace(load_dataset("digits"), name="mine")
+
+def build(num_classes, in_channels):
+    return nn.Sequential(nn.Conv2d(in_channels, 4, 3), nn.ReLU(), nn.Flatten(), nn.Linear(4 * 36, num_classes))
+"""
+
+
+def test_own_data_and_network_and_no_look_at_the_test_set(
+    here: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "own_for_search.py").write_text(OWN)
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.chdir(tmp_path)
+    evaluate, splits = Trainer.evaluate, []
+
+    def noted(self: Trainer, split: str, **keywords: Any) -> Any:
+        splits.append(split)
+        return evaluate(self, split, **keywords)
+
+    monkeypatch.setattr(Trainer, "evaluate", noted)
+    train_agent.main(
+        "--dataset own_for_search:load --model own_for_search:build --train-size 50 50 --updates 4 4 --episodes 4 "
+        "--ppo.episodes-per-update 4 --candidate-seeds 1 --contest-seeds 1 --workers 1".split()
+    )
+    assert set(splits) == {"validation", "development"}
+    out = capsys.readouterr().out
+    assert out.startswith("mine: ") and "one seed: nothing can be said" in out
+    (run,) = (tmp_path / "runs").iterdir()
+    assert summary_of(run)["contest"]["plain"]["interval"] is None
+    assert PolicySchedule.load(run / "policy.json").provenance["model"] == "own_for_search:build"
+
+
+# What is refused
+
+
+@pytest.mark.parametrize(
+    ("option", "named"),
+    [
+        ("--preset nonsense", "--preset must be one of default, fashion"),
+        ("--preset=nonsense", "--preset must be one of default, fashion"),
+        ("--episodes 0", "episodes"),
+        ("--candidate-seeds 0", "candidate_seeds"),
+        ("--contest-seeds 0", "contest_seeds"),
+        ("--reference-seeds -1", "reference_seeds"),
+        ("--workers -1", "workers"),
+        ("--seed -1", "seed"),
+        ("--tasks 0", "pool"),
+        ("--segments 0.5", "segments"),
+        ("--segments 0.5 0.5 1.0", "segments"),
+        ("--updates 2 2", "4 segments"),
+        ("--updates 0 8", "updates"),
+        ("--updates 10 8", "updates"),
+        ("--train-size 1 1", "train_size"),
+        ("--train-size 100 100000", "train_size"),
+        ("--label-noise 0.5 1.0", "label_noise"),
+        ("--batch-size 1", "batch_size"),
+        ("--lr nan", "lr"),
+        ("--validation-size 0", "validation_size"),
+        ("--validation-limit 0", "validation_limit"),
+        ("--dataset nonsense", "'nonsense'"),
+        ("--dataset nopackage:fn", "nopackage"),
+        ("--model nonsense", "'nonsense'"),
+        ("--model nopackage:fn", "nopackage"),
+        ("--model os:nothing", "nothing"),
+        ("--embedding nothing", "nothing"),
+        ("--device nonsense", "device"),
+        ("--device cuda:99", "cuda:99"),
+        ("--ppo.episodes-per-update 3", "number of workers"),
+        ("--ppo.episodes-per-update 0", "16 steps|0 steps"),
+        ("--ppo.minibatches 3", "minibatches"),
+        ("--ppo.minibatches 0", "minibatches"),
+        ("--ppo.epochs 0", "epochs"),
+        ("--ppo.hidden 0", "hidden"),
+        ("--ppo.start-probability 1", "start_probability"),
+        ("--ppo.learning-rate -1", "learning rate"),
+        ("--out file/run", "file/run"),
+        ("--resume missing", "missing"),
+        ("--resume .", "no run"),
+    ],
+)
+def test_refused_in_one_line_before_anything_is_made(option: str, named: str, refused: Any, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    arguments = [*OPTIONS, *([] if option.startswith("--out") else ["--out", "run"]), *option.split()]
+    assert re.search(named, refused(train_agent.main, arguments))
+
+
+def test_refuses_to_overwrite_a_run(refused: Any, copy: Path) -> None:
+    assert f"--resume {copy}" in refused(train_agent.main, [*OPTIONS, "--out", copy])
+
+
+@pytest.mark.parametrize("damage", ["cut", "empty", "missing", "another kind", "no config"])
+def test_refuses_to_resume_what_is_no_search(damage: str, refused: Any, copy: Path) -> None:
+    file = copy / "config.json"
+    written = json.loads(file.read_text())
+    match damage:
+        case "cut":
+            file.write_bytes(file.read_bytes()[: file.stat().st_size // 2])
+        case "empty":
+            file.write_bytes(b"")
+        case "missing":
+            file.unlink()
+        case "another kind":
+            file.write_text(json.dumps({**written, "kind": "replay"}))
+        case "no config":
+            file.write_text(json.dumps({**written, "config": 5}))
+    assert str(copy) in refused(train_agent.main, ["--resume", copy])
+
+
+@pytest.mark.parametrize("change", [{"unknown": 1}, {"episodes": -1}, {"ppo": {"unknown": 1}}])
+def test_refuses_a_configuration_of_another_version(change: dict[str, Any], copy: Path, capsys: Any) -> None:
+    file = copy / "config.json"
+    written = json.loads(file.read_text())
+    written["config"].update(change)
+    file.write_text(json.dumps(written))
+    with pytest.raises(SystemExit) as stopped:
+        train_agent.main(["--resume", str(copy)])
+    assert stopped.value.code == 2
+    assert re.fullmatch("error: .*\n", capsys.readouterr().err)
+
+
+def test_search_of_nothing_but_diverged_trainings(here: None, tmp_path: Path, capsys: Any) -> None:
+    with pytest.raises(SystemExit) as stopped:
+        train_agent.main([*OPTIONS, "--out", str(tmp_path / "run"), "--lr", "1e30"])
+    assert stopped.value.code == 2
+    (line,) = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error: ")]
+    assert "--lr" in line
+
+
+# Options and presets
+
+
+def documented(kind: type) -> dict[str, str]:
+    """The text of each field of a dataclass that stands below it."""
+    (node,) = ast.parse(inspect.getsource(kind)).body
+    assert isinstance(node, ast.ClassDef)
+    return {
+        entry.target.id: text.value.value
+        for entry, text in itertools.pairwise(node.body)
+        if isinstance(entry, ast.AnnAssign) and isinstance(entry.target, ast.Name)
+        and isinstance(text, ast.Expr) and isinstance(text.value, ast.Constant)
+    }  # fmt: skip
+
+
+def test_help_explains_every_option(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "200")
+    with pytest.raises(SystemExit) as stopped:
+        train_agent.main(["--help"])
+    assert stopped.value.code == 0
+    shown = re.sub(r"[\s\W_]+", "", capsys.readouterr().out)
+    texts = documented(SearchConfig)
+    for name in {entry.name for entry in fields(SearchConfig)} - {"ppo"}:
+        assert name.replace("_", "") in shown
+        assert re.sub(r"[\s\W_]+", "", texts[name]) in shown, name
+    attributes = inspect.getdoc(PPOConfig)
+    assert attributes is not None
+    for entry in fields(PPOConfig):
+        text = re.search(rf"^ +{entry.name}: (.*)$", attributes, re.MULTILINE)
+        assert text is not None, entry.name
+        assert re.sub(r"[\s\W_]+", "", f"ppo.{entry.name}") in shown
+        assert re.sub(r"[\s\W_]+", "", text[1]) in shown, entry.name
+
+
+@pytest.mark.parametrize("name", PRESETS)
+def test_presets_are_searches_that_can_run(name: str) -> None:
+    config = train_agent.parse(["--preset", name])
+    assert config == PRESETS[name] == train_agent.parse([f"--preset={name}"]) and config.preset == name
+    changed = train_agent.parse(["--episodes", "5", "--preset", name, "--ppo.epochs", "3"])
+    assert changed == replace(PRESETS[name], episodes=5, ppo=replace(PRESETS[name].ppo, epochs=3))
+    search = train_agent.Search.of(config)
+    environments = DummyVecEnv([lambda: MixPolicyEnv(**search.environment(None))] * config.worker_count)
+    train_agent.new_agent(search, environments)
+
+
+@pytest.mark.parametrize(("cores", "workers"), [(1, 1), (2, 2), (3, 2), (6, 4), (12, 8), (64, 8)])
+def test_default_search_starts_on_any_number_of_cores(
+    cores: int, workers: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(presets.os, "sched_getaffinity", lambda _: set(range(cores)))
+    assert SearchConfig().worker_count == workers
+    assert SearchConfig(workers=3).worker_count == 3
+
+
+def test_no_command_hides_a_module_of_python() -> None:
+    """Their folder stands first on the path: a file called statistics.py was once imported by torch.compile."""
+    import sys
+
+    folder = Path(train_agent.__file__).parent
+    assert not {path.stem for path in folder.glob("*.py")} & set(sys.stdlib_module_names)
+
+
+@pytest.mark.parametrize(
+    ("difference", "width", "said"),
+    [(0.1, 0.05, "better"), (-0.1, 0.05, "worse"), (0.05, 0.05, "within noise"), (-0.01, 0.05, "within noise"),
+     (0.5, None, "one seed: nothing can be said")],
+)  # fmt: skip
+def test_verdict(difference: float, width: float | None, said: str) -> None:
+    assert train_agent.verdict(difference, width) == said
