@@ -194,7 +194,9 @@ def train_to_the_end(
         "seconds_this_time": round(training.seconds, 1),
     }
     weights = {key: tensor.contiguous().cpu() for key, tensor in trainer.network_state().items()}
-    write_atomic(run.path / "model.safetensors", save(weights, metadata={"model": config.model, "dataset": data.name}))
+    # One entry: safetensors writes several in an order of its own, and two equal trainings are to be equal files.
+    metadata = {"trained": f"{config.model} on {data.name}"}
+    write_atomic(run.path / "model.safetensors", save(weights, metadata=metadata))
     run.write_json("summary.json", summary)
     print(
         f"\ntest accuracy {100 * test.accuracy:.2f} % on {test.images:,} images (calibration error "

@@ -6,10 +6,9 @@ python experiments/recycled_saliency.py --context --seeds 20
 Both train the same network for the same number of updates, half of them mixed. Recycled saliency mixes the very batch
 that the clean update before it has seen, exact saliency a fresh one with a pass of its own: recycled training also
 passes over its images half as often, and what is compared is the two as they are used, that included. A seed draws
-training images, weights, data order and mixing draws, the same for both contestants,
-so that what is reported is the mean of the paired differences. Accuracy is that of the development images, which
-neither training nor a search has seen. Trainings that have finished are not run again: the same command goes on, and
-with more --seeds it adds to what is there.
+training images, weights, data order and mixing draws for both, and what is reported is the mean of the paired
+differences. Accuracy is that of the development images, which neither training nor a search has seen. Trainings that
+have finished are not run again: the same command goes on, and with more --seeds it adds to what is there.
 """
 
 from __future__ import annotations
@@ -203,15 +202,16 @@ def open_log(out: Path, setting: Setting) -> tuple[LineLog, dict[tuple[str, int]
     try:
         out.mkdir(parents=True, exist_ok=True)
         runs = log.read()
+        for run in runs:
+            if run.get("setting") != asdict(setting):
+                difference = _first_difference(run.get("setting"), setting)
+                raise RunError(
+                    f"--out {out}: holds trainings of another setting ({difference}); "
+                    "choose another folder, or delete its runs.jsonl"
+                )
+        log.keep(len(runs))  # a line that an interruption tore would spoil the next one
     except OSError as error:
         raise RunError(f"--out {out}: cannot be written ({error.strerror}); choose another folder") from None
-    for run in runs:
-        if run.get("setting") != asdict(setting):
-            raise RunError(
-                f"--out {out}: holds trainings of another setting ({_first_difference(run.get('setting'), setting)}); "
-                "choose another folder, or delete its runs.jsonl"
-            )
-    log.keep(len(runs))  # a line that an interruption tore would spoil the next one
     return log, {(run["method"], run["seed"]): run for run in runs}
 
 

@@ -33,13 +33,14 @@ class Stub(gym.Env[Any, Any]):
 
     Args:
         pays: the source that is paid.
+        late: whether all is paid after the last step.
         diverges: the source that ends an episode at once; none = no source does.
     """
 
-    def __init__(self, pays: int = 4, diverges: int | None = None) -> None:
+    def __init__(self, pays: int = 4, late: bool = False, diverges: int | None = None) -> None:
         self.observation_space = observation_space(Menu())
         self.action_space = spaces.MultiDiscrete(Menu().sizes)
-        self._pays, self._diverges = pays, diverges
+        self._pays, self._late, self._diverges = pays, late, diverges
 
     def reset(
         self, *, seed: int | None = None, options: dict[str, Any] | None = None
@@ -53,7 +54,8 @@ class Stub(gym.Env[Any, Any]):
         diverged = self._actions[-1][0] == self._diverges
         done = diverged or len(self._actions) == len(SEGMENTS)
         info = {"episode_seed": self._seed, "validation_accuracy": 0.5, "images": 1, "diverged": diverged}
-        reward = float(self._actions[-1][0] == self._pays)
+        paid = [float(action[0] == self._pays) for action in self._actions]
+        reward = paid[-1] if not self._late else sum(paid) * done
         return self._observe(), reward, done, False, {**info, "task": {}} if done else info
 
     def render(self) -> None:

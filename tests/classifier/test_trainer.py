@@ -269,6 +269,21 @@ def test_two_policies_of_one_seed_see_the_same_batches_and_partners() -> None:
     assert indices_of(seen[0]) != own[0]
 
 
+def test_an_update_has_its_partners_whichever_batch_it_mixes() -> None:
+    def partners(method: str) -> list[list[int]]:
+        """Of every mixed update, each image's partner by its place in the batch."""
+        shown = []
+        for lam in (1.0, 0.0):  # the images themselves, then their partners
+            trainer = trainer_of(augmentation=False, batch_size=10)  # divides an epoch: no image twice in a batch
+            policy = MixPolicy({"clean": 0.5, method: 0.5}, threshold=0.0, lam=LamDistribution("fixed", lam))
+            with inputs_seen(trainer) as seen:
+                trainer.train(policy, 16)
+            shown.append([indices_of(images) for images in seen[1::2]])
+        return [[own.index(image) for image in mates] for own, mates in zip(*shown, strict=True)]
+
+    assert partners("rmix") == partners("mixup")
+
+
 @pytest.mark.parametrize(
     ("policy", "saliency", "passes"),
     [

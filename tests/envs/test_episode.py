@@ -101,7 +101,7 @@ def test_without_a_seed_the_info_names_the_one_that_gives_the_episode_again() ->
 
 
 def test_given_splits_serve_as_the_named_data_set() -> None:
-    expected = play(tiny(), ACTIONS, seed=2)
+    expected = play(MixPolicyEnv(**arguments()), ACTIONS, seed=2)
     observations, rewards, infos = play(tiny(splits=digits(), dataset="not read"), ACTIONS, seed=2)
     np.testing.assert_array_equal(observations, expected[0])
     assert (rewards, infos) == expected[1:]

@@ -3,13 +3,14 @@
 import json
 import math
 import statistics
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from classifier.mixing import MixPolicy
-from classifier.trainer import TrainConfig, Trainer
+from classifier.trainer import EvalStats, TrainConfig, Trainer
 from envs import MixPolicyEnv
 from envs.mix_policy import _train_seed
 from tests.envs.tiny import TRAINING, digits, play, tiny
@@ -124,6 +125,23 @@ def test_a_standing_is_limited_to_ten() -> None:
     _, rewards, infos = play(env, [(0, 0, 0, 0)] * 4, seed=0)
     assert accuracies_of(infos)[-1] > 0.6
     assert sum(rewards) == 10
+
+
+def test_a_training_that_diverges_is_measured_against_the_references_end(monkeypatch: pytest.MonkeyPatch) -> None:
+    env = tiny(reference_seeds=1)
+    curve = by_hand(env, _train_seed(-1))
+    env.reset(seed=0)  # measures the reference
+    evaluate = Trainer.evaluate
+
+    def evaluate_not_a_number(self: Trainer, *arguments: Any, **keywords: Any) -> EvalStats:
+        return replace(evaluate(self, *arguments, **keywords), loss=math.nan, accuracy=0.9)
+
+    env.step(ACTIONS[0])
+    monkeypatch.setattr(Trainer, "evaluate", evaluate_not_a_number)
+    first = scores([env._accuracy], [curve[:1]], [100])[0]
+    _, reward, terminated, _, info = env.step(ACTIONS[1])
+    assert terminated and info["diverged"] and info["validation_accuracy"] == 0.1
+    assert first + reward == pytest.approx(scores([0.1], [curve[-1:]], [100])[0])
 
 
 # Cached references

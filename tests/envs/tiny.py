@@ -1,5 +1,6 @@
 """The smallest training that still is one: 20 updates of a small network on 100 digits, some 0.05 s."""
 
+from functools import cache
 from typing import Any
 
 import numpy as np
@@ -45,11 +46,15 @@ def arguments(**changes: Any) -> dict[str, Any]:
 
 
 def tiny(**changes: Any) -> MixPolicyEnv:
+    """A tiny environment; the digits are read once, which takes longer than an episode."""
+    if "dataset" not in changes:
+        changes = {"splits": digits(changes.get("validation_size", VALIDATION)), **changes}
     return MixPolicyEnv(**arguments(**changes))
 
 
-def digits() -> Splits:
-    return split(load_dataset("digits"), validation_size=VALIDATION)
+@cache
+def digits(validation_size: int = VALIDATION) -> Splits:
+    return split(load_dataset("digits"), validation_size=validation_size)
 
 
 def play(

@@ -1,0 +1,580 @@
+"""One training to be kept, by schedule, agent or fixed policy: what it leaves, what it refuses, and being stopped."""
+
+import gc
+import importlib
+import inspect
+import json
+import os
+import re
+import shutil
+import signal
+from collections.abc import Callable
+from dataclasses import fields
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors import safe_open
+from safetensors.torch import load_file
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from torch import nn
+
+from agent.ppo import Agent, new_policy
+from classifier.data import load_dataset
+from classifier.mixing import METHODS, LamDistribution, MixPolicy, PolicySchedule
+from classifier.models import build_model
+from classifier.trainer import Trainer
+from envs import Menu
+from experiments import replay_policy, train_classifier
+from experiments.final_training import FinalConfig, load_data
+from experiments.replay_policy import ReplayConfig
+from experiments.run_folder import RunFolder
+from experiments.train_classifier import ClassifierConfig
+
+UPDATES, EVALUATIONS, TEST_IMAGES = 60, 3, 359
+OPTIONS = (
+    f"--dataset digits --train-size 100 --updates {UPDATES} --batch-size 50 --validation-size 100 --lr 0.1 "
+    f"--evaluations {EVALUATIONS} --threads 1 --precision fp32"
+).split()
+# Methods of every kind, ends that meet no evaluation, and a recycled gradient that waits across a checkpoint.
+SCHEDULE = PolicySchedule(
+    (
+        (0.3, MixPolicy({"clean": 0.5, "rmix": 0.5}, label_beta=0.5)),
+        (0.55, MixPolicy({"clean": 0.2, "cutmix": 0.3, "average": 0.5}, lam=LamDistribution.parse("uniform"))),
+        (1.0, MixPolicy({"clean": 0.6, "rmix": 0.2, "mixup": 0.2}, threshold=0.6, label_smoothing=0.1)),
+    ),
+    {"learned_by": "hand"},
+)
+
+
+class Killed(BaseException):
+    """Stands for SIGKILL in this process: nothing but `finally` sees it."""
+
+
+@pytest.fixture
+def policy(tmp_path: Path) -> Path:
+    SCHEDULE.save(tmp_path / "policy.json")
+    return tmp_path / "policy.json"
+
+
+@pytest.fixture(scope="module")
+def agent(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of an agent that has learned nothing but does not always choose the same."""
+    folder = tmp_path_factory.mktemp("agent")
+    torch.manual_seed(3)
+    network = new_policy(Menu(), [16])
+    with torch.no_grad():
+        network.action_net.weight.mul_(300)  # type: ignore[operator]
+    Agent(network, Menu(), (0.25, 0.5, 0.75, 1.0), {}).save(folder)
+    return folder
+
+
+def outcome(run: Path) -> tuple[bytes, dict[str, Any]]:
+    """Everything that must not depend on when a training was stopped."""
+    summary = json.loads((run / "summary.json").read_text())
+    del summary["seconds_this_time"]
+    return (run / "model.safetensors").read_bytes(), summary
+
+
+def replay(run: Path, *arguments: object) -> tuple[bytes, dict[str, Any]]:
+    """A training that is not disturbed."""
+    replay_policy.main([*OPTIONS, "--out", str(run), *map(str, arguments)])
+    return outcome(run)
+
+
+def status_of(main: Callable[[list[str]], None], *arguments: object) -> object:
+    """The exit status of a command in this process that stops; its run folder is free again."""
+    try:
+        main([str(argument) for argument in arguments])
+    except SystemExit as stopped:
+        status = stopped.code
+    gc.collect()  # the lock goes with the folder's last reference
+    return status
+
+
+def resume(run: Path) -> tuple[bytes, dict[str, Any]]:
+    gc.collect()
+    replay_policy.main(["--resume", str(run)])
+    return outcome(run)
+
+
+def accuracy_of(model: nn.Module, part: str) -> float:
+    """Accuracy by the plainest code there is."""
+    data = load_data(FinalConfig(dataset="digits", validation_size=100))
+    images = getattr(data, part)
+    mean, std = (torch.tensor(values).view(1, -1, 1, 1) for values in (data.mean, data.std))
+    model.eval()
+    with torch.no_grad():
+        logits = model((images.images.float() / 255 - mean) / std)
+    return (logits.argmax(dim=1) == images.labels).float().mean().item()
+
+
+@pytest.fixture
+def evaluations(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, int | None, float]]:
+    """Every evaluation of the test: split, limit and accuracy."""
+    evaluate, noted = Trainer.evaluate, []
+
+    def note(self: Trainer, split: str, *, limit: int | None = None) -> Any:
+        result = evaluate(self, split, limit=limit)
+        noted.append((split, limit, result.accuracy))
+        return result
+
+    monkeypatch.setattr(Trainer, "evaluate", note)
+    return noted
+
+
+# What a training leaves
+
+
+def test_network_is_the_one_that_was_tested(policy: Path, tmp_path: Path, evaluations: Any, capsys: Any) -> None:
+    run = tmp_path / "run"
+    _, summary = replay(run, "--policy", policy)
+    model = build_model("search", num_classes=10, in_channels=1)
+    model.load_state_dict(load_file(run / "model.safetensors"))
+    assert accuracy_of(model, "test") == pytest.approx(summary["test"]["accuracy"], abs=1e-6)
+    assert accuracy_of(model, "validation") == pytest.approx(summary["validation"]["accuracy"], abs=1e-6)
+    assert accuracy_of(model, "development") == pytest.approx(summary["development"]["accuracy"], abs=1e-6)
+    assert summary["test"]["images"] == TEST_IMAGES
+    with safe_open(run / "model.safetensors", framework="pt") as file:
+        assert file.metadata() == {"trained": "search on digits"}
+
+    measured = [accuracy for split, limit, accuracy in evaluations if (split, limit) == ("validation", None)]
+    assert len(measured) == EVALUATIONS
+    best = max(range(EVALUATIONS), key=lambda number: (measured[number], number))
+    assert summary["kept"] == {"progress": (best + 1) / EVALUATIONS, "selected_by": "best on validation"}
+    assert summary["validation"]["accuracy"] == measured[best]
+
+    out = capsys.readouterr().out
+    assert f"test accuracy {100 * summary['test']['accuracy']:.2f} % on 359 images" in out
+    assert f"{run}/model.safetensors" in out and f"tensorboard --logdir {run}/tensorboard" in out
+
+
+def test_best_network_is_kept_though_later_ones_are_worse(policy: Path, tmp_path: Path, monkeypatch: Any) -> None:
+    evaluate, weights, made_up = Trainer.evaluate, [], iter([0.6, 0.9, 0.2])
+
+    def evaluate_falling(self: Trainer, split: str, *, limit: int | None = None) -> Any:
+        result = evaluate(self, split, limit=limit)
+        if split == "validation" and limit is None:
+            weights.append({key: value.clone() for key, value in self.network_state().items()})
+            return type(result)(**{**vars(result), "accuracy": next(made_up)})
+        return result
+
+    monkeypatch.setattr(Trainer, "evaluate", evaluate_falling)
+    _, summary = replay(tmp_path / "run", "--policy", policy)
+    assert summary["kept"]["progress"] == pytest.approx(2 / 3)
+    kept = load_file(tmp_path / "run/model.safetensors")
+    assert all(torch.equal(kept[key], weights[1][key]) for key in kept)
+    assert not all(torch.equal(kept[key], weights[2][key]) for key in kept)
+
+
+def test_test_set_is_read_once_at_the_end(policy: Path, agent: Path, tmp_path: Path, evaluations: Any) -> None:
+    for who in (("--policy", policy), ("--agent", agent)):
+        evaluations.clear()
+        replay(tmp_path / who[0], *who)
+        splits = [split for split, _, _ in evaluations]
+        assert splits.count("test") == 1 and set(splits[: splits.index("test")]) == {"validation"}
+
+
+def test_summary_tells_what_was_trained_under(policy: Path, tmp_path: Path) -> None:
+    _, summary = replay(tmp_path / "run", "--policy", policy)
+    assert PolicySchedule.from_json(summary["schedule"]).segments == SCHEDULE.segments
+    assert summary["trained_under"] == str(policy)
+    assert summary["images_trained"] == UPDATES * 50
+    assert PolicySchedule.load(tmp_path / "run/policy.json").provenance == SCHEDULE.provenance
+
+
+def test_tensorboard_shows_the_training(policy: Path, tmp_path: Path) -> None:
+    _, summary = replay(tmp_path / "run", "--policy", policy)
+    events = EventAccumulator(str(tmp_path / "run/tensorboard"))
+    events.Reload()
+    tags = events.Tags()
+    assert {"train/clean_loss", "train/mixed_loss", "train/learning_rate", "validation/accuracy"} <= set(
+        tags["scalars"]
+    )
+    accuracies = events.Scalars("validation/accuracy")
+    assert [event.step for event in accuracies] == [20, 40, 60]
+    assert max(event.value for event in accuracies) == pytest.approx(summary["validation"]["accuracy"])
+    assert [event.step for event in events.Scalars("policy/label_beta")] == [0, 18, 33]
+    assert [event.value for event in events.Scalars("policy/label_beta")] == [0.5, 1.0, 1.0]
+    assert "mixed_images" in tags["images"]
+
+
+def test_training_on_validation_selects_nothing(policy: Path, tmp_path: Path, capsys: Any, evaluations: Any) -> None:
+    _, summary = replay(tmp_path / "both", "--policy", policy, "--train-on-validation")
+    assert "200 training images" in capsys.readouterr().out
+    assert summary["kept"] == {"progress": 1.0, "selected_by": "the last one"} and summary["validation"] is None
+    assert ("validation", None) not in [(split, limit) for split, limit, _ in evaluations]
+    config = FinalConfig(dataset="digits", train_size=100, validation_size=100)
+    alone, both = load_data(config), load_data(FinalConfig(**{**vars(config), "train_on_validation": True}))
+    for values in ("images", "labels"):
+        parts = [getattr(alone.train, values), getattr(alone.validation, values)]
+        assert torch.equal(getattr(both.train, values), torch.cat(parts))
+    assert torch.equal(both.test.images, alone.test.images)
+
+
+def test_agents_choices_can_be_replayed_as_a_schedule(agent: Path, tmp_path: Path) -> None:
+    asked = replay(tmp_path / "asked", "--agent", agent)
+    schedule = PolicySchedule.from_json(asked[1]["schedule"])
+    assert [until for until, _ in schedule.segments] == [0.25, 0.5, 0.75, 1.0]
+    assert len({policy for _, policy in schedule.segments}) > 1
+    schedule.save(tmp_path / "chosen.json")
+    replayed = replay(tmp_path / "replayed", "--policy", tmp_path / "chosen.json")
+    assert replayed[0] == asked[0]
+    assert replayed[1]["test"] == asked[1]["test"]
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_fixed_policy_is_a_schedule_of_one(method: str, tmp_path: Path) -> None:
+    train_classifier.main(
+        [*OPTIONS, "--out", str(tmp_path / "fixed"), "--method", method, "--clean-share", "0.4", "--lam", "beta(0.5)",
+         "--label-beta", "0.7", "--label-smoothing", "0.05"]
+    )  # fmt: skip
+    shares = {"clean": 1.0} if method == "clean" else {"clean": 0.4, method: 0.6}
+    policy = MixPolicy(shares, lam=LamDistribution.parse("beta(0.5)"), label_beta=0.7, label_smoothing=0.05)
+    PolicySchedule.fixed(policy).save(tmp_path / "fixed.json")
+    replayed = replay(tmp_path / "replayed", "--policy", tmp_path / "fixed.json")
+    fixed = outcome(tmp_path / "fixed")
+    assert fixed[0] == replayed[0]
+    assert {**fixed[1], "trained_under": None} == {**replayed[1], "trained_under": None}
+    assert fixed[1]["trained_under"] == str(policy)
+
+
+def test_options_reach_the_training(policy: Path, tmp_path: Path) -> None:
+    arguments = ("--policy", policy, "--updates", 12)
+    plain, _ = replay(tmp_path / "plain", *arguments)
+    options = [
+        "--seed 1", "--data-seed 1", "--label-noise 0.2", "--lr 0.05", "--lr-schedule multistep", "--weight-decay 0",
+        "--no-augmentation", "--saliency exact",
+    ]  # fmt: skip
+    weights = [replay(tmp_path / option, *arguments, *option.split())[0] for option in options]
+    assert len({plain, *weights}) == 1 + len(options)
+
+
+@pytest.mark.parametrize("updates", [1, 2, 3])
+def test_shortest_trainings(updates: int, policy: Path, tmp_path: Path) -> None:
+    _, summary = replay(tmp_path / "run", "--policy", policy, "--updates", updates, "--evaluations", 10)
+    assert summary["images_trained"] == 50 * updates
+    assert summary["schedule"]["segments"][-1]["until"] == 1
+
+
+# The user's own data and network, as a user runs it
+
+OWN = """
+from dataclasses import replace
+from torch import nn
+from classifier.data import load_dataset
+
+def load():
+    return replace(load_dataset("digits"), name="mine")
+
+def build(num_classes, in_channels):
+    hidden = nn.Sequential(nn.Conv2d(in_channels, 8, 3), nn.ReLU(), nn.Flatten(), nn.Linear(8 * 36, 16), nn.ReLU())
+    return nn.Sequential(hidden, nn.Linear(16, num_classes))
+"""
+
+
+def test_own_network_and_data_on_the_users_path(
+    start: Any, policy: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    modules = tmp_path / "modules"
+    modules.mkdir()
+    (modules / "own_for_replay.py").write_text(OWN)
+    own = ["--dataset", "own_for_replay:load", "--model", "own_for_replay:build"]
+    process = start(
+        "replay_policy.py", *OPTIONS, *own, "--policy", "policy.json", "--out", "run", cwd=tmp_path, modules=modules
+    )
+    out, err = process.communicate(timeout=300)
+    assert process.returncode == 0 and "Traceback" not in err, err
+    assert out.splitlines()[:2] == [
+        "run folder: run",
+        f"mine: 100 training images, {UPDATES} updates of 50, own_for_replay:build in fp32 on cpu",
+    ]
+    summary = json.loads((tmp_path / "run/summary.json").read_text())
+    monkeypatch.syspath_prepend(modules)
+    model = importlib.import_module("own_for_replay").build(10, 1)  # as its author wrote it: no head, no wrapper
+    model.load_state_dict(load_file(tmp_path / "run/model.safetensors"))
+    assert accuracy_of(model, "test") == pytest.approx(summary["test"]["accuracy"], abs=1e-6)
+
+
+# Stopping and going on
+
+
+@pytest.mark.parametrize("who", ["policy", "agent"])
+def test_killed_between_any_two_updates_and_resumed(
+    who: str, policy: Path, agent: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    chosen = {"policy": policy, "agent": shutil.copytree(agent, tmp_path / "agent")}[who]
+    arguments = (f"--{who}", chosen, "--checkpoint-seconds", 0)
+    undisturbed, save = replay(tmp_path / "undisturbed", *arguments), RunFolder.save_checkpoint
+    for moment in range(1, 20):
+        run, saves = tmp_path / str(moment), 0
+
+        def save_and_die(self: RunFolder, number: int, state: Any, moment: int = moment) -> None:
+            nonlocal saves
+            save(self, number, state)
+            saves += 1
+            if saves == moment:
+                raise Killed
+
+        with monkeypatch.context() as patch:
+            patch.setattr(RunFolder, "save_checkpoint", save_and_die)
+            try:
+                replay(run, *arguments)
+                break
+            except Killed:
+                pass
+        assert resume(run) == undisturbed
+    assert moment >= 6  # two segment ends between three evaluations, and the end
+
+
+def test_resumed_without_the_original(policy: Path, agent: Path, tmp_path: Path, monkeypatch: Any) -> None:
+    own_agent = Path(shutil.copytree(agent, tmp_path / "own agent"))
+    for name, who in (("policy", policy), ("agent", own_agent)):
+        undisturbed = replay(tmp_path / f"{name} undisturbed", f"--{name}", who)
+        with monkeypatch.context() as patch:
+            patch.setattr(Trainer, "train", lambda *_, **__: (_ for _ in ()).throw(Killed))
+            with pytest.raises(Killed):
+                replay(tmp_path / name, f"--{name}", who)
+        if who.is_dir():
+            shutil.rmtree(who)
+        else:
+            who.unlink()
+        assert resume(tmp_path / name) == undisturbed
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_interrupt_saves_and_says_how_to_go_on(
+    number: int, policy: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    undisturbed = replay(tmp_path / "undisturbed", "--policy", policy)
+    train, run, calls = Trainer.train, tmp_path / "run", 0
+
+    def train_and_signal(self: Trainer, *arguments: Any, **keywords: Any) -> Any:
+        nonlocal calls
+        calls += 1
+        if calls == 3:
+            os.kill(os.getpid(), number)
+        return train(self, *arguments, **keywords)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Trainer, "train", train_and_signal)
+        assert status_of(replay_policy.main, *OPTIONS, "--out", run, "--policy", policy) == 130
+    assert capsys.readouterr().err.endswith(
+        f"\nstopped; go on with: python experiments/replay_policy.py --resume {run}\n"
+    )
+    (checkpoint,) = (run / "checkpoints").iterdir()  # a minute has not gone by: it was saved because it was asked
+    assert checkpoint.stem == f"{33:010d}" and calls == 3
+    assert resume(run) == undisturbed
+
+
+@pytest.mark.slow
+def test_killed_and_terminated_as_by_a_user(
+    start: Any, wait_until: Any, members: Any, policy: Path, tmp_path: Path
+) -> None:
+    run, options = tmp_path / "run", ["--policy", "policy.json", "--updates", "400", "--checkpoint-seconds", "0"]
+
+    def newest() -> str:
+        return max((path.stem for path in run.glob("checkpoints/*.safetensors")), default="")
+
+    process = start("replay_policy.py", *OPTIONS, *options, "--out", "run", cwd=tmp_path)
+    wait_until("some checkpoints", lambda: newest() >= f"{100:010d}", running=process)
+    process.kill()
+    process.communicate(timeout=60)
+    policy.unlink()
+
+    before = newest()
+    process = start("replay_policy.py", "--resume", "run", cwd=tmp_path)
+    wait_until("more checkpoints", lambda: newest() > before, running=process)
+    # Somebody else comes along meanwhile.
+    process.send_signal(signal.SIGSTOP)
+    second = start("replay_policy.py", "--resume", "run", cwd=tmp_path)
+    _, err = second.communicate(timeout=120)
+    assert second.returncode == 2
+    assert err == f"error: run: process {process.pid} is running there; wait for it, stop it, or use another\n"
+    process.send_signal(signal.SIGCONT)
+    process.terminate()
+    _, err = process.communicate(timeout=60)
+    assert process.returncode == 130 and "Traceback" not in err, err
+    assert err.endswith("\nstopped; go on with: python experiments/replay_policy.py --resume run\n")
+    assert not members(process)
+
+    SCHEDULE.save(tmp_path / "again.json")
+    undisturbed = replay(tmp_path / "undisturbed", "--policy", tmp_path / "again.json", "--updates", 400)
+    weights, summary = resume(run)
+    assert weights == undisturbed[0]
+    assert {**summary, "trained_under": None} == {**undisturbed[1], "trained_under": None}
+
+
+@pytest.mark.parametrize("damage", ["cut", "flipped", "empty"])
+def test_damaged_checkpoint_costs_one_stretch(damage: str, policy: Path, tmp_path: Path, capsys: Any) -> None:
+    run = tmp_path / "run"
+    undisturbed = replay(run, "--policy", policy, "--checkpoint-seconds", 0)
+    for name in ("model.safetensors", "summary.json"):
+        (run / name).unlink()
+    before, newest = sorted((run / "checkpoints").iterdir())
+    raw = bytearray(newest.read_bytes())
+    raw[len(raw) // 2] ^= 1
+    newest.write_bytes({"cut": raw[:-100], "flipped": raw, "empty": b""}[damage])
+    capsys.readouterr()
+    assert resume(run) == undisturbed
+    (line,) = [line for line in capsys.readouterr().err.splitlines() if "going back" in line]
+    assert str(newest) in line
+    assert before.exists() and newest.exists()
+
+
+def test_resumed_after_its_end_trains_nothing(policy: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    undisturbed = replay(tmp_path / "run", "--policy", policy)
+
+    def train(*_: object, **__: object) -> None:
+        raise AssertionError("a finished training trains nothing")
+
+    monkeypatch.setattr(Trainer, "train", train)
+    assert resume(tmp_path / "run") == undisturbed
+
+
+# What is refused
+
+
+def valid() -> dict[str, Any]:
+    return SCHEDULE.to_json()
+
+
+def changed(change: Callable[[dict[str, Any]], object]) -> bytes:
+    value = valid()
+    change(value)
+    return json.dumps(value).encode()
+
+
+def shares(value: dict[str, Any]) -> dict[str, float]:
+    found: dict[str, float] = value["segments"][0]["policy"]["shares"]
+    return found
+
+
+WHOLE = json.dumps(valid()).encode()
+BAD_POLICIES = {
+    "missing": (None, "cannot be read"),
+    "empty": (b"", "empty"),
+    "cut in half": (WHOLE[: len(WHOLE) // 2], "not a JSON file"),
+    "not JSON": (b"clean: 1", "not a JSON file"),
+    "not text": (b"\xff\xfe\x00", "not a JSON file"),
+    "deep": (b"[" * 100_000, "not a JSON file"),
+    "a list": (b"[]", "format"),
+    "something else": (b'{"a": 1}', "format"),
+    "unknown version": (changed(lambda value: value.update(version=99)), "version"),
+    "missing field": (changed(lambda value: value.pop("segments")), "segments"),
+    "missing field inside": (changed(lambda value: value["segments"][1]["policy"].pop("label_beta")), "label_beta"),
+    "unknown field": (changed(lambda value: value.update(more=1)), "more"),
+    "share below 0": (changed(lambda value: shares(value).update(clean=-0.5, rmix=1.5)), "shares"),
+    "sum off 1": (changed(lambda value: shares(value).update(clean=0.6)), "shares"),
+    "unknown method": (changed(lambda value: shares(value).update(nonsense=0.0)), "nonsense"),
+    "not a number": (WHOLE.replace(b'"label_beta": 0.5', b'"label_beta": NaN'), "finite"),
+    "no segments": (changed(lambda value: value.update(segments=[])), "segments"),
+    "ends before the end": (changed(lambda value: value["segments"].pop()), "until"),
+}
+
+
+@pytest.mark.parametrize("name", BAD_POLICIES)
+def test_refuses_a_policy_that_cannot_be_used(name: str, refused: Any, tmp_path: Path) -> None:
+    content, named = BAD_POLICIES[name]
+    if content is not None:
+        (tmp_path / "bad.json").write_bytes(content)
+    error = refused(replay_policy.main, [*OPTIONS, "--policy", "bad.json", "--out", "run"])
+    assert error.startswith("error: bad.json: ") and named in error
+
+
+def test_refuses_neither_and_both(refused: Any, policy: Path, agent: Path) -> None:
+    for arguments in ([], ["--policy", policy, "--agent", agent]):
+        error = refused(replay_policy.main, [*OPTIONS, *arguments, "--out", "run"])
+        assert "--policy" in error and "--agent" in error
+
+
+@pytest.mark.parametrize("damage", ["missing", "no weights", "cut weights", "not JSON", "other version"])
+def test_refuses_an_agent_that_cannot_be_used(damage: str, refused: Any, agent: Path, tmp_path: Path) -> None:
+    folder = Path(shutil.copytree(agent, tmp_path / "agent"))
+    weights, description = folder / "agent.safetensors", folder / "agent.json"
+    match damage:
+        case "missing":
+            shutil.rmtree(folder)
+        case "no weights":
+            weights.unlink()
+        case "cut weights":
+            weights.write_bytes(weights.read_bytes()[:1000])
+        case "not JSON":
+            description.write_text("agent")
+        case "other version":
+            description.write_text(description.read_text().replace('"version": 1', '"version": 9'))
+    assert "agent: no usable agent there" in refused(replay_policy.main, [*OPTIONS, "--agent", "agent"])
+
+
+@pytest.mark.parametrize(
+    ("option", "named"),
+    [
+        ("--method nonsense", "--method must be one of clean, mixup"),
+        ("--clean-share 2", "--clean-share"),
+        ("--clean-share nan", "--clean-share"),
+        ("--lam foo", "lam"),
+        ("--lam fixed(2)", "lam"),
+        ("--threshold 1", "threshold"),
+        ("--label-beta 2", "label_beta"),
+        ("--label-smoothing -1", "label_smoothing"),
+        ("--updates 0", "updates"),
+        ("--evaluations 0", "evaluations"),
+        ("--batch-size 1", "batch_size"),
+        ("--threads -1", "threads"),
+        ("--seed -1", "seed"),
+        ("--data-seed -1", "data_seed"),
+        ("--train-size 1", "train_size"),
+        ("--label-noise 1", "label_noise"),
+        ("--validation-size 0", "validation_size"),
+        ("--lr -1", "lr"),
+        ("--dataset nonsense", "'nonsense'"),
+        ("--dataset nopackage:fn", "nopackage"),
+        ("--model nonsense", "'nonsense'"),
+        ("--model nopackage:fn", "nopackage"),
+        ("--embedding nothing", "nothing"),
+        ("--device nonsense", "device"),
+        ("--out file/run", "file/run"),
+        ("--resume missing", "missing"),
+    ],
+)
+def test_refused_in_one_line_before_anything_is_made(option: str, named: str, refused: Any, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    arguments = [*OPTIONS, *([] if option.startswith("--out") else ["--out", "run"]), *option.split()]
+    assert re.search(named, refused(train_classifier.main, arguments))
+
+
+def test_refuses_the_run_of_another_command(refused: Any, tmp_path: Path) -> None:
+    train_classifier.main([*OPTIONS, "--out", str(tmp_path / "run")])
+    gc.collect()
+    assert "expected replay" in refused(replay_policy.main, ["--resume", "run"])
+    assert "--resume run" in refused(train_classifier.main, [*OPTIONS, "--out", "run"])
+
+
+def test_divergence_is_told_with_the_way_out(policy: Path, tmp_path: Path, capsys: Any) -> None:
+    arguments = [*OPTIONS, "--policy", policy, "--lr", "1e30", "--out", tmp_path / "run"]
+    assert status_of(replay_policy.main, *arguments) == 2
+    (line,) = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error: ")]
+    assert "--lr" in line
+    assert not (tmp_path / "run/model.safetensors").exists()
+
+
+@pytest.mark.parametrize(
+    ("main", "kind"), [(replay_policy.main, ReplayConfig), (train_classifier.main, ClassifierConfig)]
+)
+def test_help_explains_every_option(main: Any, kind: type[FinalConfig], capsys: Any, monkeypatch: Any) -> None:
+    monkeypatch.setenv("COLUMNS", "200")
+    with pytest.raises(SystemExit) as stopped:
+        main(["--help"])
+    assert stopped.value.code == 0
+    shown = re.sub(r"[\s\W_]+", "", capsys.readouterr().out)
+    for entry in fields(kind):
+        source = inspect.getsource(kind if entry.name in vars(kind)["__annotations__"] else FinalConfig)
+        text = re.search(rf'^    {entry.name}: .*\n    """(.*)"""$', source, re.MULTILINE)
+        assert text is not None, entry.name
+        assert re.sub(r"[\s\W_]+", "", entry.name) in shown
+        assert re.sub(r"[\s\W_]+", "", text[1]) in shown, entry.name
+
+
+def test_digits_has_the_size_that_is_counted_on() -> None:
+    assert len(load_dataset("digits").test) == TEST_IMAGES
