@@ -36,8 +36,7 @@ class SearchLog(BaseCallback):
         positions: where each worker stands at the start.
         bar: shows finished episodes.
         save: called with the search's state after each rollout that was learned from.
-        episodes_done: episodes that are in the file already, when a search goes on.
-        history: share of each choice of each dimension in earlier rollouts, when a search goes on.
+        checkpoint: what `save` was given last, when a search goes on; none = it starts.
     """
 
     def __init__(
@@ -49,19 +48,19 @@ class SearchLog(BaseCallback):
         positions: list[Position],
         bar: tqdm[Any],
         save: Callable[[dict[str, Any]], None],
-        episodes_done: int = 0,
-        history: list[list[list[float]]] | None = None,
+        checkpoint: dict[str, Any] | None = None,
     ) -> None:
         super().__init__()
         self._menu, self._segments = menu, segments
         self._file, self._bar, self._save = episodes_file, bar, save
         self._episode = [position.episode for position in positions]
         self._actions = [list(position.actions) for position in positions]
-        self._steps: list[list[dict[str, Any]]] = [[] for _ in positions]
+        before = checkpoint or {"running": [[] for _ in positions], "episodes_done": 0, "history": []}
+        self._steps: list[list[dict[str, Any]]] = before["running"]
         self._finished: list[dict[str, Any]] = []
         self._rollout: list[tuple[int, NDArray[np.int64]]] = []  # (segment, action)
-        self.episodes_done = episodes_done
-        self.history = history or []
+        self.episodes_done: int = before["episodes_done"]
+        self.history: list[list[list[float]]] = before["history"]  # by rollout, dimension and choice: share
         self._returns: list[float] = []
         self._best = 0.0
         self._images, self._started = 0, time.monotonic()
@@ -109,7 +108,6 @@ class SearchLog(BaseCallback):
                 "seed": info["episode_seed"],
                 "task": info["task"],
                 "actions": [list(action) for action in self._actions[worker]],
-                # After a resume in the middle of an episode these begin where the search went on.
                 "rewards": [step["reward"] for step in steps],
                 "validation_accuracy": [step["validation_accuracy"] for step in steps],
                 "diverged": info["diverged"],
@@ -174,6 +172,7 @@ class SearchLog(BaseCallback):
                 "search": search_state(self.model),
                 "episodes_done": self.episodes_done,
                 "history": self.history,
+                "running": self._steps,
                 "positions": [
                     {"episode": episode, "actions": [list(action) for action in actions]}
                     for episode, actions in zip(self._episode, self._actions, strict=True)

@@ -311,8 +311,7 @@ def learn(
                 positions=positions,
                 bar=bar,
                 save=lambda state: run.save_checkpoint(state["search"]["timesteps"], state),
-                episodes_done=0 if checkpoint is None else checkpoint["episodes_done"],
-                history=None if checkpoint is None else checkpoint["history"],
+                checkpoint=checkpoint,
             )
             model._last_obs = observations
             if checkpoint is None:

@@ -9,23 +9,23 @@ def pad_images(images: Tensor, padding: int) -> Tensor:
     """Put a black border around images, once, so that `augment` has nothing left to pad.
 
     Args:
-        images: `[N, C, H, W]`, uint8.
+        images: `[N, C, H, W]`, uint8 or any other type.
         padding: width p of the border in pixels, 0 or more.
 
     Returns:
-        `[N, C, H + 2p, W + 2p]`, uint8, contiguous.
+        `[N, C, H + 2p, W + 2p]`, of the same type, contiguous.
     """
     return functional.pad(images, (padding, padding, padding, padding)).contiguous()
 
 
 def augment(padded: Tensor, *, index: Tensor, top: Tensor, left: Tensor, flip: Tensor, size: tuple[int, int]) -> Tensor:
-    """Choose images from a padded set, crop each at its own place and flip some, all in one gather.
+    """Choose images (or maps of them) from a padded set, crop each at its own place and flip some, in one gather.
 
     Nothing is checked, because a check would make the processor wait for the device: places outside the padded
     image give other pixels, not an error.
 
     Args:
-        padded: `[N, C, H + 2p, W + 2p]`, uint8, as `pad_images` returns it.
+        padded: `[N, C, H + 2p, W + 2p]`, uint8 or any other type, as `pad_images` returns it.
         index: `[B]`, int64, which images.
         top: `[B]`, int64 in [0, 2p], first row of each crop.
         left: `[B]`, int64 in [0, 2p], first column of each crop.
@@ -33,7 +33,7 @@ def augment(padded: Tensor, *, index: Tensor, top: Tensor, left: Tensor, flip: T
         size: (H, W) of the crops.
 
     Returns:
-        `[B, C, H, W]`, uint8, in channels-last memory.
+        `[B, C, H, W]`, of the type of `padded`, in channels-last memory.
 
     Raises:
         RuntimeError: `padded` is not contiguous.

@@ -113,8 +113,7 @@ def search(
             positions=positions,
             bar=tqdm(disable=True),
             save=lambda kept: save_state(folder / f"{kept['search']['timesteps']}.checkpoint", kept),
-            episodes_done=0 if state is None else state["episodes_done"],
-            history=None if state is None else state["history"],
+            checkpoint=state,
         )
         steps = len(SEGMENTS) * config.episodes_per_update
         model.learn(rollouts * steps - model.num_timesteps, callback=log, reset_num_timesteps=False)

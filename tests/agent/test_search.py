@@ -139,16 +139,7 @@ def test_a_resumed_search_is_one_never_stopped(tmp_path: Path, diverges: int | N
     assert resumed_log.history == log.history
     assert len(log.history) == 3
     before = load_state(first)["episodes_done"]
-    went_on, never_stopped = lines(tmp_path / "resumed"), lines(tmp_path / "straight")[before:]
-    for entry, expected in zip(went_on, never_stopped, strict=True):
-        known = len(entry["rewards"])
-        if entry["number"] == positions[entry["worker"]]["episode"]:
-            assert known == len(expected["rewards"]) - len(positions[entry["worker"]]["actions"])
-        assert entry == {
-            **expected,
-            "rewards": expected["rewards"][-known:],
-            "validation_accuracy": expected["validation_accuracy"][-known:],
-        }
+    assert lines(tmp_path / "resumed") == lines(tmp_path / "straight")[before:]
 
 
 def test_a_checkpoint_holds_no_more_than_the_search_had_learned(tmp_path: Path) -> None:

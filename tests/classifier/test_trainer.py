@@ -309,7 +309,7 @@ def test_no_pass_is_spent_on_saliency_that_a_clean_update_gave(policy: MixPolicy
 
 
 def test_recycled_rmix_mixes_the_clean_batch_that_it_has_the_saliency_of() -> None:
-    trainer = trainer_of()
+    trainer = trainer_of(augmentation=False)
     # At τ = 0 every patch is salient: R-Mix is mixup, and λ = 1 shows the images themselves.
     policy = replace(RMIX, threshold=0.0, lam=LamDistribution("fixed", 1.0))
     with inputs_seen(trainer) as seen:
@@ -317,6 +317,25 @@ def test_recycled_rmix_mixes_the_clean_batch_that_it_has_the_saliency_of() -> No
     for clean, mixed in zip(seen[::2], seen[1::2], strict=True):
         torch.testing.assert_close(mixed, clean)
     assert not torch.equal(seen[0], seen[2])
+
+
+def test_recycled_rmix_sees_the_clean_batch_through_other_crops_and_flips_and_so_does_its_saliency() -> None:
+    data = replace(DATA, flip=True, crop_padding=2, mean=(0.5,), std=(0.25,))  # black, and so the border, is not 0
+    trainer = trainer_of(data=data)
+    first = trainer._fresh_batch()
+    first.gradient = first.images.clone()  # a map that says of every pixel which one it is
+    anew = trainer._seen_anew(first)
+    assert anew.gradient is not None
+    assert torch.equal(anew.index, first.index)
+    assert (anew.views.flip != first.views.flip).any()
+    assert (anew.views.top != first.views.top).any()
+    shown = anew.gradient != 0  # what the first view did not show has no saliency
+    torch.testing.assert_close(anew.gradient[shown], anew.images[shown])
+    height, width = data.train.images.shape[2:]
+    for image in range(BATCH):
+        rows = height - abs(int(anew.views.top[image] - first.views.top[image]))
+        columns = width - abs(int(anew.views.left[image] - first.views.left[image]))
+        assert int(shown[image, 0].sum()) == rows * columns
 
 
 @pytest.mark.parametrize("smoothing", [0.0, 0.2])
