@@ -369,7 +369,7 @@ def test_digits_splits_never_change(digits: Dataset) -> None:
 
 
 def test_registry_has_the_built_in_data_sets() -> None:
-    assert set(DATASETS) == {"fashion_mnist", "digits"}
+    assert set(DATASETS) == {"cifar10", "cifar100", "digits", "fashion_mnist"}
 
 
 def test_unknown_name_lists_the_known() -> None:

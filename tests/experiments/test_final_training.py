@@ -40,7 +40,7 @@ OPTIONS = (
 # Methods of every kind, ends that meet no evaluation, and a recycled gradient that waits across a checkpoint.
 SCHEDULE = PolicySchedule(
     (
-        (0.3, MixPolicy({"clean": 0.5, "rmix": 0.5}, label_beta=0.5)),
+        (0.25, MixPolicy({"clean": 0.5, "rmix": 0.5}, label_beta=0.5)),
         (0.55, MixPolicy({"clean": 0.2, "cutmix": 0.3, "average": 0.5}, lam=LamDistribution.parse("uniform"))),
         (1.0, MixPolicy({"clean": 0.6, "rmix": 0.2, "mixup": 0.2}, threshold=0.6, label_smoothing=0.1)),
     ),
@@ -195,7 +195,7 @@ def test_tensorboard_shows_the_training(policy: Path, tmp_path: Path) -> None:
     accuracies = events.Scalars("validation/accuracy")
     assert [event.step for event in accuracies] == [20, 40, 60]
     assert max(event.value for event in accuracies) == pytest.approx(summary["validation"]["accuracy"])
-    assert [event.step for event in events.Scalars("policy/label_beta")] == [0, 18, 33]
+    assert [event.step for event in events.Scalars("policy/label_beta")] == [0, 15, 33]
     assert [event.value for event in events.Scalars("policy/label_beta")] == [0.5, 1.0, 1.0]
     assert "mixed_images" in tags["images"]
 
@@ -306,8 +306,17 @@ def test_killed_between_any_two_updates_and_resumed(
 ) -> None:
     chosen = {"policy": policy, "agent": shutil.copytree(agent, tmp_path / "agent")}[who]
     arguments = (f"--{who}", chosen, "--checkpoint-seconds", 0)
-    undisturbed, save = replay(tmp_path / "undisturbed", *arguments), RunFolder.save_checkpoint
+    choose, save, seen = Agent.choose, RunFolder.save_checkpoint, []
+
+    def choose_and_note(self: Agent, observation: Any) -> Any:
+        seen.append(observation.tolist())
+        return choose(self, observation)
+
+    monkeypatch.setattr(Agent, "choose", choose_and_note)
+    undisturbed = replay(tmp_path / "undisturbed", *arguments)
+    all_seen = seen[:]
     for moment in range(1, 20):
+        seen.clear()
         run, saves = tmp_path / str(moment), 0
 
         def save_and_die(self: RunFolder, number: int, state: Any, moment: int = moment) -> None:
@@ -325,6 +334,7 @@ def test_killed_between_any_two_updates_and_resumed(
             except Killed:
                 pass
         assert resume(run) == undisturbed
+        assert seen == all_seen
     assert moment >= 6  # two segment ends between three evaluations, and the end
 
 
