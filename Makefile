@@ -20,9 +20,10 @@ PYTEST_ARGS ?= -n 2 --dist loadfile
 LOGDIR ?= runs
 PORT ?= 6006
 
-# Where data sets are kept; a folder that the user has set stays.
+# Where data sets are kept; a folder that the user has set stays. This is where the programs look by
+# themselves too, so that commands outside make find what make has fetched.
 ifeq ($(strip $(RLMIX_DATA)),)
-RLMIX_DATA := $(CURDIR)/data
+RLMIX_DATA := $(HOME)/.cache/rlmix/data
 endif
 export RLMIX_DATA
 

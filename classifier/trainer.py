@@ -538,7 +538,7 @@ class Trainer:
         """The images of a clean batch through crops and flips of their own, its gradient moved along with them.
 
         Without this a recycled batch shows the network the same pixels twice, half as many different views in all:
-        that cost 0.56 points against exact saliency (experiments/results/recycled_saliency_same_view).
+        that cost 0.56 ± 0.23 points against exact saliency (experiments/results/recycled_saliency_same_view).
         """
         assert batch.gradient is not None
         _, views = self._mix_draw(self.updates_done)

@@ -1,6 +1,6 @@
 """Draw the same images under every mixing method, with their targets: the picture in the README.
 
-    python experiments/draw_methods.py --out docs/methods.png
+python experiments/draw_methods.py --out docs/methods.png
 """
 
 import sys

@@ -37,12 +37,12 @@ OPTIONS = (
     f"--dataset digits --train-size 100 --updates {UPDATES} --batch-size 50 --validation-size 100 --lr 0.1 "
     f"--evaluations {EVALUATIONS} --threads 1 --precision fp32"
 ).split()
-# Methods of every kind, ends that meet no evaluation, and a recycled gradient that waits across a checkpoint.
+# Methods of every kind, ends that meet no evaluation, and at the first one a recycled batch that the next update uses.
 SCHEDULE = PolicySchedule(
     (
         (0.25, MixPolicy({"clean": 0.5, "rmix": 0.5}, label_beta=0.5)),
-        (0.55, MixPolicy({"clean": 0.2, "cutmix": 0.3, "average": 0.5}, lam=LamDistribution.parse("uniform"))),
-        (1.0, MixPolicy({"clean": 0.6, "rmix": 0.2, "mixup": 0.2}, threshold=0.6, label_smoothing=0.1)),
+        (0.55, MixPolicy({"clean": 0.2, "rmix": 0.3, "average": 0.5}, lam=LamDistribution.parse("uniform"))),
+        (1.0, MixPolicy({"clean": 0.6, "rmix": 0.2, "cutmix": 0.2}, threshold=0.6, label_smoothing=0.1)),
     ),
     {"learned_by": "hand"},
 )
@@ -258,45 +258,6 @@ def test_shortest_trainings(updates: int, policy: Path, tmp_path: Path) -> None:
     assert summary["schedule"]["segments"][-1]["until"] == 1
 
 
-# The user's own data and network, as a user runs it
-
-OWN = """
-from dataclasses import replace
-from torch import nn
-from classifier.data import load_dataset
-
-def load():
-    return replace(load_dataset("digits"), name="mine")
-
-def build(num_classes, in_channels):
-    hidden = nn.Sequential(nn.Conv2d(in_channels, 8, 3), nn.ReLU(), nn.Flatten(), nn.Linear(8 * 36, 16), nn.ReLU())
-    return nn.Sequential(hidden, nn.Linear(16, num_classes))
-"""
-
-
-def test_own_network_and_data_on_the_users_path(
-    start: Any, policy: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    modules = tmp_path / "modules"
-    modules.mkdir()
-    (modules / "own_for_replay.py").write_text(OWN)
-    own = ["--dataset", "own_for_replay:load", "--model", "own_for_replay:build"]
-    process = start(
-        "replay_policy.py", *OPTIONS, *own, "--policy", "policy.json", "--out", "run", cwd=tmp_path, modules=modules
-    )
-    out, err = process.communicate(timeout=300)
-    assert process.returncode == 0 and "Traceback" not in err, err
-    assert out.splitlines()[:2] == [
-        "run folder: run",
-        f"mine: 100 training images, {UPDATES} updates of 50, own_for_replay:build in fp32 on cpu",
-    ]
-    summary = json.loads((tmp_path / "run/summary.json").read_text())
-    monkeypatch.syspath_prepend(modules)
-    model = importlib.import_module("own_for_replay").build(10, 1)  # as its author wrote it: no head, no wrapper
-    model.load_state_dict(load_file(tmp_path / "run/model.safetensors"))
-    assert accuracy_of(model, "test") == pytest.approx(summary["test"]["accuracy"], abs=1e-6)
-
-
 # Stopping and going on
 
 
@@ -378,42 +339,63 @@ def test_interrupt_saves_and_says_how_to_go_on(
     assert resume(run) == undisturbed
 
 
+OWN = """
+from dataclasses import replace
+from torch import nn
+from classifier.data import load_dataset
+
+def load():
+    return replace(load_dataset("digits"), name="mine")
+
+def build(num_classes, in_channels):
+    hidden = nn.Sequential(nn.Conv2d(in_channels, 8, 3), nn.ReLU(), nn.Flatten(), nn.Linear(8 * 36, 16), nn.ReLU())
+    return nn.Sequential(hidden, nn.Linear(16, num_classes))
+"""
+
+
 @pytest.mark.slow
-def test_killed_and_terminated_as_by_a_user(
-    start: Any, wait_until: Any, members: Any, policy: Path, tmp_path: Path
+def test_own_network_and_data_killed_and_terminated_as_by_a_user(
+    start: Any, wait_until: Any, members: Any, policy: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    run, options = tmp_path / "run", ["--policy", "policy.json", "--updates", "400", "--checkpoint-seconds", "0"]
+    run, modules = tmp_path / "run", tmp_path / "modules"
+    modules.mkdir()
+    (modules / "own_for_replay.py").write_text(OWN)
+    options = "--dataset own_for_replay:load --model own_for_replay:build --updates 1000 --checkpoint-seconds 0".split()
 
     def newest() -> str:
         return max((path.stem for path in run.glob("checkpoints/*.safetensors")), default="")
 
-    process = start("replay_policy.py", *OPTIONS, *options, "--out", "run", cwd=tmp_path)
+    process = start(
+        "replay_policy.py", *OPTIONS, *options, "--policy", "policy.json", "--out", "run", cwd=tmp_path, modules=modules
+    )
     wait_until("some checkpoints", lambda: newest() >= f"{100:010d}", running=process)
     process.kill()
-    process.communicate(timeout=60)
+    out, _ = process.communicate(timeout=60)
+    assert out.splitlines()[:2] == [
+        "run folder: run",
+        "mine: 100 training images, 1,000 updates of 50, own_for_replay:build in fp32 on cpu",
+    ]
     policy.unlink()
 
     before = newest()
-    process = start("replay_policy.py", "--resume", "run", cwd=tmp_path)
+    process = start("replay_policy.py", "--resume", "run", cwd=tmp_path, modules=modules)
     wait_until("more checkpoints", lambda: newest() > before, running=process)
-    # Somebody else comes along meanwhile.
-    process.send_signal(signal.SIGSTOP)
-    second = start("replay_policy.py", "--resume", "run", cwd=tmp_path)
-    _, err = second.communicate(timeout=120)
-    assert second.returncode == 2
-    assert err == f"error: run: process {process.pid} is running there; wait for it, stop it, or use another\n"
-    process.send_signal(signal.SIGCONT)
     process.terminate()
     _, err = process.communicate(timeout=60)
     assert process.returncode == 130 and "Traceback" not in err, err
     assert err.endswith("\nstopped; go on with: python experiments/replay_policy.py --resume run\n")
     assert not members(process)
+    assert not (run / "summary.json").exists()
 
+    monkeypatch.syspath_prepend(modules)
     SCHEDULE.save(tmp_path / "again.json")
-    undisturbed = replay(tmp_path / "undisturbed", "--policy", tmp_path / "again.json", "--updates", 400)
+    undisturbed = replay(tmp_path / "undisturbed", "--policy", tmp_path / "again.json", *options)
     weights, summary = resume(run)
     assert weights == undisturbed[0]
     assert {**summary, "trained_under": None} == {**undisturbed[1], "trained_under": None}
+    model = importlib.import_module("own_for_replay").build(10, 1)  # as its author wrote it: no head, no wrapper
+    model.load_state_dict(load_file(run / "model.safetensors"))
+    assert accuracy_of(model, "test") == pytest.approx(summary["test"]["accuracy"], abs=1e-6)
 
 
 @pytest.mark.parametrize("damage", ["cut", "flipped", "empty"])

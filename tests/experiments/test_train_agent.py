@@ -414,14 +414,11 @@ def test_resumed_after_its_end_trains_nothing(
     assert "The learned policy" in capsys.readouterr().out
 
 
-@pytest.mark.parametrize("damage", ["cut", "flipped"])
 def test_damaged_checkpoint_costs_one_rollout(
-    damage: str, here: None, run: Path, unfinished: Path, capsys: pytest.CaptureFixture[str]
+    here: None, run: Path, unfinished: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     *_, newest = sorted((unfinished / "checkpoints").iterdir())
-    raw = bytearray(newest.read_bytes())
-    raw[len(raw) // 2] ^= 4
-    newest.write_bytes(raw if damage == "flipped" else raw[: len(raw) // 2])
+    newest.write_bytes(newest.read_bytes()[: newest.stat().st_size // 2])
     train_agent.main(["--resume", str(unfinished)])
     (line,) = [line for line in capsys.readouterr().err.splitlines() if "going back" in line]
     assert str(newest) in line
@@ -566,7 +563,7 @@ def test_refuses_a_configuration_of_another_version(change: dict[str, Any], copy
 
 
 def test_search_of_nothing_but_diverged_trainings(here: None, tmp_path: Path, capsys: Any) -> None:
-    assert status_of([*OPTIONS, "--out", str(tmp_path / "run"), "--lr", "1e30"]) == 2
+    assert status_of([*OPTIONS, "--out", str(tmp_path / "run"), "--lr", "1e30", "--episodes", "4"]) == 2
     (line,) = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error: ")]
     assert "--lr" in line
 
