@@ -23,7 +23,7 @@ from agent.ppo import search_state
 from agent.workers import Position
 from envs import DIMENSIONS, Menu
 
-PICTURE_EVERY = 4  # rollouts between two pictures: drawing one takes about as long as learning from a rollout
+PICTURE_EVERY = 4  # rollouts between two pictures of what changes slowly; drawing takes longer than learning
 
 
 class SearchLog(BaseCallback):
@@ -146,8 +146,13 @@ class SearchLog(BaseCallback):
             for tag, share in zip(self._tags(dimension), shares[-1], strict=True):
                 self.logger.record(tag, share)
         self.history.append(shares)
+        self._draw_progress()
         if len(self.history) % PICTURE_EVERY == 1:
-            self._draw_pictures()
+            self._writer.add_figure("choices/over_the_search", self.search_figure(), self.num_timesteps)
+            assert self.training_env is not None
+            (picture,) = self.training_env.env_method("render", indices=0)
+            if picture is not None:
+                self._writer.add_image("mixed_images", picture, self.num_timesteps, dataformats="HWC")
         self._rollout, self._finished = [], []
 
         self._rollout_ended = time.monotonic()
@@ -180,7 +185,7 @@ class SearchLog(BaseCallback):
             }
         )
 
-    def _draw_pictures(self) -> None:
+    def _draw_progress(self) -> None:
         counts = [np.zeros((size, len(self._segments))) for size in self._menu.sizes]
         for segment, action in self._rollout:
             for dimension, choice in enumerate(action):
@@ -196,11 +201,6 @@ class SearchLog(BaseCallback):
             ),
             self.num_timesteps,
         )
-        self._writer.add_figure("choices/over_the_search", self.search_figure(), self.num_timesteps)
-        assert self.training_env is not None
-        (picture,) = self.training_env.env_method("render", indices=0)
-        if picture is not None:
-            self._writer.add_image("mixed_images", picture, self.num_timesteps, dataformats="HWC")
 
     def search_figure(self) -> Figure:
         """Share of each choice in each rollout so far, as one picture for each dimension."""
@@ -217,7 +217,8 @@ def choices_figure(menu: Menu, shares: list[NDArray[np.float64]], *, ticks: list
         ticks: name of each place; none = numbered.
         xlabel: what the axis is.
     """
-    figure = Figure(figsize=(7, 8), layout="constrained")
+    figure = Figure(figsize=(7, 8))
+    figure.subplots_adjust(left=0.28, right=0.87, top=0.96, bottom=0.07, hspace=0.55)  # a solver would take longer
     panels = figure.subplots(len(DIMENSIONS), 1, gridspec_kw={"height_ratios": [size + 1 for size in menu.sizes]})
     for panel, dimension, share in zip(panels, DIMENSIONS, shares, strict=True):
         image = panel.imshow(share, vmin=0, vmax=1, cmap="viridis", aspect="auto", interpolation="nearest")
@@ -232,5 +233,5 @@ def choices_figure(menu: Menu, shares: list[NDArray[np.float64]], *, ticks: list
                     ink = "black" if value > 0.6 else "white"
                     panel.text(place, choice, f"{100 * value:.0f}", ha="center", va="center", color=ink, fontsize=11)
     panels[-1].set_xlabel(xlabel, fontsize=12)
-    figure.colorbar(image, ax=list(panels), label="share of choices", shrink=0.6)
+    figure.colorbar(image, cax=figure.add_axes((0.89, 0.25, 0.025, 0.5)), label="share of choices")
     return figure

@@ -41,8 +41,8 @@ class SearchConfig:
     """What the agent is paid: standing against CutMix on half the updates, change of accuracy, or final accuracy."""
     reference_seeds: int = 2
     """Trainings of the relative reward's reference on each task; 0 takes one from each episode's own seed."""
-    validation_size: int | None = 3000
-    """Validation images; none takes the data set's default."""
+    validation_size: int | None = None
+    """Validation images; none takes 3,000, but no more than a fifth of the data set's pool."""
     validation_limit: int = 1000
     """How many of them are used before the end of a training."""
     episodes: int = 120

@@ -53,6 +53,7 @@ from experiments.run_folder import (
 KIND = "agent"
 GREEDY_EPISODES = 4  # for each worker's share of at least one: what the majority is taken over
 MOST_CANDIDATES = 3
+MOST_VALIDATION = 3000  # more take time at the end of every training of a search
 START = "CutMix half"  # what the untrained agent leans to: the rival it has to leave behind
 LEAST = (  # (part of the config or none, option, its least value): what nothing further down checks
     (None, "episodes", 1),
@@ -180,8 +181,11 @@ def resolve(asked: SearchConfig) -> tuple[Search, Splits]:
         RunError: an option is out of range.
         DataError: the data set cannot be had or is too small.
     """
+    dataset = load_dataset(asked.dataset, asked.data_root)
+    if asked.validation_size is None:
+        asked = replace(asked, validation_size=min(MOST_VALIDATION, len(dataset.pool) // 5))
     search = Search.of(asked)
-    data = split(load_dataset(asked.dataset, asked.data_root), validation_size=asked.validation_size)
+    data = split(dataset, validation_size=asked.validation_size)
     largest = data.draw(asked.train_size[1], data_seed=0, label_noise=asked.label_noise[1])
     data.draw(asked.train_size[0], data_seed=0)
     try:
