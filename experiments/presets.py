@@ -36,7 +36,7 @@ class SearchConfig:
     weight_decay: float = 5e-4
     """L2 penalty on the classifier's parameters."""
     segments: tuple[float, ...] = (0.25, 0.5, 0.75, 1.0)
-    """Progress at which each segment ends; a single 1.0 is one choice for the whole training."""
+    """Number of equal segments (1: one choice for the whole training), or the progress at which each one ends."""
     reward: Literal["relative", "change", "final"] = "relative"
     """What the agent is paid: standing against CutMix on half the updates, change of accuracy, or final accuracy."""
     reference_seeds: int = 2

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 from classifier.data import load_dataset
 from envs import TaskDistribution
+from envs.mix_policy import segment_ends
 from tests.envs.tiny import play, tiny
 
 WIDE = {"train_size": (50, 5000), "updates": (10, 4000), "label_noise": (0.1, 0.6), "pool": None}
@@ -130,3 +131,12 @@ def test_every_episode_gets_the_task_of_its_seed() -> None:
         assert env._trainer.config.updates == info["task"]["updates"]
         seen[tuple(info["task"].values())] += 1
     assert len(seen) == 4
+
+
+def test_segments_are_a_number_of_equal_parts_or_their_ends() -> None:
+    assert segment_ends(4) == segment_ends([4.0]) == (0.25, 0.5, 0.75, 1.0)
+    assert segment_ends(1) == segment_ends([1.0]) == (1.0,)
+    assert segment_ends([0.1, 1.0]) == (0.1, 1.0)
+    for wrong in (0, [0.0], [-3.0], [0.5], [0.5, 0.5, 1.0], [0.5, 2.0], []):
+        with pytest.raises(ValueError, match="segments"):
+            segment_ends(wrong)
