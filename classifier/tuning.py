@@ -16,8 +16,8 @@ ROUND_UPDATES = 4
 def compiling_pays(config: TrainConfig, data: Splits, *, planned_updates: int) -> bool:
     """Whether to compile, for a run of so many updates.
 
-    Compilation is tried where it has been seen to gain much: on CUDA, and on processors with AMX, whose fast
-    convolutions leave most of an eager step to memory traffic. Elsewhere it gained 1.1 x and is left out.
+    Compilation is tried on CUDA and on processors with AMX, whose fast convolutions leave most of an eager step to
+    memory traffic. Elsewhere it gained 0 to 4 % (experiments/results/benchmark_speed.json) and is left out.
 
     Args:
         config: the setting; its `compile` is ignored.

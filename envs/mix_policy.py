@@ -354,14 +354,11 @@ def segment_ends(segments: int | Sequence[float]) -> tuple[float, ...]:
     """The progress at which each segment ends.
 
     Args:
-        segments: a number of equal segments, at least 1 (alone in a sequence too, as a command line gives it), or the
-            ends themselves, rising in (0, 1] to 1.
+        segments: a number of equal segments, at least 1, or the ends themselves, rising in (0, 1] to 1.
 
     Raises:
         ValueError: neither.
     """
-    if not isinstance(segments, int) and len(segments) == 1 and float(segments[0]).is_integer():
-        segments = int(segments[0])
     if isinstance(segments, int):
         if segments < 1:
             raise ValueError(f"segments must be at least 1, got {segments}")

@@ -14,14 +14,12 @@ from __future__ import annotations
 import functools
 import json
 import os
-import platform
 import shlex
 import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -37,12 +35,10 @@ from classifier.mixing import LamDistribution, MixPolicy
 from classifier.models import build_model
 from classifier.trainer import BLOCK, TrainConfig, Trainer
 from envs import MixPolicyEnv, TaskDistribution
-from experiments.run_folder import RunError, interrupt_on_sigterm, user_errors
+from experiments.run_folder import RunError, interrupt_on_sigterm, machine, user_errors
 
 COMMAND = "python experiments/benchmark_speed.py"
-PACKAGES = ("torch", "torchvision", "gymnasium", "numpy")
 # Instructions that decide which number format is fast on a CPU.
-CPU_FLAGS = ("avx2", "avx512f", "avx512_bf16", "amx_tile", "amx_bf16")
 
 UPDATES = 10**6  # of the learning-rate schedule; no stretch gets far into it
 WARM_UP = 2  # updates before the clock starts: the first draws, the optimiser's state
@@ -202,26 +198,6 @@ def prepare_output(path: Path) -> None:
         raise RunError(f"--out {path}: cannot be written there ({error.strerror}); choose another") from None
     if not writable:
         raise RunError(f"--out {path}: cannot be written there; choose another file")
-
-
-def machine() -> dict[str, Any]:
-    """What the measurements were made on: processor, its number formats, GPU, versions and the load before."""
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-    except OSError:
-        lines = []
-    processor = {key.strip(): value.strip() for key, _, value in (line.partition(":") for line in lines)}
-    flags = processor.get("flags", "").split()
-    return {
-        "processor": processor.get("model name") or platform.processor() or platform.machine(),
-        "cpu_flags": [flag for flag in CPU_FLAGS if flag in flags],
-        "cores": len(os.sched_getaffinity(0)),
-        "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
-        "cuda": torch.version.cuda if torch.cuda.is_available() else None,
-        "python": platform.python_version(),
-        **{package: version(package) for package in PACKAGES},
-        "load_average": os.getloadavg(),
-    }
 
 
 def measure_model(config: BenchmarkConfig, model: str, data: Splits) -> dict[str, Any]:

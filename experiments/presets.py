@@ -80,7 +80,7 @@ class SearchConfig:
 PRESETS = {
     # 2 cores without AMX: about 7 minutes. A look at what a search does; differences are mostly within noise.
     "default": SearchConfig(),
-    # 2 cores without AMX: about 2.5 hours.
+    # 2 cores without AMX: an estimated 2.5 hours.
     "fashion": SearchConfig(
         preset="fashion",
         train_size=(1000, 1000),

@@ -35,9 +35,8 @@ from classifier.files import write_atomic
 from classifier.hardware import resolve_device, resolve_precision
 from classifier.mixing import MixPolicy
 from classifier.trainer import TrainConfig, Trainer
-from experiments.benchmark_speed import machine
 from experiments.intervals import mean_interval, paired_difference
-from experiments.run_folder import LineLog, RunError, interrupt_on_sigterm, user_errors
+from experiments.run_folder import LineLog, RunError, interrupt_on_sigterm, machine, user_errors
 
 COMMAND = "python experiments/recycled_saliency.py"
 RMIX = MixPolicy({"clean": 0.5, "rmix": 0.5})

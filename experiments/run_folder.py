@@ -24,6 +24,7 @@ from classifier.mixing import PolicyError
 
 VERSION = 1
 KEPT_CHECKPOINTS = 2
+CPU_FLAGS = ("avx2", "avx512f", "avx512_bf16", "amx_tile", "amx_bf16")
 PACKAGES = ("torch", "torchvision", "gymnasium", "stable-baselines3", "numpy")
 
 
@@ -114,15 +115,7 @@ class RunFolder:
 
     def write_config(self, kind: str, config: dict[str, Any]) -> None:
         """Write `config.json`: what was asked for and on what it runs."""
-        machine = {
-            "python": platform.python_version(),
-            **{package: version(package) for package in PACKAGES},
-            "processor": _processor(),
-            "cores": os.cpu_count(),
-            "threads": torch.get_num_threads(),
-            "cuda": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
-        }
-        value = {"kind": kind, "version": VERSION, "config": config, "machine": machine, "command": sys.argv}
+        value = {"kind": kind, "version": VERSION, "config": config, "machine": machine(), "command": sys.argv}
         self.write_json("config.json", value)
 
     def write_json(self, name: str, value: Any) -> None:
@@ -274,9 +267,22 @@ def interrupt_on_sigterm() -> None:
     signal.signal(signal.SIGTERM, interrupt)
 
 
-def _processor() -> str:
+def machine() -> dict[str, Any]:
+    """What a run is made on: processor, its number formats, cores, threads, GPU, versions and the load before."""
     try:
         lines = Path("/proc/cpuinfo").read_text().splitlines()
     except OSError:
-        return platform.processor()
-    return next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), "unknown")
+        lines = []
+    processor = {key.strip(): value.strip() for key, _, value in (line.partition(":") for line in lines)}
+    flags = processor.get("flags", "").split()
+    return {
+        "processor": processor.get("model name") or platform.processor() or platform.machine(),
+        "cpu_flags": [flag for flag in CPU_FLAGS if flag in flags],
+        "cores": len(os.sched_getaffinity(0)),
+        "threads": torch.get_num_threads(),
+        "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
+        "cuda": torch.version.cuda if torch.cuda.is_available() else None,
+        "python": platform.python_version(),
+        **{package: version(package) for package in PACKAGES},
+        "load_average": os.getloadavg(),
+    }

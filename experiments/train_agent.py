@@ -118,7 +118,8 @@ class Search:
     @property
     def segments(self) -> tuple[float, ...]:
         """Progress at which each segment ends."""
-        return segment_ends(self.config.segments)
+        given = self.config.segments
+        return segment_ends(int(given[0]) if len(given) == 1 and given[0].is_integer() else given)
 
     def environment(self, run: RunFolder | None) -> dict[str, Any]:
         """Arguments of the workers' `MixPolicyEnv`."""
@@ -127,7 +128,7 @@ class Search:
             "data_root": self.config.data_root,
             "training": self.training,
             "tasks": self.tasks,
-            "segments": self.config.segments,
+            "segments": self.segments,
             "reward": self.config.reward,
             "menu": self.menu,
             "reference_seeds": self.config.reference_seeds,
@@ -469,7 +470,7 @@ def report(search: Search, run: RunFolder, schedule: PolicySchedule, contest: di
     if noisy and search.config.preset == "default":
         print(
             "\nA search this short mostly ends within noise. `--preset fashion` tries ten times as many trainings, "
-            "each twice as long, in about 2.5 hours on 2 cores."
+            "each twice as long, in an estimated 2.5 hours on 2 cores."
         )
     with SummaryWriter(str(run.events)) as writer:
         header = "|" + "|".join(cell or " " for cell in rows[0]) + "|\n|---|---|---|---|\n"

@@ -625,3 +625,12 @@ def test_no_command_hides_a_module_of_python() -> None:
 )  # fmt: skip
 def test_verdict(difference: float, width: float | None, said: str) -> None:
     assert train_agent.verdict(difference, width) == said
+
+
+def test_segments_are_given_as_a_number_or_as_their_ends() -> None:
+    def ends(text: str) -> tuple[float, ...]:
+        return train_agent.Search.of(train_agent.parse(f"--dataset digits --segments {text}".split())).segments
+
+    assert ends("4") == (0.25, 0.5, 0.75, 1.0)
+    assert ends("1") == ends("1.0") == (1.0,)
+    assert ends("0.1 1") == (0.1, 1.0)
