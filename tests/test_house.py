@@ -11,7 +11,17 @@ import pytest
 ROOT = Path(__file__).parents[1]
 # What importing all of a room, and nothing of a room above, must not bring in.
 NOT_FOR = {
-    "classifier": ("gymnasium", "stable_baselines3", "ray", "envs", "agent", "experiments", "tensorboard", "tyro"),
+    "classifier": (
+        "gymnasium",
+        "stable_baselines3",
+        "ray",
+        "envs",
+        "agent",
+        "experiments",
+        "tensorboard",
+        "tyro",
+        "timm",
+    ),
     "envs": ("stable_baselines3", "ray", "agent", "experiments"),
     "agent": ("ray", "experiments"),
 }

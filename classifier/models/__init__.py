@@ -5,26 +5,51 @@ from collections.abc import Callable
 
 from torch import nn
 
+from classifier.models.densenet import densenet121, densenet121_small
 from classifier.models.label_head import attach_label_head, without_label_head
+from classifier.models.lenet import lenet
+from classifier.models.libraries import near_matches, timm_model, torchvision_classifiers, torchvision_model
 from classifier.models.preact_resnet import PreActResNet, preact_resnet18, search_network
+from classifier.models.resnet import resnet50, resnet50_small
+from classifier.models.resnext import resnext29_4_24
+from classifier.models.stages import hidden_stages
+from classifier.models.wide_resnet import wrn_16_8, wrn_28_10
 
 MODELS: dict[str, Callable[[int, int], nn.Module]] = {
     "search": search_network,
+    "lenet": lenet,
     "preact_resnet18": preact_resnet18,
+    "resnet50_small": resnet50_small,
+    "resnet50": resnet50,
+    "resnext29_4_24": resnext29_4_24,
+    "wrn_16_8": wrn_16_8,
+    "wrn_28_10": wrn_28_10,
+    "densenet121_small": densenet121_small,
+    "densenet121": densenet121,
 }
+# Whose every image classifier is a model as `library/name`.
+LIBRARIES = {"torchvision": torchvision_model, "timm": timm_model}
 
 
-def build_model(name: str, *, num_classes: int, in_channels: int) -> nn.Module:
+def build_model(
+    name: str, *, num_classes: int, in_channels: int, image_size: tuple[int, int] | None = None
+) -> nn.Module:
     """A new network with random weights, on the CPU.
 
     Args:
-        name: one of `MODELS`, or `package.module:function` for one's own `function(num_classes, in_channels)`.
+        name: one of `MODELS`; `torchvision/name` or `timm/name` for a classifier of these libraries; or
+            `package.module:function` for one's own `function(num_classes, in_channels)`.
         num_classes: length of the logits.
         in_channels: channels of the images.
+        image_size: (H, W) of the images; only a library's networks for one size (vision transformers) are built for
+            it, by default for the size they were published with. All others take any size that they do not shrink away.
 
     Raises:
         ValueError: the name is not known, cannot be imported, or does not build a module.
     """
+    library, slash, library_name = name.partition("/")
+    if slash and library in LIBRARIES:
+        return LIBRARIES[library](library_name, num_classes, in_channels, image_size)
     factory = MODELS.get(name) or _import_factory(name)
     model = factory(num_classes, in_channels)
     if not isinstance(model, nn.Module):
@@ -36,7 +61,8 @@ def _import_factory(name: str) -> Callable[[int, int], nn.Module]:
     module_name, colon, function = name.partition(":")
     if not colon:
         raise ValueError(
-            f"unknown model {name!r}: expected one of {', '.join(MODELS)}, or package.module:function for your own"
+            f"unknown model {name!r}: expected one of {', '.join(MODELS)}, torchvision/NAME, timm/NAME, "
+            f"or package.module:function for your own{_suggestion(name)}"
         )
     try:
         factory = getattr(importlib.import_module(module_name), function)
@@ -47,11 +73,18 @@ def _import_factory(name: str) -> Callable[[int, int], nn.Module]:
     return factory
 
 
+def _suggestion(name: str) -> str:
+    if name in torchvision_classifiers():
+        return f"; did you mean torchvision/{name}?"
+    return near_matches(name, MODELS)
+
+
 __all__ = [
     "MODELS",
     "PreActResNet",
     "attach_label_head",
     "build_model",
+    "hidden_stages",
     "preact_resnet18",
     "search_network",
     "without_label_head",

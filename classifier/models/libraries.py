@@ -1,0 +1,96 @@
+"""Classifiers of torchvision and timm by name, with new weights; nothing is downloaded."""
+
+import difflib
+from collections.abc import Iterable
+from typing import Any
+
+import torchvision.models
+from torch import nn
+
+from classifier.models.channels import set_in_channels
+
+# Their builders' arguments, by the module they are in. The first two return a tuple while they train, for the sake of
+# two more heads, and warn unless told that slow initial weights are meant.
+TORCHVISION_ARGUMENTS: dict[str, dict[str, Any]] = {
+    "inception": {"aux_logits": False, "init_weights": True},
+    "googlenet": {"aux_logits": False, "init_weights": True},
+}
+
+
+def torchvision_model(
+    name: str, num_classes: int, in_channels: int, image_size: tuple[int, int] | None = None
+) -> nn.Module:
+    """A classifier of `torchvision.models`, e.g. `resnet50`.
+
+    Args:
+        name: as in `torchvision.models.list_models(torchvision.models)`.
+        num_classes: length of the logits.
+        in_channels: channels of the images; other than 3, the first convolution is a new one.
+        image_size: (H, W) for networks built for one size (vision transformers); none = the published one.
+
+    Raises:
+        ValueError: no such classifier, or not for these images.
+    """
+    classifiers = torchvision_classifiers()
+    if name not in classifiers:
+        if name in torchvision.models.list_models():
+            raise ValueError(f"torchvision's {name} is not an image classifier that can be trained from scratch here")
+        raise ValueError(f"torchvision has no classifier {name!r}{near_matches(name, classifiers)}")
+    family = torchvision.models.get_model_builder(name).__module__.rpartition(".")[2]
+    arguments = TORCHVISION_ARGUMENTS.get(family, {})
+    if image_size is not None and family == "vision_transformer":
+        height, width = image_size
+        if height != width:
+            raise ValueError(f"torchvision's {name} takes square images, got {height} x {width}")
+        arguments = {"image_size": height}
+    elif image_size is not None and family == "maxvit":
+        arguments = {"input_size": image_size}
+    try:
+        model = torchvision.models.get_model(name, weights=None, num_classes=num_classes, **arguments)
+    except (AssertionError, ValueError) as error:
+        raise ValueError(f"torchvision's {name} cannot be built for images of {image_size} pixels: {error}") from error
+    return set_in_channels(model, in_channels)
+
+
+def timm_model(name: str, num_classes: int, in_channels: int, image_size: tuple[int, int] | None = None) -> nn.Module:
+    """A classifier of timm, e.g. `resnet50d`.
+
+    Args:
+        name: as in `timm.list_models()`.
+        num_classes: length of the logits.
+        in_channels: channels of the images.
+        image_size: (H, W) for networks built for one size (vision transformers); none = the published one.
+
+    Raises:
+        ValueError: timm is not installed, has no such network, or cannot build it for these images.
+    """
+    try:
+        import timm  # an optional extra
+    except ImportError as error:
+        raise ValueError(
+            f"timm/{name} needs timm, which is not installed: pip install 'timm>=1.0' (or rl-mix[timm])"
+        ) from error
+    if not timm.is_model(name):
+        raise ValueError(f"timm has no network {name!r}{near_matches(name, timm.list_models())}")
+    arguments: dict[str, Any] = {}
+    published = timm.get_pretrained_cfg(name)
+    if image_size is not None and published is not None and published.fixed_input_size:
+        arguments["img_size"] = image_size
+    try:
+        return timm.create_model(name, pretrained=False, num_classes=num_classes, in_chans=in_channels, **arguments)
+    except (AssertionError, RuntimeError, TypeError, ValueError) as error:
+        raise ValueError(
+            f"timm's {name} cannot be built for {num_classes} classes, {in_channels} channels and images of "
+            f"{image_size or 'its own size'}: {error}"
+        ) from error
+
+
+def torchvision_classifiers() -> list[str]:
+    """Names of torchvision's image classifiers: not its segmentation, detection, video, flow and quantised networks."""
+    return torchvision.models.list_models(torchvision.models)
+
+
+def near_matches(name: str, known: Iterable[str]) -> str:
+    """`; did you mean a, b?` for the names most like `name`, or nothing where none is."""
+    close = difflib.get_close_matches(name, known)
+    return f"; did you mean {', '.join(close)}?" if close else ""

@@ -1,0 +1,35 @@
+"""Where a network's hidden states lie, for Manifold Mixup (Verma et al. 2019), https://arxiv.org/abs/1806.05236."""
+
+from torch import nn
+from torchvision.models import ResNet
+
+from classifier.models.lenet import LeNet
+from classifier.models.preact_resnet import PreActResNet
+from classifier.models.resnext import ResNeXt
+from classifier.models.wide_resnet import WideResNet
+
+
+def hidden_stages(model: nn.Module) -> list[nn.Module]:
+    """The modules whose outputs are the hidden states after the first and after the second stage.
+
+    They are the network's own modules, to put a forward hook on, before or after `attach_label_head`.
+
+    Args:
+        model: one of this project's networks with `stages`, or a ResNet of torchvision or timm.
+
+    Raises:
+        ValueError: it is of another family.
+    """
+    if isinstance(model, (PreActResNet, WideResNet, ResNeXt, LeNet)):
+        return list(model.stages[:2])
+    if isinstance(model, ResNet) or _is_timm_resnet(model):
+        return [model.get_submodule("layer1"), model.get_submodule("layer2")]
+    raise ValueError(
+        "Manifold Mixup knows the stages of PreAct ResNet, Wide ResNet, ResNeXt and LeNet of this project and of the "
+        f"ResNets of torchvision and timm, not those of {type(model).__name__}; choose one of these or another method"
+    )
+
+
+def _is_timm_resnet(model: nn.Module) -> bool:
+    # By name: timm need not be installed.
+    return any((base.__module__, base.__qualname__) == ("timm.models.resnet", "ResNet") for base in type(model).__mro__)
