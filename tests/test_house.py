@@ -21,6 +21,7 @@ NOT_FOR = {
         "tensorboard",
         "tyro",
         "timm",
+        "torchvision",  # takes a second
     ),
     "envs": ("stable_baselines3", "ray", "agent", "experiments"),
     "agent": ("ray", "experiments"),

@@ -1,16 +1,18 @@
-"""Classifiers of torchvision and timm by name, with new weights; nothing is downloaded."""
+"""Classifiers of torchvision and timm by name, with new weights; nothing is downloaded.
+
+Both are imported where they are used: timm is an optional extra, and importing torchvision takes a second.
+"""
 
 import difflib
 from collections.abc import Iterable
 from typing import Any
 
-import torchvision.models
 from torch import nn
 
 from classifier.models.channels import set_in_channels
 
-# Their builders' arguments, by the module they are in. The first two return a tuple while they train, for the sake of
-# two more heads, and warn unless told that slow initial weights are meant.
+# Builders' arguments by the module they are in. With auxiliary heads these two return a tuple while they train, and
+# they warn unless told that their own initialisation, which takes its time, is meant.
 TORCHVISION_ARGUMENTS: dict[str, dict[str, Any]] = {
     "inception": {"aux_logits": False, "init_weights": True},
     "googlenet": {"aux_logits": False, "init_weights": True},
@@ -31,6 +33,8 @@ def torchvision_model(
     Raises:
         ValueError: no such classifier, or not for these images.
     """
+    import torchvision.models
+
     classifiers = torchvision_classifiers()
     if name not in classifiers:
         if name in torchvision.models.list_models():
@@ -65,7 +69,7 @@ def timm_model(name: str, num_classes: int, in_channels: int, image_size: tuple[
         ValueError: timm is not installed, has no such network, or cannot build it for these images.
     """
     try:
-        import timm  # an optional extra
+        import timm
     except ImportError as error:
         raise ValueError(
             f"timm/{name} needs timm, which is not installed: pip install 'timm>=1.0' (or rl-mix[timm])"
@@ -87,6 +91,8 @@ def timm_model(name: str, num_classes: int, in_channels: int, image_size: tuple[
 
 def torchvision_classifiers() -> list[str]:
     """Names of torchvision's image classifiers: not its segmentation, detection, video, flow and quantised networks."""
+    import torchvision.models
+
     return torchvision.models.list_models(torchvision.models)
 
 

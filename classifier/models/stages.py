@@ -1,12 +1,14 @@
 """Where a network's hidden states lie, for Manifold Mixup (Verma et al. 2019), https://arxiv.org/abs/1806.05236."""
 
 from torch import nn
-from torchvision.models import ResNet
 
 from classifier.models.lenet import LeNet
 from classifier.models.preact_resnet import PreActResNet
 from classifier.models.resnext import ResNeXt
 from classifier.models.wide_resnet import WideResNet
+
+# Their classes of ResNets, by name: neither library need be there, or imported, to tell that a network is none of its.
+RESNETS = {("torchvision.models.resnet", "ResNet"), ("timm.models.resnet", "ResNet")}
 
 
 def hidden_stages(model: nn.Module) -> list[nn.Module]:
@@ -22,14 +24,9 @@ def hidden_stages(model: nn.Module) -> list[nn.Module]:
     """
     if isinstance(model, (PreActResNet, WideResNet, ResNeXt, LeNet)):
         return list(model.stages[:2])
-    if isinstance(model, ResNet) or _is_timm_resnet(model):
+    if RESNETS & {(base.__module__, base.__qualname__) for base in type(model).__mro__}:
         return [model.get_submodule("layer1"), model.get_submodule("layer2")]
     raise ValueError(
         "Manifold Mixup knows the stages of PreAct ResNet, Wide ResNet, ResNeXt and LeNet of this project and of the "
         f"ResNets of torchvision and timm, not those of {type(model).__name__}; choose one of these or another method"
     )
-
-
-def _is_timm_resnet(model: nn.Module) -> bool:
-    # By name: timm need not be installed.
-    return any((base.__module__, base.__qualname__) == ("timm.models.resnet", "ResNet") for base in type(model).__mro__)

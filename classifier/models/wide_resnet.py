@@ -1,7 +1,7 @@
 """Wide ResNet (Zagoruyko and Komodakis 2016), https://arxiv.org/abs/1605.07146, in the variant of the mixing papers.
 
-The Manifold Mixup authors' version, which Puzzle Mix, Co-Mixup and R-Mix took over and whose published figures it gave,
-differs from the paper in three details, kept here: every convolution has a bias (36.55 M parameters at 100 classes, the
+The Manifold Mixup authors' version, which Puzzle Mix, Co-Mixup and R-Mix took over for their published figures, differs
+from the paper in three details, kept here: every convolution has a bias (36.55 M parameters at 100 classes, the
 paper's has 36.54 M), a block's stride is that of its second convolution, and its shortcut reads the image before norm
 and ReLU. Two are not kept: the last norm's momentum of 0.9 (evaluation by little more than the last batch's statistics;
 here torch's 0.1), and the pooling of 8 x 8 positions (here of all there are, so that other sizes will do). The
