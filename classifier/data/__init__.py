@@ -4,7 +4,10 @@ splits = split(load_dataset("fashion_mnist")).draw(5_000, data_seed=0, label_noi
 """
 
 from classifier.data.augmentation import augment, normalise, pad_images
-from classifier.data.image_set import DataError, Dataset, ImageSet
+from classifier.data.dataset import Dataset, Images, resized
+from classifier.data.image_files import ImageFiles
+from classifier.data.image_folder import load_image_folder
+from classifier.data.image_set import DataError, ImageSet
 from classifier.data.registry import DATASETS, load_dataset
 from classifier.data.splits import Splits, split
 
@@ -12,11 +15,15 @@ __all__ = [
     "DATASETS",
     "DataError",
     "Dataset",
+    "ImageFiles",
     "ImageSet",
+    "Images",
     "Splits",
     "augment",
     "load_dataset",
+    "load_image_folder",
     "normalise",
     "pad_images",
+    "resized",
     "split",
 ]
