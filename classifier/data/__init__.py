@@ -1,4 +1,4 @@
-"""Data: a name gives images as uint8 tensors; fixed splits, seeded training sets, batched augmentation.
+"""Data: a name gives images as uint8 tensors, or their files; fixed splits, seeded training sets, augmentation.
 
 splits = split(load_dataset("fashion_mnist")).draw(5_000, data_seed=0, label_noise=0.2)
 """
@@ -10,6 +10,7 @@ from classifier.data.image_folder import load_image_folder
 from classifier.data.image_set import DataError, ImageSet
 from classifier.data.registry import DATASETS, load_dataset
 from classifier.data.splits import Splits, split
+from classifier.data.streaming import StreamDraw, stream_batches, stream_evaluation
 
 __all__ = [
     "DATASETS",
@@ -19,6 +20,7 @@ __all__ = [
     "ImageSet",
     "Images",
     "Splits",
+    "StreamDraw",
     "augment",
     "load_dataset",
     "load_image_folder",
@@ -26,4 +28,6 @@ __all__ = [
     "pad_images",
     "resized",
     "split",
+    "stream_batches",
+    "stream_evaluation",
 ]

@@ -11,6 +11,7 @@ from classifier.data.digits import load_digits
 from classifier.data.idx import load_fashion_mnist, load_mnist
 from classifier.data.image_folder import load_image_folder
 from classifier.data.image_set import DataError
+from classifier.data.imagenet import load_imagenet
 from classifier.data.svhn import load_svhn
 from classifier.data.tiny_imagenet import load_tiny_imagenet
 
@@ -19,6 +20,7 @@ DATASETS: dict[str, Callable[[Path | None], Dataset]] = {
     "cifar100": load_cifar100,
     "digits": load_digits,
     "fashion_mnist": load_fashion_mnist,
+    "imagenet": load_imagenet,
     "mnist": load_mnist,
     "svhn": load_svhn,
     "tiny_imagenet": load_tiny_imagenet,

@@ -373,6 +373,7 @@ def test_registry_has_the_built_in_data_sets() -> None:
         "cifar100",
         "digits",
         "fashion_mnist",
+        "imagenet",
         "mnist",
         "svhn",
         "tiny_imagenet",
@@ -380,7 +381,7 @@ def test_registry_has_the_built_in_data_sets() -> None:
 
 
 def test_unknown_name_lists_the_known() -> None:
-    with pytest.raises(DataError, match="digits, fashion_mnist"):
+    with pytest.raises(DataError, match="digits, fashion_mnist, imagenet"):
         load_dataset("fashion-mnist")
 
 

@@ -1,9 +1,11 @@
-"""MNIST, SVHN, Tiny-ImageNet: files of the published format read as they are, downloaded whole or not at all."""
+"""MNIST, SVHN, (Tiny-)ImageNet: files of the published format read as they are, downloaded whole or not at all."""
 
 import gzip
 import hashlib
 import io
+import shutil
 import struct
+import tarfile
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
@@ -17,9 +19,20 @@ import torchvision
 from PIL import Image
 from scipy.io import savemat
 from torchvision.datasets import SVHN, ImageFolder
+from torchvision.datasets import imagenet as torch_imagenet
 from torchvision.transforms import functional as reference
 
-from classifier.data import DataError, Dataset, ImageSet, dataset, load_dataset, resized, tiny_imagenet
+from classifier.data import (
+    DataError,
+    Dataset,
+    ImageFiles,
+    ImageSet,
+    dataset,
+    imagenet,
+    load_dataset,
+    resized,
+    tiny_imagenet,
+)
 
 
 @pytest.fixture(autouse=True)
@@ -112,7 +125,7 @@ def test_image_size_is_a_bilinear_resize(tmp_path: Path, monkeypatch: pytest.Mon
         assert isinstance(before, ImageSet) and isinstance(after, ImageSet)
         expected = torch.stack([pillows(image, 32) for image in before.images])
         torch.testing.assert_close(after.images, expected, rtol=0, atol=1)
-        assert after.labels is before.labels
+        assert torch.equal(after.labels, before.labels)
     assert large.mean == plain.mean and large.crop_padding == plain.crop_padding
     same = load_dataset("mnist", tmp_path, image_size=28).pool
     assert isinstance(plain.pool, ImageSet) and isinstance(same, ImageSet)
@@ -344,3 +357,150 @@ def test_tiny_imagenet_download_comes_whole_or_not_at_all(
     else:
         assert torch.equal(load_dataset("tiny_imagenet").pool.labels, load_dataset("tiny_imagenet", tiny).pool.labels)
         assert [path.name for path in home.iterdir()] == ["tiny-imagenet-200"]
+
+
+# ImageNet
+
+IMAGENET_WNIDS = ["n01440764", "n02012849", "n03126707"]
+IMAGENET_COUNTS = {"train": 4, "val": 2}  # of each class
+
+
+def devkit() -> bytes:
+    """The devkit's archive: `meta.mat` with every synset and the ILSVRC numbers of the validation images."""
+    kinds = [("ILSVRC2012_ID", "O"), ("WNID", "O"), ("words", "O"), ("gloss", "O"), ("num_children", "O")]
+    # Numbered in another order than their WordNet numbers, and with a synset that is no leaf, as in the true file.
+    rows = [
+        (1, IMAGENET_WNIDS[2], "crane", "lifts", 0),
+        (2, IMAGENET_WNIDS[0], "tench, Tinca tinca", "a fish", 0),
+        (3, IMAGENET_WNIDS[1], "crane", "a bird", 0),
+        (4, "n00001740", "entity", "everything", 3),
+    ]
+    meta = io.BytesIO()
+    savemat(meta, {"synsets": np.array([[row] for row in rows], dtype=kinds)})
+    truth = "".join(f"{number}\n" for number in (2, 1, 3, 3, 2, 1))
+    folder = "ILSVRC2012_devkit_t12/data"
+    members = {"meta.mat": meta.getvalue(), "ILSVRC2012_validation_ground_truth.txt": truth.encode()}
+    return tar({f"{folder}/{name}": content for name, content in members.items()}, "w:gz")
+
+
+def tar(members: dict[str, bytes], mode: Any = "w") -> bytes:
+    stream = io.BytesIO()
+    with tarfile.open(fileobj=stream, mode=mode) as archive:
+        for name, content in members.items():
+            entry = tarfile.TarInfo(name)
+            entry.size = len(content)
+            archive.addfile(entry, io.BytesIO(content))
+    return stream.getvalue()
+
+
+def train_file(wnid: str, number: int) -> tuple[str, bytes]:
+    return f"{wnid}_{number}.JPEG", jpeg(np.random.default_rng(number))
+
+
+def write_imagenet(folder: Path) -> Path:
+    for part, each in IMAGENET_COUNTS.items():
+        for wnid in IMAGENET_WNIDS:
+            (folder / part / wnid).mkdir(parents=True)
+            for number in range(each):
+                name, content = train_file(wnid, number)
+                (folder / part / wnid / name).write_bytes(content)
+    return folder
+
+
+def write_imagenet_archives(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    inner = {f"{wnid}.tar": tar(dict(train_file(wnid, number) for number in range(4))) for wnid in IMAGENET_WNIDS}
+    val = {f"ILSVRC2012_val_{number:08}.JPEG": jpeg(np.random.default_rng(number)) for number in range(1, 7)}
+    archives = {"devkit": devkit(), "train": tar(inner), "val": tar(val)}
+    folder.mkdir(parents=True)
+    published = {}
+    for kind, content in archives.items():
+        name = torch_imagenet.ARCHIVE_META[kind][0]
+        (folder / name).write_bytes(content)
+        published[kind] = (name, hashlib.md5(content).hexdigest())
+    monkeypatch.setattr(torch_imagenet, "ARCHIVE_META", published)
+    return folder
+
+
+@pytest.fixture
+def few(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A few images are taken for the published numbers."""
+    monkeypatch.setattr(imagenet, "NUM_CLASSES", 3)
+    monkeypatch.setattr(imagenet, "COUNTS", {part: 3 * each for part, each in IMAGENET_COUNTS.items()})
+
+
+@pytest.mark.parametrize("layout", [".", "imagenet"])
+def test_imagenet_unpacked(few: None, tmp_path: Path, layout: str) -> None:
+    folder = write_imagenet(tmp_path / layout)
+    data = load_dataset("imagenet", tmp_path)
+    for part, name in ((data.pool, "train"), (data.test, "val")):
+        source = ImageFolder(folder / name)
+        assert isinstance(part, ImageFiles)
+        assert list(zip(part.paths, part.labels.tolist(), strict=True)) == source.samples
+        assert part.image_shape == (3, 224, 224)
+    assert data.class_names == tuple(IMAGENET_WNIDS)
+    assert (data.mean, data.std) == ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
+    assert load_dataset("imagenet", tmp_path, image_size=128).test.image_shape == (3, 128, 128)
+
+
+def test_imagenet_from_its_archives(few: None, home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = write_imagenet_archives(home / "imagenet", monkeypatch)
+    data = load_dataset("imagenet")
+    assert data.class_names == ("tench, Tinca tinca", "crane", "crane")
+    assert isinstance(data.pool, ImageFiles) and isinstance(data.test, ImageFiles)
+    names = [Path(path).name for path in data.pool.paths]
+    assert names == [f"{wnid}_{number}.JPEG" for wnid in IMAGENET_WNIDS for number in range(4)]
+    assert data.pool.labels.tolist() == [0] * 4 + [1] * 4 + [2] * 4
+    # By the ground truth 2 1 3 3 2 1, whose numbers are the WordNet numbers' order 0 2 1 1 0 2.
+    truth = {f"ILSVRC2012_val_{number:08}.JPEG": label for number, label in enumerate((0, 2, 1, 1, 0, 2), start=1)}
+    found = zip((Path(path).name for path in data.test.paths), data.test.labels.tolist(), strict=True)
+    assert dict(found) == truth
+    # Unpacked once: the devkit's names are kept when the archives are gone.
+    for name in imagenet.ARCHIVES:
+        (folder / name).unlink()
+    again = load_dataset("imagenet")
+    assert again.class_names == data.class_names and torch.equal(again.test.labels, data.test.labels)
+
+
+def test_missing_imagenet_says_where_to_get_it_and_where_to_put_it(few: None, home: Path, tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=r"ILSVRC2012_img_train\.tar.*https://image-net\.org") as refused:
+        load_dataset("imagenet", tmp_path)
+    assert str(home / "imagenet") in str(refused.value) and str(tmp_path) in str(refused.value)
+
+
+@pytest.mark.parametrize(
+    ("damage", "message"),
+    [
+        (lambda folder: next((folder / "train" / IMAGENET_WNIDS[0]).iterdir()).unlink(), "12 images, got 11"),
+        (lambda folder: (folder / "val" / IMAGENET_WNIDS[1] / "more.JPEG").write_bytes(b""), "6 images, got 7"),
+        (lambda folder: shutil.rmtree(folder / "val"), "val: expected a folder"),
+        (lambda folder: shutil.rmtree(folder / "train"), "train: expected a folder"),
+        (lambda folder: shutil.rmtree(folder / "val" / IMAGENET_WNIDS[1]), "2 folders of which some differ"),
+        (lambda folder: [shutil.rmtree(folder / part / IMAGENET_WNIDS[1]) for part in IMAGENET_COUNTS], "3 class"),
+        (lambda folder: (folder / "meta.bin").write_bytes(b"damaged"), "the published archives"),
+        (lambda folder: (folder / imagenet.DEVKIT).write_bytes(b"damaged"), "the published archives"),
+    ],
+)
+def test_incomplete_imagenet_is_refused(
+    few: None, tmp_path: Path, damage: Callable[[Path], object], message: str
+) -> None:
+    folder = write_imagenet(tmp_path)
+    damage(folder)
+    with pytest.raises(DataError, match=message) as refused:
+        load_dataset("imagenet", tmp_path)
+    assert str(folder) in str(refused.value)
+
+
+@pytest.mark.parametrize("kind", ["train", "val", "devkit"])
+@pytest.mark.parametrize("damage", ["cut", "gone"])
+def test_damaged_imagenet_archive_is_refused(
+    few: None, home: Path, monkeypatch: pytest.MonkeyPatch, kind: str, damage: str
+) -> None:
+    folder = write_imagenet_archives(home / "imagenet", monkeypatch)
+    path = folder / torch_imagenet.ARCHIVE_META[kind][0]
+    if damage == "cut":
+        cut(path)
+    else:
+        path.unlink()
+    with pytest.raises(DataError, match="imagenet") as refused:
+        load_dataset("imagenet")
+    assert str(folder) in str(refused.value)
