@@ -237,6 +237,7 @@ def test_scale_of_one_area_and_narrow_scale(files: ImageFiles) -> None:
     whole = [random_crop(100, 100, (u, 0.5, u, u), scale=(1.0, 1.0)) for u in (0.0, 0.3, 1.0)]
     assert whole == [(0, 0, 100, 100)] * 3
     assert random_crop(100, 100, (0.0, 0.5, 0.0, 0.0), scale=(0.25, 1.0)) == (0, 0, 50, 50)
+    assert random_crop(100, 100, (0.0, 0.5, 1.0, 1.0), scale=(0.25, 1.0)) == (50, 50, 50, 50)
     batch = next(stream_batches(files, draws(), size=8, workers=0, scale=(0.9, 1.0)))
     assert not torch.equal(batch, next(stream_batches(files, draws(), size=8, workers=0)))
 
