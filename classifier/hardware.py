@@ -1,7 +1,10 @@
 """What this machine can do: device, bf16 and torch.compile, each checked before it is trusted."""
 
+import contextlib
 import functools
+import os
 import shutil
+from pathlib import Path
 
 import torch
 from torch import nn
@@ -84,3 +87,16 @@ def why_not_compile(device: torch.device) -> str | None:
     if device.type == "cuda" and torch.cuda.get_device_capability(device) < (7, 0):
         return "torch.compile needs a GPU of compute capability 7.0 or newer"
     return None
+
+
+def available_memory() -> int:
+    """Bytes of memory that can be taken without swapping, within this process's container."""
+    free = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    with contextlib.suppress(OSError, ValueError, StopIteration):  # Linux
+        lines = Path("/proc/meminfo").read_text().splitlines()
+        free = int(next(line for line in lines if line.startswith("MemAvailable:")).split()[1]) * 1024
+    with contextlib.suppress(OSError, ValueError):  # "max": no limit
+        group = Path("/sys/fs/cgroup")
+        limit = int((group / "memory.max").read_text())
+        free = min(free, limit - int((group / "memory.current").read_text()))
+    return free

@@ -1,22 +1,33 @@
-"""Data: a name gives images as uint8 tensors; fixed splits, seeded training sets, batched augmentation.
+"""Data: a name gives images as uint8 tensors, or their files; fixed splits, seeded training sets, augmentation.
 
 splits = split(load_dataset("fashion_mnist")).draw(5_000, data_seed=0, label_noise=0.2)
 """
 
 from classifier.data.augmentation import augment, normalise, pad_images
-from classifier.data.image_set import DataError, Dataset, ImageSet
+from classifier.data.dataset import Dataset, Images, resized
+from classifier.data.image_files import ImageFiles
+from classifier.data.image_folder import load_image_folder
+from classifier.data.image_set import DataError, ImageSet
 from classifier.data.registry import DATASETS, load_dataset
 from classifier.data.splits import Splits, split
+from classifier.data.streaming import StreamDraw, stream_batches, stream_evaluation
 
 __all__ = [
     "DATASETS",
     "DataError",
     "Dataset",
+    "ImageFiles",
     "ImageSet",
+    "Images",
     "Splits",
+    "StreamDraw",
     "augment",
     "load_dataset",
+    "load_image_folder",
     "normalise",
     "pad_images",
+    "resized",
     "split",
+    "stream_batches",
+    "stream_evaluation",
 ]

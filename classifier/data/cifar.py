@@ -1,15 +1,14 @@
 """CIFAR-10 and CIFAR-100 (Krizhevsky 2009): 60,000 colour images of 32x32 pixels, read and checked by torchvision."""
 
-import tempfile
 from functools import partial
-from http.client import HTTPException
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from classifier.data.fashion_mnist import user_folder
-from classifier.data.image_set import DataError, Dataset, ImageSet
+from classifier.data.dataset import Dataset
+from classifier.data.downloads import download_whole, user_folder
+from classifier.data.image_set import DataError, ImageSet
 
 STATISTICS = {
     "cifar10": ((0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616)),
@@ -34,7 +33,8 @@ def load_cifar(name: str, root: Path | None = None) -> Dataset:
     folders = [user_folder()] if root is None else [root, user_folder()]
     folder = next((candidate for candidate in folders if (candidate / kind.base_folder).is_dir()), None)
     if folder is None:
-        folder = _download(kind, name, user_folder())
+        folder = user_folder()
+        _download(kind, name, folder / kind.base_folder)
     try:
         train, test = (kind(folder, train=part) for part in (True, False))
     except (RuntimeError, OSError, ValueError, KeyError, EOFError) as error:
@@ -64,16 +64,15 @@ def _image_set(data: Any) -> ImageSet:
     return ImageSet(images, torch.tensor(data.targets))
 
 
-def _download(kind: Any, name: str, folder: Path) -> Path:
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        # Beside its final place, then renamed: the files are there all at once or not at all. torchvision checks MD5.
-        with tempfile.TemporaryDirectory(prefix=f".{name}-", dir=folder) as temporary:
-            kind(temporary, download=True)
-            (Path(temporary) / kind.base_folder).rename(folder / kind.base_folder)
-    except (RuntimeError, OSError, HTTPException, EOFError) as error:
-        raise DataError(
-            f"{name}: expected {kind.base_folder} in {folder} or a download to there, got {type(error).__name__}: "
-            f"{error}; run again when the network is there, or put the unpacked folder in {folder}"
-        ) from error
-    return folder
+def _download(kind: Any, name: str, target: Path) -> None:
+    def fetch(folder: Path) -> Path:
+        kind(folder, download=True)  # checks MD5
+        return folder / kind.base_folder
+
+    download_whole(
+        name,
+        target,
+        fetch,
+        complete=target.is_dir,
+        otherwise=f"put the unpacked folder {target.name} in {target.parent}",
+    )

@@ -5,8 +5,9 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from classifier.data.image_set import Dataset, ImageSet
-from classifier.data.stratify import apportion, interleave, positions_by_class, random_stream
+from classifier.data.dataset import Dataset
+from classifier.data.image_set import ImageSet
+from classifier.data.stratify import set_apart
 
 # scikit-learn names no test set. A fixed fifth of each class is taken, by a seed that is part of this data set.
 TEST_SEED = 1_797
@@ -26,13 +27,7 @@ def load_digits(root: Path | None = None) -> Dataset:
     images = torch.from_numpy(np.rint(source.images * (255 / 16)).astype(np.uint8)).unsqueeze(1)
     labels = torch.from_numpy(source.target.astype(np.int64))
 
-    random = random_stream(TEST_SEED)
-    by_class = [random.permutation(positions) for positions in positions_by_class(labels.numpy(), 10)]
-    for_test = apportion(round(TEST_SHARE * len(labels)), np.array([len(positions) for positions in by_class]))
-    test = torch.from_numpy(interleave([group[:end] for group, end in zip(by_class, for_test, strict=True)]))
-    pool = torch.from_numpy(
-        np.sort(np.concatenate([group[end:] for group, end in zip(by_class, for_test, strict=True)]))
-    )
+    pool, test = map(torch.from_numpy, set_apart(labels.numpy(), 10, share=TEST_SHARE, seed=TEST_SEED))
     return Dataset(
         name="digits",
         pool=ImageSet(images[pool], labels[pool]),

@@ -1,41 +1,59 @@
 """Data sets by name, the built-in ones and a user's own."""
 
 import importlib
+import os
 from collections.abc import Callable
 from pathlib import Path
 
 from classifier.data.cifar import load_cifar10, load_cifar100
+from classifier.data.dataset import Dataset, resized
 from classifier.data.digits import load_digits
-from classifier.data.fashion_mnist import load_fashion_mnist
-from classifier.data.image_set import DataError, Dataset
+from classifier.data.idx import load_fashion_mnist, load_mnist
+from classifier.data.image_folder import load_image_folder
+from classifier.data.image_set import DataError
+from classifier.data.imagenet import load_imagenet
+from classifier.data.svhn import load_svhn
+from classifier.data.tiny_imagenet import load_tiny_imagenet
 
 DATASETS: dict[str, Callable[[Path | None], Dataset]] = {
     "cifar10": load_cifar10,
     "cifar100": load_cifar100,
     "digits": load_digits,
     "fashion_mnist": load_fashion_mnist,
+    "imagenet": load_imagenet,
+    "mnist": load_mnist,
+    "svhn": load_svhn,
+    "tiny_imagenet": load_tiny_imagenet,
 }
 
 
-def load_dataset(name: str, root: str | Path | None = None) -> Dataset:
+def load_dataset(name: str, root: str | Path | None = None, *, image_size: int | None = None) -> Dataset:
     """Load a data set by its name.
 
     Args:
-        name: a key of `DATASETS`, or "package.module:function" for a data set of your own. The module is imported and
-            the function called without arguments; it returns a `Dataset`. What it raises itself is passed on.
-        root: folder to look for the files in first; a function of your own is not given it.
+        name: a key of `DATASETS`; or the path of a folder of images (with a `/` in it, or of a folder that is there),
+            as `load_image_folder` describes it; or "package.module:function" for a data set of your own. The module is
+            imported and the function called without arguments; it returns a `Dataset`. What it raises itself is passed
+            on.
+        root: folder to look for the files in first; a folder of images or a function of your own is not given it.
+        image_size: side of the images in pixels, to which they are resized; None leaves them as they are.
 
     Raises:
-        DataError: no such name, module or function, no `Dataset` returned, or files missing or damaged.
+        DataError: no such name, folder, module or function, no `Dataset` returned, files missing or damaged, or an
+            image_size below 1.
     """
-    if ":" in name:
-        return _load_own(name)
-    if name not in DATASETS:
+    if name in DATASETS:
+        dataset = DATASETS[name](None if root is None else Path(root).expanduser())
+    elif os.sep in name or (name and Path(name).expanduser().is_dir()):
+        return load_image_folder(name, image_size=image_size)
+    elif ":" in name:
+        dataset = _load_own(name)
+    else:
         raise DataError(
-            f"data set {name!r}: expected one of {', '.join(sorted(DATASETS))}, or package.module:function for your "
-            "own; check the spelling"
+            f"data set {name!r}: expected one of {', '.join(sorted(DATASETS))}, the path of a folder of images (./NAME "
+            "for one that lies here), or package.module:function for your own; check the spelling"
         )
-    return DATASETS[name](None if root is None else Path(root).expanduser())
+    return dataset if image_size is None else resized(dataset, image_size)
 
 
 def _load_own(name: str) -> Dataset:

@@ -6,7 +6,8 @@ from functools import cached_property
 import numpy as np
 import torch
 
-from classifier.data.image_set import DataError, Dataset, ImageSet
+from classifier.data.dataset import Dataset, Images
+from classifier.data.image_set import DataError
 from classifier.data.stratify import IntArray, apportion, interleave, positions_by_class, random_stream
 
 # Fixed for good: were it a setting, one task's validation images would be another's training images, and whatever is
@@ -26,10 +27,10 @@ class Splits:
     is read once, at the very end. The other fields are the `Dataset`'s.
     """
 
-    train: ImageSet
-    validation: ImageSet
-    development: ImageSet
-    test: ImageSet
+    train: Images
+    validation: Images
+    development: Images
+    test: Images
     name: str
     class_names: tuple[str, ...]
     mean: tuple[float, ...]
@@ -43,7 +44,7 @@ class Splits:
         return len(self.class_names)
 
     def to(self, device: torch.device | str) -> "Splits":
-        """The same splits with all images and labels on `device`."""
+        """The same splits with all images and labels on `device`; images in files stay there, with their labels."""
         return replace(
             self,
             train=self.train.to(device),
@@ -93,7 +94,7 @@ class Splits:
                     self._train_by_class, apportion(train_size, counts, at_least=1), strict=True
                 )
             ]
-            train = _take(train, np.sort(np.concatenate(chosen)))
+            train = train.take(np.sort(np.concatenate(chosen)))
         wrong = round(label_noise * len(train))
         if wrong:
             train = _with_wrong_labels(train, wrong, self.num_classes, random)
@@ -158,9 +159,9 @@ def split(dataset: Dataset, *, validation_size: int | None = None, development_s
     development = interleave([group[start:] for group, start in zip(by_class, ends, strict=True)])
     train = [group[start:end] for group, start, end in zip(by_class, for_validation, ends, strict=True)]
     return Splits(
-        train=_take(dataset.pool, np.sort(np.concatenate(train))),
-        validation=_take(dataset.pool, validation),
-        development=_take(dataset.pool, development),
+        train=dataset.pool.take(np.sort(np.concatenate(train))),
+        validation=dataset.pool.take(validation),
+        development=dataset.pool.take(development),
         test=dataset.test,
         name=dataset.name,
         class_names=dataset.class_names,
@@ -171,15 +172,10 @@ def split(dataset: Dataset, *, validation_size: int | None = None, development_s
     )
 
 
-def _take(image_set: ImageSet, positions: IntArray) -> ImageSet:
-    index = torch.from_numpy(positions).to(image_set.labels.device)
-    return ImageSet(image_set.images.index_select(0, index), image_set.labels.index_select(0, index))
-
-
-def _with_wrong_labels(image_set: ImageSet, wrong: int, num_classes: int, random: np.random.RandomState) -> ImageSet:
-    labels = image_set.labels
+def _with_wrong_labels(images: Images, wrong: int, num_classes: int, random: np.random.RandomState) -> Images:
+    labels = images.labels
     index = torch.from_numpy(random.permutation(len(labels))[:wrong]).to(labels.device)
     # Going 1 to K - 1 classes on reaches each other class equally often and never the true one.
     step = torch.from_numpy(random.randint(1, num_classes, size=wrong)).to(labels.device)
     spoiled = labels.index_copy(0, index, (labels[index] + step) % num_classes)
-    return ImageSet(image_set.images, spoiled)
+    return replace(images, labels=spoiled)

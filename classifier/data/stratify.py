@@ -51,3 +51,16 @@ def interleave(groups: Sequence[IntArray]) -> IntArray:
     """
     when = np.concatenate([(np.arange(len(group)) + 0.5) / max(len(group), 1) for group in groups])
     return np.concatenate(groups)[np.argsort(when, kind="stable")]
+
+
+def set_apart(labels: IntArray, num_classes: int, *, share: float, seed: int) -> tuple[IntArray, IntArray]:
+    """Positions that remain (ascending) and positions set apart: a fixed share of each class, by a seed.
+
+    A class of one image keeps it.
+    """
+    random = random_stream(seed)
+    by_class = [random.permutation(positions) for positions in positions_by_class(labels, num_classes)]
+    counts = np.array([len(positions) for positions in by_class])
+    ends = np.minimum(apportion(round(share * len(labels)), counts), np.maximum(counts - 1, 0))
+    apart = interleave([group[:end] for group, end in zip(by_class, ends, strict=True)])
+    return np.sort(np.concatenate([group[end:] for group, end in zip(by_class, ends, strict=True)])), apart

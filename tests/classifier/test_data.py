@@ -28,7 +28,8 @@ from classifier.data import (
     ImageSet,
     Splits,
     augment,
-    fashion_mnist,
+    downloads,
+    idx,
     load_dataset,
     normalise,
     pad_images,
@@ -76,7 +77,7 @@ def user_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """An empty user's data folder, no Debian package, and a download that fails the test."""
     folder = tmp_path / "user"
     monkeypatch.setenv("RLMIX_DATA", str(folder))
-    monkeypatch.setattr(fashion_mnist, "DEBIAN_FOLDER", tmp_path / "debian")
+    monkeypatch.setattr(idx, "DEBIAN_FOLDER", tmp_path / "debian")
 
     def no_download(*_: object, **__: object) -> None:
         pytest.fail("tried to download")
@@ -106,10 +107,8 @@ def test_fashion_mnist_is_read_as_written(tmp_path: Path, user_folder: Path, lay
 def test_own_reader_agrees_with_torchvision(tmp_path: Path) -> None:
     write_files(tmp_path, small_files())
     images, labels = tmp_path / IMAGES, tmp_path / LABELS
-    assert torch.equal(
-        fashion_mnist.read_images(images).squeeze(1), torchvision.datasets.mnist.read_image_file(str(images))
-    )
-    assert torch.equal(fashion_mnist.read_labels(labels), torchvision.datasets.mnist.read_label_file(str(labels)))
+    assert torch.equal(idx.read_images(images).squeeze(1), torchvision.datasets.mnist.read_image_file(str(images)))
+    assert torch.equal(idx.read_labels(labels), torchvision.datasets.mnist.read_label_file(str(labels)))
 
 
 def test_places_are_searched_in_order(tmp_path: Path, user_folder: Path) -> None:
@@ -124,9 +123,9 @@ def test_places_are_searched_in_order(tmp_path: Path, user_folder: Path) -> None
 def test_user_folder_is_in_the_home_unless_set(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HOME", "/home/somebody")
     monkeypatch.setenv("RLMIX_DATA", "")
-    assert fashion_mnist.user_folder() == Path("/home/somebody/.cache/rlmix/data")
+    assert downloads.user_folder() == Path("/home/somebody/.cache/rlmix/data")
     monkeypatch.setenv("RLMIX_DATA", "~/data")
-    assert fashion_mnist.user_folder() == Path("/home/somebody/data")
+    assert downloads.user_folder() == Path("/home/somebody/data")
 
 
 GOOD = small_files()
@@ -185,7 +184,7 @@ def test_labels_cut_anywhere_are_refused(tmp_path_factory: pytest.TempPathFactor
     path = tmp_path_factory.mktemp("cut") / LABELS
     path.write_bytes(GOOD[LABELS][:length])
     with pytest.raises(DataError):
-        fashion_mnist.read_labels(path)
+        idx.read_labels(path)
 
 
 @given(data=st.data())
@@ -195,7 +194,7 @@ def test_gzip_cut_anywhere_is_refused(tmp_path_factory: pytest.TempPathFactory, 
     path = tmp_path_factory.mktemp("cut") / f"{LABELS}.gz"
     path.write_bytes(whole[: data.draw(st.integers(0, len(whole) - 1))])
     with pytest.raises(DataError, match=LABELS):
-        fashion_mnist.read_labels(path)
+        idx.read_labels(path)
 
 
 def flipped_byte(content: bytes, place: int) -> bytes:
@@ -218,12 +217,12 @@ def test_damaged_gzip_is_refused(tmp_path: Path, damage: Callable[[bytes], bytes
     path = tmp_path / f"{IMAGES}.gz"
     path.write_bytes(damage(gzip.compress(GOOD[IMAGES])))
     with pytest.raises(DataError, match="gzip"):
-        fashion_mnist.read_images(path)
+        idx.read_images(path)
 
 
 def test_unreadable_file_is_named(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="readable") as raised:
-        fashion_mnist.read_labels(tmp_path / LABELS)
+        idx.read_labels(tmp_path / LABELS)
     assert str(tmp_path / LABELS) in str(raised.value)
 
 
@@ -308,8 +307,8 @@ def test_data_folder_that_cannot_be_made_is_a_data_error(user_folder: Path, serv
 
 
 def test_real_fashion_mnist() -> None:
-    folders = (fashion_mnist.user_folder(), fashion_mnist.DEBIAN_FOLDER)
-    places = [folder / layout for folder in folders for layout in fashion_mnist.LAYOUTS]
+    folders = (downloads.user_folder(), idx.DEBIAN_FOLDER)
+    places = [folder / layout for folder in folders for layout in idx.SOURCES["fashion_mnist"].layouts]
     if not any((place / name).is_file() for place in places for name in (IMAGES, f"{IMAGES}.gz")):
         pytest.skip("no Fashion-MNIST on this machine: set RLMIX_DATA or apt-get install dataset-fashion-mnist")
     dataset = load_dataset("fashion_mnist")
@@ -369,11 +368,20 @@ def test_digits_splits_never_change(digits: Dataset) -> None:
 
 
 def test_registry_has_the_built_in_data_sets() -> None:
-    assert set(DATASETS) == {"cifar10", "cifar100", "digits", "fashion_mnist"}
+    assert set(DATASETS) == {
+        "cifar10",
+        "cifar100",
+        "digits",
+        "fashion_mnist",
+        "imagenet",
+        "mnist",
+        "svhn",
+        "tiny_imagenet",
+    }
 
 
 def test_unknown_name_lists_the_known() -> None:
-    with pytest.raises(DataError, match="digits, fashion_mnist"):
+    with pytest.raises(DataError, match="digits, fashion_mnist, imagenet"):
         load_dataset("fashion-mnist")
 
 

@@ -1,0 +1,112 @@
+"""What a data set is here: images or their files, labels, and what is needed to train on them."""
+
+import math
+from dataclasses import dataclass, replace
+
+import torch
+
+from classifier.data.image_files import ImageFiles
+from classifier.data.image_set import DataError, ImageSet
+
+Images = ImageSet | ImageFiles  # pixels in memory, or files that are streamed
+
+RESIZE_CHUNK = 4_096  # images resized at once, so that no second copy of the data set is made
+
+
+@dataclass(frozen=True, eq=False)
+class Dataset:
+    """Everything known of a data set before it is split.
+
+    Args:
+        name: the name it is loaded by.
+        pool: the images that training, validation and development are taken from.
+        test: the images that are kept apart.
+        class_names: one name for each class, two classes or more.
+        mean: per channel, of images scaled to [0, 1].
+        std: per channel, of images scaled to [0, 1]; above 0.
+        flip: whether a mirrored image still shows its class.
+        crop_padding: pixels of black border that random crops are taken from; 0 or more.
+
+    Raises:
+        DataError: a value that contradicts the images, a label out of range, or a class without an image in the pool.
+    """
+
+    name: str
+    pool: Images
+    test: Images
+    class_names: tuple[str, ...]
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    flip: bool
+    crop_padding: int
+
+    def __post_init__(self) -> None:
+        if self.num_classes < 2:
+            raise DataError(
+                f"{self.name}: expected 2 or more class names, got {self.num_classes}; name every class in label order"
+            )
+        shape, test_shape = list(self.pool.image_shape), list(self.test.image_shape)
+        if shape != test_shape:
+            raise DataError(
+                f"{self.name}: expected pool and test images of one shape, got {shape} and {test_shape}; "
+                "bring them to one size"
+            )
+        channels = shape[0]
+        usable = all(map(math.isfinite, self.mean)) and all(0 < value < math.inf for value in self.std)
+        if len(self.mean) != channels or len(self.std) != channels or not usable:
+            raise DataError(
+                f"{self.name}: expected mean and std with {channels} value(s), one per channel, std above 0, "
+                f"got mean {self.mean} and std {self.std}; compute them on the pool's images divided by 255"
+            )
+        if self.crop_padding < 0:
+            raise DataError(
+                f"{self.name}: expected crop_padding of 0 or more, got {self.crop_padding}; 0 turns random crops off"
+            )
+        for part, labels in (("pool", self.pool.labels), ("test", self.test.labels)):
+            if len(labels) and not 0 <= int(labels.min()) <= int(labels.max()) < self.num_classes:
+                raise DataError(
+                    f"{self.name}: expected {part} labels from 0 to {self.num_classes - 1}, "
+                    f"got {int(labels.min())} to {int(labels.max())}; number the classes from 0 and name each of them"
+                )
+        counts = torch.bincount(self.pool.labels, minlength=self.num_classes).tolist()
+        absent = [name for name, count in zip(self.class_names, counts, strict=True) if count == 0]
+        if absent:
+            raise DataError(
+                f"{self.name}: expected pool images of every class, got none of {', '.join(absent)}; "
+                "add some or leave the class out"
+            )
+
+    @property
+    def num_classes(self) -> int:
+        """How many classes there are, K."""
+        return len(self.class_names)
+
+
+def resized(dataset: Dataset, size: int) -> Dataset:
+    """A data set with images of `size` x `size` pixels: LaMix trains MNIST at 32 x 32, say.
+
+    Bilinear and antialiased; of images that are not square, the shorter side is made `size` and the middle is kept.
+    Of files, the size is noted. Mean, std and crop padding stay.
+
+    Raises:
+        DataError: a size below 1.
+    """
+    if size < 1:
+        raise DataError(f"{dataset.name}: expected an image_size of 1 pixel or more, got {size}; 32 is usual")
+    return replace(dataset, pool=_resized(dataset.pool, size), test=_resized(dataset.test, size))
+
+
+def _resized(images: Images, size: int) -> Images:
+    if isinstance(images, ImageFiles):
+        return replace(images, size=size)
+    channels, height, width = images.image_shape
+    if height == width == size:
+        return images
+    # Here, not above: it takes seconds, and only resizing needs it.
+    from torchvision.transforms.v2 import functional
+
+    out = images.images.new_empty(len(images), channels, size, size)
+    for start in range(0, len(images), RESIZE_CHUNK):
+        chunk = functional.resize(images.images[start : start + RESIZE_CHUNK], [size], antialias=True)
+        out[start : start + RESIZE_CHUNK] = functional.center_crop(chunk, [size, size])
+    return ImageSet(out, images.labels)

@@ -1,0 +1,48 @@
+"""Where downloaded data is kept, and a download that is there whole or not at all."""
+
+import os
+import tempfile
+import zlib
+from collections.abc import Callable
+from http.client import HTTPException
+from pathlib import Path
+from zipfile import BadZipFile
+
+from classifier.data.image_set import DataError
+
+
+def user_folder() -> Path:
+    """Where downloaded data is kept: `$RLMIX_DATA`, or `~/.cache/rlmix/data` where that is not set."""
+    return Path(os.environ.get("RLMIX_DATA") or "~/.cache/rlmix/data").expanduser()
+
+
+def download_whole(
+    title: str, target: Path, fetch: Callable[[Path], Path], *, complete: Callable[[], bool], otherwise: str
+) -> None:
+    """Download into a folder beside `target`'s, then rename: the files are there all at once or not at all.
+
+    Args:
+        title: what is downloaded, for the error.
+        target: the folder that shall be there.
+        fetch: downloads, checks and unpacks into the folder it is given; returns the one to be renamed to `target`.
+        complete: whether `target` holds everything, asked when another process has made it in the meantime.
+        otherwise: what a user can do without the network, for the error.
+
+    Raises:
+        DataError: no network, no space, no right to write, or other files than the published ones.
+    """
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(prefix=f".{target.name}-", dir=target.parent) as temporary:
+            fetched = fetch(Path(temporary))
+            try:
+                fetched.rename(target)
+            except OSError:
+                # Another process may have finished the same download; its copy is as good.
+                if not complete():
+                    raise
+    except (RuntimeError, OSError, HTTPException, EOFError, zlib.error, BadZipFile) as error:
+        raise DataError(
+            f"{title}: expected its files in a known folder or a download to {target}, got no files and "
+            f"{type(error).__name__}: {error}; run again when the network is there, or {otherwise}"
+        ) from error

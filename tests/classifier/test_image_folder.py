@@ -1,0 +1,446 @@
+"""A user's own folder of images: as torchvision's ImageFolder sees it, whatever lies in it."""
+
+import io
+import os
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from PIL import Image
+from torchvision.datasets import ImageFolder
+from torchvision.datasets.folder import IMG_EXTENSIONS
+from torchvision.transforms import CenterCrop, Compose, PILToTensor, Resize
+
+from classifier.data import (
+    DataError,
+    Dataset,
+    ImageFiles,
+    ImageSet,
+    image_folder,
+    load_dataset,
+    load_image_folder,
+    split,
+)
+from classifier.data.decoding import ENDINGS, centre_square, decode_squares, read_rgb
+from classifier.data.image_folder import mean_and_std
+from classifier.hardware import available_memory
+
+CLASSES = ("cat", "dog", "eel")
+
+
+def picture(seed: int, size: tuple[int, int] = (20, 20), mode: str = "RGB") -> Image.Image:
+    width, height = size
+    bands = len(Image.new(mode, (1, 1)).getbands())
+    pixels = np.random.default_rng(seed).integers(0, 256, (height, width, bands), dtype=np.uint8)
+    return Image.frombytes(mode, size, pixels.tobytes())
+
+
+def write(path: Path, image: Image.Image) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    image.save(path)
+    return path
+
+
+def write_classes(folder: Path, counts: tuple[int, ...], *, size: tuple[int, int] | None = (20, 20)) -> Path:
+    """A folder for each class; images of different sizes where `size` is none."""
+    for label, count in enumerate(counts):
+        for number in range(count):
+            seed = 100 * label + number
+            own = size or (20 + seed % 7, 25 - seed % 5)
+            ending = (".png", ".jpg", ".JPEG", ".bmp")[number % 4]
+            write(folder / CLASSES[label] / f"{CLASSES[label]} {number}{ending}", picture(seed, own))
+    return folder
+
+
+def reference_images(folder: Path, size: int) -> tuple[torch.Tensor, list[int]]:
+    source = ImageFolder(folder, Compose([Resize(size), CenterCrop(size), PILToTensor()]))
+    return torch.stack([image for image, _ in source]), source.targets
+
+
+def images_of(dataset: Dataset) -> tuple[torch.Tensor, torch.Tensor]:
+    assert isinstance(dataset.pool, ImageSet) and isinstance(dataset.test, ImageSet)
+    return dataset.pool.images, dataset.test.images
+
+
+# Layouts
+
+
+@pytest.mark.parametrize("test_name", ["test", "val"])
+@pytest.mark.parametrize("image_size", [9, 16, 31])
+def test_images_are_torchvisions(tmp_path: Path, test_name: str, image_size: int) -> None:
+    write_classes(tmp_path / "train", (5, 3, 4), size=None)
+    write_classes(tmp_path / test_name, (1, 2, 1), size=None)
+    write(tmp_path / "train" / "cat" / "below" / "further" / "a.png", picture(7, (40, 12)))
+    data = load_dataset(str(tmp_path), image_size=image_size)
+    for part, name in ((data.pool, "train"), (data.test, test_name)):
+        images, labels = reference_images(tmp_path / name, image_size)
+        assert isinstance(part, ImageSet)
+        assert torch.equal(part.images, images)
+        assert part.labels.tolist() == labels
+    assert data.class_names == CLASSES and data.flip
+    pool, _ = images_of(data)
+    scaled = pool.double() / 255
+    assert data.mean == pytest.approx(scaled.mean(dim=(0, 2, 3)).tolist(), abs=1e-12)
+    assert data.std == pytest.approx(scaled.std(dim=(0, 2, 3), correction=0).tolist(), abs=1e-12)
+
+
+@pytest.mark.parametrize("below", [".", "train"])
+def test_a_fixed_stratified_fifth_is_the_test_set_where_there_is_none(tmp_path: Path, below: str) -> None:
+    write_classes(tmp_path / below, (10, 15, 5))
+    data, again = load_image_folder(tmp_path), load_image_folder(tmp_path)
+    assert torch.bincount(data.pool.labels).tolist() == [8, 12, 4]
+    assert torch.bincount(data.test.labels).tolist() == [2, 3, 1]
+    pool, test = images_of(data)
+    whole, _ = reference_images(tmp_path / below, 20)
+    together = sorted(image.flatten().tolist() for image in torch.cat([pool, test]))
+    assert together == sorted(image.flatten().tolist() for image in whole)
+    assert torch.equal(pool, images_of(again)[0]) and torch.equal(test, images_of(again)[1])
+
+
+def test_class_of_one_image_is_trained_on(tmp_path: Path) -> None:
+    write_classes(tmp_path, (40, 1))
+    data = load_image_folder(tmp_path)
+    assert torch.bincount(data.pool.labels).tolist() == [32, 1]
+
+
+def test_test_and_val_side_by_side(tmp_path: Path) -> None:
+    write_classes(tmp_path / "train", (4, 4))
+    write_classes(tmp_path / "test", (1, 1))
+    write_classes(tmp_path / "val", (2, 2))
+    with pytest.warns(UserWarning, match="val is not used"):
+        data = load_image_folder(tmp_path)
+    assert (len(data.pool), len(data.test)) == (8, 2)
+
+
+def test_classes_called_train_and_another(tmp_path: Path) -> None:
+    for name in ("train", "plane"):
+        for number in range(3):
+            write(tmp_path / name / f"{number}.png", picture(number))
+    assert load_image_folder(tmp_path).class_names == ("plane", "train")
+
+
+def test_what_is_passed_over(tmp_path: Path) -> None:
+    write_classes(tmp_path, (5, 5))
+    before = load_image_folder(tmp_path)
+    (tmp_path / "notes.txt").write_text("not a class")
+    (tmp_path / "cat" / "notes.txt").write_text("not an image")
+    (tmp_path / "cat" / ".hidden.png").write_bytes(b"")
+    (tmp_path / ".ipynb_checkpoints").mkdir()
+    (tmp_path / "dog" / "folder.png").mkdir()
+    after = load_image_folder(tmp_path)
+    assert after.class_names == before.class_names
+    assert torch.equal(images_of(after)[0], images_of(before)[0])
+
+
+def test_links_are_followed_but_not_in_circles(tmp_path: Path) -> None:
+    write_classes(tmp_path / "data", (5, 5))
+    write(tmp_path / "elsewhere" / "a.png", picture(3))
+    (tmp_path / "data" / "cat" / "linked").symlink_to(tmp_path / "elsewhere")
+    (tmp_path / "data" / "cat" / "loop").symlink_to(tmp_path / "data" / "cat")
+    (tmp_path / "elsewhere" / "back").symlink_to(tmp_path / "data" / "cat")
+    data = load_image_folder(tmp_path / "data")
+    assert len(data.pool) + len(data.test) == 11
+
+
+def test_names_that_are_no_text(tmp_path: Path) -> None:
+    odd = os.fsdecode(b"caf\xe9\n")
+    for name in (odd, "schön 猫"):
+        for number in range(3):
+            write(tmp_path / name / f"{number}.png", picture(number))
+    data = load_image_folder(tmp_path)
+    assert data.class_names == ("caf\\xe9\\x0a", "schön 猫")
+    (tmp_path / odd / "0.png").write_bytes(b"")
+    with pytest.raises(DataError) as refused:
+        load_image_folder(tmp_path)
+    str(refused.value).encode()  # can be printed
+    assert "caf\\xe9\\x0a/0.png" in str(refused.value)
+
+
+def test_paths_and_names(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write_classes(tmp_path / "pets", (5, 5))
+    write_classes(tmp_path / "digits", (5, 5))
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    for name in ("pets", "./pets", f"{tmp_path}/pets", "~/pets", "pets/"):
+        assert load_dataset(name).class_names == ("cat", "dog")
+    assert load_dataset("digits").num_classes == 10  # a built-in name is never a folder that happens to lie here
+    assert load_dataset("./digits").num_classes == 2
+    with pytest.raises(DataError, match=r"^absent: expected a folder .* No such file"):
+        load_dataset("./absent")
+    with pytest.raises(DataError, match="path of a folder"):
+        load_dataset("absent")
+    with pytest.raises(DataError, match="data set ''"):
+        load_dataset("")
+
+
+# Sizes
+
+
+@pytest.mark.parametrize("size", [(20, 20), (96, 96), (30, 24)])
+def test_images_of_one_size_keep_it(tmp_path: Path, size: tuple[int, int]) -> None:
+    write_classes(tmp_path, (5, 5), size=size)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert load_image_folder(tmp_path).pool.image_shape == (3, min(size), min(size))
+
+
+@pytest.mark.parametrize(("sides", "expected"), [((10, 30, 12, 14, 200), 14), ((10, 300, 200, 140, 99), 64)])
+def test_images_of_many_sizes_get_the_median_up_to_64_and_it_is_said(
+    tmp_path: Path, sides: tuple[int, ...], expected: int
+) -> None:
+    for name in ("cat", "dog"):
+        for number, side in enumerate(sides):
+            write(tmp_path / "train" / name / f"{number}.png", picture(number, (side, side + 5)))
+            write(tmp_path / "val" / name / f"{number}.png", picture(number, (side, side)))
+    with pytest.warns(UserWarning, match=rf"{min(sides)} to {max(sides)} pixels long; all are made {expected} x"):
+        data = load_image_folder(tmp_path)
+    assert data.pool.image_shape == data.test.image_shape == (3, expected, expected)
+
+
+def test_image_size_out_of_range(tmp_path: Path) -> None:
+    write_classes(tmp_path, (5, 5))
+    with pytest.raises(DataError, match="image_size of 1 pixel or more, got 0"):
+        load_dataset(str(tmp_path), image_size=0)
+
+
+@given(width=st.integers(1, 60), height=st.integers(1, 60), shorter=st.integers(1, 40), data=st.data())
+@settings(deadline=None)
+def test_centre_square_is_torchvisions(width: int, height: int, shorter: int, data: st.DataObject) -> None:
+    size = data.draw(st.integers(1, shorter))
+    image = picture(width + 61 * height, (width, height))
+    expected = Compose([Resize(shorter), CenterCrop(size)])(image)
+    assert np.array_equal(np.asarray(centre_square(image, size, shorter=shorter)), np.asarray(expected))
+
+
+# Kinds of images
+
+
+def test_endings_are_torchvisions() -> None:
+    assert set(ENDINGS) == set(IMG_EXTENSIONS)
+
+
+@pytest.mark.parametrize(
+    ("mode", "ending"),
+    [
+        ("RGB", "png"),
+        ("RGB", "jpg"),
+        ("RGB", "webp"),
+        ("RGB", "bmp"),
+        ("RGB", "ppm"),
+        ("RGB", "tiff"),
+        ("L", "png"),
+        ("L", "jpg"),
+        ("L", "pgm"),
+        ("LA", "png"),
+        ("RGBA", "png"),
+        ("RGBA", "webp"),
+        ("CMYK", "jpg"),
+        ("CMYK", "tiff"),
+        ("YCbCr", "jpg"),
+        ("1", "png"),
+        ("P", "png"),
+        ("P with transparency", "png"),
+    ],
+)
+def test_every_kind_is_seen_as_torchvision_sees_it(tmp_path: Path, mode: str, ending: str) -> None:
+    path = tmp_path / "cat" / f"a.{ending}"
+    if mode.startswith("P"):
+        image = picture(0).quantize(16)
+        if "transparency" in mode:
+            image.info["transparency"] = bytes(range(16))
+    elif mode == "1":
+        image = picture(0, mode="L").convert("1")
+    else:
+        image = picture(0, mode=mode)
+    write(path, image)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        expected = np.asarray(ImageFolder(tmp_path)[0][0])
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert np.array_equal(np.asarray(read_rgb(path)), expected)
+    assert expected.std() > 10
+
+
+@pytest.mark.parametrize("ending", ["png", "tiff"])
+def test_grey_of_16_bits_is_scaled_to_8(tmp_path: Path, ending: str) -> None:
+    values = np.array([[0, 255, 256, 300], [12_345, 32_768, 65_279, 65_535]], dtype=np.uint16)
+    path = tmp_path / f"a.{ending}"
+    Image.fromarray(values).save(path)
+    expected = np.repeat((values // 256)[..., None], 3, axis=2)
+    assert np.array_equal(np.asarray(read_rgb(path)), expected)
+
+
+@pytest.mark.parametrize("dtype", [np.int32, np.float32])
+def test_values_of_32_bits_are_refused(tmp_path: Path, dtype: type) -> None:
+    path = tmp_path / "a.tiff"
+    Image.fromarray(np.full((4, 4), 70_000, dtype=dtype)).save(path)
+    with pytest.raises(DataError, match="of 8 or 16 bits") as refused:
+        read_rgb(path)
+    assert str(path) in str(refused.value)
+
+
+def encoded(image: Image.Image, kind: str) -> bytes:
+    stream = io.BytesIO()
+    image.save(stream, format=kind)
+    return stream.getvalue()
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning:PIL")  # of a cut TIFF's header
+@pytest.mark.parametrize("kind", ["PNG", "JPEG", "BMP", "WEBP", "TIFF"])
+@given(data=st.data())
+@settings(deadline=None, max_examples=25)
+def test_cut_files_are_refused(tmp_path_factory: pytest.TempPathFactory, kind: str, data: st.DataObject) -> None:
+    whole = encoded(picture(0), kind)
+    path = tmp_path_factory.mktemp("cut") / "a.png"
+    path.write_bytes(whole[: data.draw(st.integers(0, len(whole) * 3 // 4))])
+    with pytest.raises(DataError, match="expected a whole image") as refused:
+        read_rgb(path)
+    assert str(path) in str(refused.value)
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        lambda path: path.write_bytes(b""),
+        lambda path: path.write_text("no image at all"),
+        lambda path: path.write_bytes(encoded(picture(0), "PNG")[:300]),
+        lambda path: (path.unlink(), path.symlink_to(path.parent / "nowhere.png")),
+        lambda path: (path.unlink(), path.symlink_to(path)),
+    ],
+    ids=["empty", "text", "cut", "broken link", "link to itself"],
+)
+@pytest.mark.parametrize("image_size", [None, 20])
+def test_bad_file_is_named(tmp_path: Path, damage: Callable[[Path], object], image_size: int | None) -> None:
+    write_classes(tmp_path / "train", (5, 5))
+    write_classes(tmp_path / "test", (2, 2))
+    path = tmp_path / "train" / "dog" / "dog 0.png"
+    damage(path)
+    with pytest.raises(DataError, match="replace or remove this file") as refused:
+        load_image_folder(tmp_path, image_size=image_size)
+    assert str(path) in str(refused.value)
+
+
+def test_first_of_several_bad_files_is_named(tmp_path: Path) -> None:
+    paths = [write(tmp_path / f"{number}.png", picture(number)) for number in range(40)]
+    for number in (33, 11, 20):
+        paths[number].write_bytes(b"")
+    with pytest.raises(DataError, match=r"11\.png"):
+        decode_squares(paths, 8)
+
+
+# Layouts that cannot be used
+
+
+def test_one_class_only(tmp_path: Path) -> None:
+    write_classes(tmp_path, (5,))
+    with pytest.raises(DataError, match=r"2 or more classes, got \['cat'\]; lay the images out as"):
+        load_image_folder(tmp_path)
+
+
+def test_no_folder_at_all(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="2 or more classes, got none"):
+        load_image_folder(tmp_path)
+    path = write(tmp_path / "a.png", picture(0))
+    with pytest.raises(DataError, match="Not a directory"):
+        load_image_folder(path)
+
+
+@pytest.mark.parametrize("part", ["train", "test"])
+def test_class_without_an_image(tmp_path: Path, part: str) -> None:
+    write_classes(tmp_path / "train", (3, 3))
+    write_classes(tmp_path / "test", (3, 3))
+    for file in (tmp_path / part / "dog").iterdir():
+        file.rename(file.with_suffix(".txt"))
+    with pytest.raises(DataError, match="got none") as refused:
+        load_image_folder(tmp_path)
+    assert str(tmp_path / part / "dog") in str(refused.value)
+
+
+def test_train_and_test_of_other_classes(tmp_path: Path) -> None:
+    write_classes(tmp_path / "train", (3, 3, 3))
+    write_classes(tmp_path / "test", (3, 3))
+    with pytest.raises(DataError, match="eel in one of the two only") as refused:
+        load_image_folder(tmp_path)
+    assert str(tmp_path / "test") in str(refused.value)
+
+
+def test_too_few_images_for_a_test_set(tmp_path: Path) -> None:
+    write_classes(tmp_path, (1, 1))
+    with pytest.raises(DataError, match="set a fifth apart"):
+        load_image_folder(tmp_path)
+
+
+# Numbers
+
+
+@given(st.lists(st.integers(0, 255), min_size=1, max_size=50))
+@settings(deadline=None)
+def test_mean_and_std(values: list[int]) -> None:
+    mean, std = mean_and_std(torch.tensor(values, dtype=torch.uint8)[:, None, None, None])
+    assert mean[0] == pytest.approx(np.mean(values) / 255, abs=1e-12)
+    assert std[0] == pytest.approx(max(np.std(values), 1) / 255, abs=1e-12)
+
+
+# In memory or in files
+
+
+def test_large_folders_stay_in_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write_classes(tmp_path, (10, 10))
+    needed = 20 * 3 * 20 * 20
+    for free, kind in ((4 * needed, ImageSet), (4 * needed - 1, ImageFiles)):
+        monkeypatch.setattr(image_folder, "available_memory", lambda free=free: free)
+        assert type(load_image_folder(tmp_path).pool) is kind
+        assert type(load_image_folder(tmp_path, streamed=True).test) is ImageFiles
+        assert type(load_image_folder(tmp_path, streamed=False).test) is ImageSet
+
+
+def test_files_and_memory_are_the_same_data_set(tmp_path: Path) -> None:
+    write_classes(tmp_path, (20, 30, 10), size=None)
+    inside = load_image_folder(tmp_path, image_size=16, streamed=False)
+    files = load_image_folder(tmp_path, image_size=16, streamed=True)
+    for name in ("class_names", "mean", "std", "name", "crop_padding", "flip"):
+        assert getattr(files, name) == getattr(inside, name)
+    first = split(inside).draw(20, data_seed=3, label_noise=0.2)
+    second = split(files).draw(20, data_seed=3, label_noise=0.2)
+    for name in ("train", "validation", "development", "test"):
+        images, paths = getattr(first, name), getattr(second, name)
+        assert isinstance(images, ImageSet) and isinstance(paths, ImageFiles)
+        assert torch.equal(decode_squares(paths.paths, 16), images.images)
+        assert torch.equal(paths.labels, images.labels)
+        assert paths.image_shape == images.image_shape
+    assert second.to("meta").train is second.train
+
+
+def test_streamed_statistics_are_of_a_sample_over_all_classes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(image_folder, "SAMPLE", 10)
+    write_classes(tmp_path / "train", (20, 5, 5))
+    write_classes(tmp_path / "test", (1, 1, 1))
+    data = load_image_folder(tmp_path, streamed=True)
+    images, _ = reference_images(tmp_path / "train", 20)
+    assert data.mean == mean_and_std(images[::3])[0]
+
+
+@pytest.mark.parametrize(
+    ("paths", "labels", "size", "message"),
+    [
+        (("a", "b"), torch.tensor([0]), 8, "2 files and 1 labels"),
+        (("a",), torch.tensor([0.0]), 8, "int64"),
+        (("a",), torch.tensor([[0]]), 8, "int64"),
+        (("a",), torch.zeros(1, dtype=torch.long, device="meta"), 8, "on the CPU"),
+        (("a",), torch.tensor([0]), 0, "1 pixel or more, got 0"),
+    ],
+)
+def test_image_files_refuses(paths: tuple[str, ...], labels: torch.Tensor, size: int, message: str) -> None:
+    with pytest.raises(DataError, match=message):
+        ImageFiles(paths, labels, size)
+
+
+def test_available_memory() -> None:
+    total = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    assert 0 < available_memory() <= total
