@@ -89,7 +89,7 @@ class SearchLog(BaseCallback):
             self._rollout.append((len(self._actions[worker]), np.array(action)))
             self._actions[worker].append(tuple(int(index) for index in action))
             self._steps[worker].append(
-                {"reward": round(float(reward), 6), "validation_accuracy": info["validation_accuracy"]}
+                {"reward": round(float(np.float32(reward)), 6), "validation_accuracy": info["validation_accuracy"]}
             )
             self._images += info["images"]
             if done:

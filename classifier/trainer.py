@@ -13,29 +13,41 @@ import math
 import time
 import warnings
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, fields, replace
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
-from classifier.data import Splits, augment, normalise, pad_images
+from classifier.data import (
+    ImageFiles,
+    Splits,
+    StreamDraw,
+    augment,
+    normalise,
+    pad_images,
+    stream_batches,
+    stream_evaluation,
+)
+from classifier.data.dataset import Images
 from classifier.hardware import resolve_device, resolve_precision, why_not_compile
-from classifier.mixing.methods import METHODS, MixDraw
+from classifier.mixing.manifold import mixed_stage
+from classifier.mixing.methods import METHODS, MixDraw, MixInput
 from classifier.mixing.policy import Interleaver, MixPolicy
 from classifier.mixing.rmix import GRIDS, THRESHOLDS
 from classifier.mixing.saliency import input_gradient, patch_saliency
 from classifier.mixing.targets import lamix_target, one_hot, smooth, soft_cross_entropy
-from classifier.models import attach_label_head, build_model, without_label_head
+from classifier.models import attach_label_head, build_model, hidden_stages, without_label_head
 
 BLOCK = 32  # updates whose random draws are made and sent to the device together
 PROBES = 4  # clean updates at the end of a stretch whose saliency and gradient are measured
 EVALUATION_BATCH = 500  # images; one shape, so that evaluation is compiled once
 CALIBRATION_BINS = 15
-STREAMS = {"data": 0, "mixing": 1, "epoch": 2}
+STREAMS = {"data": 0, "mixing": 1, "epoch": 2, "crop": 3}
 
 
 @dataclass(frozen=True)
@@ -43,17 +55,26 @@ class TrainConfig:
     """One training's setting.
 
     Attributes:
-        model: a name of `classifier.models.MODELS`, or `package.module:function` for one's own network.
+        model: a name of `classifier.models.MODELS`, `torchvision/NAME`, `timm/NAME`, or `package.module:function` for
+            one's own network.
         embedding: name of one's own network's last linear layer; none = found.
         updates: length of the training, in updates.
         batch_size: images per update.
         lr: highest learning rate.
-        lr_schedule: `onecycle` (rises for 30 % of the updates, then falls) or `multistep` (a tenth at 1/2 and at 3/4).
-        momentum: Nesterov momentum; `onecycle` cycles it from 0.95 to 0.85 and back instead.
+        lr_schedule: `onecycle` (rises for 30 % of the updates, then falls), `multistep` (a tenth at each milestone) or
+            `piecewise` (straight lines between points).
+        lr_milestones: progress in (0, 1) of `multistep`'s milestones, rising.
+        lr_points: pairs of progress in [0, 1], rising, and share of `lr`, the corners of `piecewise`.
+        momentum: of SGD; `onecycle` cycles it from 0.95 to 0.85 and back instead.
+        nesterov: whether the momentum is Nesterov's.
         weight_decay: L2 penalty on every parameter.
         augmentation: random crops and flips, as far as the data set allows them.
-        saliency: `recycled` takes R-Mix's saliency from the clean update before, on the same images; `exact` spends a
-            pass of its own.
+        crop_padding: pixels of border that crops are taken from; none = the data set's own.
+        image_sizes: pairs of the progress in (0, 1] until which crops of streamed images have a side, and the side in
+            pixels; none = the data set's own side. Evaluation sees the data set's own.
+        readers: processes that read streamed images; 0 reads in this one.
+        saliency: `recycled` takes a saliency method's saliency from the clean update before, on the same images;
+            `exact` spends a pass of its own.
         device: `auto`, `cpu`, `cuda` or `cuda:N`.
         precision: `auto`, `bf16` or `fp32`.
         compile: whether the step is compiled; falls back to eager, with a warning, where it cannot be.
@@ -65,9 +86,15 @@ class TrainConfig:
     batch_size: int = 100
     lr: float = 0.2
     lr_schedule: str = "onecycle"
+    lr_milestones: tuple[float, ...] = (0.5, 0.75)
+    lr_points: tuple[tuple[float, float], ...] = ((0.0, 1.0), (1.0, 0.0))
     momentum: float = 0.9
+    nesterov: bool = True
     weight_decay: float = 5e-4
     augmentation: bool = True
+    crop_padding: int | None = None
+    image_sizes: tuple[tuple[float, int], ...] = ()
+    readers: int = 4
     saliency: str = "recycled"
     device: str = "auto"
     precision: str = "auto"
@@ -83,6 +110,22 @@ class TrainConfig:
         for name, choices in (("lr_schedule", tuple(LR_SCHEDULES)), ("saliency", ("recycled", "exact"))):
             if getattr(self, name) not in choices:
                 raise ValueError(f"{name} must be one of {', '.join(choices)}, got {getattr(self, name)!r}")
+        if any(not low < high < 1 for low, high in pairwise((0.0, *self.lr_milestones))):
+            raise ValueError(f"lr_milestones must rise within (0, 1), got {self.lr_milestones}")
+        progress = [point for point, _ in self.lr_points]
+        if len(progress) < 2 or progress != sorted(progress) or (progress[0], progress[-1]) != (0, 1):
+            raise ValueError(f"lr_points must be pairs whose progress rises from 0 to 1, got {self.lr_points}")
+        if any(not 0 <= share <= 1 for _, share in self.lr_points):
+            raise ValueError(f"lr_points must hold shares of lr in [0, 1], got {self.lr_points}")
+        ends = [until for until, _ in self.image_sizes]
+        if ends and (ends != sorted(set(ends)) or ends[0] <= 0 or ends[-1] != 1):
+            raise ValueError(f"image_sizes must be pairs whose progress rises to 1, got {self.image_sizes}")
+        if any(side < 8 for _, side in self.image_sizes):
+            raise ValueError(f"image_sizes must hold sides of at least 8 pixels, got {self.image_sizes}")
+        if self.readers < 0:
+            raise ValueError(f"readers must be at least 0, got {self.readers}")
+        if self.crop_padding is not None and self.crop_padding < 0:
+            raise ValueError(f"crop_padding must be at least 0, or none for the data set's, got {self.crop_padding}")
 
 
 @dataclass(frozen=True)
@@ -204,11 +247,18 @@ def _onecycle(optimizer: torch.optim.Optimizer, config: TrainConfig) -> torch.op
 
 
 def _multistep(optimizer: torch.optim.Optimizer, config: TrainConfig) -> torch.optim.lr_scheduler.LRScheduler:
-    milestones = [config.updates // 2, 3 * config.updates // 4]
+    milestones = [int(progress * config.updates) for progress in config.lr_milestones]
     return torch.optim.lr_scheduler.MultiStepLR(optimizer, milestones, gamma=0.1)
 
 
-LR_SCHEDULES = {"onecycle": _onecycle, "multistep": _multistep}
+def _piecewise(optimizer: torch.optim.Optimizer, config: TrainConfig) -> torch.optim.lr_scheduler.LRScheduler:
+    progress, share = zip(*config.lr_points, strict=True)
+    return torch.optim.lr_scheduler.LambdaLR(
+        optimizer, lambda update: float(np.interp(update / config.updates, progress, share))
+    )
+
+
+LR_SCHEDULES = {"onecycle": _onecycle, "multistep": _multistep, "piecewise": _piecewise}
 
 
 class Trainer:
@@ -228,8 +278,7 @@ class Trainer:
         self.device = resolve_device(config.device)
         self.precision = resolve_precision(config.precision, self.device)
         self.num_classes = data.num_classes
-        _, channels, height, width = data.train.images.shape
-        self._image_shape = (channels, height, width)
+        self._image_shape = data.train.image_shape
         with torch.random.fork_rng(devices=[]):  # the weights are drawn by `reset`
             self.model, self.head_layer = self._new_model()
         self.model.to(self.device).to(memory_format=torch.channels_last)
@@ -238,7 +287,7 @@ class Trainer:
             lr=config.lr,
             momentum=config.momentum,
             weight_decay=config.weight_decay,
-            nesterov=config.momentum > 0,
+            nesterov=config.nesterov and config.momentum > 0,
             fused=True,
         )
         self._training_loss, self._evaluation_sums = self._loss_and_stats, self._batch_sums
@@ -260,8 +309,15 @@ class Trainer:
             self.config = replace(self.config, updates=updates)
         if data is not None:
             self.data = data.to(self.device)
-            self._padding = self.data.crop_padding if self.config.augmentation else 0
-            self._padded = pad_images(self.data.train.images, self._padding)
+            padding = self.data.crop_padding if self.config.crop_padding is None else self.config.crop_padding
+            self._padding = padding if self.config.augmentation else 0
+            self._train_labels = self.data.train.labels.to(self.device)
+            self._padded = None
+            if isinstance(self.data.train, ImageFiles):
+                if not self.config.augmentation:
+                    raise ValueError("streamed images are always cropped at random; leave augmentation on")
+            else:
+                self._padded = pad_images(self.data.train.images, self._padding)
             self._mean = torch.tensor(self.data.mean, device=self.device)
             self._std = torch.tensor(self.data.std, device=self.device)
         self.seed = seed
@@ -276,6 +332,8 @@ class Trainer:
         self._lr_schedule = self._new_lr_schedule()
         self.updates_done = 0
         self._fresh_batches = 0
+        self._stream: Iterator[Tensor] | None = None
+        self._stream_side = 0
         self._waiting: _Batch | None = None
         self._interleaver = Interleaver()
         self._data_blocks: dict[int, tuple[Tensor, _Views]] = {}
@@ -301,17 +359,19 @@ class Trainer:
             probe: whether saliency and gradient are measured at the last clean updates.
 
         Raises:
-            ValueError: the stretch leaves the training.
+            ValueError: the stretch leaves the training, or the network or images do not fit the policy.
         """
         left = self.config.updates - self.updates_done
         if not 1 <= updates <= left:
             raise ValueError(f"updates must be in [1, {left}], what is left of {self.config.updates}, got {updates}")
+        self.check(policy)
         started = time.perf_counter()
         plan = [self._interleaver.next(policy.shares) for _ in range(updates)]
         probes = set([step for step, method in enumerate(plan) if method == "clean"][-PROBES:]) if probe else set()
         # The input gradient of these clean updates serves the saliency updates that follow on the same batch.
         recycled = _recycled(plan, policy) if self.config.saliency == "recycled" else [False] * updates
         beta = torch.full((), policy.label_beta, device=self.device)
+        attached = torch.full((), 0.0 if policy.label_detach else 1.0, device=self.device)
         sums = {kind: torch.zeros(3, device=self.device) for kind in ("clean", "mixed")}
         probe_sums = torch.zeros(2, device=self.device)
         self.model.train()
@@ -322,11 +382,12 @@ class Trainer:
                 draw, _ = self._mix_draw(self.updates_done)
                 recycle = recycled[step]
                 targets = smooth(one_hot(self._labels(batch), self.num_classes), policy.label_smoothing)
-                images, targets = METHODS[method].mix(batch.images, targets, policy, draw, batch.gradient)
+                mixed = MixInput(batch.images, targets, batch.gradient, self._mean, self._std)
+                images, targets = METHODS[method].mix(mixed, policy, draw)
                 if method != "clean":
                     self.last_mixed = (images, targets)
                 leaf = images.detach().requires_grad_(recycle or probed)
-                loss, stats = self._training_loss(leaf, targets, beta)
+                loss, stats = self._mixed_loss(method, policy, draw)(leaf, targets, beta, attached)
                 loss.backward()
                 sums["clean" if method == "clean" else "mixed"] += stats
                 if recycle or probed:
@@ -341,8 +402,8 @@ class Trainer:
                 self._lr_schedule.step()
                 self.updates_done += 1
         counts = Counter(plan)
-        clean, mixed, probed_means = _to_host(sums["clean"], sums["mixed"], probe_sums)
-        finite = all(math.isfinite(value) for value in (*clean, *mixed))
+        clean, other, probed_means = _to_host(sums["clean"], sums["mixed"], probe_sums)
+        finite = all(math.isfinite(value) for value in (*clean, *other))
         measured = bool(probes) and all(math.isfinite(value) for value in probed_means)
         return TrainStats(
             updates=updates,
@@ -350,11 +411,27 @@ class Trainer:
             seconds=time.perf_counter() - started,
             methods={method: counts[method] for method in METHODS if counts[method]},
             clean=_update_stats(clean, counts["clean"]),
-            mixed=_update_stats(mixed, updates - counts["clean"]),
+            mixed=_update_stats(other, updates - counts["clean"]),
             saliency_entropy=probed_means[0] / len(probes) if measured else None,
             gradient_norm=probed_means[1] / len(probes) if measured else None,
             diverged=not finite,
         )
+
+    def check(self, policy: MixPolicy) -> None:
+        """Refuse a policy that this network or these images cannot be trained under.
+
+        Raises:
+            ValueError: it mixes hidden states of a network whose stages are not known, or needs a library that is not
+                installed.
+        """
+        for method in policy.shares:
+            if (library := METHODS[method].library) is not None:
+                try:
+                    library()
+                except ImportError as error:
+                    raise ValueError(str(error)) from None
+        if any(METHODS[method].stage for method in policy.shares):
+            hidden_stages(self.model)
 
     def evaluate(self, split: str, *, limit: int | None = None) -> EvalStats:
         """Measure the network on `train`, `validation`, `development` or `test`, without augmentation.
@@ -370,16 +447,16 @@ class Trainer:
             raise ValueError(f"split must be train, validation, development or test, got {split!r}")
         if limit is not None and limit < 1:
             raise ValueError(f"limit must be at least 1 image, or none for all, got {limit}")
-        images, labels = (part[:limit] for part in (getattr(self.data, split).images, getattr(self.data, split).labels))
-        if not len(labels):
+        part = getattr(self.data, split)
+        count = len(part) if limit is None else min(limit, len(part))
+        if not count:
             raise ValueError(f"the {split} split holds no image; choose another or give it some")
         sums = torch.zeros(3, device=self.device)
         bins = torch.zeros(2, CALIBRATION_BINS, device=self.device)
         self.model.eval()
         with torch.no_grad():
-            for start in range(0, len(labels), EVALUATION_BATCH):
-                chunk, answers = images[start : start + EVALUATION_BATCH], labels[start : start + EVALUATION_BATCH]
-                missing = min(EVALUATION_BATCH, max(len(labels), EVALUATION_BATCH)) - len(answers)
+            for chunk, answers in self._evaluation_chunks(part, count):
+                missing = EVALUATION_BATCH - len(answers)
                 weight = torch.ones(len(answers) + missing, device=self.device)
                 if missing:
                     weight[len(answers) :] = 0
@@ -392,8 +469,8 @@ class Trainer:
                 )
                 sums += chunk_sums
                 bins += chunk_bins
-        (accuracy, loss, confidence), gaps = _to_host(sums / len(labels), (bins[0] - bins[1]).abs().sum()[None])
-        return EvalStats(accuracy, loss, confidence, gaps[0] / len(labels), len(labels))
+        (accuracy, loss, confidence), gaps = _to_host(sums / count, (bins[0] - bins[1]).abs().sum()[None])
+        return EvalStats(accuracy, loss, confidence, gaps[0] / count, count)
 
     def state_dict(self) -> dict[str, Any]:
         """Everything: a training that goes on from here ends as one never stopped, bit for bit on one machine."""
@@ -456,7 +533,10 @@ class Trainer:
         return without_label_head(dict(self.model.state_dict()), self.head_layer)
 
     def _new_model(self) -> tuple[nn.Module, str]:
-        model = build_model(self.config.model, num_classes=self.num_classes, in_channels=self._image_shape[0])
+        channels, height, width = self._image_shape
+        model = build_model(
+            self.config.model, num_classes=self.num_classes, in_channels=channels, image_size=(height, width)
+        )
         layer = attach_label_head(
             model, num_classes=self.num_classes, image_shape=self._image_shape, embedding=self.config.embedding
         )
@@ -483,10 +563,10 @@ class Trainer:
         local, global_logits = logits.float().chunk(2, dim=1)
         return local, global_logits
 
-    def _loss_and_stats(self, images: Tensor, targets: Tensor, beta: Tensor) -> tuple[Tensor, Tensor]:
+    def _loss_and_stats(self, images: Tensor, targets: Tensor, beta: Tensor, attached: Tensor) -> tuple[Tensor, Tensor]:
         """The mean loss (LaMix, eq. 11), and loss, target entropy and accuracy as one `[3]` tensor off the graph."""
         local, global_logits = self._logits(images)
-        target = lamix_target(targets, global_logits, beta)
+        target = lamix_target(targets, global_logits, beta, attached)
         loss = soft_cross_entropy(local, target).mean()
         fixed = target.detach()
         entropy = torch.special.entr(fixed).sum(dim=1).mean()
@@ -506,6 +586,21 @@ class Trainer:
         values = torch.stack((hits, confidence))
         return torch.stack((hits.sum(), (loss * weight).sum(), confidence.sum())), values @ member
 
+    def _mixed_loss(self, method: str, policy: MixPolicy, draw: MixDraw) -> Callable[..., tuple[Tensor, Tensor]]:
+        """The training loss; of a network whose hidden states are mixed on the way where the method says so."""
+        drawn = METHODS[method].stage
+        number = drawn(draw.choice) if drawn else 0
+        if number == 0:
+            return self._training_loss
+        stage = hidden_stages(self.model)[number - 1]
+
+        def loss(*arguments: Tensor) -> tuple[Tensor, Tensor]:
+            # Eager: a hook that comes and goes would have the step compiled again each time.
+            with mixed_stage(stage, partner=draw.partner, lam=policy.lam.quantile(draw.lam_quantile)):
+                return self._loss_and_stats(*arguments)
+
+        return loss
+
     def _next_batch(self, method: str) -> _Batch:
         """The waiting clean batch where a saliency method can use it, else a fresh one (with an exact pass for it)."""
         needs_gradient = METHODS[method].needs_gradient
@@ -516,21 +611,68 @@ class Trainer:
         if needs_gradient:
             targets = one_hot(self._labels(batch), self.num_classes)
             one = torch.ones((), device=self.device)
+            self.model.train(not METHODS[method].gradient_in_eval)
             batch.gradient = input_gradient(
-                lambda leaf: self._training_loss(leaf, targets, one)[0], batch.images, self.model
+                lambda leaf: self._training_loss(leaf, targets, one, one)[0], batch.images, self.model
             )
+            self.model.train()
         return batch
 
     def _fresh_batch(self) -> _Batch:
         number, row = divmod(self._fresh_batches, BLOCK)
         if number not in self._data_blocks:
-            self._data_blocks = {number: self._draw_data(number)}
+            index, views = self._draw_data(number)
+            self._data_blocks = {number: (self._send(index), self._send_views(views))}
         index, views = self._data_blocks[number]
         self._fresh_batches += 1
+        if self._padded is None:
+            pixels = self._next_streamed(self._fresh_batches - 1)
+            return _Batch(normalise(pixels, self._mean, self._std), index[row], views[row])
         return self._view(index[row], views[row])
+
+    def _next_streamed(self, number: int) -> Tensor:
+        """The pixels of fresh batch `number`, `[B, 3, side, side]` uint8, of the side that progress asks for."""
+        sides = [side for until, side in self.config.image_sizes if self.progress < until]
+        side = sides[0] if sides else self._image_shape[-1]
+        if self._stream is None or side != self._stream_side:
+            files, readers = self.data.train, self.config.readers
+            assert isinstance(files, ImageFiles)
+            pin = self.device.type == "cuda"
+            self._stream = stream_batches(files, self._stream_draws(number), size=side, workers=readers, pin=pin)
+            self._stream_side = side
+        return next(self._stream).to(self.device, non_blocking=True)
+
+    def _stream_draws(self, number: int) -> Iterator[StreamDraw]:
+        """What is random about fresh batch `number` and all that follow it, on the host."""
+        while True:
+            block, row = divmod(number, BLOCK)
+            index, views = self._draw_data(block)
+            generator = self._generator("crop", block)
+            crop = torch.rand(BLOCK, self.config.batch_size, 4, generator=generator, dtype=torch.float64)
+            for place in range(row, BLOCK):
+                yield StreamDraw(index[place], crop[place], views.flip[place])
+            number = (block + 1) * BLOCK
+
+    def _evaluation_chunks(self, part: Images, count: int) -> Iterator[tuple[Tensor, Tensor]]:
+        """The first `count` images of a split as they are evaluated, uint8, and their labels, in chunks."""
+        if isinstance(part, ImageFiles):
+            pin = self.device.type == "cuda"
+            chunks = stream_evaluation(
+                part.take(np.arange(count)),
+                size=part.size,
+                batch_size=EVALUATION_BATCH,
+                workers=self.config.readers,
+                pin=pin,
+            )
+        else:
+            chunks = iter(part.images[:count].split(EVALUATION_BATCH))
+        labels = part.labels[:count].to(self.device).split(EVALUATION_BATCH)
+        for chunk, answers in zip(chunks, labels, strict=True):
+            yield chunk.to(self.device, non_blocking=True), answers
 
     def _view(self, index: Tensor, views: _Views) -> _Batch:
         size = self._image_shape[1:]
+        assert self._padded is not None
         pixels = augment(self._padded, index=index, top=views.top, left=views.left, flip=views.flip, size=size)
         return _Batch(normalise(pixels, self._mean, self._std), index, views)
 
@@ -542,6 +684,13 @@ class Trainer:
         """
         assert batch.gradient is not None
         _, views = self._mix_draw(self.updates_done)
+        if self._padded is None:
+            # Another crop of a file would be another file to read: a flip is what the pixels at hand allow.
+            mirrored = (views.flip ^ batch.views.flip)[:, None, None, None]
+            images, gradient = (
+                torch.where(mirrored, tensor.flip(-1), tensor) for tensor in (batch.images, batch.gradient)
+            )
+            return _Batch(images, batch.index, replace(batch.views, flip=views.flip), gradient)
         anew = self._view(batch.index, views)
         # Two crops lie at most twice the padding apart; what the first did not show has no saliency.
         margin = 2 * self._padding
@@ -557,10 +706,10 @@ class Trainer:
         return anew
 
     def _labels(self, batch: _Batch) -> Tensor:
-        return self.data.train.labels[batch.index]
+        return self._train_labels[batch.index]
 
     def _draw_data(self, number: int) -> tuple[Tensor, _Views]:
-        """Which images the fresh batches of a block hold, `[BLOCK, B]`, and how they are seen."""
+        """Which images the fresh batches of a block hold, `[BLOCK, B]`, and how they are seen; on the host."""
         size = self.config.batch_size
         generator = self._generator("data", number)
         views = self._draw_views(generator)
@@ -572,7 +721,7 @@ class Trainer:
             order = torch.randperm(count, generator=self._generator("epoch", epoch))
             inside = positions // count == epoch
             index[inside] = order[positions[inside] % count]
-        return self._send(index.view(BLOCK, size)), views
+        return index.view(BLOCK, size), views
 
     def _draw_views(self, generator: torch.Generator) -> _Views:
         shape = (BLOCK, self.config.batch_size)
@@ -580,7 +729,7 @@ class Trainer:
         flip = torch.rand(shape, generator=generator) < 0.5
         if not (self.config.augmentation and self.data.flip):
             flip = torch.zeros_like(flip)
-        return _Views(*(self._send(tensor) for tensor in (top, left, flip)))
+        return _Views(top, left, flip)
 
     def _mix_draw(self, update: int) -> tuple[MixDraw, _Views]:
         number, row = divmod(update, BLOCK)
@@ -601,7 +750,10 @@ class Trainer:
             MixDraw(partner[row], threshold[row], quantile, (down, across), grid)
             for row, (quantile, down, across, grid) in enumerate(numbers)
         ]
-        return draws, self._draw_views(generator)
+        return draws, self._send_views(self._draw_views(generator))
+
+    def _send_views(self, views: _Views) -> _Views:
+        return _Views(*(self._send(tensor) for tensor in (views.top, views.left, views.flip)))
 
     def _send(self, tensor: Tensor) -> Tensor:
         if self.device.type == "cuda":
@@ -614,7 +766,7 @@ class Trainer:
     def _probe(self, batch: _Batch) -> Tensor:
         """Relative saliency entropy of a clean batch and relative norm of its parameter gradient, `[2]`."""
         assert batch.gradient is not None
-        height, width = self._image_shape[1:]
+        height, width = batch.gradient.shape[-2:]
         grid = next((grid for grid in GRIDS if height % grid == 0 and width % grid == 0), 1)
         saliency = patch_saliency(batch.gradient, grid).flatten(1)
         entropy = torch.special.entr(saliency).sum(dim=1).mean() / max(math.log(saliency.shape[1]), 1e-9)

@@ -80,7 +80,7 @@ class Menu:
         return MixPolicy(
             shares,
             lam=LamDistribution.parse(self.lams[lam]) if set(shares) != {"clean"} else LamDistribution(),
-            threshold=self.thresholds[threshold] if any(METHODS[method].needs_gradient for method in shares) else None,
+            threshold=self.thresholds[threshold] if any(METHODS[method].needs_threshold for method in shares) else None,
             label_beta=beta,
             label_smoothing=smoothing,
         )

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
+from classifier.data import ImageFiles
 from classifier.files import write_atomic
 from classifier.mixing import MixPolicy
 from classifier.trainer import EvalStats, Trainer
@@ -90,8 +91,12 @@ def measure_reference(
 def _config_key(trainer: Trainer) -> dict[str, object]:
     data = trainer.data
     images = hashlib.sha256()  # the data set's name does not say how it was split, nor whether it is what it was
-    for part in (data.train.images, data.train.labels, data.validation.images, data.validation.labels):
-        images.update(part.cpu().numpy().tobytes())
+    for part in (data.train, data.validation):
+        if isinstance(part, ImageFiles):
+            images.update("\0".join((str(part.size), *part.paths)).encode())
+        else:
+            images.update(part.images.cpu().numpy().tobytes())
+        images.update(part.labels.cpu().numpy().tobytes())
     return {
         **asdict(trainer.config),
         "updates": None,

@@ -2,7 +2,7 @@
 
 python experiments/benchmark_speed.py
 python experiments/benchmark_speed.py --model search --threads 2 --rounds 15
-python experiments/benchmark_speed.py --model search --profile rmix-recycled
+python experiments/benchmark_speed.py --model search --profile rmix
 
 Every contestant runs a short stretch in every round, in rotated order, and a ratio is the median of the rounds' own
 ratios: what else a shared machine does then meets both sides of it alike. All of them are measured in one process, on
@@ -28,18 +28,17 @@ import torch
 import tyro
 from torch.profiler import ProfilerActivity, profile
 
-from classifier.data import Dataset, ImageSet, Splits, load_dataset, pad_images, split
+from classifier.data import Dataset, Splits, load_dataset, resized, split
 from classifier.files import write_atomic
 from classifier.hardware import resolve_device, resolve_precision, why_not_compile
-from classifier.mixing import LamDistribution, MixPolicy
+from classifier.mixing import MixPolicy
 from classifier.models import build_model
 from classifier.trainer import BLOCK, TrainConfig, Trainer
 from envs import MixPolicyEnv, TaskDistribution
+from experiments.contestants import CONTESTANTS
 from experiments.run_folder import RunError, interrupt_on_sigterm, machine, user_errors
 
 COMMAND = "python experiments/benchmark_speed.py"
-# Instructions that decide which number format is fast on a CPU.
-
 UPDATES = 10**6  # of the learning-rate schedule; no stretch gets far into it
 WARM_UP = 2  # updates before the clock starts: the first draws, the optimiser's state
 PROFILED = 10  # updates
@@ -56,8 +55,10 @@ class BenchmarkConfig:
     """Folder where the data set lies; none looks in the usual places, then downloads."""
     model: tuple[str, ...] = ("search", "preact_resnet18")
     """Networks by name."""
-    image_side: int = 32
-    """Smaller images get a black border up to this many pixels, for every network but search; 0 leaves them."""
+    image_size: int = 32
+    """Side that images are resized to, for every network but search; 0 leaves them."""
+    contestants: tuple[str, ...] = ()
+    """Ways to train, e.g. plain rmix rmix-exact; none measures all. The two that ratios refer to are always there."""
     batch_size: int = 100
     """Images per update."""
     threads: int | None = None
@@ -77,42 +78,43 @@ class BenchmarkConfig:
     validation_size: int = 3000
     """Validation images, no more than a fifth of the pool; the first 1000 are used before an episode's end."""
     profile: str | None = None
-    """Contestant to print torch.profiler's table of, instead of measuring, e.g. plain or rmix-recycled."""
+    """Contestant to print torch.profiler's table of, instead of measuring, e.g. plain or rmix."""
     out: str = "experiments/results/benchmark_speed.json"
     """The report, JSON."""
 
 
 @dataclass(frozen=True)
-class Contestant:
+class Way:
     """A way to train whose speed is measured.
 
     Attributes:
-        policy: how it mixes.
-        saliency: `recycled` or `exact`, as in `TrainConfig`.
+        contestant: how it mixes; a key of `CONTESTANTS`.
         precision: `auto` (bf16 where it is native) or `fp32`.
         compile: whether the step is compiled.
     """
 
-    policy: MixPolicy
-    saliency: str = "recycled"
+    contestant: str
     precision: str = "auto"
     compile: bool = False
 
+    @property
+    def policy(self) -> MixPolicy:
+        """How it mixes."""
+        return CONTESTANTS[self.contestant].policy
+
+    @property
+    def saliency(self) -> str:
+        """`recycled` or `exact`, as in `TrainConfig`."""
+        return CONTESTANTS[self.contestant].saliency
+
 
 PLAIN, SLOW = "plain", "rmix-exact-fp32"
-FAST = ("rmix-recycled", "rmix-recycled-compiled")  # the faster one is the fast path
-RMIX = MixPolicy({"clean": 0.5, "rmix": 0.5})
-LAMIX = MixPolicy({"clean": 0.5, "average": 0.5}, lam=LamDistribution("uniform", None), label_beta=0.5)
+FAST = ("rmix", "rmix-compiled")  # the faster one is the fast path
 # The Trainer keeps images and weights in channels-last memory for all of them, the slow path included.
-CONTESTANTS = {
-    PLAIN: Contestant(MixPolicy({"clean": 1.0})),
-    "mixup": Contestant(MixPolicy({"clean": 0.5, "mixup": 0.5})),
-    "cutmix": Contestant(MixPolicy({"clean": 0.5, "cutmix": 0.5})),
-    "lamix": Contestant(LAMIX),
-    "rmix-exact": Contestant(RMIX, saliency="exact"),
-    "rmix-recycled": Contestant(RMIX),
-    "rmix-recycled-compiled": Contestant(RMIX, compile=True),
-    SLOW: Contestant(RMIX, saliency="exact", precision="fp32"),
+WAYS = {
+    **{name: Way(name) for name in CONTESTANTS},
+    "rmix-compiled": Way("rmix", compile=True),
+    SLOW: Way("rmix-exact", precision="fp32"),
 }
 
 
@@ -160,14 +162,17 @@ def check(config: BenchmarkConfig) -> None:
         raise RunError(f"--seconds must be a finite number above 0, got {config.seconds:g}")
     if not config.model:
         raise RunError("--model must name at least one network, got none")
-    if config.profile is not None and config.profile not in CONTESTANTS:
-        raise RunError(f"--profile must be one of {', '.join(CONTESTANTS)}, got {config.profile!r}")
+    for name in config.contestants:
+        if name not in WAYS:
+            raise RunError(f"--contestants must be among {', '.join(WAYS)}, got {name!r}")
+    if config.profile is not None and config.profile not in WAYS:
+        raise RunError(f"--profile must be one of {', '.join(WAYS)}, got {config.profile!r}")
     try:
         device = resolve_device(config.device)
     except ValueError as error:
         raise RunError(f"--device: {error}") from error
     reason = why_not_compile(device)
-    asked = config.profile is None or CONTESTANTS[config.profile].compile
+    asked = config.profile is None or WAYS[config.profile].compile
     if config.compile and asked and reason is not None:
         raise RunError(f"{reason}; install it, or leave the compiled contestant out with --no-compile")
 
@@ -180,7 +185,12 @@ def check_models(config: BenchmarkConfig, data: Splits) -> None:
     """
     try:
         for model in config.model:
-            build_model(model, num_classes=data.num_classes, in_channels=data.train.images.shape[1])
+            build_model(
+                model,
+                num_classes=data.num_classes,
+                in_channels=data.train.image_shape[0],
+                image_size=data.train.image_shape[1:],
+            )
     except ValueError as error:
         raise RunError(f"--model: {error}") from error
 
@@ -208,30 +218,32 @@ def measure_model(config: BenchmarkConfig, model: str, data: Splits) -> dict[str
     """
     data = _images_for(config, model, data)
     _set_threads(config, model)
-    names = [name for name, contestant in CONTESTANTS.items() if config.compile or not contestant.compile]
+    wanted = {*config.contestants, PLAIN, SLOW, FAST[0]} if config.contestants else set(WAYS)
+    names = [name for name, way in WAYS.items() if name in wanted and (config.compile or not way.compile)]
     trainers = _build_trainers(config, model, data, names)
+    names = [name for name in names if _trainable(trainers[name], name)]
     lengths = {}
     for name in names:
         _say(f"{model}: warming up {name}")
-        lengths[name] = fitting_length(trainers[name], CONTESTANTS[name], config.seconds)
+        lengths[name] = fitting_length(trainers[name], WAYS[name], config.seconds)
     rates: dict[str, list[float]] = {name: [] for name in names}
     for number in range(config.rounds):
         _say(f"{model}: round {number + 1} of {config.rounds}")
         start = number % len(names)
         for name in names[start:] + names[:start]:
-            rates[name].append(run_stretch(trainers[name], CONTESTANTS[name], lengths[name], seed=number))
+            rates[name].append(run_stretch(trainers[name], WAYS[name], lengths[name], seed=number))
     fast = max((name for name in FAST if name in rates), key=lambda name: np.median(rates[name]))
     result = {
         "model": model,
-        "image_shape": list(data.train.images.shape[1:]),
+        "image_shape": list(data.train.image_shape),
         "threads": torch.get_num_threads(),
         "fast": fast,
         "contestants": {
             name: {
-                "policy": CONTESTANTS[name].policy.to_json(),
-                "saliency": CONTESTANTS[name].saliency,
+                "policy": WAYS[name].policy.to_json(),
+                "saliency": WAYS[name].saliency,
                 "precision": trainers[name].precision,
-                "compiled": CONTESTANTS[name].compile,
+                "compiled": WAYS[name].compile,
                 "updates_per_round": lengths[name],
                 "images_per_second": summary(rates[name]),
                 "of_plain": summary(_ratios(rates[name], rates[PLAIN])),
@@ -244,7 +256,7 @@ def measure_model(config: BenchmarkConfig, model: str, data: Splits) -> dict[str
     return result
 
 
-def fitting_length(trainer: Trainer, contestant: Contestant, seconds: float) -> int:
+def fitting_length(trainer: Trainer, contestant: Way, seconds: float) -> int:
     """Updates that take about so long, after a first stretch in which graphs are compiled and caches filled.
 
     Even, so that the halves of the mixed policies are whole; if long enough, also a multiple of the blocks in which
@@ -262,7 +274,7 @@ def fitting_length(trainer: Trainer, contestant: Contestant, seconds: float) -> 
     return max(fitting - fitting % (period if fitting >= period else 2), 2)
 
 
-def run_stretch(trainer: Trainer, contestant: Contestant, updates: int, *, seed: int) -> float:
+def run_stretch(trainer: Trainer, contestant: Way, updates: int, *, seed: int) -> float:
     """Training images per second of a contestant, over some updates from new weights."""
     trainer.config = replace(trainer.config, saliency=contestant.saliency)
     trainer.reset(seed)
@@ -411,7 +423,7 @@ def print_profile(config: BenchmarkConfig, model: str, data: Splits) -> None:
     assert config.profile is not None
     data = _images_for(config, model, data)
     _set_threads(config, model)
-    contestant = CONTESTANTS[config.profile]
+    contestant = WAYS[config.profile]
     trainer = _build_trainers(config, model, data, [config.profile])[config.profile]
     run_stretch(trainer, contestant, 2, seed=0)
     on_gpu = trainer.device.type == "cuda"
@@ -428,7 +440,7 @@ def _build_trainers(config: BenchmarkConfig, model: str, data: Splits, names: Se
     built: dict[tuple[str, bool], Trainer] = {}
     try:
         for name in names:
-            contestant = CONTESTANTS[name]
+            contestant = WAYS[name]
             key = (contestant.precision, contestant.compile)
             if key not in built:
                 training = TrainConfig(
@@ -442,26 +454,26 @@ def _build_trainers(config: BenchmarkConfig, model: str, data: Splits, names: Se
                 built[key] = Trainer(training, data)
     except ValueError as error:
         raise RunError(str(error)) from error
-    return {name: built[CONTESTANTS[name].precision, CONTESTANTS[name].compile] for name in names}
+    return {name: built[WAYS[name].precision, WAYS[name].compile] for name in names}
 
 
 def _images_for(config: BenchmarkConfig, model: str, data: Splits) -> Splits:
-    """The images as they are for the search network, with a border for the others where they are smaller."""
-    padding = max(0, (config.image_side - data.train.images.shape[-1]) // 2)
-    if model == "search" or padding == 0:
+    """The images as they are for the search network, resized for the others."""
+    if model == "search" or config.image_size == 0:
         return data
-
-    def bordered(part: ImageSet) -> ImageSet:
-        return ImageSet(pad_images(part.images, padding), part.labels)
-
+    size = config.image_size
     # Nothing but training images is looked at, but all are of one shape.
-    return replace(
-        data,
-        train=bordered(data.train),
-        validation=bordered(data.validation),
-        development=bordered(data.development),
-        test=bordered(data.test),
-    )
+    return split(resized(load_dataset(config.dataset, config.data_root), size), validation_size=len(data.validation))
+
+
+def _trainable(trainer: Trainer, name: str) -> bool:
+    """Whether a network can be trained in a way; says why not."""
+    try:
+        trainer.check(WAYS[name].policy)
+    except ValueError as error:
+        _say(f"{trainer.config.model}: {name} is left out ({error})")
+        return False
+    return True
 
 
 def _set_threads(config: BenchmarkConfig, model: str) -> None:

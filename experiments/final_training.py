@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, replace
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 import torch
 from safetensors.torch import save
@@ -15,7 +15,7 @@ from torch.utils.tensorboard.writer import SummaryWriter
 from tqdm import tqdm
 
 from agent.replay import Chooser
-from classifier.data import ImageSet, Splits, load_dataset, split
+from classifier.data import Dataset, Splits, load_dataset, split
 from classifier.files import write_atomic
 from classifier.hardware import resolve_device, resolve_precision
 from classifier.mixing import MixPolicy, PolicySchedule
@@ -27,6 +27,9 @@ from envs.picture import mixed_picture
 from experiments.run_folder import RunError, RunFolder, StopSignal
 
 CHUNK = 20  # updates between two looks at the clock, the bar and the signals
+
+
+Final = TypeVar("Final", bound="FinalConfig")
 
 
 @dataclass(frozen=True)
@@ -49,20 +52,38 @@ class FinalConfig:
     """Of the training images and wrong labels."""
     updates: int = 2000
     """Length of the training."""
+    epochs: float | None = None
+    """Length of the training in passes over the training images, instead of --updates."""
     batch_size: int = 100
     """Images per update."""
     lr: float = 0.2
     """Highest learning rate."""
-    lr_schedule: Literal["onecycle", "multistep"] = "onecycle"
+    lr_schedule: Literal["onecycle", "multistep", "piecewise"] = "onecycle"
     """How the learning rate moves."""
+    lr_milestones: tuple[float, ...] = (0.5, 0.75)
+    """Progress in (0, 1) at which multistep takes a tenth of the learning rate."""
+    lr_points: tuple[tuple[float, float], ...] = ((0.0, 1.0), (1.0, 0.0))
+    """Corners of piecewise: progress, rising from 0 to 1, and share of --lr, with straight lines between."""
+    nesterov: bool = True
+    """Nesterov momentum rather than plain momentum."""
     weight_decay: float = 5e-4
     """L2 penalty on the parameters."""
     augmentation: bool = True
     """Random crops and flips, as far as the data set allows them."""
+    crop_padding: int | None = None
+    """Pixels of border that crops are taken from; none takes the data set's own."""
+    image_size: int | None = None
+    """Side that images are resized to; none leaves them as they are."""
+    image_sizes: tuple[tuple[float, int], ...] = ()
+    """Progress until which crops of streamed images have a side, and that side; none takes the data set's own."""
+    readers: int = 4
+    """Processes that read images of a data set that does not fit in memory."""
     saliency: Literal["recycled", "exact"] = "recycled"
-    """Where R-Mix's saliency comes from: the clean update before, or a pass of its own."""
+    """Where a saliency method's saliency comes from: the clean update before, or a pass of its own."""
     validation_size: int | None = None
     """Validation images; none takes the data set's default."""
+    development_size: int | None = None
+    """Development images, that comparisons report; none takes the data set's default, 0 leaves more to train on."""
     evaluations: int = 10
     """How often the network is measured on all validation images; the best one is kept."""
     train_on_validation: bool = False
@@ -97,8 +118,14 @@ class FinalConfig:
             batch_size=self.batch_size,
             lr=self.lr,
             lr_schedule=self.lr_schedule,
+            lr_milestones=self.lr_milestones,
+            lr_points=self.lr_points,
+            nesterov=self.nesterov,
             weight_decay=self.weight_decay,
             augmentation=self.augmentation,
+            crop_padding=self.crop_padding,
+            image_sizes=self.image_sizes,
+            readers=self.readers,
             saliency=self.saliency,
             device=self.device,
             precision=self.precision,
@@ -112,25 +139,43 @@ def load_data(config: FinalConfig) -> Splits:
     Raises:
         DataError: they cannot be had, or are too few.
     """
-    data = split(load_dataset(config.dataset, config.data_root), validation_size=config.validation_size)
+    dataset = load_dataset(config.dataset, config.data_root, image_size=config.image_size)
+    return draw_data(config, dataset)
+
+
+def draw_data(config: FinalConfig, dataset: Dataset) -> Splits:
+    """A data set parted as the configuration says.
+
+    Raises:
+        DataError: it has too few images.
+    """
+    data = split(dataset, validation_size=config.validation_size, development_size=config.development_size)
     data = data.draw(config.train_size, data_seed=config.data_seed, label_noise=config.label_noise)
     if config.train_on_validation:
-        both = (data.train, data.validation)
-        images = torch.cat([part.images for part in both])
-        data = replace(data, train=ImageSet(images, torch.cat([part.labels for part in both])))
+        data = data.trained_on_validation()
     return data
 
 
-def resolve(config: FinalConfig, data: Splits) -> FinalConfig:
+def resolve(config: Final, data: Splits, policies: Iterable[MixPolicy] = ()) -> Final:
     """The configuration with nothing left to `auto`; sets the number of threads.
 
+    Args:
+        config: what was asked.
+        data: the images.
+        policies: what is known of how they will be mixed.
+
     Raises:
-        RunError: an option is out of range, or the network cannot be built.
+        RunError: an option is out of range, the network cannot be built, or not trained under one of the policies.
     """
     try:
         for name, least in (("evaluations", 1), ("threads", 0), ("seed", 0)):
             if getattr(config, name) < least:
                 raise ValueError(f"{name} must be at least {least}, got {getattr(config, name)}")
+        if config.epochs is not None:
+            if not 0 < config.epochs < float("inf"):
+                raise ValueError(f"epochs must be a finite number above 0, got {config.epochs:g}")
+            updates = max(1, round(config.epochs * len(data.train) / config.batch_size))
+            config = replace(config, updates=updates, epochs=None)
         if config.threads:
             torch.set_num_threads(config.threads)
         device = resolve_device(config.device)
@@ -138,7 +183,9 @@ def resolve(config: FinalConfig, data: Splits) -> FinalConfig:
         compiled = config.compile == "on"
         training = replace(config.training(), precision=precision)
         # What is wrong with the network is said here, before there is a run folder.
-        Trainer(replace(training, device="cpu", precision="fp32", compile=False), data)
+        tried = Trainer(replace(training, device="cpu", precision="fp32", compile=False), data)
+        for policy in policies:
+            tried.check(policy)
         if config.compile == "auto":
             compiled = compiling_pays(training, data, planned_updates=config.updates)
     except ValueError as error:

@@ -4,7 +4,7 @@ import math
 from collections.abc import Sequence
 
 import numpy as np
-from scipy.stats import t
+from scipy.stats import t, ttest_rel
 
 
 def mean_interval(values: Sequence[float], confidence: float = 0.95) -> tuple[float, float]:
@@ -28,3 +28,26 @@ def paired_difference(ours: Sequence[float], theirs: Sequence[float], confidence
         ValueError: the lengths differ.
     """
     return mean_interval([a - b for a, b in zip(ours, theirs, strict=True)], confidence)
+
+
+def paired_p_value(ours: Sequence[float], theirs: Sequence[float]) -> float:
+    """Two-sided p-value of the paired t test; 1 where all pairs are equal.
+
+    Args:
+        ours: at least two values.
+        theirs: as many, of the same seeds.
+    """
+    if all(a == b for a, b in zip(ours, theirs, strict=True)):
+        return 1.0
+    return float(ttest_rel(ours, theirs).pvalue)
+
+
+def holm(p_values: Sequence[float]) -> list[float]:
+    """p-values corrected for how many comparisons were made (Holm 1979), in the order given."""
+    order = np.argsort(p_values, kind="stable")
+    corrected = np.empty(len(p_values))
+    largest = 0.0
+    for rank, place in enumerate(order):
+        largest = max(largest, min(1.0, (len(p_values) - rank) * p_values[place]))
+        corrected[place] = largest
+    return corrected.tolist()

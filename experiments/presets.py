@@ -1,6 +1,7 @@
 """What `train_agent.py` can be asked, and named settings of it with what each costs."""
 
 import os
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -122,3 +123,19 @@ PRESETS = {
         ppo=PPOConfig(episodes_per_update=16, minibatches=4),
     ),
 }
+
+
+def named(arguments: Sequence[str], option: str) -> str | None:
+    """What follows `option` on a command line: a preset must be known before the rest, whose defaults it sets.
+
+    Args:
+        arguments: of the command.
+        option: with its dashes; `option NAME` and `option=NAME` are the same, and the last one counts.
+    """
+    name = None
+    for index, argument in enumerate(arguments):
+        if argument == option and index + 1 < len(arguments):
+            name = arguments[index + 1]
+        elif argument.startswith(f"{option}="):
+            name = argument.partition("=")[2]
+    return name

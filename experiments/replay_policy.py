@@ -16,7 +16,7 @@ import tyro
 
 from agent.ppo import Agent
 from agent.replay import Chooser, ask, follow
-from classifier.mixing import PolicySchedule
+from classifier.mixing import MixPolicy, PolicySchedule
 from experiments.final_training import FinalConfig, load_data, resolve, train_to_the_end
 from experiments.run_folder import RunError, RunFolder, interrupt_on_sigterm, stored_config, user_errors
 
@@ -46,7 +46,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         else:
             choose, segments, name = chooser(config, None)
             data = load_data(config)
-            config = resolve(config, data)
+            config = resolve(config, data, policies(config))
             run = RunFolder.create(config.out, KIND)
             keep_policy(config, run)
             run.write_config(KIND, asdict(config))
@@ -71,6 +71,13 @@ def chooser(config: ReplayConfig, run: Path | None) -> tuple[Chooser, Sequence[f
     assert config.agent is not None
     agent = Agent.load(Path(config.agent) if run is None else run)
     return ask(agent), agent.segments, f"the agent of {config.agent}"
+
+
+def policies(config: ReplayConfig) -> list[MixPolicy]:
+    """What a schedule will mix with; an agent's choices are not known before it is asked."""
+    if config.policy is None:
+        return []
+    return [policy for _, policy in PolicySchedule.load(config.policy).segments]
 
 
 def keep_policy(config: ReplayConfig, run: RunFolder) -> None:

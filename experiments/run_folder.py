@@ -200,6 +200,10 @@ def user_errors(resume_hint: str | None = None) -> Iterator[None]:
         sys.exit(130)
 
 
+def _tuples(value: Any) -> Any:
+    return tuple(_tuples(entry) for entry in value) if isinstance(value, list) else value
+
+
 def stored_config(kind: type[Config], stored: dict[str, Any]) -> Config:
     """The configuration of a run's `config.json`, as a dataclass that may hold another one.
 
@@ -212,7 +216,7 @@ def stored_config(kind: type[Config], stored: dict[str, Any]) -> Config:
     """
     try:
         names = {entry.name: entry for entry in fields(kind)}  # type: ignore[arg-type]
-        values = {name: tuple(value) if isinstance(value, list) else value for name, value in stored.items()}
+        values = {name: _tuples(value) for name, value in stored.items()}
         for name, value in stored.items():
             if isinstance(value, dict):
                 values[name] = stored_config(names[name].default_factory, value)  # type: ignore[arg-type]

@@ -39,7 +39,7 @@ from classifier.tuning import compiling_pays
 from envs import Menu, MixPolicyEnv, TaskDistribution
 from envs.mix_policy import segment_ends
 from experiments.intervals import mean_interval, paired_difference
-from experiments.presets import PRESETS, SearchConfig
+from experiments.presets import PRESETS, SearchConfig, named
 from experiments.run_folder import (
     LineLog,
     RunError,
@@ -164,12 +164,7 @@ def parse(arguments: Sequence[str]) -> SearchConfig:
     Raises:
         RunError: the preset is not known.
     """
-    name = "default"
-    for index, argument in enumerate(arguments):
-        if argument == "--preset" and index + 1 < len(arguments):
-            name = arguments[index + 1]
-        elif argument.startswith("--preset="):
-            name = argument.partition("=")[2]
+    name = named(arguments, "--preset") or "default"
     if name not in PRESETS:
         raise RunError(f"--preset must be one of {', '.join(PRESETS)}, got {name!r}")
     return tyro.cli(SearchConfig, default=PRESETS[name], args=arguments, description=__doc__)

@@ -7,7 +7,8 @@ import numpy as np
 import torch
 
 from classifier.data.dataset import Dataset, Images
-from classifier.data.image_set import DataError
+from classifier.data.image_files import ImageFiles
+from classifier.data.image_set import DataError, ImageSet
 from classifier.data.stratify import IntArray, apportion, interleave, positions_by_class, random_stream
 
 # Fixed for good: were it a setting, one task's validation images would be another's training images, and whatever is
@@ -52,6 +53,16 @@ class Splits:
             development=self.development.to(device),
             test=self.test.to(device),
         )
+
+    def trained_on_validation(self) -> "Splits":
+        """Splits that train on the validation images too; nothing may then be chosen by them."""
+        train, validation = self.train, self.validation
+        if isinstance(train, ImageFiles) and isinstance(validation, ImageFiles):
+            labels = torch.cat((train.labels, validation.labels))
+            return replace(self, train=ImageFiles((*train.paths, *validation.paths), labels, train.size))
+        assert isinstance(train, ImageSet) and isinstance(validation, ImageSet), "both come from one pool"
+        images = torch.cat((train.images, validation.images))
+        return replace(self, train=ImageSet(images, torch.cat((train.labels, validation.labels))))
 
     def draw(self, train_size: int | None, *, data_seed: int, label_noise: float = 0.0) -> "Splits":
         """Splits whose training set is a stratified subset of this one's, with a share of its labels made wrong.

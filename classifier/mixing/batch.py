@@ -5,7 +5,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from classifier.mixing.methods import METHODS, MixDraw
+from classifier.mixing.methods import METHODS, MixDraw, MixInput
 from classifier.mixing.policy import MixPolicy
 from classifier.mixing.targets import smooth
 
@@ -18,6 +18,8 @@ def mix_batch(
     method: str,
     generator: torch.Generator,
     gradient: Callable[[Tensor, Tensor], Tensor] | None = None,
+    mean: Tensor | None = None,
+    std: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Mix one batch as `policy` says, with every random draw from `generator`.
 
@@ -32,9 +34,12 @@ def mix_batch(
         generator: a CPU generator; the draws are the same on every device.
         gradient: maps (images, targets) to the input gradient, asked for by saliency methods only; see
             `classifier.mixing.saliency.input_gradient`.
+        mean: `[C]`, what the images were normalised by (colours in [0, 1]); asked for by methods that look at colours
+            (Puzzle Mix, SaliencyMix).
+        std: `[C]`, likewise.
 
     Raises:
-        ValueError: shapes do not fit, the method is not known, or needs a gradient and got none.
+        ValueError: shapes do not fit, the method is not known, needs what it was not given, or mixes hidden states.
     """
     if images.ndim != 4 or targets.ndim != 2 or len(images) != len(targets):
         raise ValueError(
@@ -43,7 +48,13 @@ def mix_batch(
         )
     if method not in METHODS:
         raise ValueError(f"method must be one of {', '.join(METHODS)}, got {method!r}")
+    if METHODS[method].stage is not None:
+        raise ValueError(
+            f"{method} mixes hidden states, which mix_batch does not see; blend the targets and run the forward pass "
+            "inside classifier.mixing.manifold.mixed_stage"
+        )
     smoothed = smooth(targets, policy.label_smoothing)
     draw = MixDraw.sample(len(images), generator=generator, device=images.device)
     wanted = gradient if METHODS[method].needs_gradient else None
-    return METHODS[method].mix(images, smoothed, policy, draw, None if wanted is None else wanted(images, smoothed))
+    found = None if wanted is None else wanted(images, smoothed)
+    return METHODS[method].mix(MixInput(images, smoothed, found, mean, std), policy, draw)

@@ -89,6 +89,8 @@ class MixPolicy:
         threshold: R-Mix's saliency quantile τ in [0, 1); none = drawn for each image from `linspace(0, 0.99, 10)`.
         label_beta: LaMix's β in [0, 1], weight of the local label (eq. 10); 1 = no global label.
         label_smoothing: share of each target that is spread over all classes, in [0, 1].
+        label_detach: whether the global label is a constant for the gradient (an ablation of LaMix: its head is then
+            never trained).
 
     Raises:
         PolicyError: a field is out of range; the message names it.
@@ -99,6 +101,7 @@ class MixPolicy:
     threshold: float | None = None
     label_beta: float = 1.0
     label_smoothing: float = 0.0
+    label_detach: bool = False
 
     def __post_init__(self) -> None:
         if not isinstance(self.shares, Mapping) or not self.shares:
@@ -120,9 +123,11 @@ class MixPolicy:
                 raise PolicyError("threshold must be below 1, got 1")
         _require_number("label_beta", self.label_beta, 0, 1)
         _require_number("label_smoothing", self.label_smoothing, 0, 1)
+        if not isinstance(self.label_detach, bool):
+            raise PolicyError(f"label_detach must be true or false, got {self.label_detach!r:.80}")
 
     def __hash__(self) -> int:
-        rest = (self.lam, self.threshold, self.label_beta, self.label_smoothing)
+        rest = (self.lam, self.threshold, self.label_beta, self.label_smoothing, self.label_detach)
         return hash((tuple(self.shares.items()), *rest))
 
     def to_json(self) -> dict[str, Any]:
@@ -133,6 +138,7 @@ class MixPolicy:
             "threshold": self.threshold,
             "label_beta": self.label_beta,
             "label_smoothing": self.label_smoothing,
+            "label_detach": self.label_detach,
         }
 
     @classmethod
@@ -150,10 +156,10 @@ class MixPolicy:
         text = " + ".join(f"{method} {100 * share:.3g} %" for method, share in self.shares.items())
         if set(self.shares) != {"clean"}:
             text += f", λ {self.lam}"
-        if "rmix" in self.shares:
+        if any(METHODS[method].needs_threshold for method in self.shares):
             text += ", τ drawn" if self.threshold is None else f", τ {self.threshold:g}"
         if self.label_beta != 1:
-            text += f", β {self.label_beta:g}"
+            text += f", β {self.label_beta:g}" + (" detached" if self.label_detach else "")
         if self.label_smoothing:
             text += f", smoothing {self.label_smoothing:g}"
         return text

@@ -7,8 +7,24 @@ import torch
 from torch import Tensor, nn
 
 
+def pixel_saliency(gradient: Tensor) -> Tensor:
+    """Saliency of each pixel, `S = sqrt(mean over channels of g^2)`, relative to the image's largest gradient.
+
+    Args:
+        gradient: `[B, C, H, W]`, gradient of the loss at the input.
+
+    Returns:
+        `[B, H, W]` float32, from 0; all 0 for an image without any gradient.
+    """
+    # A gradient of 1e-25 is still a direction, but its square is zero in float32: scale before squaring.
+    gradient = gradient.float()
+    largest = gradient.abs().amax(dim=(1, 2, 3), keepdim=True)
+    gradient = gradient / largest.clamp(min=torch.finfo(torch.float32).tiny)
+    return gradient.square().mean(dim=1).sqrt()
+
+
 def patch_saliency(gradient: Tensor, grid: int) -> Tensor:
-    """Saliency of each patch: `S = sqrt(mean over channels of g^2)`, averaged within patches, summing to 1 per image.
+    """Saliency of each patch: that of its pixels, averaged, summing to 1 per image.
 
     An image without any gradient (the network is sure of it) gets a uniform map.
 
@@ -27,12 +43,7 @@ def patch_saliency(gradient: Tensor, grid: int) -> Tensor:
         raise ValueError(
             f"the patch grid must divide the image, got {grid} patches per side for {height} x {width} pixels"
         )
-    # A gradient of 1e-25 is still a direction, but its square is zero in float32: scale before squaring.
-    gradient = gradient.float()
-    largest = gradient.abs().amax(dim=(1, 2, 3), keepdim=True)
-    gradient = gradient / largest.clamp(min=torch.finfo(torch.float32).tiny)
-    pixels = gradient.square().mean(dim=1).sqrt()
-    patches = pixels.view(batch, grid, height // grid, grid, width // grid).mean(dim=(2, 4))
+    patches = pixel_saliency(gradient).view(batch, grid, height // grid, grid, width // grid).mean(dim=(2, 4))
     total = patches.sum(dim=(1, 2), keepdim=True)
     usable = (total > 0) & total.isfinite()
     return torch.where(usable, patches / total.where(usable, 1.0), 1.0 / grid**2)

@@ -12,7 +12,7 @@ from classifier.files import write_atomic
 from classifier.mixing.policy import MixPolicy, PolicyError, require_fields
 
 FORMAT = "rl-mix policy schedule"
-VERSION = 1
+VERSION = 2
 MAX_BYTES = 1 << 20  # a schedule is some kilobytes; anything much larger is not one
 MAX_SEGMENTS = 10_000
 
@@ -79,8 +79,10 @@ class PolicySchedule:
         """
         if not isinstance(value, dict) or value.get("format") != FORMAT:
             raise PolicyError(f"format must be {FORMAT!r}: this is not a policy schedule")
-        if value.get("version") != VERSION:
-            raise PolicyError(f"version must be {VERSION}, got {value.get('version')!r:.80}; another RL-Mix wrote it")
+        if value.get("version") not in (1, VERSION):
+            raise PolicyError(
+                f"version must be 1 or {VERSION}, got {value.get('version')!r:.80}; another RL-Mix wrote it"
+            )
         require_fields("schedule", value, ["format", "version", "segments", "provenance"])
         if not isinstance(value["segments"], list):
             raise PolicyError(f"segments must be a list, got {value['segments']!r:.80}")
@@ -90,7 +92,10 @@ class PolicySchedule:
         for index, segment in enumerate(value["segments"]):
             require_fields(f"segments[{index}]", segment, ["until", "policy"])
             try:
-                segments.append((segment["until"], MixPolicy.from_json(segment["policy"])))
+                policy = segment["policy"]
+                if value["version"] == 1 and isinstance(policy, dict):
+                    policy = {"label_detach": False, **policy}  # what version 2 added
+                segments.append((segment["until"], MixPolicy.from_json(policy)))
             except PolicyError as error:
                 raise PolicyError(f"segments[{index}].{error}") from None
         return cls(tuple(segments), value["provenance"])

@@ -28,15 +28,19 @@ def global_label(global_logits: Tensor) -> Tensor:
     return global_logits.sigmoid().softmax(dim=1)
 
 
-def lamix_target(local: Tensor, global_logits: Tensor, beta: Tensor | float) -> Tensor:
+def lamix_target(local: Tensor, global_logits: Tensor, beta: Tensor | float, attached: Tensor | float = 1.0) -> Tensor:
     """LaMix's target `t = beta y_lam + (1 - beta) p` (eq. 10); gradients flow through `p` to the second head.
 
     Args:
         local: `[B, K]`, local soft label `y_lam`, rows summing to 1.
         global_logits: `[B, K]`, `W_t e` of the second head.
         beta: weight of the local label in [0, 1], a number or a 0-d tensor.
+        attached: 1 lets the gradient through `p`, 0 does not (the detached ablation); a number or a 0-d tensor, so
+            that a compiled step serves both.
     """
-    return beta * local + (1 - beta) * global_label(global_logits)
+    label = global_label(global_logits)
+    fixed = label.detach()
+    return beta * local + (1 - beta) * (fixed + attached * (label - fixed))
 
 
 def soft_cross_entropy(logits: Tensor, targets: Tensor) -> Tensor:

@@ -1,8 +1,10 @@
 """Trainer: a plain loop where nothing is mixed, no wasted pass where something is, and resumed as if never stopped."""
 
+import contextlib
 import copy
 import math
 import shutil
+import sys
 import warnings
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -20,7 +22,8 @@ from torch.overrides import TorchFunctionMode
 
 from classifier.data import ImageSet, Splits, load_dataset, split
 from classifier.files import load_state, save_state
-from classifier.mixing import LamDistribution, MixPolicy
+from classifier.mixing import METHODS, LamDistribution, MixPolicy
+from classifier.mixing.methods import MixInput
 from classifier.models import MODELS, build_model
 from classifier.trainer import EvalStats, TrainConfig, Trainer, TrainStats, UpdateStats, merge_stats
 
@@ -30,6 +33,7 @@ MIXUP = MixPolicy({"clean": 0.5, "mixup": 0.5})
 CUTMIX = MixPolicy({"clean": 0.5, "cutmix": 0.5})
 RMIX = MixPolicy({"clean": 0.5, "rmix": 0.5})
 RMIX_ALL = MixPolicy({"rmix": 1.0})
+MANIFOLD = MixPolicy({"clean": 0.5, "manifold": 0.5}, lam=LamDistribution("beta", 2.0))
 LAMIX = MixPolicy({"clean": 0.5, "average": 0.5}, lam=LamDistribution("uniform", None), label_beta=0.5)
 
 
@@ -443,6 +447,114 @@ def test_lamix_is_trained_on_the_target_of_its_paper() -> None:
     assert stats.mixed.accuracy == pytest.approx(float(hits))
 
 
+@pytest.mark.parametrize("policy", [LAMIX, RMIX, MANIFOLD])
+def test_a_detached_global_label_is_the_same_target_but_trains_nothing(policy: MixPolicy) -> None:
+    trained = []
+    for detach in (False, True):
+        trainer = trainer_of(model="search", weight_decay=0.0)
+        before = weights(trainer)
+        stats = trainer.train(replace(policy, label_beta=0.5, label_detach=detach), 2)
+        after = weights(trainer)
+        moved = {name for name in before if not torch.equal(before[name], after[name])}
+        assert any("global_label" in name for name in moved) != detach
+        trained.append((stats.clean, moved))
+    assert trained[0][0] == trained[1][0]  # the first update is that of the same loss
+    assert {name for name in trained[0][1] if "global_label" not in name} == trained[1][1]
+
+
+@pytest.mark.parametrize("lam", [0.3, 1.0])
+def test_manifold_mixup_mixes_the_hidden_states_of_the_drawn_stage(lam: float) -> None:
+    policy = replace(MANIFOLD, shares={"manifold": 1.0}, lam=LamDistribution("fixed", lam))
+    drawn = set()
+    for seed in range(8):
+        trainer = trainer_of(seed, model="search", augmentation=False)
+        model = copy.deepcopy(trainer.model)
+        (draw, _), stage = trainer._mix_draw(0), int(3 * trainer._mix_draw(0)[0].choice)
+        drawn.add(stage)
+        with inputs_seen(trainer) as seen:
+            stats = trainer.train(policy, 1)
+        assert len(seen) == 1 and stats.mixed is not None
+        batch = trainer.data.train.images[_first_batch(trainer)]
+        mean, std = (torch.tensor(values)[:, None, None] for values in (DATA.mean, DATA.std))
+        hidden = (batch / 255 - mean) / std
+        targets = functional.one_hot(DATA.train.labels[_first_batch(trainer)], 5).float()
+        # The network piece by piece; hidden states are mixed before, between or after its first two stages.
+        for number, piece in enumerate((nn.Identity(), nn.Sequential(model.stem, model.stages[0]), model.stages[1])):
+            hidden = piece(hidden)
+            if number == stage:
+                hidden = lam * hidden + (1 - lam) * hidden[draw.partner]
+        logits = model.head(model.norm(model.stages[2](hidden)).relu().mean(dim=(2, 3))).detach()[:, :5]
+        targets = lam * targets + (1 - lam) * targets[draw.partner]
+        loss = functional.cross_entropy(logits, targets)
+        assert stats.mixed.loss == pytest.approx(float(loss), abs=1e-5)
+        torch.testing.assert_close(trainer.last_mixed[1], targets)  # type: ignore[index]
+    assert drawn == {0, 1, 2}
+
+
+def _first_batch(trainer: Trainer) -> Tensor:
+    """Positions of the images of a training's first batch."""
+    return trainer._draw_data(0)[0][0]
+
+
+def test_what_cannot_be_trained_is_refused_before_it_starts(monkeypatch: pytest.MonkeyPatch) -> None:
+    trainer = trainer_of()
+    with pytest.raises(ValueError, match=r"Manifold Mixup knows the stages of .* not those of TinyNetwork"):
+        trainer.train(MANIFOLD, 1)
+    monkeypatch.setitem(sys.modules, "gco", None)
+    for method in ("puzzlemix", "puzzlemix_no_transport", "lamix_puzzlemix"):
+        with pytest.raises(ValueError, match=r"pip install 'rl-mix\[puzzle\]'"):
+            trainer.train(MixPolicy({"clean": 0.5, method: 0.5}), 1)
+    assert trainer.updates_done == 0
+    trainer.train(RMIX, 1)
+
+
+@pytest.mark.parametrize(("method", "in_training_mode"), [("rmix", True), ("puzzlemix", False)])
+def test_the_exact_pass_is_taken_in_the_published_mode(
+    method: str, in_training_mode: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    gradients = []
+    registered = METHODS[method]
+
+    def mix(batch: MixInput, *rest: Any) -> tuple[Tensor, Tensor]:
+        gradients.append(batch.gradient)
+        return registered.mix(batch, *rest)
+
+    monkeypatch.setitem(METHODS, method, replace(registered, mix=mix))
+    trainer = trainer_of(augmentation=False, lr=0.5)
+    trainer.train(CLEAN, 5)  # until running statistics are not those of a batch
+    plain = build_model("tiny", num_classes=5, in_channels=2).to(memory_format=torch.channels_last)
+    plain.load_state_dict(trainer.network_state())
+    with inputs_seen(trainer) as seen:
+        trainer.train(MixPolicy({method: 1.0}), 1)
+    assert trainer.model.training
+    leaf = seen[0].requires_grad_()
+    plain.train(in_training_mode)
+    functional.cross_entropy(plain(leaf), DATA.train.labels[indices_of(seen[0].detach())]).backward()
+    torch.testing.assert_close(gradients, [leaf.grad], rtol=1e-4, atol=1e-6)
+
+
+def test_crops_are_taken_from_the_border_that_the_setting_names() -> None:
+    data = replace(DATA, flip=False)  # whose own border is one pixel
+    for padding, cropped in ((0, False), (None, True), (2, True)):
+        trainer = trainer_of(data=data, crop_padding=padding)
+        _, views = trainer._draw_data(0)
+        shifts = int(views.top.max()), int(views.left.max())
+        assert shifts == (2 * (data.crop_padding if padding is None else padding),) * 2
+        with inputs_seen(trainer) as seen:
+            trainer.train(CLEAN, 1)
+        known = [index in _first_batch(trainer) for index in _known_images(seen[0], data)]
+        assert len(known) < BATCH if cropped else known == [True] * BATCH
+
+
+def _known_images(images: Tensor, data: Splits) -> list[int]:
+    """As `indices_of`, without those that are not there."""
+    found = []
+    for image in images:
+        with contextlib.suppress(KeyError):
+            found += indices_of(image[None], data)
+    return found
+
+
 # Stopping and going on
 
 
@@ -452,6 +564,7 @@ RESUMED = [
     ("a new policy leaves the waiting batch", "tiny", "multistep", RMIX, LAMIX),
     ("clean", "search", "multistep", CLEAN, CLEAN),
     ("dropout", "tiny_dropout", "onecycle", RMIX, CUTMIX),
+    ("hidden states", "search", "piecewise", MANIFOLD, MixPolicy({"clean": 0.5, "puzzlemix": 0.5})),
     ("tied weights", "tied", "onecycle", MIXUP, RMIX),
 ]
 
@@ -600,7 +713,7 @@ def test_a_healthy_training_learns_and_has_not_diverged() -> None:
         ({"lr": math.nan}, "lr must be"),
         ({"momentum": math.inf}, "momentum must be"),
         ({"weight_decay": -1}, "weight_decay must be"),
-        ({"lr_schedule": "cosine"}, "lr_schedule must be one of onecycle, multistep, got 'cosine'"),
+        ({"lr_schedule": "cosine"}, "lr_schedule must be one of onecycle, multistep, piecewise, got 'cosine'"),
         ({"saliency": "none"}, "saliency must be one of recycled, exact"),
         ({"device": "tpu"}, "device must be"),
         ({"precision": "fp8"}, "precision must be"),

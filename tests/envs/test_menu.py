@@ -34,6 +34,7 @@ def test_policy_is_what_the_action_says() -> None:
         "threshold": 0.6,
         "label_beta": 0.5,
         "label_smoothing": 0.0,
+        "label_detach": False,
     }
 
 

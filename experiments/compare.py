@@ -1,14 +1,12 @@
-"""Compare R-Mix with recycled saliency to R-Mix with exact saliency: what does the cheap saliency cost in accuracy?
+"""Compare ways to train over paired seeds: mean accuracy with intervals, and the difference to a baseline.
 
-python experiments/recycled_saliency.py
-python experiments/recycled_saliency.py --context --seeds 20
+python experiments/compare.py --updates 10000 --seeds 5 --out experiments/results/methods
+python experiments/compare.py --contestants rmix rmix-exact --baseline rmix-exact --updates 1000 --out runs/saliency
 
-Both train the same network for the same number of updates, half of them mixed. Recycled saliency mixes the very batch
-that the clean update before it has seen, exact saliency a fresh one with a pass of its own: recycled training also
-passes over its images half as often, and what is compared is the two as they are used, that included. A seed draws
-training images, weights, data order and mixing draws for both, and what is reported is the mean of the paired
+All contestants (`experiments/contestants.py`) train the same network for the same number of updates. A seed draws
+training images, weights, data order and mixing draws for all of them, and a difference is the mean of the paired
 differences. Accuracy is that of the development images, which neither training nor a search has seen. Trainings that
-have finished are not run again: the same command goes on, and with more --seeds it adds to what is there.
+have finished are not run again: the same command goes on, and with more seeds or contestants it adds to what is there.
 """
 
 from __future__ import annotations
@@ -33,18 +31,22 @@ import tyro
 from classifier.data import Splits, load_dataset, split
 from classifier.files import write_atomic
 from classifier.hardware import resolve_device, resolve_precision
-from classifier.mixing import MixPolicy
 from classifier.trainer import TrainConfig, Trainer
-from experiments.intervals import mean_interval, paired_difference
+from experiments.contestants import CONTESTANTS
+from experiments.intervals import holm, mean_interval, paired_difference, paired_p_value
 from experiments.run_folder import LineLog, RunError, interrupt_on_sigterm, machine, user_errors
 
-COMMAND = "python experiments/recycled_saliency.py"
-RMIX = MixPolicy({"clean": 0.5, "rmix": 0.5})
+COMMAND = "python experiments/compare.py"
 
 
 @dataclass(frozen=True)
 class ComparisonConfig:
-    """Compare the accuracy of R-Mix with recycled and with exact saliency, over paired seeds."""
+    """Compare ways to train over paired seeds."""
+
+    contestants: tuple[str, ...] = tuple(CONTESTANTS)
+    """Ways to train, by their names in experiments/contestants.py; all of them by default."""
+    baseline: str = "plain"
+    """The contestant that the others are compared with."""
 
     dataset: str = "fashion_mnist"
     """Data set by name, or package.module:function that returns a classifier.data.Dataset."""
@@ -60,40 +62,14 @@ class ComparisonConfig:
     """Images per update."""
     seeds: int = 10
     """Trainings of each contestant, at least 2: seeds 0, 1, 2, ..."""
-    context: bool = False
-    """Train CutMix on half the updates and no mixing at all too, to compare the difference with."""
     processes: int = 2
     """Trainings at a time, one thread each."""
     device: str = "auto"
     """auto, cpu, cuda or cuda:N."""
     precision: Literal["auto", "bf16", "fp32"] = "auto"
     """Number format of the network; auto takes bf16 where it is native and agrees with fp32."""
-    out: str = "experiments/results/recycled_saliency"
+    out: str = "runs/comparison"
     """Folder of results.json, results.md and runs.jsonl, the trainings finished so far."""
-
-
-@dataclass(frozen=True)
-class Contestant:
-    """What is trained under.
-
-    Attributes:
-        title: name in the table.
-        policy: how it mixes.
-        saliency: where R-Mix's saliency comes from, `recycled` or `exact`.
-    """
-
-    title: str
-    policy: MixPolicy
-    saliency: str = "recycled"
-
-
-RECYCLED, EXACT = "rmix-recycled", "rmix-exact"
-CONTESTANTS = {
-    RECYCLED: Contestant("R-Mix, recycled saliency", RMIX),
-    EXACT: Contestant("R-Mix, exact saliency", RMIX, "exact"),
-    "cutmix": Contestant("CutMix on half", MixPolicy({"clean": 0.5, "cutmix": 0.5})),
-    "plain": Contestant("no mixing", MixPolicy({"clean": 1.0})),
-}
 
 
 @dataclass(frozen=True)
@@ -131,7 +107,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         setting = resolve(config)
         out = Path(config.out)
         log, finished = open_log(out, setting)
-        names = list(CONTESTANTS) if config.context else [RECYCLED, EXACT]
+        names = [name for name in CONTESTANTS if name in config.contestants]
         # Seed by seed: whenever it is stopped, what is there is nearly paired.
         wanted = [(name, seed) for seed in range(config.seeds) for name in names]
         missing = [job for job in wanted if job not in finished]
@@ -140,19 +116,19 @@ def main(arguments: Sequence[str] | None = None) -> None:
             log.append(run)
             finished[run["method"], run["seed"]] = run
             print(
-                f"{done:>4} of {len(wanted)}  {run['method']:<13}  seed {run['seed']:<3}  "
+                f"{done:>4} of {len(wanted)}  {run['method']:<16}  seed {run['seed']:<3}  "
                 f"{100 * run['accuracy']:.2f} %  {run['seconds']:.1f} s",
                 flush=True,
             )
         runs = {name: [finished[name, seed] for seed in range(config.seeds)] for name in names}
         report = {
-            "kind": "recycled_saliency",
+            "kind": "comparison",
             "command": command,
             "config": asdict(config),
             "setting": asdict(setting),
             "machine": machine(),
             "seeds": list(range(config.seeds)),
-            **compare(runs),
+            **compare(runs, config.baseline),
         }
         write_atomic(out / "results.json", (json.dumps(report, indent=2, ensure_ascii=False) + "\n").encode())
         text = markdown(report)
@@ -170,6 +146,13 @@ def resolve(config: ComparisonConfig) -> Setting:
     for name, least in (("seeds", 2), ("processes", 1)):
         if getattr(config, name) < least:
             raise RunError(f"--{name} must be at least {least}, got {getattr(config, name)}")
+    for name in (*config.contestants, config.baseline):
+        if name not in CONTESTANTS:
+            raise RunError(f"--contestants must be among {', '.join(CONTESTANTS)}, got {name!r}")
+    if config.baseline not in config.contestants:
+        raise RunError(
+            f"--baseline must be one of the contestants {' '.join(config.contestants)}, got {config.baseline}"
+        )
     data = _splits(config.dataset, config.data_root).draw(config.train_size, data_seed=0)
     if not len(data.development):
         raise RunError(f"--dataset {config.dataset}: expected development images, got none; choose a larger data set")
@@ -277,17 +260,21 @@ def train(name: str, seed: int, setting: Setting, data_root: str | None) -> dict
     }
 
 
-def compare(runs: Mapping[str, Sequence[Mapping[str, Any]]]) -> dict[str, Any]:
-    """Means with 95 % intervals, and the paired difference recycled less exact.
+def compare(runs: Mapping[str, Sequence[Mapping[str, Any]]], baseline: str) -> dict[str, Any]:
+    """Means with 95 % intervals, and paired differences to a baseline with Holm-corrected p-values.
 
     Args:
         runs: lines of the log by contestant, in the same order of seeds.
+        baseline: one of the contestants.
     """
     accuracies = {name: [run["accuracy"] for run in lines] for name, lines in runs.items()}
-    difference, half_width = paired_difference(accuracies[RECYCLED], accuracies[EXACT])
+    others = [name for name in runs if name != baseline]
+    p_values = holm([paired_p_value(accuracies[name], accuracies[baseline]) for name in others])
     return {
+        "baseline": baseline,
         "methods": {
             name: {
+                "title": CONTESTANTS[name].title,
                 "policy": CONTESTANTS[name].policy.to_json(),
                 "saliency": CONTESTANTS[name].saliency,
                 "accuracy": _interval(accuracies[name]),
@@ -296,42 +283,48 @@ def compare(runs: Mapping[str, Sequence[Mapping[str, Any]]]) -> dict[str, Any]:
             }
             for name, lines in runs.items()
         },
-        "development_images": runs[RECYCLED][0]["development_images"],
-        "recycled_less_exact": {
-            "mean": difference,
-            "half_width": half_width,
-            "per_seed": [ours - theirs for ours, theirs in zip(accuracies[RECYCLED], accuracies[EXACT], strict=True)],
+        "development_images": runs[baseline][0]["development_images"],
+        "less_baseline": {
+            name: {
+                **dict(
+                    zip(("mean", "half_width"), paired_difference(accuracies[name], accuracies[baseline]), strict=True)
+                ),
+                "p_value": p_value,
+            }
+            for name, p_value in zip(others, p_values, strict=True)
         },
     }
 
 
 def markdown(report: Mapping[str, Any]) -> str:
-    """The report for a reader."""
-    setting, host, gap = report["setting"], report["machine"], report["recycled_less_exact"]
-    rows = [
-        f"| {CONTESTANTS[name].title} | {_percent(row['accuracy'])} | "
-        f"{row['seconds']['mean']:.1f} ± {row['seconds']['half_width']:.1f} | {row['diverged']} |"
-        for name, row in report["methods"].items()
-    ]
-    low, high = (100 * (gap["mean"] + sign * gap["half_width"]) for sign in (-1, 1))
+    """The report for a reader: contestants from the best to the worst."""
+    setting, host, baseline = report["setting"], report["machine"], report["methods"][report["baseline"]]["title"]
+    rows = []
+    for name, row in sorted(report["methods"].items(), key=lambda entry: -entry[1]["accuracy"]["mean"]):
+        gap = report["less_baseline"].get(name)
+        against = "" if gap is None else f"{100 * gap['mean']:+.2f} ± {100 * gap['half_width']:.2f}"
+        p_value = "" if gap is None else f"{gap['p_value']:.3f}" if gap["p_value"] >= 0.001 else "< 0.001"
+        rows.append(
+            f"| {row['title']} | {_percent(row['accuracy'])} | {against} | {p_value} | "
+            f"{row['seconds']['mean']:.0f} | {row['diverged']} |"
+        )
     lines = [
-        "# R-Mix: recycled against exact saliency",
+        f"# {setting['dataset']}: {setting['train_size']:,} training images, {setting['updates']:,} updates",
         "",
-        f"{setting['dataset']}, {setting['train_size']:,} training images, {setting['updates']:,} updates of "
-        f"{setting['batch_size']}, network {setting['model']}, {setting['precision']} on {setting['device']}, "
-        f"{len(report['seeds'])} seeds (0 to {report['seeds'][-1]}). Accuracy on {report['development_images']:,} "
-        "development images; means with 95 % Student t intervals over seeds.",
+        f"Network {setting['model']}, batches of {setting['batch_size']}, {setting['precision']} on "
+        f"{setting['device']}, {len(report['seeds'])} seeds (0 to {report['seeds'][-1]}); a seed draws training "
+        "images, weights, order and mixing for every row. Accuracy on "
+        f"{report['development_images']:,} development images in %; means with 95 % Student t intervals over seeds. "
+        f"Differences to *{baseline}* are paired by seed, p-values are those of paired t tests, corrected for "
+        f"{len(report['less_baseline'])} comparisons (Holm). Methods mix half of the updates unless it says otherwise.",
         "",
-        "| Contestant | Accuracy, % | Seconds per training | Diverged |",
-        "|---|---|---|---|",
+        f"| | Accuracy | Less {baseline} | p | Seconds | Diverged |",
+        "|---|---|---|---|---|---|",
         *rows,
-        "",
-        f"Recycled less exact, paired by seed: **{100 * gap['mean']:+.2f} ± {100 * gap['half_width']:.2f} points** "
-        f"(95 % interval {low:+.2f} to {high:+.2f}).",
         "",
         f"Made by `{report['command']}` on {host['processor']}, {host['cores']} cores"
         f"{', ' + host['gpu'] if host['gpu'] else ''}, torch {host['torch']}. Trainings shared the machine "
-        f"({report['config']['processes']} at a time, one thread each): seconds are for orientation, "
+        f"({report['config']['processes']} at a time, one thread each) with other work: seconds are for orientation, "
         "`benchmark_speed.py` measures speed.",
         "",
     ]

@@ -1,0 +1,311 @@
+"""Puzzle Mix: exploiting saliency and local statistics for optimal mixup (Kim et al. 2020), arXiv 2009.06962.
+
+A mask over square blocks says how much of each block the image shows (z = 1), how much its partner (z = 0), so that
+salient blocks are kept and neighbouring blocks fit together (section 4.1); optionally blocks are then moved, so that
+salient ones reach a place that their image may show (section 4.2).
+
+The mask is found by the authors' own algorithm, alpha-beta swap, in the library gco: one copy of the costs to the host
+and one of the masks back for each batch.
+"""
+
+from __future__ import annotations
+
+from functools import lru_cache
+from types import ModuleType
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+from torch.nn import functional
+
+from classifier.mixing.blend import blend_targets
+
+BLOCKS = (2, 4, 8, 16)  # blocks per side, one drawn per batch, as published
+LABELS = 3  # levels of the mask: 0, 1/2, 1
+NEIGHBOURHOOD = 4  # pixels, at most, whose mean colour is compared across a border
+PRECISION = 1000  # costs become whole numbers after times 1000 n^2, as published
+
+
+def block_counts(height: int, width: int) -> tuple[int, ...]:
+    """Blocks per side that images of this size are drawn with: the divisors of the side nearest to `BLOCKS`.
+
+    32 pixels give 2, 4, 8 and 16, 28 pixels 2, 4, 7 and 14.
+
+    Raises:
+        ValueError: the image is not square, or no number of blocks from 2 to 16 divides its side.
+    """
+    divisors = [count for count in range(2, max(BLOCKS) + 1) if width % count == 0]
+    if height != width or not divisors:
+        raise ValueError(
+            f"Puzzle Mix needs square images whose side a number of blocks from 2 to {max(BLOCKS)} divides, "
+            f"got {height} x {width} pixels; resize them"
+        )
+    return tuple(sorted({min(divisors, key=lambda count: abs(count - wanted)) for wanted in BLOCKS}))
+
+
+def mask_costs(
+    images: Tensor,
+    *,
+    partner: Tensor,
+    lam: float,
+    saliency: Tensor,
+    blocks: int,
+    mean: Tensor,
+    std: Tensor,
+    beta: float,
+    gamma: float,
+    eta: float,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """What a mask costs (eq. 4 to 6): whole numbers, for each block and for each pair of neighbours.
+
+    Arguments are those of `puzzlemix`.
+
+    Returns:
+        Cost of each level of each block, `[B, n, n, 3]` for z = 0, 1/2 and 1; and the weight of `(z - z')^2` for
+        neighbours below, `[B, n - 1, n]`, and to the right, `[B, n, n - 1]`; int32 all.
+    """
+    block = images.shape[-1] // blocks
+    # The largest part of a block up to the neighbourhood: 4 pixels of 8 or 16 as published, 2 of 14, 1 of 7.
+    cell = max(size for size in range(1, min(NEIGHBOURHOOD, block) + 1) if block % size == 0)
+    # Far from any colour, costs would leave the range of whole numbers.
+    colours = (images * std[:, None, None] + mean[:, None, None]).clamp(-1, 2)
+    colours = functional.avg_pool2d(colours, cell)
+    own, other = _block_saliency(saliency, blocks), _block_saliency(saliency, blocks)[partner]
+    unary_partner, unary_own = own.clone(), other.clone()  # what is lost where the partner, or the image, is shown
+    weights = []
+    strength = beta / (16 * blocks)
+    for axis in (1, 2):
+        fit = strength * gamma * _border_differences(colours, partner, block // cell, axis)  # [B, 2, 2, ...]
+        first, second = [slice(None)] * 3, [slice(None)] * 3
+        first[axis], second[axis] = slice(None, -1), slice(1, None)
+        for unary, shown in ((unary_partner, 0), (unary_own, 1)):
+            unary[tuple(first)] += fit[:, shown].sum(dim=1) / 2
+            unary[tuple(second)] += fit[:, :, shown].sum(dim=1) / 2
+        weights.append(strength + (fit[:, 1, 0] + fit[:, 0, 1] - fit[:, 1, 1] - fit[:, 0, 0]) / 2)
+    levels = torch.linspace(0, 1, LABELS, device=images.device)
+    prior = torch.tensor([(1 - lam) ** 2, 2 * lam * (1 - lam), lam**2], dtype=torch.float64)
+    prior = (-(prior + 1e-8).log() * eta / blocks**2).to(device=images.device, dtype=unary_own.dtype)
+    cost = levels * unary_own[..., None] + (1 - levels) * unary_partner[..., None] + prior
+    scale = PRECISION * blocks**2
+    down, right = weights
+    return (scale * cost).int(), (scale * down).int(), (scale * right).int()
+
+
+def mask_energy(levels: Tensor, cost: Tensor, down: Tensor, right: Tensor) -> Tensor:
+    """What masks cost in all, `[B]`, in quarters of the unit of `mask_costs`.
+
+    Args:
+        levels: `[B, n, n]` long, twice the mask: 0, 1 or 2.
+        cost: `[B, n, n, 3]`, from `mask_costs` as the two that follow.
+        down: `[B, n - 1, n]`.
+        right: `[B, n, n - 1]`.
+    """
+    unary = cost.long().gather(-1, levels[..., None]).sum(dim=(1, 2, 3))
+    below = down * (levels[:, 1:] - levels[:, :-1]) ** 2
+    beside = right * (levels[:, :, 1:] - levels[:, :, :-1]) ** 2
+    return (LABELS - 1) ** 2 * unary + below.sum(dim=(1, 2)) + beside.sum(dim=(1, 2))
+
+
+def graph_cuts() -> ModuleType:
+    """The library that finds masks, imported where it is first needed.
+
+    Raises:
+        ImportError: it is not installed.
+    """
+    try:
+        import gco
+    except ImportError as error:
+        raise ImportError(
+            "Puzzle Mix finds its masks with the library gco, which is not installed; "
+            "pip install 'rl-mix[puzzle]', or pip install gco-wrapper"
+        ) from error
+    return gco
+
+
+def solve_mask(cost: Tensor, down: Tensor, right: Tensor) -> Tensor:
+    """Masks of low cost by alpha-beta swap, `[B, n, n]` long levels 0, 1 or 2, on the device of the costs.
+
+    Arguments are those of `mask_energy`.
+
+    Raises:
+        ImportError: the library gco is not installed.
+    """
+    gco = graph_cuts()
+    batch, blocks = cost.shape[:2]
+    # One graph of all images, which no edge joins; in quarters, so that all costs are whole.
+    host = torch.cat([((LABELS - 1) ** 2 * cost).flatten(), down.flatten(), right.flatten()]).cpu().numpy()
+    unary, weights = host[: cost.numel()].reshape(-1, LABELS), host[cost.numel() :]
+    first, second = _neighbours(batch, blocks)
+    graph = gco.GCO()
+    graph.create_general_graph(len(unary), LABELS, False)
+    # From the image to the partner, as the authors order the levels: a swap's result depends on the order.
+    graph.set_data_cost(np.ascontiguousarray(unary[:, ::-1]))
+    graph.set_all_neighbors(first, second, weights)
+    levels = np.arange(LABELS, dtype=np.int32)
+    graph.set_smooth_cost((levels[:, None] - levels) ** 2)
+    graph.swap(-1)
+    found = graph.get_labels()
+    graph.destroy_graph()
+    return (LABELS - 1) - torch.from_numpy(found.astype(np.int64)).view(batch, blocks, blocks).to(cost.device)
+
+
+@lru_cache(maxsize=16)
+def _neighbours(batch: int, blocks: int) -> tuple[NDArray[np.int32], NDArray[np.int32]]:
+    """Numbers of the blocks that lie above, then of those left of, another; and of these others."""
+    number = np.arange(batch * blocks**2, dtype=np.int32).reshape(batch, blocks, blocks)
+    first = np.concatenate([number[:, :-1].ravel(), number[:, :, :-1].ravel()])
+    return first, np.concatenate([number[:, 1:].ravel(), number[:, :, 1:].ravel()])
+
+
+def transported(images: Tensor, *, mask: Tensor, saliency: Tensor, t_eps: float) -> Tensor:
+    """Move blocks so that salient ones reach places where the mask shows their image (algorithm 1).
+
+    In each of `n` rounds every block names its cheapest place, the cheapest claimant of each place wins it, and the
+    place's cost rises by 1 for the others. The last round's winners move; a place that nobody claimed is 0.
+
+    Args:
+        images: `[B, C, H, W]`.
+        mask: `[B, n, n]`, how much of these images each block shows, in [0, 1].
+        saliency: `[B, n, n]`, each map summing to 1.
+        t_eps: cost of a move across the whole grid.
+    """
+    batch, channels, height, _ = images.shape
+    blocks = mask.shape[-1]
+    places, size = blocks**2, height // blocks
+    worth, wanted = saliency.reshape(batch, places, 1), (mask > 0).reshape(batch, 1, places)
+    cost = _distances(blocks, images.device).mul(t_eps) - worth * wanted
+    # A block meets at most one refusal a round, so its choice is always among its cheapest places: as many as there
+    # are rounds, and some more, since places at the same distance cost the same.
+    cost, place = cost.topk(min(places, blocks + 8), dim=-1, largest=False, sorted=False)
+    # Of places that cost the same the first is named: too little to change the order of others.
+    cost = cost.double() + 1e-15 * place
+    number = torch.arange(places, device=images.device).expand(batch, -1)
+    for _ in range(blocks):
+        price, choice = cost.min(dim=-1)
+        named = place.gather(2, choice[..., None]).squeeze(-1)
+        lowest = torch.full_like(price, torch.inf).scatter_reduce(1, named, price, "amin")
+        claims = price == lowest.gather(1, named)
+        winner = torch.full_like(named, places).scatter_reduce(1, named, number.where(claims, places), "amin")
+        lost = winner.gather(1, named) != number
+        cost.scatter_add_(2, choice[..., None], lost[..., None].to(cost.dtype))
+    pieces = functional.unfold(images, size, stride=size).view(batch, channels * size**2, places)
+    source = winner.clamp(max=places - 1)[:, None].expand_as(pieces)
+    moved = pieces.gather(2, source) * (winner < places)[:, None]
+    result = functional.fold(moved, images.shape[-2:], size, stride=size)
+    return result.contiguous(memory_format=_memory_format(images))
+
+
+def puzzlemix(
+    images: Tensor,
+    targets: Tensor,
+    *,
+    partner: Tensor,
+    lam: float,
+    saliency: Tensor,
+    blocks: int,
+    mean: Tensor,
+    std: Tensor,
+    transport: bool = True,
+    beta: float = 1.2,
+    gamma: float = 0.5,
+    eta: float = 0.2,
+    t_eps: float = 0.8,
+    t_size: int = 4,
+) -> tuple[Tensor, Tensor]:
+    """Mix each image with its partner by an optimised mask over blocks (Puzzle Mix, eq. 3); targets follow its mean.
+
+    Args:
+        images: `[B, C, H, W]`, square, normalised by `mean` and `std`.
+        targets: `[B, K]`, rows summing to 1.
+        partner: `[B]`, index of each image's partner.
+        lam: prior share of the image, in [0, 1]; drawn from Beta(1, 1) in the paper.
+        saliency: `[B, H, W]`, from 0; only what it is relative to the rest of the image matters.
+        blocks: blocks per side, n; divides H. `block_counts` gives the published choice.
+        mean: `[C]`, of colours in [0, 1].
+        std: `[C]`, likewise.
+        transport: whether blocks are moved.
+        beta: strength of the smoothness of the mask.
+        gamma: strength of the colours' part in it.
+        eta: strength of the prior.
+        t_eps: cost of a move across the whole image.
+        t_size: side in pixels of what is moved; blocks that it does not divide, or -1, move whole.
+
+    Raises:
+        ValueError: the blocks do not divide the image.
+        ImportError: the library gco is not installed.
+    """
+    height, width = images.shape[-2:]
+    if height != width or height % blocks:
+        raise ValueError(
+            f"the blocks must divide a square image, got {blocks} blocks per side for {height} x {width} pixels; "
+            "block_counts gives numbers that do"
+        )
+    if saliency.shape != (len(images), height, width):
+        raise ValueError(
+            f"expected the saliency of each pixel, {(len(images), height, width)}, got {tuple(saliency.shape)}"
+        )
+    costs = mask_costs(
+        images,
+        partner=partner,
+        lam=lam,
+        saliency=saliency,
+        blocks=blocks,
+        mean=mean,
+        std=std,
+        beta=beta,
+        gamma=gamma,
+        eta=eta,
+    )
+    mask = solve_mask(*costs).to(images.dtype) / (LABELS - 1)
+    share = mask.mean(dim=(1, 2))
+    own, other = images, images[partner]
+    if transport:
+        block = height // blocks
+        if 0 < t_size < block and block % t_size == 0:
+            finer = block // t_size
+            mask = mask.repeat_interleave(finer, dim=1).repeat_interleave(finer, dim=2)
+        worth = _block_saliency(saliency, mask.shape[-1])
+        own = transported(own, mask=mask, saliency=worth, t_eps=t_eps)
+        other = transported(other, mask=1 - mask, saliency=worth[partner], t_eps=t_eps)
+    size = height // mask.shape[-1]
+    weight = mask.repeat_interleave(size, dim=1).repeat_interleave(size, dim=2)[:, None]
+    return other.lerp(own, weight), blend_targets(targets, partner, share[:, None].to(targets.dtype))
+
+
+def _block_saliency(saliency: Tensor, blocks: int) -> Tensor:
+    """Saliency of each block, `[B, n, n]`, summing to 1; the same everywhere for an image without any."""
+    pooled = functional.avg_pool2d(saliency[:, None], saliency.shape[-1] // blocks)[:, 0]
+    total = pooled.sum(dim=(1, 2), keepdim=True)
+    return torch.where(total > 0, pooled / total.where(total > 0, 1.0), 1.0 / blocks**2)
+
+
+def _border_differences(colours: Tensor, partner: Tensor, cells: int, axis: int) -> Tensor:
+    """Mean absolute colour difference along each border between neighbours, `[B, 2, 2, ...]`.
+
+    Indexed by what the first and what the second block shows, 0 the partner and 1 the image. `axis` 1 pairs each block
+    with the one below, 2 with the one to the right; `cells` are the colours along a block's side.
+    """
+    if axis == 2:
+        colours = colours.transpose(2, 3)
+    before, after = colours[:, :, cells - 1 : -1 : cells], colours[:, :, cells::cells]
+    shown = [
+        [(first - second).abs().mean(dim=1) for second in (after[partner], after)]
+        for first in (before[partner], before)
+    ]
+    differences = torch.stack([torch.stack(row, dim=1) for row in shown], dim=1)  # [B, 2, 2, n - 1, H / cell]
+    along = differences.unflatten(-1, (-1, cells)).mean(dim=-1)
+    return along.transpose(-1, -2) if axis == 2 else along
+
+
+def _distances(blocks: int, device: torch.device) -> Tensor:
+    """Squared distance of each two places, `[n^2, n^2]`, that of a whole side being 1."""
+    number = torch.arange(blocks**2, device=device)
+    row, column = number // blocks, number % blocks
+    squared = (row[:, None] - row) ** 2 + (column[:, None] - column) ** 2
+    return squared.float() / max(blocks - 1, 1) ** 2
+
+
+def _memory_format(images: Tensor) -> torch.memory_format:
+    channels_last = images.is_contiguous(memory_format=torch.channels_last) and not images.is_contiguous()
+    return torch.channels_last if channels_last else torch.contiguous_format

@@ -1,0 +1,57 @@
+"""The ways to train that are compared and timed, by name.
+
+All of them mix half of the updates, as LaMix and CutMix do, unless the title says otherwise: R-Mix, Puzzle Mix,
+Manifold Mixup and mixup were published mixing every update, which costs short trainings most. λ's distribution is the
+published one for CIFAR; label smoothing's factor is the one that LaMix's authors found best.
+"""
+
+from dataclasses import dataclass
+
+from classifier.mixing import LamDistribution, MixPolicy
+
+
+@dataclass(frozen=True)
+class Contestant:
+    """What is trained under.
+
+    Attributes:
+        title: name in tables.
+        policy: how it mixes.
+        saliency: where the input gradient of saliency methods comes from, `recycled` or `exact`.
+    """
+
+    title: str
+    policy: MixPolicy
+    saliency: str = "recycled"
+
+
+def _half(method: str, lam: str = "beta(1)", label_beta: float = 1.0, label_detach: bool = False) -> MixPolicy:
+    shares = {"clean": 0.5, method: 0.5}
+    return MixPolicy(shares, lam=LamDistribution.parse(lam), label_beta=label_beta, label_detach=label_detach)
+
+
+def _all(method: str, lam: str = "beta(1)", label_beta: float = 1.0) -> MixPolicy:
+    return MixPolicy({method: 1.0}, lam=LamDistribution.parse(lam), label_beta=label_beta)
+
+
+CONTESTANTS = {
+    "plain": Contestant("no mixing", MixPolicy({"clean": 1.0})),
+    "label-smoothing": Contestant("label smoothing 0.2", MixPolicy({"clean": 1.0}, label_smoothing=0.2)),
+    "mixup": Contestant("mixup", _half("mixup")),
+    "mixup-all": Contestant("mixup, every update", _all("mixup")),
+    "manifold": Contestant("Manifold Mixup", _half("manifold", "beta(2)")),
+    "cutmix": Contestant("CutMix", _half("cutmix")),
+    "saliencymix": Contestant("SaliencyMix", _half("saliencymix")),
+    "lamix": Contestant("LaMix", _half("average", "uniform", 0.5)),
+    "lamix-all": Contestant("LaMix without clean batches", _all("average", "uniform", 0.5)),
+    "lamix-local": Contestant("LaMix without global label", _half("average", "uniform")),
+    "lamix-detached": Contestant("LaMix, global label detached", _half("average", "uniform", 0.5, True)),
+    "lamix-rmix": Contestant("LaMix over R-Mix", _half("lamix_rmix", "uniform")),
+    "lamix-puzzlemix": Contestant("LaMix over Puzzle Mix", _half("lamix_puzzlemix", "uniform")),
+    "rmix": Contestant("R-Mix, recycled saliency", _half("rmix")),
+    "rmix-exact": Contestant("R-Mix, exact saliency", _half("rmix"), "exact"),
+    "rmix-all": Contestant("R-Mix, every update (exact)", _all("rmix"), "exact"),
+    "puzzlemix": Contestant("Puzzle Mix, recycled saliency", _half("puzzlemix")),
+    "puzzlemix-no-transport": Contestant("Puzzle Mix without transport, recycled", _half("puzzlemix_no_transport")),
+    "puzzlemix-all": Contestant("Puzzle Mix, every update (exact)", _all("puzzlemix"), "exact"),
+}

@@ -1,0 +1,116 @@
+"""What a training would take: its resolved setting, and time and memory as a few timed updates let expect."""
+
+from __future__ import annotations
+
+import json
+import resource
+import statistics
+import time
+from dataclasses import asdict, replace
+
+import torch
+
+from classifier.data import Dataset, ImageSet, Splits
+from classifier.mixing import MixPolicy
+from classifier.trainer import Trainer
+from experiments.final_training import FinalConfig
+
+WARM_UP = 2  # updates, an even number so that a clean and a mixed one are among them
+ROUNDS = 3
+EVALUATED = 500  # images
+
+# Images of the pool and of the test set, side, channels and classes, as published: what a data set is that is not here.
+PUBLISHED = {
+    "mnist": (60_000, 10_000, 28, 1, 10),
+    "fashion_mnist": (60_000, 10_000, 28, 1, 10),
+    "svhn": (73_257, 26_032, 32, 3, 10),
+    "cifar10": (50_000, 10_000, 32, 3, 10),
+    "cifar100": (50_000, 10_000, 32, 3, 100),
+    "tiny_imagenet": (100_000, 10_000, 64, 3, 200),
+}
+
+
+def stand_in(name: str, image_size: int | None) -> Dataset | None:
+    """Random images in the shape and number of a published data set, or none where its shape is not known.
+
+    Args:
+        name: of the data set.
+        image_size: side that images would be resized to; none leaves them.
+    """
+    if name not in PUBLISHED:
+        return None
+    pool, test, side, channels, classes = PUBLISHED[name]
+    side = image_size or side
+    generator = torch.Generator().manual_seed(0)
+
+    def images(count: int) -> ImageSet:
+        # Few distinct images do: time and memory do not depend on what they show.
+        few = torch.randint(256, (min(count, 1000), channels, side, side), dtype=torch.uint8, generator=generator)
+        return ImageSet(few.repeat(-(-count // len(few)), 1, 1, 1)[:count], torch.arange(count) % classes)
+
+    return Dataset(
+        name=f"{name} (random images stand in: it is not here)",
+        pool=images(pool),
+        test=images(test),
+        class_names=tuple(str(number) for number in range(classes)),
+        mean=(0.5,) * channels,
+        std=(0.25,) * channels,
+        flip=True,
+        crop_padding=2,
+    )
+
+
+def dry_run(config: FinalConfig, data: Splits, policy: MixPolicy) -> str:
+    """The setting, the number of updates and images, and an estimate of time and memory.
+
+    Args:
+        config: with nothing left to `auto`; every `--epochs` turned into updates.
+        data: the images, or their stand-in.
+        policy: how to mix.
+    """
+    trainer = Trainer(replace(config.training(), updates=max(config.updates, 100)), data, seed=config.seed)
+    trainer.train(policy, WARM_UP, probe=False)
+    # A saliency method's exact pass, or Puzzle Mix's number of blocks, makes updates unequal: some of each are timed.
+    seconds = [trainer.train(policy, 4, probe=False).seconds / 4 for _ in range(ROUNDS)]
+    update = statistics.median(seconds)
+    train = config.updates * update
+    images = config.updates * config.batch_size
+    limit = min(EVALUATED, len(data.validation))
+    started = time.perf_counter()
+    trainer.evaluate("validation", limit=limit)
+    evaluation = (time.perf_counter() - started) / limit
+    held_out = 0 if config.train_on_validation else config.evaluations * len(data.validation)
+    evaluations = evaluation * (held_out + len(data.test) + len(data.development))
+    setting = {name: value for name, value in asdict(config).items() if name not in ("resume", "recipes", "dry_run")}
+    lines = [
+        json.dumps({**setting, "policy": policy.to_json()}),
+        "",
+        f"data        {data.name}: {len(data.train):,} training, {len(data.validation):,} validation, "
+        f"{len(data.development):,} development, {len(data.test):,} test images of "
+        f"{' x '.join(str(side) for side in data.train.image_shape)}",
+        f"network     {config.model}: {sum(p.numel() for p in trainer.model.parameters()):,} parameters, "
+        "LaMix's second head included",
+        f"under       {policy}",
+        f"length      {config.updates:,} updates of {config.batch_size} = {images:,} images, "
+        f"{images / len(data.train):.1f} times the training images",
+        f"time        about {_duration(train)} of training ({1000 * update:.1f} ms an update, median of {ROUNDS} "
+        f"rounds from {1000 * min(seconds):.1f} to {1000 * max(seconds):.1f}) and {_duration(evaluations)} of "
+        f"evaluation, on {trainer.device} in {trainer.precision} with {torch.get_num_threads()} threads",
+        f"memory      {_memory(trainer.device)}",
+    ]
+    return "\n".join(lines)
+
+
+def _duration(seconds: float) -> str:
+    for unit, length in (("days", 86_400), ("hours", 3600), ("minutes", 60)):
+        if seconds >= 2 * length:
+            return f"{seconds / length:.1f} {unit}"
+    return f"{seconds:.0f} seconds"
+
+
+def _memory(device: torch.device) -> str:
+    host = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20  # Linux counts in KiB
+    text = f"{host:.1f} GiB of main memory at most so far, torch itself included"
+    if device.type == "cuda":
+        text += f"; {torch.cuda.max_memory_allocated(device) / 2**30:.1f} GiB on {device}"
+    return text
