@@ -246,8 +246,8 @@ def measure_model(config: BenchmarkConfig, model: str, data: Splits) -> dict[str
                 "compiled": WAYS[name].compile,
                 "updates_per_round": lengths[name],
                 "images_per_second": summary(rates[name]),
-                "of_plain": summary(_ratios(rates[name], rates[PLAIN])),
-                "of_slow": summary(_ratios(rates[name], rates[SLOW])),
+                "of_plain": summary(ratios(rates[name], rates[PLAIN])),
+                "of_slow": summary(ratios(rates[name], rates[SLOW])),
             }
             for name in names
         },
@@ -317,7 +317,7 @@ def measure_episodes(config: BenchmarkConfig, data: Splits) -> dict[str, Any]:
     own = [episode["step"] - episode["training"] - episode["validation"] for episode in episodes]
 
     def percent(parts: Sequence[float], wholes: Sequence[float]) -> dict[str, Any]:
-        return summary([100 * ratio for ratio in _ratios(parts, wholes)])
+        return summary([100 * ratio for ratio in ratios(parts, wholes)])
 
     return {
         "model": "search",
@@ -393,7 +393,7 @@ def text_report(report: Mapping[str, Any]) -> str:
         rows = [("", "format", "images/s", "ratio to plain", "ratio to the slow path")]
         for name, row in result["contestants"].items():
             rate = f"{row['images_per_second']['median']:,.0f}"
-            rows.append((name, row["precision"], rate, _spread(row["of_plain"]), _spread(row["of_slow"])))
+            rows.append((name, row["precision"], rate, spread(row["of_plain"]), spread(row["of_slow"])))
         widths = [max(len(cells[column]) for cells in rows) for column in range(len(rows[0]))]
         for cells in rows:
             aligned = [
@@ -407,9 +407,9 @@ def text_report(report: Mapping[str, Any]) -> str:
             "",
             f"an episode of {episode['updates']} updates in {episode['segments']} segments, search network, "
             f"threads {episode['threads']}",
-            f"step beyond training and validation, % of the steps  {_spread(episode['step_overhead_percent'])}",
-            f"validation, % of the episode                         {_spread(episode['validation_percent'])}",
-            f"reset, % of the episode                              {_spread(episode['reset_percent'])}",
+            f"step beyond training and validation, % of the steps  {spread(episode['step_overhead_percent'])}",
+            f"validation, % of the episode                         {spread(episode['validation_percent'])}",
+            f"reset, % of the episode                              {spread(episode['reset_percent'])}",
         ]
     return "\n".join(lines)
 
@@ -485,11 +485,11 @@ def _validation_size(config: BenchmarkConfig, dataset: Dataset) -> int:
     return min(config.validation_size, len(dataset.pool) // 5)
 
 
-def _ratios(values: Sequence[float], bases: Sequence[float]) -> list[float]:
+def ratios(values: Sequence[float], bases: Sequence[float]) -> list[float]:
     return [value / base for value, base in zip(values, bases, strict=True)]
 
 
-def _spread(values: Mapping[str, Any]) -> str:
+def spread(values: Mapping[str, Any]) -> str:
     quartiles, extremes = (f"{values[low]:.2f}-{values[high]:.2f}" for low, high in (("q25", "q75"), ("low", "high")))
     return f"{values['median']:.2f} [{quartiles}] ({extremes})"
 

@@ -18,6 +18,7 @@ import multiprocessing
 import shlex
 import signal
 import sys
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
@@ -256,6 +257,7 @@ def train(name: str, seed: int, setting: Setting, data_root: str | None) -> dict
         "development_images": len(data.development),
         "diverged": stats.diverged,
         "seconds": stats.seconds,
+        "processor": machine()["processor"],
         "setting": asdict(setting),
     }
 
@@ -284,6 +286,7 @@ def compare(runs: Mapping[str, Sequence[Mapping[str, Any]]], baseline: str) -> d
             for name, lines in runs.items()
         },
         "development_images": runs[baseline][0]["development_images"],
+        "processors": Counter(run["processor"] for lines in runs.values() for run in lines),
         "less_baseline": {
             name: {
                 **dict(
@@ -299,6 +302,11 @@ def compare(runs: Mapping[str, Sequence[Mapping[str, Any]]], baseline: str) -> d
 def markdown(report: Mapping[str, Any]) -> str:
     """The report for a reader: contestants from the best to the worst."""
     setting, host, baseline = report["setting"], report["machine"], report["methods"][report["baseline"]]["title"]
+    processors = " and ".join(
+        f"{name} ({count} training{'s' if count > 1 else ''})" for name, count in report["processors"].items()
+    )
+    comparisons = len(report["less_baseline"])
+    corrected = f", corrected for {comparisons} comparisons (Holm)" if comparisons > 1 else ""
     rows = []
     for name, row in sorted(report["methods"].items(), key=lambda entry: -entry[1]["accuracy"]["mean"]):
         gap = report["less_baseline"].get(name)
@@ -315,14 +323,14 @@ def markdown(report: Mapping[str, Any]) -> str:
         f"{setting['device']}, {len(report['seeds'])} seeds (0 to {report['seeds'][-1]}); a seed draws training "
         "images, weights, order and mixing for every row. Accuracy on "
         f"{report['development_images']:,} development images in %; means with 95 % Student t intervals over seeds. "
-        f"Differences to *{baseline}* are paired by seed, p-values are those of paired t tests, corrected for "
-        f"{len(report['less_baseline'])} comparisons (Holm). Methods mix half of the updates unless it says otherwise.",
+        f"Differences to *{baseline}* are paired by seed, p-values are those of paired t tests{corrected}. Methods mix "
+        "half of the updates unless it says otherwise.",
         "",
         f"| | Accuracy | Less {baseline} | p | Seconds | Diverged |",
         "|---|---|---|---|---|---|",
         *rows,
         "",
-        f"Made by `{report['command']}` on {host['processor']}, {host['cores']} cores"
+        f"Made by `{report['command']}` on {processors}, {host['cores']} cores"
         f"{', ' + host['gpu'] if host['gpu'] else ''}, torch {host['torch']}. Trainings shared the machine "
         f"({report['config']['processes']} at a time, one thread each) with other work: seconds are for orientation, "
         "`benchmark_speed.py` measures speed.",

@@ -16,7 +16,9 @@ from classifier.trainer import Trainer
 from experiments.final_training import FinalConfig
 
 WARM_UP = 2  # updates, an even number so that a clean and a mixed one are among them
-ROUNDS = 3
+ROUND = 4  # updates: a saliency method's exact pass, or Puzzle Mix's number of blocks, makes them unequal
+MOST_ROUNDS = 3
+MOST_SECONDS = 20.0  # after which no other round is begun
 EVALUATED = 500  # images
 
 # Images of the pool and of the test set, side, channels and classes, as published: what a data set is that is not here.
@@ -64,14 +66,15 @@ def dry_run(config: FinalConfig, data: Splits, policy: MixPolicy) -> str:
     """The setting, the number of updates and images, and an estimate of time and memory.
 
     Args:
-        config: with nothing left to `auto`; every `--epochs` turned into updates.
+        config: with nothing left to `auto`, `compile` excepted, which is then said; epochs turned into updates.
         data: the images, or their stand-in.
         policy: how to mix.
     """
     trainer = Trainer(replace(config.training(), updates=max(config.updates, 100)), data, seed=config.seed)
     trainer.train(policy, WARM_UP, probe=False)
-    # A saliency method's exact pass, or Puzzle Mix's number of blocks, makes updates unequal: some of each are timed.
-    seconds = [trainer.train(policy, 4, probe=False).seconds / 4 for _ in range(ROUNDS)]
+    seconds: list[float] = []
+    while len(seconds) < MOST_ROUNDS and ROUND * sum(seconds) < MOST_SECONDS:
+        seconds.append(trainer.train(policy, ROUND, probe=False).seconds / ROUND)
     update = statistics.median(seconds)
     train = config.updates * update
     images = config.updates * config.batch_size
@@ -93,9 +96,10 @@ def dry_run(config: FinalConfig, data: Splits, policy: MixPolicy) -> str:
         f"under       {policy}",
         f"length      {config.updates:,} updates of {config.batch_size} = {images:,} images, "
         f"{images / len(data.train):.1f} times the training images",
-        f"time        about {_duration(train)} of training ({1000 * update:.1f} ms an update, median of {ROUNDS} "
-        f"rounds from {1000 * min(seconds):.1f} to {1000 * max(seconds):.1f}) and {_duration(evaluations)} of "
-        f"evaluation, on {trainer.device} in {trainer.precision} with {torch.get_num_threads()} threads",
+        f"time        about {_duration(train)} of training ({1000 * update:.1f} ms an update, median of "
+        f"{len(seconds)} rounds from {1000 * min(seconds):.1f} to {1000 * max(seconds):.1f}) and "
+        f"{_duration(evaluations)} of evaluation, on {trainer.device} in {trainer.precision} with {torch.get_num_threads()} threads"
+        f"{'; less where compiling pays, which the training tries' if config.compile == 'auto' else ''}",
         f"memory      {_memory(trainer.device)}",
     ]
     return "\n".join(lines)

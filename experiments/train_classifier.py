@@ -79,7 +79,9 @@ def what_it_takes(config: ClassifierConfig) -> str:
             raise
         data = draw_data(config, dataset)
     policy = config.policy()
-    report = dry_run(resolve(config, data, [policy]), data, policy)
+    # Whether compiling pays takes minutes to find out: that is left to the training.
+    resolved = resolve(replace(config, compile="off" if config.compile == "auto" else config.compile), data, [policy])
+    report = dry_run(replace(resolved, compile=config.compile), data, policy)
     if config.recipe is None:
         return report
     recipe = RECIPES[config.recipe]

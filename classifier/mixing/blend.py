@@ -11,7 +11,7 @@ def blend_pixels(images: Tensor, partner: Tensor, weight: Tensor | float) -> Ten
         partner: `[B]` long, index of each image's partner.
         weight: weight of the image itself in [0, 1], a number or broadcastable to `images`.
     """
-    return images[partner].lerp(images, weight)
+    return images[partner].lerp_(images, weight)
 
 
 def blend_targets(targets: Tensor, partner: Tensor, weight: Tensor | float) -> Tensor:

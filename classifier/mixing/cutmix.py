@@ -51,6 +51,6 @@ def cutmix(images: Tensor, targets: Tensor, *, partner: Tensor, box: Box) -> tup
             "clip it as cutmix_box does"
         )
     mixed = images.clone(memory_format=torch.preserve_format)
-    mixed[:, :, top:bottom, left:right] = images[:, :, top:bottom, left:right][partner]
+    mixed[:, :, top:bottom, left:right] = images[:, :, top:bottom, left:right].index_select(0, partner)
     kept = 1.0 - (bottom - top) * (right - left) / (height * width)
     return mixed, blend_targets(targets, partner, kept)

@@ -173,22 +173,20 @@ def transported(images: Tensor, *, mask: Tensor, saliency: Tensor, t_eps: float)
     batch, channels, height, _ = images.shape
     blocks = mask.shape[-1]
     places, size = blocks**2, height // blocks
-    worth, wanted = saliency.reshape(batch, places, 1), (mask > 0).reshape(batch, 1, places)
-    cost = _distances(blocks, images.device).mul(t_eps) - worth * wanted
-    # A block meets at most one refusal a round, so its choice is always among its cheapest places: as many as there
-    # are rounds, and some more, since places at the same distance cost the same.
-    cost, place = cost.topk(min(places, blocks + 8), dim=-1, largest=False, sorted=False)
-    # Of places that cost the same the first is named: too little to change the order of others.
-    cost = cost.double() + 1e-15 * place
+    worth, wanted = saliency.reshape(batch, places, 1), (mask > 0).reshape(batch, 1, places).to(saliency.dtype)
+    cost = torch.addcmul(_distances(blocks, images.device).to(saliency.dtype).mul(t_eps), worth, wanted, value=-1)
+    price, choice = cost.min(dim=-1)  # of places that cost the same, the first
     number = torch.arange(places, device=images.device).expand(batch, -1)
     for _ in range(blocks):
-        price, choice = cost.min(dim=-1)
-        named = place.gather(2, choice[..., None]).squeeze(-1)
-        lowest = torch.full_like(price, torch.inf).scatter_reduce(1, named, price, "amin")
-        claims = price == lowest.gather(1, named)
-        winner = torch.full_like(named, places).scatter_reduce(1, named, number.where(claims, places), "amin")
-        lost = winner.gather(1, named) != number
-        cost.scatter_add_(2, choice[..., None], lost[..., None].to(cost.dtype))
+        lowest = torch.full_like(price, torch.inf).scatter_reduce(1, choice, price, "amin")
+        claims = price == lowest.gather(1, choice)
+        winner = torch.full_like(choice, places).scatter_reduce(1, choice, number.where(claims, places), "amin")
+        # Few blocks lose. All others' costs stay, and with them the places that they name.
+        lost = (winner.gather(1, choice) != number).nonzero(as_tuple=True)
+        if not len(lost[0]):
+            break
+        cost[(*lost, choice[lost])] += 1
+        price[lost], choice[lost] = cost[lost].min(dim=-1)
     pieces = functional.unfold(images, size, stride=size).view(batch, channels * size**2, places)
     source = winner.clamp(max=places - 1)[:, None].expand_as(pieces)
     moved = pieces.gather(2, source) * (winner < places)[:, None]

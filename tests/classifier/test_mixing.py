@@ -249,6 +249,27 @@ def test_cutmix_is_torchvisions_box_and_label(height: int, width: int) -> None:
         torch.testing.assert_close(cutmix(images, targets, partner=torch.arange(6).roll(1), box=box), expected)
 
 
+@pytest.mark.parametrize("smoothing", [0.0, 0.1])
+@pytest.mark.parametrize(("method", "alphas"), [("mixup", (0.4, 0.0)), ("cutmix", (0.0, 1.0))])
+def test_mixup_and_cutmix_are_timms(method: str, alphas: tuple[float, float], smoothing: float) -> None:
+    timm = pytest.importorskip("timm.data.mixup")
+    theirs = timm.Mixup(*alphas, label_smoothing=smoothing, num_classes=K)
+    images, targets = random_batch(6)
+    for seed in range(20):
+        np.random.seed(seed)  # noqa: NPY002, where timm draws from
+        expected = theirs(images.clone(), targets.argmax(dim=1))  # it mixes in place
+        np.random.seed(seed)  # noqa: NPY002
+        lam, _ = theirs._params_per_batch()
+        partner = torch.arange(6).flip(0)
+        if method == "mixup":
+            ours = mixup(images, smooth(targets, smoothing), partner=partner, lam=lam)
+        else:
+            (top, bottom, left, right), _ = timm.cutmix_bbox_and_lam(images.shape, lam)
+            box = tuple(map(int, (top, bottom, left, right)))
+            ours = cutmix(images, smooth(targets, smoothing), partner=partner, box=box)  # type: ignore[arg-type]
+        torch.testing.assert_close(ours, expected)
+
+
 @settings(deadline=None)
 @given(
     height=st.integers(1, 40),

@@ -70,6 +70,7 @@ def test_the_comparison_reports_paired_seeds(comparison: Path) -> None:
     assert report["seeds"] == [0, 1]
     assert report["setting"]["precision"] in ("bf16", "fp32")
     assert report["machine"]["cores"] >= 1
+    assert report["processors"] == {report["machine"]["processor"]: 4}
     assert report["command"].startswith("python experiments/compare.py --contestants rmix")
     accuracies = {name: row["accuracy"]["per_seed"] for name, row in report["methods"].items()}
     assert set(accuracies) == {"rmix", "rmix-exact"}
@@ -123,6 +124,18 @@ def test_a_torn_line_is_trained_again_to_the_same_result(
     assert trained == [(whole[-1]["method"], whole[-1]["seed"])]
     again = [json.loads(line) for line in log.read_text().splitlines()]
     assert [run["accuracy"] for run in again] == [run["accuracy"] for run in whole]
+
+
+def test_trainings_of_another_machine_are_told_apart(finished: Path, trained: list[tuple[str, int]]) -> None:
+    log = finished / "runs.jsonl"
+    entries = [json.loads(line) for line in log.read_text().splitlines()]
+    entries[0]["processor"] = "Abacus"
+    log.write_text("".join(json.dumps(entry) + "\n" for entry in entries))
+    compare.main([*PAIR, *SETTING, "--seeds", "2", "--out", str(finished)])
+    here = entries[1]["processor"]
+    assert read_strictly(finished / "results.json")["processors"] == {"Abacus": 1, here: 3}
+    text = (finished / "results.md").read_text()
+    assert "Abacus (1 training)" in text and f"{here} (3 trainings)" in text
 
 
 def test_results_of_another_setting_are_not_mixed_in(finished: Path, refused: Refused) -> None:

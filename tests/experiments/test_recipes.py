@@ -14,7 +14,7 @@ import torch
 from classifier.data import DataError, Dataset, ImageSet, Splits, split
 from classifier.mixing import LamDistribution, MixPolicy
 from classifier.trainer import Trainer
-from experiments import dry_run, train_classifier
+from experiments import dry_run, final_training, train_classifier
 from experiments.recipes import RECIPES, ClassifierConfig
 
 Refused = Callable[[Callable[[Sequence[str]], Any], Sequence[object]], str]
@@ -202,7 +202,35 @@ def test_a_dry_run_says_what_it_would_do_and_does_nothing(
     assert "150 updates of 20 = 3,000 images, 30.0 times the training images" in lines["length"]
     assert "digits: 100 training, 50 validation" in lines["data"]
     assert "359 test images of 1 x 8 x 8" in lines["data"]
+    assert "compiling" not in lines["time"]
     assert float(re.search(r"([0-9.]+) GiB", lines["memory"])[1]) > 0.1  # type: ignore[index]
+
+
+def test_a_dry_run_leaves_trying_to_compile_to_the_training(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def tried(*_: Any, **__: Any) -> bool:
+        raise AssertionError("compiling takes minutes")
+
+    monkeypatch.setattr(final_training, "compiling_pays", tried)
+    train_classifier.main([*SMALL[:-1], "auto", "--updates", "1000000", "--dry-run"])
+    setting, lines = report_of(capsys.readouterr().out)
+    assert setting["compile"] == "auto"
+    assert lines["time"].endswith("; less where compiling pays, which the training tries")
+
+
+def test_slow_updates_are_timed_for_less_long(monkeypatch: pytest.MonkeyPatch) -> None:
+    config = train_classifier.parse([*SMALL, "--device", "cpu"])
+    train, stretches = Trainer.train, []
+
+    def trained(self: Trainer, policy: MixPolicy, updates: int, **keywords: Any) -> Any:
+        stretches.append(updates)
+        return replace(train(self, policy, updates, **keywords), seconds=3.0 * updates)
+
+    monkeypatch.setattr(Trainer, "train", trained)
+    _, lines = report_of(dry_run.dry_run(config, train_classifier.load_data(config), config.policy()))
+    assert stretches == [2, 4, 4]  # 12 seconds, then 24
+    assert "3000.0 ms an update, median of 2 rounds" in lines["time"]
 
 
 def test_the_estimate_is_updates_times_what_the_timed_ones_took(monkeypatch: pytest.MonkeyPatch) -> None:
