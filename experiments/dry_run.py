@@ -98,7 +98,8 @@ def dry_run(config: FinalConfig, data: Splits, policy: MixPolicy) -> str:
         f"{images / len(data.train):.1f} times the training images",
         f"time        about {_duration(train)} of training ({1000 * update:.1f} ms an update, median of "
         f"{len(seconds)} rounds from {1000 * min(seconds):.1f} to {1000 * max(seconds):.1f}) and "
-        f"{_duration(evaluations)} of evaluation, on {trainer.device} in {trainer.precision} with {torch.get_num_threads()} threads"
+        f"{_duration(evaluations)} of evaluation, on {trainer.device} in {trainer.precision} with "
+        f"{torch.get_num_threads()} threads"
         f"{'; less where compiling pays, which the training tries' if config.compile == 'auto' else ''}",
         f"memory      {_memory(trainer.device)}",
     ]

@@ -85,7 +85,7 @@ def what_it_takes(config: ClassifierConfig) -> str:
     if config.recipe is None:
         return report
     recipe = RECIPES[config.recipe]
-    return f"{report}\naims for   {recipe.aim}\nchecked     {recipe.verified}"
+    return f"{report}\naims for    {recipe.aim}\nchecked     {recipe.verified}"
 
 
 if __name__ == "__main__":
