@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from classifier.mixing import METHODS, LamDistribution, MixPolicy
@@ -43,6 +43,21 @@ class Menu:
                 raise ValueError(f"a menu needs at least one choice in {name}, got none")
         for action in itertools.product(*(range(size) for size in self.sizes)):
             self.policy(action)  # raises PolicyError for a choice that is out of range
+
+    def including(self, methods: Sequence[str]) -> Menu:
+        """This menu and, as further sources, methods of `classifier.mixing.METHODS` on half of the updates each.
+
+        Raises:
+            ValueError: a method is not known, or is offered already.
+        """
+        sources = list(self.sources)
+        for method in methods:
+            half = (f"{method} half", {"clean": 0.5, method: 0.5})
+            if half in sources or method == "clean":
+                offered = ", ".join(name for name, _ in sources)
+                raise ValueError(f"the menu offers {method!r} already; it has {offered}")
+            sources.append(half)
+        return replace(self, sources=tuple(sources))
 
     @property
     def sizes(self) -> tuple[int, int, int, int]:

@@ -38,6 +38,8 @@ class SearchConfig:
     """L2 penalty on the classifier's parameters."""
     segments: tuple[float, ...] = (0.25, 0.5, 0.75, 1.0)
     """Number of equal segments (1: one choice for the whole training), or the progress at which each one ends."""
+    also: tuple[str, ...] = ()
+    """Methods that the agent can choose besides those of its menu, each on half of the updates, e.g. puzzlemix."""
     reward: Literal["relative", "change", "final"] = "relative"
     """What the agent is paid: standing against CutMix on half the updates, change of accuracy, or final accuracy."""
     reference_seeds: int = 2

@@ -104,7 +104,7 @@ class Search:
                 precision=config.precision,
                 compile=config.compile == "on",
             )
-            search = cls(config, tasks, training, Menu())
+            search = cls(config, tasks, training, Menu().including(config.also))
             MixPolicyEnv(**search.environment(None))
             for part, name, least in LEAST:
                 value = getattr(config if part is None else getattr(config, part), name)
@@ -188,7 +188,9 @@ def resolve(asked: SearchConfig) -> tuple[Search, Splits]:
         device = resolve_device(asked.device)
         precision = resolve_precision(asked.precision, device)
         # What is wrong with network or agent is said here, before there is a run folder and a worker.
-        Trainer(replace(search.training, device="cpu", precision="fp32", compile=False), largest)
+        tried = Trainer(replace(search.training, device="cpu", precision="fp32", compile=False), largest)
+        for action in search.menu.actions():
+            tried.check(search.menu.policy(action))
         environments = DummyVecEnv([lambda: MixPolicyEnv(**search.environment(None))] * asked.worker_count)
         new_agent(search, environments)
         compiled = asked.compile == "on"

@@ -6,8 +6,9 @@ import re
 from typing import Any
 
 import pytest
+from gymnasium import spaces
 
-from classifier.mixing import MixPolicy
+from classifier.mixing import METHODS, MixPolicy
 from envs import DIMENSIONS, Menu, MixPolicyEnv
 
 
@@ -102,6 +103,39 @@ def test_json_round_trip() -> None:
 def test_a_bad_menu_is_refused(change: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         Menu.from_json({**Menu().to_json(), **change})
+
+
+def test_a_menu_can_offer_every_method() -> None:
+    others = [name for name in METHODS if name not in ("clean", "mixup", "cutmix", "average", "rmix")]
+    menu = Menu().including(others)
+    assert menu.sources[: len(Menu().sources)] == Menu().sources
+    assert Menu.from_json(json.loads(json.dumps(menu.to_json()))) == menu
+    env = MixPolicyEnv(
+        menu=menu,
+        reward="final",
+        tasks={"train_size": (60, 60), "updates": (2 * len(others), 2 * len(others))},
+        segments=len(others),
+        training={"batch_size": 10, "device": "cpu", "precision": "fp32"},
+    )
+    assert env.action_space == spaces.MultiDiscrete(menu.sizes)
+    env.reset(seed=0)
+    for number, name in enumerate(others):
+        *_, info = env.step((len(Menu().sources) + number, 0, 0, 0))
+        assert info["policy"]["shares"] == {"clean": 0.5, name: 0.5} and not info["diverged"]
+
+
+@pytest.mark.parametrize(
+    ("methods", "message"),
+    [
+        (["nothing"], "unknown method 'nothing'"),
+        (["cutmix"], "offers 'cutmix' already; it has clean, mixup half"),
+        (["manifold", "manifold"], "offers 'manifold' already"),
+        (["clean"], "offers 'clean' already"),
+    ],
+)
+def test_what_a_menu_cannot_offer_is_refused(methods: list[str], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        Menu().including(methods)
 
 
 @pytest.mark.parametrize("missing", ["sources", "thresholds", "labels", "lams"])

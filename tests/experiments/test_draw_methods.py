@@ -1,0 +1,21 @@
+"""The picture of the methods, as the README shows it, on a tiny setting."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from experiments import draw_methods
+
+
+def test_every_method_has_a_row_of_its_own(tmp_path: Path) -> None:
+    pytest.importorskip("gco")
+    path = tmp_path / "new" / "methods.png"
+    draw_methods.main(["--dataset", "digits", "--train-size", "100", "--updates", "4", "--out", str(path)])
+    pixels = np.asarray(Image.open(path).convert("L"), dtype=float)
+    rows = np.array_split(pixels, len(draw_methods.DRAWN))
+    height = min(map(len, rows))
+    for number, row in enumerate(rows):
+        assert row.std() > 20
+        assert all(np.abs(row[:height] - other[:height]).mean() > 1 for other in rows[:number])
