@@ -7,6 +7,7 @@ a random policy, each over fresh seeds and images.
     python experiments/train_agent.py
     python experiments/train_agent.py --preset fashion
     python experiments/train_agent.py --resume runs/agent-20260101-120000
+    python experiments/train_agent.py --backend ray --workers 8 --gpus-per-worker 0.25 --address auto
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ from __future__ import annotations
 import sys
 import time
 from collections.abc import Sequence
+from contextlib import ExitStack
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
@@ -29,6 +31,7 @@ from tqdm import tqdm
 from agent.baselines import FIXED, random_schedule
 from agent.callbacks import SearchLog
 from agent.ppo import Agent, build_agent, restore_search
+from agent.ray_env import Share, WorkerFailedError, start_ray_workers
 from agent.replay import candidates, greedy_schedules
 from agent.workers import Job, Position, episode_seed, run_jobs, start_workers
 from classifier.data import Splits, load_dataset, split
@@ -38,6 +41,7 @@ from classifier.trainer import TrainConfig, Trainer
 from classifier.tuning import compiling_pays
 from envs import Menu, MixPolicyEnv, TaskDistribution
 from envs.mix_policy import segment_ends
+from experiments.cluster import connected, on_a_worker, places, require_places, run_trial
 from experiments.intervals import mean_interval, paired_difference
 from experiments.presets import PRESETS, SearchConfig, named
 from experiments.run_folder import (
@@ -60,6 +64,7 @@ LEAST = (  # (part of the config or none, option, its least value): what nothing
     (None, "workers", 0),
     (None, "candidate_seeds", 1),
     (None, "contest_seeds", 1),
+    (None, "worker_timeout", 1),
     (None, "seed", 0),
     ("ppo", "epochs", 1),
     ("ppo", "minibatches", 1),
@@ -111,6 +116,9 @@ class Search:
                 if value < least:
                     option = name if part is None else f"{part}.{name}"
                     raise ValueError(f"{option} must be at least {least}, got {value}")
+            if config.backend == "local" and (config.address is not None or config.gpus_per_worker):
+                raise ValueError("--address and --gpus-per-worker are for Ray's workers: add --backend ray")
+            search.share  # noqa: B018, raises ValueError where it is out of range
             return search
         except ValueError as error:
             raise RunError(str(error)) from error
@@ -120,6 +128,11 @@ class Search:
         """Progress at which each segment ends."""
         given = self.config.segments
         return segment_ends(int(given[0]) if len(given) == 1 and given[0].is_integer() else given)
+
+    @property
+    def share(self) -> Share:
+        """What each Ray worker has of its machine."""
+        return Share(self.config.cpus_per_worker, self.config.gpus_per_worker)
 
     def environment(self, run: RunFolder | None) -> dict[str, Any]:
         """Arguments of the workers' `MixPolicyEnv`."""
@@ -132,7 +145,7 @@ class Search:
             "reward": self.config.reward,
             "menu": self.menu,
             "reference_seeds": self.config.reference_seeds,
-            "reference_cache": None if run is None else run.path / "references",
+            "reference_cache": None if run is None else run.path.resolve() / "references",
             "validation_size": self.config.validation_size,
             "validation_limit": self.config.validation_limit,
             "render_mode": "rgb_array",
@@ -143,19 +156,45 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """Run the command."""
     torch.set_num_threads(1)  # the cores are the workers'
     interrupt_on_sigterm()
-    with user_errors():
-        asked = parse(sys.argv[1:] if arguments is None else arguments)
-        if asked.resume is not None:
-            run, stored = RunFolder.open(asked.resume, KIND)
-            search = Search.of(stored_config(SearchConfig, stored))
-        else:
-            search, data = resolve(asked)
-            run = RunFolder.create(asked.out, KIND)
-            run.write_config(KIND, asdict(search.config))
-            print_data(data, search)
-    with user_errors(f"python experiments/train_agent.py --resume {run.path}"):
-        print(f"run folder: {run.path}\nwatch: tensorboard --logdir {run.events}", flush=True)
-        execute(search, run)
+    with ExitStack() as ray:
+        with user_errors():
+            asked = parse(sys.argv[1:] if arguments is None else arguments)
+            if asked.resume is not None:
+                run, stored = RunFolder.open(asked.resume, KIND)
+                search = Search.of(stored_config(SearchConfig, stored))
+                if search.config.backend == "ray":
+                    ray.enter_context(connected(asked.address or search.config.address))
+                    require_places(search.config.workers, search.share)
+            else:
+                if asked.backend == "ray":
+                    share = Search.of(asked).share
+                    ray.enter_context(connected(asked.address))
+                    if not asked.workers:
+                        asked = replace(asked, workers=asked.most_workers(max(places(share), 1)))
+                    require_places(asked.workers, share)
+                search, data = resolve_with_gpus(asked) if asked.gpus_per_worker else resolve(asked)
+                run = RunFolder.create(asked.out, KIND)
+                run.write_config(KIND, asdict(search.config))
+                print_data(data, search)
+        with user_errors(f"python experiments/train_agent.py --resume {run.path}"):
+            print(f"run folder: {run.path}\nwatch: tensorboard --logdir {run.events}", flush=True)
+            if search.config.backend == "ray":
+                run.release()  # the trial's process owns it
+                run_trial(search_trial, run.path, search.config.workers, search.share)
+            else:
+                execute(search, run)
+            report(search, run)
+
+
+def search_trial(parameters: dict[str, str]) -> None:
+    """The search of a run folder as a Ray Tune trial.
+
+    Args:
+        parameters: `run`, the folder's path.
+    """
+    torch.set_num_threads(1)
+    run, stored = RunFolder.open(parameters["run"], KIND)
+    execute(Search.of(stored_config(SearchConfig, stored)), run)
 
 
 def parse(arguments: Sequence[str]) -> SearchConfig:
@@ -211,6 +250,22 @@ def resolve(asked: SearchConfig) -> tuple[Search, Splits]:
     )
 
 
+def resolve_with_gpus(asked: SearchConfig) -> tuple[Search, Splits]:
+    """As `resolve`, where a worker's GPU is, which this machine need not have.
+
+    Raises:
+        RunError: an option is out of range.
+        DataError: the data set cannot be had or is too small.
+    """
+    config = on_a_worker(_resolved_config, asked, Share(asked.cpus_per_worker, asked.gpus_per_worker))
+    data = split(load_dataset(config.dataset, config.data_root), validation_size=config.validation_size)
+    return Search.of(config), data
+
+
+def _resolved_config(asked: SearchConfig) -> SearchConfig:
+    return resolve(asked)[0].config
+
+
 def print_data(data: Splits, search: Search) -> None:
     """Say what is about to happen."""
     config = search.config
@@ -238,8 +293,7 @@ def execute(search: Search, run: RunFolder) -> None:
     )
     workers = None
     try:
-        with interrupt_later():
-            workers = start_workers(search.environment(run), search_seed=config.seed, positions=positions)
+        workers = begin_workers(search, run, positions)
         prepare_references(search, workers)
         searching = time.monotonic()
         agent, learning_seconds = learn(search, run, workers, positions, checkpoint)
@@ -248,25 +302,43 @@ def execute(search: Search, run: RunFolder) -> None:
         trainings = Trainings(run, workers)
         schedule = choose_schedule(search, run, workers, agent, trainings)
         contest = compare(search, run, schedule, trainings)
-        workers.close()
     except (EOFError, ConnectionError):
         raise RunError(
             "a worker process ended too early, by its own error above or killed from outside (is there enough "
             f"memory?); go on with --resume {run.path}"
         ) from None
+    except WorkerFailedError as error:
+        raise RunError(f"{error}; what was learned is saved, go on with --resume {run.path}") from None
     finally:
-        if isinstance(workers, SubprocVecEnv):
-            # At once, whatever they are doing: a run that goes on does that again.
-            for process in workers.processes:
-                process.terminate()
-                process.join()
+        end_workers(workers)
     timing = {
         "seconds_this_time": round(time.monotonic() - started, 1),
         "search_seconds_this_time": round(search_seconds, 1),
         "learning_share_of_search": round(learning_seconds / max(search_seconds, 1e-9), 4),
     }
     run.write_json("summary.json", {"policy": schedule.to_json(), "contest": contest, "timing": timing})
-    report(search, run, schedule, contest)
+
+
+def begin_workers(search: Search, run: RunFolder, positions: Sequence[Position]) -> VecEnv:
+    """Start the workers where the search wants them."""
+    environment, seed = search.environment(run), search.config.seed
+    if search.config.backend == "ray":
+        timeout = search.config.worker_timeout
+        return start_ray_workers(
+            environment, search_seed=seed, positions=positions, share=search.share, timeout=timeout
+        )
+    with interrupt_later():
+        return start_workers(environment, search_seed=seed, positions=positions)
+
+
+def end_workers(workers: VecEnv | None) -> None:
+    """End the workers at once, whatever they are doing: a run that goes on does that again."""
+    if isinstance(workers, SubprocVecEnv):
+        for process in workers.processes:
+            process.terminate()
+            process.join()
+    elif workers is not None:
+        workers.close()
 
 
 def prepare_references(search: Search, workers: VecEnv) -> None:
@@ -436,8 +508,10 @@ class Trainings:
         return [self._done[stage, number]["accuracy"] for number in range(len(jobs))]
 
 
-def report(search: Search, run: RunFolder, schedule: PolicySchedule, contest: dict[str, dict[str, Any]]) -> None:
+def report(search: Search, run: RunFolder) -> None:
     """Print the policy and the table, say what is noise, and how to go on; the table goes to TensorBoard too."""
+    summary = run.read_json("summary.json")
+    schedule, contest = PolicySchedule.from_json(summary["policy"]), summary["contest"]
     print("\nThe learned policy")
     for until, policy in schedule.segments:
         print(f"  until {100 * until:5.1f} %  {policy}")
