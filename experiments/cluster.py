@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import logging
 import os
+import socket
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -48,16 +49,20 @@ def connected(address: str | None, *, log_to_driver: bool = True) -> Iterator[No
     except ImportError:
         raise RunError("Ray is not installed: pip install 'rl-mix[ray]'") from None
     try:
-        if address is None:
-            ray.init(include_dashboard=False, logging_level=logging.ERROR, log_to_driver=log_to_driver)
-        else:
-            ray.init(address=address, logging_level=logging.ERROR, log_to_driver=log_to_driver)
-    except (ConnectionError, ValueError, RuntimeError) as error:
-        raise RunError(
-            f"no Ray cluster at {address or 'this machine'} ({' '.join(str(error).split()):.200}); start one with "
-            "`ray start --head`, or leave --address out to have Ray started on this machine"
-        ) from None
-    try:
+        try:
+            if address is None:
+                ray.init(include_dashboard=False, logging_level=logging.ERROR, log_to_driver=log_to_driver)
+            else:
+                host, separator, port = address.rpartition(":")
+                if separator and port.isdigit():
+                    # Ray itself would try for minutes, then end the process.
+                    socket.create_connection((host, int(port)), timeout=5).close()
+                ray.init(address=address, logging_level=logging.ERROR, log_to_driver=log_to_driver)
+        except (OSError, ValueError, RuntimeError) as error:
+            raise RunError(
+                f"no Ray cluster at {address or 'this machine'} ({' '.join(str(error).split()):.200}); start one with "
+                "`ray start --head`, or leave --address out to have Ray started on this machine"
+            ) from None
         yield
     finally:
         ray.shutdown()
@@ -93,10 +98,11 @@ def require_places(workers: int, share: Share) -> None:
     room = places(share)
     if room < workers:
         nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
-        there = "; ".join(f"{has.get('CPU', 0):g} CPU and {has.get('GPU', 0):g} GPU" for has in nodes)
+        there = "; ".join(sorted(f"{has.get('CPU', 0):g} CPU and {has.get('GPU', 0):g} GPU" for has in nodes))
         raise RunError(
             f"{workers} workers with {share} each do not fit: the cluster has {len(nodes)} machines ({there}), room "
-            f"for {room} such workers; ask for fewer with --workers, or for less with --cpus-per-worker, --gpus-per-worker"
+            f"for {room} such workers; ask for fewer with --workers, or for less with --cpus-per-worker or "
+            "--gpus-per-worker"
         )
 
 
