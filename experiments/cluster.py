@@ -23,6 +23,7 @@ Argument = TypeVar("Argument")
 Value = TypeVar("Value")
 
 DRIVER_MEMORY = 500 * 2**20  # bytes that a trial's driver reserves, so that it has a place of its own without a CPU
+RESTARTS = 3  # of processes that train together, before their error ends the run
 NODE_LABEL = "ray.io/node-id"
 
 
@@ -44,6 +45,9 @@ def connected(address: str | None, *, log_to_driver: bool = True) -> Iterator[No
     # A command stops at once, as its own run folder allows, and leaves its own results.
     os.environ.setdefault("TUNE_DISABLE_SIGINT_HANDLER", "1")
     os.environ.setdefault("RAY_CHDIR_TO_TRIAL_DIR", "0")
+    # Ray Train asks a dashboard that is not there, and says so every second; it prints what a worker prints twice.
+    os.environ.setdefault("RAY_DEDUP_LOGS_SKIP_REGEX", "Failed to query Ray Train Controller actor state")
+    os.environ.setdefault("RAY_TRAIN_ENABLE_PRINT_PATCH", "0")
     try:
         import ray
     except ImportError:
@@ -118,6 +122,13 @@ def trial_resources(workers: int, share: Share) -> PlacementGroupFactory:
     )
 
 
+def single_resources(share: Share) -> PlacementGroupFactory:
+    """What a trial that trains by itself has of its machine."""
+    from ray.tune import PlacementGroupFactory
+
+    return PlacementGroupFactory([{"CPU": share.cpus, **({"GPU": share.gpus} if share.gpus else {})}])
+
+
 def run_trial(trainable: Callable[[dict[str, str]], None], run: Path, workers: int, share: Share) -> None:
     """Run one trial to its end; what it prints is printed here.
 
@@ -141,6 +152,39 @@ def run_trial(trainable: Callable[[dict[str, str]], None], run: Path, workers: i
     (result,) = tuner.fit()
     if result.error is not None:
         raise RunError(own_words(result.error))
+
+
+def train_together(loop: Callable[[dict[str, str]], None], run: Path, workers: int, share: Share) -> None:
+    """Run a training loop in several processes of one `torch.distributed` group, from the start again when one is lost.
+
+    Args:
+        loop: given the run folder's path as `run`; goes on from the folder's checkpoint.
+        run: folder; Ray Train's own files go into its folder `ray`.
+        workers: processes.
+        share: what each of them has of its machine.
+
+    Raises:
+        RunError: there is no room, or the loop failed; in its own words.
+    """
+    from ray.train import FailureConfig, RunConfig, ScalingConfig
+    from ray.train.torch import TorchTrainer
+
+    require_places(workers, share)
+    path = str(run.resolve())
+    trainer = TorchTrainer(
+        loop,
+        train_loop_config={"run": path},
+        scaling_config=ScalingConfig(
+            num_workers=workers,
+            use_gpu=share.gpus > 0,
+            resources_per_worker={"CPU": share.cpus, **({"GPU": share.gpus} if share.gpus else {})},
+        ),
+        run_config=RunConfig(name="ray", storage_path=path, failure_config=FailureConfig(max_failures=RESTARTS)),
+    )
+    try:
+        trainer.fit()
+    except Exception as error:  # Ray has several kinds of its own, with the loop's inside
+        raise RunError(own_words(error)) from error
 
 
 def on_a_worker(function: Callable[[Argument], Value], argument: Argument, share: Share) -> Value:

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass, replace
 from typing import Any
@@ -184,6 +184,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
             else:
                 execute(search, run)
             report(search, run)
+            print(
+                f"\nwritten: {run.path}/policy.json, agent.safetensors, summary.json, episodes.jsonl\n"
+                "next:\n"
+                f"  tensorboard --logdir {run.events}\n"
+                f"  python experiments/replay_policy.py --policy {run.path}/policy.json"
+            )
 
 
 def search_trial(parameters: dict[str, str]) -> None:
@@ -283,14 +289,7 @@ def execute(search: Search, run: RunFolder) -> None:
     started = time.monotonic()
     config = search.config
     checkpoint = run.load_checkpoint()
-    positions = (
-        [Position() for _ in range(config.worker_count)]
-        if checkpoint is None
-        else [
-            Position("search", entry["episode"], tuple(tuple(action) for action in entry["actions"]))
-            for entry in checkpoint["positions"]
-        ]
-    )
+    positions = positions_of(config, checkpoint)
     workers = None
     try:
         workers = begin_workers(search, run, positions)
@@ -300,7 +299,7 @@ def execute(search: Search, run: RunFolder) -> None:
         search_seconds = time.monotonic() - searching
         agent.save(run.path)
         trainings = Trainings(run, workers)
-        schedule = choose_schedule(search, run, workers, agent, trainings)
+        schedule = keep_best(search, run, trainings, offer(run, workers, agent), agent.provenance)
         contest = compare(search, run, schedule, trainings)
     except (EOFError, ConnectionError):
         raise RunError(
@@ -317,6 +316,16 @@ def execute(search: Search, run: RunFolder) -> None:
         "learning_share_of_search": round(learning_seconds / max(search_seconds, 1e-9), 4),
     }
     run.write_json("summary.json", {"policy": schedule.to_json(), "contest": contest, "timing": timing})
+
+
+def positions_of(config: SearchConfig, checkpoint: dict[str, Any] | None) -> list[Position]:
+    """Where each worker stands: at the start, or where the checkpoint left it."""
+    if checkpoint is None:
+        return [Position() for _ in range(config.worker_count)]
+    return [
+        Position("search", entry["episode"], tuple(tuple(action) for action in entry["actions"]))
+        for entry in checkpoint["positions"]
+    ]
 
 
 def begin_workers(search: Search, run: RunFolder, positions: Sequence[Position]) -> VecEnv:
@@ -351,9 +360,23 @@ def prepare_references(search: Search, workers: VecEnv) -> None:
 
 
 def learn(
-    search: Search, run: RunFolder, workers: VecEnv, positions: list[Position], checkpoint: dict[str, Any] | None
+    search: Search,
+    run: RunFolder,
+    workers: VecEnv,
+    positions: list[Position],
+    checkpoint: dict[str, Any] | None,
+    learned: Callable[[int], None] = lambda _: None,
 ) -> tuple[Agent, float]:
-    """Train the agent, from a checkpoint if there is one; gives it and the seconds that PPO itself took."""
+    """Train the agent, from a checkpoint if there is one; gives it and the seconds that PPO itself took.
+
+    Args:
+        search: the setting.
+        run: where checkpoints and the log of episodes go.
+        workers: the environments.
+        positions: where each worker stands.
+        checkpoint: what the search goes on from; none = it starts.
+        learned: called with the number of finished episodes after each rollout that was learned from and saved.
+    """
     config = search.config
     log = LineLog(run.path / "episodes.jsonl")
     log.keep(0 if checkpoint is None else checkpoint["episodes_done"])
@@ -376,13 +399,18 @@ def learn(
         mininterval=0.5 if sys.stderr.isatty() else 20,
     ) as bar:
         if left > 0:
+
+            def save(state: dict[str, Any]) -> None:
+                run.save_checkpoint(state["search"]["timesteps"], state)
+                learned(state["episodes_done"])
+
             callback = SearchLog(
                 menu=search.menu,
                 segments=search.segments,
                 episodes_file=log.path,
                 positions=positions,
                 bar=bar,
-                save=lambda state: run.save_checkpoint(state["search"]["timesteps"], state),
+                save=save,
                 checkpoint=checkpoint,
             )
             model._last_obs = observations
@@ -391,7 +419,7 @@ def learn(
             # The total is counted from where the search stands, since timesteps are not reset.
             model.learn(left, callback=callback, reset_num_timesteps=False)
             learning_seconds = callback.learning_seconds
-    facts = {"learned_by": "ppo", "episodes": len(log.read()), **_facts(search)}
+    facts = {"learned_by": "ppo", "episodes": len(log.read()), **facts_of(search)}
     return Agent(model.policy, search.menu, search.segments, facts), learning_seconds
 
 
@@ -405,20 +433,35 @@ def new_agent(search: Search, workers: VecEnv) -> PPO:
     return build_agent(config.ppo, workers, segments=len(search.segments), seed=config.seed, start=start)
 
 
-def choose_schedule(
-    search: Search, run: RunFolder, workers: VecEnv, agent: Agent, trainings: Trainings
+def offer(run: RunFolder, workers: VecEnv, agent: Agent) -> dict[str, PolicySchedule]:
+    """Candidates by name: what the agent does when it is rolled out greedily, or what an earlier start found.
+
+    Raises:
+        RunError: every one of these trainings diverged.
+    """
+    if (run.path / "candidates.json").exists():
+        return {name: PolicySchedule.from_json(value) for name, value in run.read_json("candidates.json").items()}
+    rolled = greedy_schedules(agent, workers, GREEDY_EPISODES)
+    if not rolled:
+        raise RunError("every training under the greedy agent diverged: search longer, or with a lower --lr")
+    offered = candidates(rolled, MOST_CANDIDATES)
+    run.write_json("candidates.json", {name: schedule.to_json() for name, schedule in offered.items()})
+    return offered
+
+
+def keep_best(
+    search: Search, run: RunFolder, trainings: Trainings, offered: dict[str, PolicySchedule], facts: dict[str, Any]
 ) -> PolicySchedule:
-    """Roll the greedy agent out, then keep the candidate that does best on fresh seeds."""
+    """The candidate that does best on fresh seeds, as the run's `policy.json`.
+
+    Args:
+        search: the setting.
+        run: the folder.
+        trainings: who trains under the candidates.
+        offered: the candidates by name.
+        facts: how they came about, for the policy's provenance.
+    """
     config = search.config
-    stored = run.path / "candidates.json"
-    if stored.exists():
-        offered = {name: PolicySchedule.from_json(value) for name, value in run.read_json("candidates.json").items()}
-    else:
-        rolled = greedy_schedules(agent, workers, GREEDY_EPISODES)
-        if not rolled:
-            raise RunError("every training under the greedy agent diverged: search longer, or with a lower --lr")
-        offered = candidates(rolled, MOST_CANDIDATES)
-        run.write_json("candidates.json", {name: schedule.to_json() for name, schedule in offered.items()})
     jobs = [
         Job.of(name, schedule, search.tasks.task(number), _seed(config, "candidates", number), ["validation"])
         for number in range(config.candidate_seeds)
@@ -432,13 +475,12 @@ def choose_schedule(
     best = max(scores, key=lambda name: scores[name][0])
     mean, width = scores[best]
     provenance = {
-        "learned_by": "ppo",
+        "learned_by": facts["learned_by"],
         "candidate": best,
         "validation_accuracy": mean,
         "validation_interval": width if np.isfinite(width) else None,
         "validation_seeds": config.candidate_seeds,
-        "episodes": agent.provenance["episodes"],
-        **_facts(search),
+        **facts,
     }
     schedule = PolicySchedule(offered[best].segments, provenance)
     schedule.save(run.path / "policy.json")
@@ -509,7 +551,7 @@ class Trainings:
 
 
 def report(search: Search, run: RunFolder) -> None:
-    """Print the policy and the table, say what is noise, and how to go on; the table goes to TensorBoard too."""
+    """Print the policy and the table, and say what is noise; the table goes to TensorBoard too."""
     summary = run.read_json("summary.json")
     schedule, contest = PolicySchedule.from_json(summary["policy"]), summary["contest"]
     print("\nThe learned policy")
@@ -546,12 +588,6 @@ def report(search: Search, run: RunFolder) -> None:
         writer.add_text("comparison", header + "\n".join("|" + "|".join(row) + "|" for row in rows[1:]))
         policy = "\n".join(f"- until {100 * until:.1f} %: {policy}" for until, policy in schedule.segments)
         writer.add_text("learned_policy", policy)
-    print(
-        f"\nwritten: {run.path}/policy.json, agent.safetensors, summary.json, episodes.jsonl\n"
-        "next:\n"
-        f"  tensorboard --logdir {run.events}\n"
-        f"  python experiments/replay_policy.py --policy {run.path}/policy.json"
-    )
 
 
 def verdict(difference: float, width: float | None) -> str:
@@ -567,7 +603,8 @@ def _seed(config: SearchConfig, stream: str, number: int) -> int:
     return episode_seed(config.seed, stream, number)
 
 
-def _facts(search: Search) -> dict[str, Any]:
+def facts_of(search: Search) -> dict[str, Any]:
+    """What a policy was learned on, for its provenance."""
     config = search.config
     return {
         "dataset": config.dataset,
