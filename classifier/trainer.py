@@ -14,14 +14,15 @@ import time
 import warnings
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, fields, replace
 from itertools import pairwise
 from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor, distributed, nn
+from torch.nn.parallel import DistributedDataParallel
 
 from classifier.data import (
     ImageFiles,
@@ -268,13 +269,25 @@ class Trainer:
         config: the setting.
         data: the images; copied to the device.
         seed: of weights, data order and every other draw.
+        together: whether the processes of `torch.distributed`'s default group train this network together, each on its
+            slice of every batch: the batches are those of one process, gradients and sums are averaged, partners to mix
+            with come from the slice, and batch statistics are the slice's. All of them make the same calls.
 
     Raises:
-        ValueError: the network does not fit the images or the setting is out of range.
+        ValueError: the network does not fit the images, the setting is out of range, or a batch does not part evenly.
     """
 
-    def __init__(self, config: TrainConfig, data: Splits, *, seed: int = 0) -> None:
+    def __init__(self, config: TrainConfig, data: Splits, *, seed: int = 0, together: bool = False) -> None:
         self.config = config
+        self.rank, self.world = (distributed.get_rank(), distributed.get_world_size()) if together else (0, 1)
+        share, rest = divmod(config.batch_size, self.world)
+        if rest or share < 2:
+            raise ValueError(
+                f"batch_size must part into {self.world} slices of at least 2 images, got {config.batch_size}"
+            )
+        if together and config.compile:
+            raise ValueError("a network that several processes train is not compiled: set compile to False")
+        self._slice = slice(self.rank * share, (self.rank + 1) * share)
         self.device = resolve_device(config.device)
         self.precision = resolve_precision(config.precision, self.device)
         self.num_classes = data.num_classes
@@ -282,6 +295,7 @@ class Trainer:
         with torch.random.fork_rng(devices=[]):  # the weights are drawn by `reset`
             self.model, self.head_layer = self._new_model()
         self.model.to(self.device).to(memory_format=torch.channels_last)
+        self._network = DistributedDataParallel(self.model) if together else self.model
         self.optimizer = torch.optim.SGD(
             self.model.parameters(),
             lr=config.lr,
@@ -324,6 +338,8 @@ class Trainer:
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(_stream_seed(seed, "data", -1))
             self.model.load_state_dict(self._new_model()[0].state_dict())
+            if self.rank:  # the weights are everybody's, what layers draw is not
+                torch.manual_seed(_stream_seed(seed, "data", -1) + self.rank)
             self._random_state = torch.get_rng_state()
         self.optimizer.state.clear()
         for group in self.optimizer.param_groups:
@@ -402,6 +418,7 @@ class Trainer:
                 self._lr_schedule.step()
                 self.updates_done += 1
         counts = Counter(plan)
+        self._average(*sums.values(), probe_sums)
         clean, other, probed_means = _to_host(sums["clean"], sums["mixed"], probe_sums)
         finite = all(math.isfinite(value) for value in (*clean, *other))
         measured = bool(probes) and all(math.isfinite(value) for value in probed_means)
@@ -454,8 +471,13 @@ class Trainer:
         sums = torch.zeros(3, device=self.device)
         bins = torch.zeros(2, CALIBRATION_BINS, device=self.device)
         self.model.eval()
+        if self.world > 1:
+            for buffer in self.model.buffers():  # each process has statistics of its own
+                distributed.broadcast(buffer, 0)
         with torch.no_grad():
-            for chunk, answers in self._evaluation_chunks(part, count):
+            for number, (chunk, answers) in enumerate(self._evaluation_chunks(part, count)):
+                if number % self.world != self.rank:
+                    continue
                 missing = EVALUATION_BATCH - len(answers)
                 weight = torch.ones(len(answers) + missing, device=self.device)
                 if missing:
@@ -469,18 +491,15 @@ class Trainer:
                 )
                 sums += chunk_sums
                 bins += chunk_bins
+        self._average(sums, bins)
+        sums, bins = sums * self.world, bins * self.world
         (accuracy, loss, confidence), gaps = _to_host(sums / count, (bins[0] - bins[1]).abs().sum()[None])
         return EvalStats(accuracy, loss, confidence, gaps[0] / count, count)
 
     def state_dict(self) -> dict[str, Any]:
         """Everything: a training that goes on from here ends as one never stopped, bit for bit on one machine."""
         waiting = self._waiting
-        return {
-            "seed": self.seed,
-            "updates": self.config.updates,
-            "updates_done": self.updates_done,
-            "fresh_batches": self._fresh_batches,
-            "credit": self._interleaver.credit,
+        own = {
             "waiting": None
             if waiting is None
             else {
@@ -490,6 +509,18 @@ class Trainer:
                 "gradient": waiting.gradient,
             },
             "random_state": self._random_state,
+        }
+        processes: list[Any] = [own]
+        if self.world > 1:
+            processes = [None] * self.world
+            distributed.all_gather_object(processes, own)
+        return {
+            "processes": processes,
+            "seed": self.seed,
+            "updates": self.config.updates,
+            "updates_done": self.updates_done,
+            "fresh_batches": self._fresh_batches,
+            "credit": self._interleaver.credit,
             # Copies: training goes on in place, and must not change what was kept.
             "model": {name: tensor.clone() for name, tensor in self.model.state_dict().items()},
             "optimizer": copy.deepcopy(self.optimizer.state_dict()),
@@ -504,6 +535,9 @@ class Trainer:
         """
         if state["updates"] != self.config.updates:
             raise ValueError(f"the state is of a training of {state['updates']} updates, not {self.config.updates}")
+        if len(state["processes"]) != self.world:
+            raise ValueError(f"the state is of a training by {len(state['processes'])} processes, not {self.world}")
+        own = state["processes"][self.rank]
         self.reset(state["seed"])
         try:
             self.model.load_state_dict(state["model"])
@@ -518,9 +552,9 @@ class Trainer:
         self.updates_done = state["updates_done"]
         self._fresh_batches = state["fresh_batches"]
         self._interleaver = Interleaver(state["credit"])
-        self._random_state = state["random_state"]
-        if state["waiting"] is not None:
-            waiting = state["waiting"]
+        self._random_state = own["random_state"]
+        if own["waiting"] is not None:
+            waiting = own["waiting"]
             self._waiting = _Batch(
                 _channels_last(waiting["images"].to(self.device)),
                 waiting["index"].to(self.device),
@@ -556,16 +590,16 @@ class Trainer:
         self._training_loss = torch.compile(self._loss_and_stats, dynamic=False)
         self._evaluation_sums = torch.compile(self._batch_sums, dynamic=False)
 
-    def _logits(self, images: Tensor) -> tuple[Tensor, Tensor]:
+    def _logits(self, network: nn.Module, images: Tensor) -> tuple[Tensor, Tensor]:
         """Images `[B, C, H, W]` to local and global logits, `[B, K]` float32 each."""
         with torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=self.precision == "bf16"):
-            logits = self.model(images)
+            logits = network(images)
         local, global_logits = logits.float().chunk(2, dim=1)
         return local, global_logits
 
     def _loss_and_stats(self, images: Tensor, targets: Tensor, beta: Tensor, attached: Tensor) -> tuple[Tensor, Tensor]:
         """The mean loss (LaMix, eq. 11), and loss, target entropy and accuracy as one `[3]` tensor off the graph."""
-        local, global_logits = self._logits(images)
+        local, global_logits = self._logits(self._network, images)
         target = lamix_target(targets, global_logits, beta, attached)
         loss = soft_cross_entropy(local, target).mean()
         fixed = target.detach()
@@ -575,7 +609,7 @@ class Trainer:
 
     def _batch_sums(self, images: Tensor, labels: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
         """Sums over a batch: (hits, loss, confidence) `[3]`, and (hits, confidence) per bin of confidence `[2, 15]`."""
-        local, _ = self._logits(images)
+        local, _ = self._logits(self.model, images)
         loss = nn.functional.cross_entropy(local, labels, reduction="none")
         confidence, answer = local.softmax(dim=1).max(dim=1)
         hits = (answer == labels).float() * weight
@@ -612,11 +646,23 @@ class Trainer:
             targets = one_hot(self._labels(batch), self.num_classes)
             one = torch.ones((), device=self.device)
             self.model.train(not METHODS[method].gradient_in_eval)
-            batch.gradient = input_gradient(
-                lambda leaf: self._training_loss(leaf, targets, one, one)[0], batch.images, self.model
-            )
+            with self._unsynchronised():
+                batch.gradient = input_gradient(
+                    lambda leaf: self._training_loss(leaf, targets, one, one)[0], batch.images, self.model
+                )
             self.model.train()
         return batch
+
+    def _unsynchronised(self) -> AbstractContextManager[None]:
+        """No gradient of the parameters is made inside, so there is none for the processes to wait for."""
+        return self._network.no_sync() if isinstance(self._network, DistributedDataParallel) else nullcontext()
+
+    def _average(self, *tensors: Tensor) -> None:
+        """Put the mean over all processes into tensors, in place."""
+        if self.world > 1:
+            for tensor in tensors:
+                distributed.all_reduce(tensor)
+                tensor /= self.world
 
     def _fresh_batch(self) -> _Batch:
         number, row = divmod(self._fresh_batches, BLOCK)
@@ -649,6 +695,7 @@ class Trainer:
             index, views = self._draw_data(block)
             generator = self._generator("crop", block)
             crop = torch.rand(BLOCK, self.config.batch_size, 4, generator=generator, dtype=torch.float64)
+            crop = crop[:, self._slice]
             for place in range(row, BLOCK):
                 yield StreamDraw(index[place], crop[place], views.flip[place])
             number = (block + 1) * BLOCK
@@ -721,7 +768,7 @@ class Trainer:
             order = torch.randperm(count, generator=self._generator("epoch", epoch))
             inside = positions // count == epoch
             index[inside] = order[positions[inside] % count]
-        return index.view(BLOCK, size), views
+        return index.view(BLOCK, size)[:, self._slice], views
 
     def _draw_views(self, generator: torch.Generator) -> _Views:
         shape = (BLOCK, self.config.batch_size)
@@ -729,7 +776,7 @@ class Trainer:
         flip = torch.rand(shape, generator=generator) < 0.5
         if not (self.config.augmentation and self.data.flip):
             flip = torch.zeros_like(flip)
-        return _Views(top, left, flip)
+        return _Views(top[:, self._slice], left[:, self._slice], flip[:, self._slice])
 
     def _mix_draw(self, update: int) -> tuple[MixDraw, _Views]:
         number, row = divmod(update, BLOCK)
@@ -742,8 +789,8 @@ class Trainer:
         """What is random about mixing in the updates of a block, and how they see a batch for the second time."""
         generator = self._generator("mixing", number)
         shape = (BLOCK, self.config.batch_size)
-        partner = self._send(torch.rand(shape, generator=generator).argsort(dim=1))
-        level = torch.randint(len(THRESHOLDS), shape, generator=generator)
+        partner = self._send(torch.rand(shape, generator=generator)[:, self._slice].argsort(dim=1))
+        level = torch.randint(len(THRESHOLDS), shape, generator=generator)[:, self._slice]
         threshold = self._send(torch.tensor(THRESHOLDS)[level])
         numbers = torch.rand(BLOCK, 4, generator=generator, dtype=torch.float64).tolist()
         draws = [
@@ -782,7 +829,7 @@ class Trainer:
         with torch.random.fork_rng(devices=devices):
             torch.set_rng_state(self._random_state)
             if devices:
-                torch.cuda.manual_seed(_stream_seed(self.seed, "data", self.updates_done))
+                torch.cuda.manual_seed(_stream_seed(self.seed, "data", self.updates_done) + self.rank)
             yield
             self._random_state = torch.get_rng_state()
 

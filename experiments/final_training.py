@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from contextlib import nullcontext
 from dataclasses import asdict, dataclass, replace
 from typing import Any, Literal, TypeVar
 
 import torch
 from safetensors.torch import save
-from torch import Tensor
+from torch import Tensor, distributed
 from torch.utils.tensorboard.writer import SummaryWriter
 from tqdm import tqdm
 
@@ -200,33 +201,43 @@ def resolve(config: Final, data: Splits, policies: Iterable[MixPolicy] = ()) -> 
 
 
 def train_to_the_end(
-    config: FinalConfig, run: RunFolder, data: Splits, choose: Chooser, segments: Sequence[float], name: str
+    config: FinalConfig,
+    run: RunFolder | None,
+    data: Splits,
+    choose: Chooser,
+    segments: Sequence[float],
+    name: str,
+    *,
+    together: bool = False,
 ) -> dict[str, Any]:
     """Train, from wherever the run folder stands, keep the best network, read the test set once, and report.
 
     Args:
         config: with nothing left to `auto`.
-        run: the folder.
+        run: the folder; none in every process but the first of several.
         data: the images.
         choose: gives each segment's policy.
         segments: progress at which each segment ends.
         name: of what is trained under, for the report.
+        together: whether the processes of `torch.distributed`'s default group train it together.
 
     Returns:
         What `summary.json` holds.
     """
     torch.set_num_threads(config.threads)
     try:
-        trainer = Trainer(config.training(), data, seed=config.seed)
+        trainer = Trainer(config.training(), data, seed=config.seed, together=together)
     except ValueError as error:
         raise RunError(str(error)) from error
     training = FinalTraining(config, run, trainer, choose, segments)
-    print(
-        f"{data.name}: {len(data.train):,} training images, {config.updates:,} updates of {config.batch_size}, "
-        f"{config.model} in {config.precision} on {config.device}"
-        f"{', compiled' if config.compile == 'on' else ''}\nunder: {name}",
-        flush=True,
-    )
+    if run is not None:
+        print(
+            f"{data.name}: {len(data.train):,} training images, {config.updates:,} updates of {config.batch_size}, "
+            f"{config.model} in {config.precision} on {config.device}"
+            f"{', compiled' if config.compile == 'on' else ''}"
+            f"{f', {trainer.world} processes' if together else ''}\nunder: {name}",
+            flush=True,
+        )
     training.run()
     trainer.model.load_state_dict(training.best_network)
     test = trainer.evaluate("test")  # the one time that it is read
@@ -240,6 +251,8 @@ def train_to_the_end(
         "images_trained": config.updates * config.batch_size,
         "seconds_this_time": round(training.seconds, 1),
     }
+    if run is None:
+        return summary
     weights = {key: tensor.contiguous().cpu() for key, tensor in trainer.network_state().items()}
     # One entry: safetensors writes several in an order of its own, and two equal trainings are to be equal files.
     metadata = {"trained": f"{config.model} on {data.name}"}
@@ -260,14 +273,15 @@ class FinalTraining:
 
     Args:
         config: with nothing left to `auto`.
-        run: where checkpoints and events go; the training goes on from the newest checkpoint.
+        run: where checkpoints and events go; the training goes on from the newest checkpoint. None in every process but
+            the first of several, which tells the others.
         trainer: at the start of its training.
         choose: gives each segment's policy.
         segments: progress at which each segment ends.
     """
 
     def __init__(
-        self, config: FinalConfig, run: RunFolder, trainer: Trainer, choose: Chooser, segments: Sequence[float]
+        self, config: FinalConfig, run: RunFolder | None, trainer: Trainer, choose: Chooser, segments: Sequence[float]
     ) -> None:
         self._config, self._run, self._trainer, self._choose = config, run, trainer, choose
         total = config.updates
@@ -286,7 +300,7 @@ class FinalTraining:
         self.best_validation = EvalStats(0.0, 0.0, 0.0, 0.0, 0)
         self.selected_by = "the last one" if config.train_on_validation else "best on validation"
         self.seconds = 0.0
-        checkpoint = run.load_checkpoint()
+        checkpoint = self._of_the_first(None if run is None else run.load_checkpoint())
         if checkpoint is not None:
             self._restore(checkpoint)
 
@@ -301,24 +315,29 @@ class FinalTraining:
         started = saved = time.monotonic()
         interactive = sys.stderr.isatty()
         with (
-            StopSignal() as stop,
-            SummaryWriter(str(self._run.events), purge_step=trainer.updates_done or None) as writer,
+            # Several processes are stopped from outside, and not in their main threads.
+            StopSignal() if trainer.world == 1 else nullcontext() as stop,
+            nullcontext(_NoEvents())
+            if self._run is None
+            else SummaryWriter(str(self._run.events), purge_step=trainer.updates_done or None) as writer,
             tqdm(
                 total=total,
                 initial=trainer.updates_done,
                 desc="training",
                 unit="update",
                 mininterval=0.5 if interactive else 20,
+                disable=self._run is None,
             ) as bar,
         ):
             while trainer.updates_done < total:
                 if self._policy is None:
                     self._start_segment(writer)
                 self._stretch(writer, bar)
-                if stop.asked or time.monotonic() - saved >= self._config.checkpoint_seconds:
+                asked = stop is not None and stop.asked
+                if self._of_the_first(asked or time.monotonic() - saved >= self._config.checkpoint_seconds):
                     self._save()
                     saved = time.monotonic()
-                if stop.asked:
+                if asked:
                     raise KeyboardInterrupt
             self._save()
         self.seconds = time.monotonic() - started
@@ -327,7 +346,7 @@ class FinalTraining:
         """The policies that were really used, as a schedule."""
         return PolicySchedule(tuple(self._chosen))
 
-    def _start_segment(self, writer: SummaryWriter) -> None:
+    def _start_segment(self, writer: SummaryWriter | _NoEvents) -> None:
         self._policy, action = self._choose(self._state)
         self._action = action
         done = self._trainer.updates_done
@@ -339,7 +358,7 @@ class FinalTraining:
         writer.add_scalar("policy/label_beta", self._policy.label_beta, done)
         writer.add_scalar("policy/label_smoothing", self._policy.label_smoothing, done)
 
-    def _stretch(self, writer: SummaryWriter, bar: tqdm[Any]) -> None:
+    def _stretch(self, writer: SummaryWriter | _NoEvents, bar: tqdm[Any]) -> None:
         trainer, total = self._trainer, self._config.updates
         done = trainer.updates_done
         segment_end = next(end for end in self._segment_ends if end > done)
@@ -365,7 +384,7 @@ class FinalTraining:
         if end == segment_end:
             self._end_segment(writer)
 
-    def _evaluate(self, writer: SummaryWriter, bar: tqdm[Any]) -> None:
+    def _evaluate(self, writer: SummaryWriter | _NoEvents, bar: tqdm[Any]) -> None:
         trainer = self._trainer
         if self._config.train_on_validation:
             better = trainer.updates_done == self._config.updates
@@ -385,7 +404,7 @@ class FinalTraining:
             self.best_network = {key: tensor.detach().clone() for key, tensor in trainer.model.state_dict().items()}
             self.best_progress = trainer.progress
 
-    def _end_segment(self, writer: SummaryWriter) -> None:
+    def _end_segment(self, writer: SummaryWriter | _NoEvents) -> None:
         trainer = self._trainer
         if trainer.last_mixed is not None:
             images, targets = trainer.last_mixed
@@ -411,12 +430,22 @@ class FinalTraining:
             **seen,
         )
 
+    def _of_the_first(self, value: Any) -> Any:
+        """What the first process has, in all of them: it alone reads the folder and the clock."""
+        if self._trainer.world == 1:
+            return value
+        shared = [value]
+        distributed.broadcast_object_list(shared, 0)
+        return shared[0]
+
     def _save(self) -> None:
-        state = self._state
+        state, trainer = self._state, self._trainer.state_dict()
+        if self._run is None:
+            return
         self._run.save_checkpoint(
             self._trainer.updates_done,
             {
-                "trainer": self._trainer.state_dict(),
+                "trainer": trainer,
                 "chosen": [[until, policy.to_json()] for until, policy in self._chosen],
                 "running": self._policy is not None,
                 "action": None if self._policy is None or self._action is None else list(self._action),
@@ -456,6 +485,13 @@ class FinalTraining:
         best = checkpoint["best"]
         self.best_network, self.best_progress = best["network"], best["progress"]
         self.best_validation = EvalStats(**best["validation"])
+
+
+class _NoEvents:
+    """Takes what every process but the first would write into TensorBoard's events."""
+
+    def __getattr__(self, name: str) -> Callable[..., None]:
+        return lambda *_, **__: None
 
 
 def _stats(value: dict[str, Any]) -> TrainStats:

@@ -52,6 +52,16 @@ class SearchConfig:
     """Classifier trainings of the search, rounded up to whole updates of the agent."""
     workers: int = 0
     """Worker processes, one thread each; 0 takes as many as cores allow and as share an update's episodes evenly."""
+    backend: Literal["local", "ray"] = "local"
+    """Where workers run: processes of this machine, or actors of a Ray cluster."""
+    address: str | None = None
+    """Of a Ray cluster, auto for this machine's; none starts Ray on this machine, listening on loopback alone."""
+    cpus_per_worker: float = 1.0
+    """CPUs of each Ray worker, which are its threads too; results depend on the threads, in the last bits."""
+    gpus_per_worker: float = 0.0
+    """GPUs of each Ray worker; 0.25 lets four share one."""
+    worker_timeout: float = 3600.0
+    """Seconds after which a Ray worker that has not answered is replaced; longer than any training takes."""
     candidate_seeds: int = 4
     """Fresh trainings by which the learned schedule is chosen among its candidates."""
     contest_seeds: int = 5
@@ -73,11 +83,12 @@ class SearchConfig:
 
     @property
     def worker_count(self) -> int:
-        """Number of worker processes."""
-        if self.workers:
-            return self.workers
-        cores = len(os.sched_getaffinity(0))
-        return max(count for count in range(1, cores + 1) if self.ppo.episodes_per_update % count == 0)
+        """Number of workers on this machine."""
+        return self.workers or self.most_workers(len(os.sched_getaffinity(0)))
+
+    def most_workers(self, places: int) -> int:
+        """The largest number of workers, up to `places`, that shares an update's episodes evenly."""
+        return max(count for count in range(1, places + 1) if self.ppo.episodes_per_update % count == 0)
 
 
 PRESETS = {

@@ -103,6 +103,10 @@ class RunFolder:
             raise RunError(f"{path}: a run of {found[0]}, version {found[1]}; expected {kind}, version {VERSION}")
         return cls(Path(path)), config
 
+    def release(self) -> None:
+        """Let another process own the folder."""
+        self._lock.close()
+
     @property
     def checkpoints(self) -> Path:
         """Folder of the checkpoints."""

@@ -7,13 +7,15 @@ a random policy, each over fresh seeds and images.
     python experiments/train_agent.py
     python experiments/train_agent.py --preset fashion
     python experiments/train_agent.py --resume runs/agent-20260101-120000
+    python experiments/train_agent.py --backend ray --workers 8 --gpus-per-worker 0.25 --address auto
 """
 
 from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
@@ -29,6 +31,7 @@ from tqdm import tqdm
 from agent.baselines import FIXED, random_schedule
 from agent.callbacks import SearchLog
 from agent.ppo import Agent, build_agent, restore_search
+from agent.ray_env import Share, WorkerFailedError, start_ray_workers
 from agent.replay import candidates, greedy_schedules
 from agent.workers import Job, Position, episode_seed, run_jobs, start_workers
 from classifier.data import Splits, load_dataset, split
@@ -38,6 +41,7 @@ from classifier.trainer import TrainConfig, Trainer
 from classifier.tuning import compiling_pays
 from envs import Menu, MixPolicyEnv, TaskDistribution
 from envs.mix_policy import segment_ends
+from experiments.cluster import connected, on_a_worker, places, require_places, run_trial
 from experiments.intervals import mean_interval, paired_difference
 from experiments.presets import PRESETS, SearchConfig, named
 from experiments.run_folder import (
@@ -60,6 +64,7 @@ LEAST = (  # (part of the config or none, option, its least value): what nothing
     (None, "workers", 0),
     (None, "candidate_seeds", 1),
     (None, "contest_seeds", 1),
+    (None, "worker_timeout", 1),
     (None, "seed", 0),
     ("ppo", "epochs", 1),
     ("ppo", "minibatches", 1),
@@ -111,6 +116,9 @@ class Search:
                 if value < least:
                     option = name if part is None else f"{part}.{name}"
                     raise ValueError(f"{option} must be at least {least}, got {value}")
+            if config.backend == "local" and (config.address is not None or config.gpus_per_worker):
+                raise ValueError("--address and --gpus-per-worker are for Ray's workers: add --backend ray")
+            search.share  # noqa: B018, raises ValueError where it is out of range
             return search
         except ValueError as error:
             raise RunError(str(error)) from error
@@ -120,6 +128,11 @@ class Search:
         """Progress at which each segment ends."""
         given = self.config.segments
         return segment_ends(int(given[0]) if len(given) == 1 and given[0].is_integer() else given)
+
+    @property
+    def share(self) -> Share:
+        """What each Ray worker has of its machine."""
+        return Share(self.config.cpus_per_worker, self.config.gpus_per_worker)
 
     def environment(self, run: RunFolder | None) -> dict[str, Any]:
         """Arguments of the workers' `MixPolicyEnv`."""
@@ -132,7 +145,7 @@ class Search:
             "reward": self.config.reward,
             "menu": self.menu,
             "reference_seeds": self.config.reference_seeds,
-            "reference_cache": None if run is None else run.path / "references",
+            "reference_cache": None if run is None else run.path.resolve() / "references",
             "validation_size": self.config.validation_size,
             "validation_limit": self.config.validation_limit,
             "render_mode": "rgb_array",
@@ -143,19 +156,51 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """Run the command."""
     torch.set_num_threads(1)  # the cores are the workers'
     interrupt_on_sigterm()
-    with user_errors():
-        asked = parse(sys.argv[1:] if arguments is None else arguments)
-        if asked.resume is not None:
-            run, stored = RunFolder.open(asked.resume, KIND)
-            search = Search.of(stored_config(SearchConfig, stored))
-        else:
-            search, data = resolve(asked)
-            run = RunFolder.create(asked.out, KIND)
-            run.write_config(KIND, asdict(search.config))
-            print_data(data, search)
-    with user_errors(f"python experiments/train_agent.py --resume {run.path}"):
-        print(f"run folder: {run.path}\nwatch: tensorboard --logdir {run.events}", flush=True)
-        execute(search, run)
+    with ExitStack() as ray:
+        with user_errors():
+            asked = parse(sys.argv[1:] if arguments is None else arguments)
+            if asked.resume is not None:
+                run, stored = RunFolder.open(asked.resume, KIND)
+                search = Search.of(stored_config(SearchConfig, stored))
+                if search.config.backend == "ray":
+                    ray.enter_context(connected(asked.address or search.config.address))
+                    require_places(search.config.workers, search.share)
+            else:
+                if asked.backend == "ray":
+                    share = Search.of(asked).share
+                    ray.enter_context(connected(asked.address))
+                    if not asked.workers:
+                        asked = replace(asked, workers=asked.most_workers(max(places(share), 1)))
+                    require_places(asked.workers, share)
+                search, data = resolve_with_gpus(asked) if asked.gpus_per_worker else resolve(asked)
+                run = RunFolder.create(asked.out, KIND)
+                run.write_config(KIND, asdict(search.config))
+                print_data(data, search)
+        with user_errors(f"python experiments/train_agent.py --resume {run.path}"):
+            print(f"run folder: {run.path}\nwatch: tensorboard --logdir {run.events}", flush=True)
+            if search.config.backend == "ray":
+                run.release()  # the trial's process owns it
+                run_trial(search_trial, run.path, search.config.workers, search.share)
+            else:
+                execute(search, run)
+            report(search, run)
+            print(
+                f"\nwritten: {run.path}/policy.json, agent.safetensors, summary.json, episodes.jsonl\n"
+                "next:\n"
+                f"  tensorboard --logdir {run.events}\n"
+                f"  python experiments/replay_policy.py --policy {run.path}/policy.json"
+            )
+
+
+def search_trial(parameters: dict[str, str]) -> None:
+    """The search of a run folder as a Ray Tune trial.
+
+    Args:
+        parameters: `run`, the folder's path.
+    """
+    torch.set_num_threads(1)
+    run, stored = RunFolder.open(parameters["run"], KIND)
+    execute(Search.of(stored_config(SearchConfig, stored)), run)
 
 
 def parse(arguments: Sequence[str]) -> SearchConfig:
@@ -213,6 +258,22 @@ def resolve(asked: SearchConfig) -> tuple[Search, Splits]:
     )
 
 
+def resolve_with_gpus(asked: SearchConfig) -> tuple[Search, Splits]:
+    """As `resolve`, where a worker's GPU is, which this machine need not have.
+
+    Raises:
+        RunError: an option is out of range.
+        DataError: the data set cannot be had or is too small.
+    """
+    config = on_a_worker(_resolved_config, asked, Share(asked.cpus_per_worker, asked.gpus_per_worker))
+    data = split(load_dataset(config.dataset, config.data_root), validation_size=config.validation_size)
+    return Search.of(config), data
+
+
+def _resolved_config(asked: SearchConfig) -> SearchConfig:
+    return resolve(asked)[0].config
+
+
 def print_data(data: Splits, search: Search) -> None:
     """Say what is about to happen."""
     config = search.config
@@ -230,45 +291,65 @@ def execute(search: Search, run: RunFolder) -> None:
     started = time.monotonic()
     config = search.config
     checkpoint = run.load_checkpoint()
-    positions = (
-        [Position() for _ in range(config.worker_count)]
-        if checkpoint is None
-        else [
-            Position("search", entry["episode"], tuple(tuple(action) for action in entry["actions"]))
-            for entry in checkpoint["positions"]
-        ]
-    )
+    positions = positions_of(config, checkpoint)
     workers = None
     try:
-        with interrupt_later():
-            workers = start_workers(search.environment(run), search_seed=config.seed, positions=positions)
+        workers = begin_workers(search, run, positions)
         prepare_references(search, workers)
         searching = time.monotonic()
         agent, learning_seconds = learn(search, run, workers, positions, checkpoint)
         search_seconds = time.monotonic() - searching
         agent.save(run.path)
         trainings = Trainings(run, workers)
-        schedule = choose_schedule(search, run, workers, agent, trainings)
+        schedule = keep_best(search, run, trainings, offer(run, workers, agent), agent.provenance)
         contest = compare(search, run, schedule, trainings)
-        workers.close()
     except (EOFError, ConnectionError):
         raise RunError(
             "a worker process ended too early, by its own error above or killed from outside (is there enough "
             f"memory?); go on with --resume {run.path}"
         ) from None
+    except WorkerFailedError as error:
+        raise RunError(f"{error}; what was learned is saved, go on with --resume {run.path}") from None
     finally:
-        if isinstance(workers, SubprocVecEnv):
-            # At once, whatever they are doing: a run that goes on does that again.
-            for process in workers.processes:
-                process.terminate()
-                process.join()
+        end_workers(workers)
     timing = {
         "seconds_this_time": round(time.monotonic() - started, 1),
         "search_seconds_this_time": round(search_seconds, 1),
         "learning_share_of_search": round(learning_seconds / max(search_seconds, 1e-9), 4),
     }
     run.write_json("summary.json", {"policy": schedule.to_json(), "contest": contest, "timing": timing})
-    report(search, run, schedule, contest)
+
+
+def positions_of(config: SearchConfig, checkpoint: dict[str, Any] | None) -> list[Position]:
+    """Where each worker stands: at the start, or where the checkpoint left it."""
+    if checkpoint is None:
+        return [Position() for _ in range(config.worker_count)]
+    return [
+        Position("search", entry["episode"], tuple(tuple(action) for action in entry["actions"]))
+        for entry in checkpoint["positions"]
+    ]
+
+
+def begin_workers(search: Search, run: RunFolder, positions: Sequence[Position]) -> VecEnv:
+    """Start the workers where the search wants them."""
+    environment, seed = search.environment(run), search.config.seed
+    if search.config.backend == "ray":
+        timeout = search.config.worker_timeout
+        return start_ray_workers(
+            environment, search_seed=seed, positions=positions, share=search.share, timeout=timeout
+        )
+    with interrupt_later():
+        return start_workers(environment, search_seed=seed, positions=positions)
+
+
+def end_workers(workers: VecEnv | None) -> None:
+    """End the workers at once, whatever they are doing: a run that goes on does that again."""
+    if isinstance(workers, SubprocVecEnv):
+        for process in workers.processes:
+            process.terminate()
+            process.join()
+    elif workers is not None:
+        workers.close()
 
 
 def prepare_references(search: Search, workers: VecEnv) -> None:
@@ -281,9 +362,23 @@ def prepare_references(search: Search, workers: VecEnv) -> None:
 
 
 def learn(
-    search: Search, run: RunFolder, workers: VecEnv, positions: list[Position], checkpoint: dict[str, Any] | None
+    search: Search,
+    run: RunFolder,
+    workers: VecEnv,
+    positions: list[Position],
+    checkpoint: dict[str, Any] | None,
+    learned: Callable[[int], None] = lambda _: None,
 ) -> tuple[Agent, float]:
-    """Train the agent, from a checkpoint if there is one; gives it and the seconds that PPO itself took."""
+    """Train the agent, from a checkpoint if there is one; gives it and the seconds that PPO itself took.
+
+    Args:
+        search: the setting.
+        run: where checkpoints and the log of episodes go.
+        workers: the environments.
+        positions: where each worker stands.
+        checkpoint: what the search goes on from; none = it starts.
+        learned: called with the number of finished episodes after each rollout that was learned from and saved.
+    """
     config = search.config
     log = LineLog(run.path / "episodes.jsonl")
     log.keep(0 if checkpoint is None else checkpoint["episodes_done"])
@@ -306,13 +401,18 @@ def learn(
         mininterval=0.5 if sys.stderr.isatty() else 20,
     ) as bar:
         if left > 0:
+
+            def save(state: dict[str, Any]) -> None:
+                run.save_checkpoint(state["search"]["timesteps"], state)
+                learned(state["episodes_done"])
+
             callback = SearchLog(
                 menu=search.menu,
                 segments=search.segments,
                 episodes_file=log.path,
                 positions=positions,
                 bar=bar,
-                save=lambda state: run.save_checkpoint(state["search"]["timesteps"], state),
+                save=save,
                 checkpoint=checkpoint,
             )
             model._last_obs = observations
@@ -321,7 +421,7 @@ def learn(
             # The total is counted from where the search stands, since timesteps are not reset.
             model.learn(left, callback=callback, reset_num_timesteps=False)
             learning_seconds = callback.learning_seconds
-    facts = {"learned_by": "ppo", "episodes": len(log.read()), **_facts(search)}
+    facts = {"learned_by": "ppo", "episodes": len(log.read()), **facts_of(search)}
     return Agent(model.policy, search.menu, search.segments, facts), learning_seconds
 
 
@@ -335,20 +435,35 @@ def new_agent(search: Search, workers: VecEnv) -> PPO:
     return build_agent(config.ppo, workers, segments=len(search.segments), seed=config.seed, start=start)
 
 
-def choose_schedule(
-    search: Search, run: RunFolder, workers: VecEnv, agent: Agent, trainings: Trainings
+def offer(run: RunFolder, workers: VecEnv, agent: Agent) -> dict[str, PolicySchedule]:
+    """Candidates by name: what the agent does when it is rolled out greedily, or what an earlier start found.
+
+    Raises:
+        RunError: every one of these trainings diverged.
+    """
+    if (run.path / "candidates.json").exists():
+        return {name: PolicySchedule.from_json(value) for name, value in run.read_json("candidates.json").items()}
+    rolled = greedy_schedules(agent, workers, GREEDY_EPISODES)
+    if not rolled:
+        raise RunError("every training under the greedy agent diverged: search longer, or with a lower --lr")
+    offered = candidates(rolled, MOST_CANDIDATES)
+    run.write_json("candidates.json", {name: schedule.to_json() for name, schedule in offered.items()})
+    return offered
+
+
+def keep_best(
+    search: Search, run: RunFolder, trainings: Trainings, offered: dict[str, PolicySchedule], facts: dict[str, Any]
 ) -> PolicySchedule:
-    """Roll the greedy agent out, then keep the candidate that does best on fresh seeds."""
+    """The candidate that does best on fresh seeds, as the run's `policy.json`.
+
+    Args:
+        search: the setting.
+        run: the folder.
+        trainings: who trains under the candidates.
+        offered: the candidates by name.
+        facts: how they came about, for the policy's provenance.
+    """
     config = search.config
-    stored = run.path / "candidates.json"
-    if stored.exists():
-        offered = {name: PolicySchedule.from_json(value) for name, value in run.read_json("candidates.json").items()}
-    else:
-        rolled = greedy_schedules(agent, workers, GREEDY_EPISODES)
-        if not rolled:
-            raise RunError("every training under the greedy agent diverged: search longer, or with a lower --lr")
-        offered = candidates(rolled, MOST_CANDIDATES)
-        run.write_json("candidates.json", {name: schedule.to_json() for name, schedule in offered.items()})
     jobs = [
         Job.of(name, schedule, search.tasks.task(number), _seed(config, "candidates", number), ["validation"])
         for number in range(config.candidate_seeds)
@@ -362,13 +477,12 @@ def choose_schedule(
     best = max(scores, key=lambda name: scores[name][0])
     mean, width = scores[best]
     provenance = {
-        "learned_by": "ppo",
+        "learned_by": facts["learned_by"],
         "candidate": best,
         "validation_accuracy": mean,
         "validation_interval": width if np.isfinite(width) else None,
         "validation_seeds": config.candidate_seeds,
-        "episodes": agent.provenance["episodes"],
-        **_facts(search),
+        **facts,
     }
     schedule = PolicySchedule(offered[best].segments, provenance)
     schedule.save(run.path / "policy.json")
@@ -438,8 +552,10 @@ class Trainings:
         return [self._done[stage, number]["accuracy"] for number in range(len(jobs))]
 
 
-def report(search: Search, run: RunFolder, schedule: PolicySchedule, contest: dict[str, dict[str, Any]]) -> None:
-    """Print the policy and the table, say what is noise, and how to go on; the table goes to TensorBoard too."""
+def report(search: Search, run: RunFolder) -> None:
+    """Print the policy and the table, and say what is noise; the table goes to TensorBoard too."""
+    summary = run.read_json("summary.json")
+    schedule, contest = PolicySchedule.from_json(summary["policy"]), summary["contest"]
     print("\nThe learned policy")
     for until, policy in schedule.segments:
         print(f"  until {100 * until:5.1f} %  {policy}")
@@ -474,12 +590,6 @@ def report(search: Search, run: RunFolder, schedule: PolicySchedule, contest: di
         writer.add_text("comparison", header + "\n".join("|" + "|".join(row) + "|" for row in rows[1:]))
         policy = "\n".join(f"- until {100 * until:.1f} %: {policy}" for until, policy in schedule.segments)
         writer.add_text("learned_policy", policy)
-    print(
-        f"\nwritten: {run.path}/policy.json, agent.safetensors, summary.json, episodes.jsonl\n"
-        "next:\n"
-        f"  tensorboard --logdir {run.events}\n"
-        f"  python experiments/replay_policy.py --policy {run.path}/policy.json"
-    )
 
 
 def verdict(difference: float, width: float | None) -> str:
@@ -495,7 +605,8 @@ def _seed(config: SearchConfig, stream: str, number: int) -> int:
     return episode_seed(config.seed, stream, number)
 
 
-def _facts(search: Search) -> dict[str, Any]:
+def facts_of(search: Search) -> dict[str, Any]:
+    """What a policy was learned on, for its provenance."""
     config = search.config
     return {
         "dataset": config.dataset,

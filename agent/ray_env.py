@@ -1,0 +1,327 @@
+"""Environment workers as Ray actors behind Stable-Baselines3's VecEnv: anywhere on a cluster, and replaced when lost.
+
+A worker's episodes are pure functions of their seeds and actions, so a log of kilobytes, kept here, is all that it
+takes to replace one that died or hangs: a new actor repeats the running episode, then what was asked of the lost one.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import Any
+
+import gymnasium as gym
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from stable_baselines3.common.env_util import is_wrapped
+from stable_baselines3.common.vec_env import VecEnv
+from stable_baselines3.common.vec_env.base_vec_env import VecEnvIndices, VecEnvStepReturn
+
+from agent.workers import Position, Worker
+from envs import MixPolicyEnv
+
+NOTICE_SECONDS = 20.0  # a worker that has not started after so long is told about,
+START_SECONDS = 600.0  # and after so long is taken for one that failed
+ENDS_EPISODE = ("prepare_reference", "train_under")  # methods of `Worker` that end a running episode
+
+
+@dataclass(frozen=True)
+class Share:
+    """What each worker has of its machine.
+
+    Attributes:
+        cpus: CPUs, above 0; a worker has as many threads, at least one.
+        gpus: GPUs; a fraction shares one with other workers, more than one must be whole.
+
+    Raises:
+        ValueError: one is out of range.
+    """
+
+    cpus: float = 1.0
+    gpus: float = 0.0
+
+    def __post_init__(self) -> None:
+        if not 0 < self.cpus < float("inf"):
+            raise ValueError(f"a worker's CPUs must be a finite number above 0, got {self.cpus}")
+        if not 0 <= self.gpus < float("inf") or (self.gpus > 1 and self.gpus != int(self.gpus)):
+            raise ValueError(f"a worker's GPUs must be a fraction up to 1, or a whole number, got {self.gpus}")
+
+    @property
+    def threads(self) -> int:
+        """Torch's threads in a worker."""
+        return max(int(self.cpus), 1)
+
+    def __str__(self) -> str:
+        return f"{self.cpus:g} CPU" + (f" and {self.gpus:g} GPU" if self.gpus else "")
+
+
+class WorkerFailedError(RuntimeError):
+    """A worker failed again and again; the message holds its own error."""
+
+
+class RayWorker:
+    """A `Worker` in an actor's process.
+
+    Args:
+        make: builds the worker from its number and position.
+        index: its number.
+        position: where it starts.
+        threads: torch's.
+    """
+
+    def __init__(self, make: Callable[[int, Position], Worker], index: int, position: Position, threads: int) -> None:
+        torch.set_num_threads(threads)
+        self._make = partial(make, index, position)
+
+    def build(self) -> None:
+        """Build the worker: not when the actor is made, since Ray would hide an error's own words."""
+        self._worker = self._make()
+
+    def spaces(self) -> tuple[gym.Space[Any], gym.Space[Any]]:
+        """Spaces of observations and actions."""
+        return self._worker.observation_space, self._worker.action_space
+
+    def reset(self) -> tuple[NDArray[np.float32], dict[str, Any]]:
+        """Start the next episode."""
+        return self._worker.reset()
+
+    def step(self, action: Any) -> tuple[NDArray[np.float32], float, bool, dict[str, Any]]:
+        """Make a step; an episode's end starts the next one, as Stable-Baselines3 has it."""
+        observation, reward, terminated, truncated, info = self._worker.step(action)
+        info["TimeLimit.truncated"] = truncated and not terminated
+        if terminated or truncated:
+            info["terminal_observation"] = observation
+            observation, _ = self._worker.reset()
+        return observation, float(reward), terminated or truncated, info
+
+    def attribute(self, name: str) -> Any:
+        """An attribute of the worker or of what it wraps."""
+        return self._worker.get_wrapper_attr(name)
+
+    def call(self, name: str, arguments: tuple[Any, ...], keywords: dict[str, Any]) -> Any:
+        """Call a method of the worker or of what it wraps."""
+        return self._worker.get_wrapper_attr(name)(*arguments, **keywords)
+
+    def is_wrapped(self, wrapper: type[gym.Wrapper[Any, Any, Any, Any]]) -> bool:
+        """Whether the environment has a wrapper of this kind."""
+        return is_wrapped(self._worker, wrapper)
+
+
+@dataclass
+class _Log:
+    """Where a worker stands: what its replacement is told.
+
+    Attributes:
+        running: the running episode with its actions so far; none before the first reset and after it was ended.
+        coming: what the next reset starts.
+    """
+
+    running: Position | None
+    coming: Position
+
+    def started(self) -> None:
+        self.running, self.coming = self.coming, Position(self.coming.stream, self.coming.episode + 1)
+
+
+class RayVecEnv(VecEnv):
+    """Environments in Ray actors, one each; Ray must be connected.
+
+    A worker that dies, hangs or raises is replaced, its running episode repeated and the question asked again, so that
+    nothing that this class gives depends on it; each time one line on standard error says so. Inside a placement group
+    that captures its children, as a Ray Tune trial's does, the actors are placed in it.
+
+    Args:
+        make: builds a worker from its number and position; it travels to the actor.
+        positions: where each worker starts.
+        share: what each worker has of its machine.
+        timeout: seconds after which a worker that has not answered is taken to hang, at least as long as the longest
+            training under a schedule; the repetition of an episode has as much for each step.
+        most_failures: failures in a row, without an answer between, after which one worker's ends the search.
+
+    Raises:
+        WorkerFailedError: a worker failed `most_failures` times in a row, here or in any method.
+    """
+
+    def __init__(
+        self,
+        make: Callable[[int, Position], Worker],
+        positions: Sequence[Position],
+        *,
+        share: Share,
+        timeout: float = 3600.0,
+        most_failures: int = 3,
+    ) -> None:
+        import ray
+
+        self._ray = ray
+        self._make, self._share = make, share
+        self._timeout, self._most_failures = timeout, most_failures
+        self._logs = [_Log(None, position) for position in positions]
+        # An actor that Ray itself started again would have forgotten its episode.
+        self._remote: Any = ray.remote(num_cpus=share.cpus, num_gpus=share.gpus, max_restarts=0)(RayWorker)
+        started = [self._new_actor(index, position) for index, position in enumerate(positions)]
+        self._actors, self._born = [actor for actor, _ in started], [born for _, born in started]
+        try:
+            observation_space, action_space = self._ask("spaces")[0]
+            super().__init__(len(positions), observation_space, action_space)
+        except BaseException:
+            self.close()
+            raise
+
+    def reset(self) -> NDArray[np.float32]:
+        """Start the next episode of every worker; seeds and options are not used."""
+        answers = self._ask("reset")
+        for log in self._logs:
+            log.started()
+        observations, self.reset_infos = zip(*answers, strict=True)  # type: ignore[assignment]
+        return np.stack(observations)
+
+    def step_async(self, actions: NDArray[Any]) -> None:
+        """Send every worker its action."""
+        self._actions = actions
+        self._futures = [actor.step.remote(action) for actor, action in zip(self._actors, actions, strict=True)]
+
+    def step_wait(self) -> VecEnvStepReturn:
+        """Every worker's observation, reward, whether its episode ended, and info."""
+        answers = [
+            self._answer(index, "step", (action,), future)
+            for index, (action, future) in enumerate(zip(self._actions, self._futures, strict=True))
+        ]
+        observations, rewards, dones, infos = zip(*answers, strict=True)
+        for log, action, done in zip(self._logs, self._actions, dones, strict=True):
+            if done:
+                log.started()
+            elif log.running is not None:
+                log.running = replace(log.running, actions=(*log.running.actions, _plain(action)))
+        return np.stack(observations), np.stack(rewards), np.stack(dones), list(infos)
+
+    def env_method(
+        self, method_name: str, *method_args: Any, indices: VecEnvIndices = None, **method_kwargs: Any
+    ) -> list[Any]:
+        """Call a method of workers; what it changes is kept by a replacement for `Worker`'s own methods only."""
+        answers = self._ask("call", method_name, method_args, method_kwargs, indices=indices)
+        for index in self._get_indices(indices):
+            if method_name == "move":
+                (self._logs[index].coming,) = method_args
+            elif method_name in ENDS_EPISODE:
+                self._logs[index].running = None
+        return answers
+
+    def get_attr(self, attr_name: str, indices: VecEnvIndices = None) -> list[Any]:
+        """An attribute of workers."""
+        return self._ask("attribute", attr_name, indices=indices)
+
+    def set_attr(self, attr_name: str, value: Any, indices: VecEnvIndices = None) -> None:
+        """Refused: a worker that is replaced would have lost it.
+
+        Raises:
+            NotImplementedError: always.
+        """
+        raise NotImplementedError(f"{attr_name} cannot be set in Ray workers: give it to what makes them")
+
+    def env_is_wrapped(
+        self, wrapper_class: type[gym.Wrapper[Any, Any, Any, Any]], indices: VecEnvIndices = None
+    ) -> list[bool]:
+        """Whether workers have a wrapper of this kind."""
+        return self._ask("is_wrapped", wrapper_class, indices=indices)
+
+    def close(self) -> None:
+        """End every worker at once, whatever it is doing."""
+        for actor in self._actors:
+            self._ray.kill(actor)
+        self._actors = []
+
+    def _get_indices(self, indices: VecEnvIndices) -> list[int]:
+        # Before the base class is set up, spaces are asked of everybody.
+        return list(range(len(self._actors))) if indices is None else list(super()._get_indices(indices))
+
+    def _ask(self, method: str, *arguments: Any, indices: VecEnvIndices = None) -> list[Any]:
+        asked = self._get_indices(indices)
+        futures = [getattr(self._actors[index], method).remote(*arguments) for index in asked]
+        return [self._answer(index, method, arguments, future) for index, future in zip(asked, futures, strict=True)]
+
+    def _answer(self, index: int, method: str, arguments: tuple[Any, ...], future: Any) -> Any:
+        """What a worker answers; where it fails, what its replacement answers to the same question."""
+        failures = 0
+        while True:
+            try:
+                if failures:
+                    self._replace(index)
+                    future = getattr(self._actors[index], method).remote(*arguments)
+                return self._wait(index, future, self._timeout)
+            except self._ray.exceptions.RayError as error:
+                failures += 1
+                reason = self._reason(error)
+                if failures == self._most_failures:
+                    raise WorkerFailedError(f"worker {index} failed {failures} times in a row: {reason}") from error
+                _say(f"worker {index}: {reason}; it is replaced and its episode repeated")
+
+    def _replace(self, index: int) -> None:
+        """Start a new actor where the old one stood."""
+        log = self._logs[index]
+        self._ray.kill(self._actors[index])
+        self._actors[index], self._born[index] = self._new_actor(index, log.running or log.coming)
+        if log.running is not None:
+            actor = self._actors[index]
+            self._wait(index, actor.reset.remote(), self._timeout * (1 + len(log.running.actions)))
+            self._wait(index, actor.call.remote("move", (log.coming,), {}), self._timeout)
+
+    def _new_actor(self, index: int, position: Position) -> tuple[Any, Any]:
+        """An actor, and a future that is there once it has been placed and built."""
+        actor = self._remote.remote(self._make, index, position, self._share.threads)
+        return actor, actor.build.remote()
+
+    def _wait(self, index: int, future: Any, timeout: float) -> Any:
+        """The value of a future; says so where the worker still has no place.
+
+        Raises:
+            RayError: the worker died, raised, found no place, or did not answer in time.
+        """
+        ray, born = self._ray, self._born[index]
+        if born is not None:
+            if not ray.wait([born], timeout=NOTICE_SECONDS)[0]:
+                free, total = ray.available_resources(), ray.cluster_resources()
+                there = ", ".join(f"{free.get(name, 0):g} of {total.get(name, 0):g} {name}" for name in ("CPU", "GPU"))
+                _say(f"worker {index} waits for a machine with {self._share}; free in the cluster: {there}")
+            ray.get(born, timeout=START_SECONDS)
+            self._born[index] = None
+        return ray.get(future, timeout=timeout)
+
+    def _reason(self, error: Exception) -> str:
+        """A Ray error in one line: the worker's own where it has one."""
+        exceptions = self._ray.exceptions
+        if isinstance(error, exceptions.GetTimeoutError):
+            return f"gave no answer in time ({self._timeout:g} seconds a step)"
+        if isinstance(error, exceptions.RayTaskError):
+            return f"{type(error.cause).__name__}: {error.cause}"
+        return f"was lost ({' '.join(str(error).split()):.240})"
+
+
+def start_ray_workers(
+    environment: dict[str, Any], *, search_seed: int, positions: Sequence[Position], share: Share, timeout: float
+) -> RayVecEnv:
+    """Start one actor for each position; each loads its data itself.
+
+    Args:
+        environment: arguments of `MixPolicyEnv`.
+        search_seed: of the search.
+        positions: where each worker starts.
+        share: what each worker has of its machine.
+        timeout: seconds after which a worker that has not answered is replaced.
+    """
+    return RayVecEnv(partial(_make_worker, environment, search_seed), positions, share=share, timeout=timeout)
+
+
+def _make_worker(environment: dict[str, Any], search_seed: int, index: int, position: Position) -> Worker:
+    return Worker(MixPolicyEnv(**environment), search_seed, index, position)
+
+
+def _plain(action: NDArray[Any]) -> tuple[int, ...]:
+    return tuple(int(index) for index in action)
+
+
+def _say(text: str) -> None:
+    print(text, file=sys.stderr, flush=True)

@@ -1,0 +1,443 @@
+"""Many searches on a Ray cluster: agents over their hyperparameters, or, at equal images, PBT or random schedules.
+
+`--search asha` trains agents that differ in PPO's and the environment's hyperparameters, and stops early those that do
+worse than others did at the same number of episodes. `--search pbt` is the agent's rival: Population Based Training
+over the same policies, `--search random` draws a schedule for each training. Both spend `--trainings` classifier
+trainings, as an agent with as many `--agent.episodes` does. The best policy of each is exported like train_agent.py's.
+
+    python experiments/tune_agent.py --trials 16
+    python experiments/tune_agent.py --search pbt --trainings 120
+    python experiments/tune_agent.py --preset fashion --address auto --trials 32
+    python experiments/tune_agent.py --resume runs/tune-20260101-120000
+
+A trial with one configuration and seed gives one result. Which trials ASHA stops, and which members PBT replaces,
+depends on the order in which they report where several run at once, so on timing.
+"""
+
+from __future__ import annotations
+
+import random
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+import torch
+import tyro
+
+from agent.ppo import Agent
+from agent.ray_env import WorkerFailedError
+from agent.replay import to_schedule
+from agent.workers import Position, episode_seed
+from classifier.mixing import PolicySchedule
+from envs import DIMENSIONS
+from experiments.cluster import connected, own_words, places, require_places, single_resources, trial_resources
+from experiments.presets import PRESETS, SearchConfig, named
+from experiments.run_folder import (
+    LineLog,
+    RunError,
+    RunFolder,
+    interrupt_on_sigterm,
+    stored_config,
+    user_errors,
+)
+from experiments.train_agent import (
+    KIND as AGENT_KIND,
+)
+from experiments.train_agent import (
+    MOST_CANDIDATES,
+    Search,
+    Trainings,
+    begin_workers,
+    compare,
+    end_workers,
+    facts_of,
+    keep_best,
+    learn,
+    offer,
+    positions_of,
+    prepare_references,
+    report,
+    resolve,
+    resolve_with_gpus,
+)
+
+if TYPE_CHECKING:
+    from ray.tune import ResultGrid, Tuner
+
+KIND = "tune"
+RECENT = 20  # finished episodes whose mean validation accuracy an agent is compared by
+METRIC = "validation_accuracy"
+
+
+@dataclass(frozen=True)
+class TuneConfig:
+    """Search many times on a Ray cluster, and keep the best policy."""
+
+    preset: str = "default"
+    """Named setting of the single searches: default, fashion, cifar10 or cifar100."""
+    search: Literal["asha", "pbt", "random"] = "asha"
+    """Agents over hyperparameters with early stopping, Population Based Training, or random schedules."""
+    trials: int = 8
+    """Agents that asha trains."""
+    trainings: int = 120
+    """Classifier trainings that pbt and random spend: the population's size, and the number of schedules."""
+    at_once: int = 0
+    """Agents at once; 0 takes as many as there is room for."""
+    grace: int = 16
+    """Episodes that asha lets every agent finish."""
+    agent: SearchConfig = field(default_factory=SearchConfig)
+    """The single search, and the classifier trainings of pbt and random."""
+    seed: int = 0
+    """Of the hyperparameters, of every single search, and of the population."""
+    address: str | None = None
+    """Of a Ray cluster, auto for this machine's; none starts Ray on this machine, listening on loopback alone."""
+    out: str | None = None
+    """Run folder; none makes one under runs/."""
+    resume: str | None = None
+    """Run folder to go on with; all other options but --address are then read from it."""
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Run the command."""
+    torch.set_num_threads(1)
+    interrupt_on_sigterm()
+    with user_errors():
+        asked = parse(sys.argv[1:] if arguments is None else arguments)
+        config = asked
+        if asked.resume is not None:
+            run, stored = RunFolder.open(asked.resume, KIND)
+            config = stored_config(TuneConfig, stored)
+        check(config)
+    with user_errors(), connected(asked.address or config.address):
+        share = Search.of(config.agent).share
+        if asked.resume is None:
+            config = replace(config, agent=settle(config))
+            run = RunFolder.create(config.out, KIND)
+            run.write_config(KIND, asdict(config))
+        require_places(config.agent.workers if config.search == "asha" else 1, share)
+        with user_errors(f"python experiments/tune_agent.py --resume {run.path}"):
+            print(f"run folder: {run.path}\nwatch: tensorboard --logdir {run.path}", flush=True)
+            execute(config, run)
+            report(Search.of(config.agent), run)
+            print(
+                f"\nwritten: {run.path}/policy.json, summary.json\nnext:\n"
+                f"  python experiments/replay_policy.py --policy {run.path}/policy.json"
+            )
+
+
+def parse(arguments: Sequence[str]) -> TuneConfig:
+    """The command line, on top of the preset that it names.
+
+    Raises:
+        RunError: the preset is not known.
+    """
+    name = named(arguments, "--preset") or "default"
+    if name not in PRESETS:
+        raise RunError(f"--preset must be one of {', '.join(PRESETS)}, got {name!r}")
+    default = TuneConfig(preset=name, agent=replace(PRESETS[name], backend="ray"))
+    return tyro.cli(TuneConfig, default=default, args=arguments, description=__doc__)
+
+
+def check(config: TuneConfig) -> None:
+    """Refuse options that are out of range or do not fit each other.
+
+    Raises:
+        RunError: one is.
+    """
+    for name, least in (("trials", 1), ("trainings", 2), ("at_once", 0), ("grace", 1), ("seed", 0)):
+        if getattr(config, name) < least:
+            raise RunError(f"--{name.replace('_', '-')} must be at least {least}, got {getattr(config, name)}")
+    if config.agent.backend != "ray":
+        raise RunError("--agent.backend must be ray here; train_agent.py searches without it")
+    for name in ("out", "resume", "address"):
+        if getattr(config.agent, name) is not None:
+            raise RunError(f"--agent.{name} is not for many searches: give --{name}")
+
+
+def settle(config: TuneConfig) -> SearchConfig:
+    """The single search with nothing left to `auto`.
+
+    Raises:
+        RunError: an option is out of range.
+        DataError: the data set cannot be had or is too small.
+    """
+    agent = replace(config.agent, seed=config.seed)
+    if not agent.workers:
+        agent = replace(agent, workers=agent.most_workers(max(places(Search.of(agent).share), 1)))
+    search, _ = resolve_with_gpus(agent) if agent.gpus_per_worker else resolve(agent)
+    if config.search == "asha":
+        for number in range(config.trials):
+            Search.of(trial_config(search.config, config.seed, number))
+    return search.config
+
+
+def execute(config: TuneConfig, run: RunFolder) -> None:
+    """Search, keep the best, compare it and write the summary, from wherever the run folder stands."""
+    results = agents(config, run) if config.search == "asha" else population(config, run)
+    for result in results:
+        if result.error is not None:
+            print(f"a trial failed, the others went on: {' '.join(own_words(result.error).split())}", file=sys.stderr)
+    search = Search.of(config.agent)
+    workers = begin_workers(search, run, [Position() for _ in range(config.agent.workers)])
+    try:
+        trainings = Trainings(run, workers)
+        if config.search == "asha":
+            schedule, images = best_agent(config, run), agents_images(config, run)
+        else:
+            schedule = keep_best(search, run, trainings, best_members(config, run, results), provenance(config))
+            images = sum(entry["images"] for entry in LineLog(run.path / "members.jsonl").read())
+        contest = compare(search, run, schedule, trainings)
+    except WorkerFailedError as error:
+        raise RunError(f"{error}; go on with --resume {run.path}") from None
+    finally:
+        end_workers(workers)
+    summary = {"search": config.search, "images_trained": images, "policy": schedule.to_json(), "contest": contest}
+    run.write_json("summary.json", summary)
+
+
+# Agents
+
+
+def trial_config(base: SearchConfig, seed: int, number: int) -> SearchConfig:
+    """Search `number`: the base with hyperparameters of PPO and the environment drawn; number 0 is the base itself."""
+    if number == 0:
+        return base
+    draw = np.random.default_rng([seed, number])
+    ppo = replace(
+        base.ppo,
+        learning_rate=float(np.exp(draw.uniform(np.log(3e-4), np.log(1e-2)))),
+        entropy=float(np.exp(draw.uniform(np.log(1e-3), np.log(5e-2)))),
+        epochs=int(draw.choice([4, 8, 16])),
+        clip=float(draw.choice([0.1, 0.2, 0.3])),
+        gae_lambda=float(draw.choice([0.9, 0.95, 1.0])),
+        start_probability=float(draw.uniform(0.2, 0.8)),
+    )
+    segments = (float(draw.choice([1, 2, 4])),)
+    reward = str(draw.choice(["relative", "change", "final"]))
+    return replace(base, ppo=ppo, segments=segments, reward=reward)  # type: ignore[arg-type]
+
+
+def agents(config: TuneConfig, run: RunFolder) -> ResultGrid:
+    """Train every agent as a trial of its own, or those that an earlier start has not finished."""
+    from ray import tune
+    from ray.tune.schedulers import ASHAScheduler
+
+    resources = trial_resources(config.agent.workers, Search.of(config.agent).share)
+    scheduler = ASHAScheduler(
+        time_attr="episodes",
+        max_t=config.agent.episodes,
+        grace_period=min(config.grace, config.agent.episodes),
+        reduction_factor=2,
+    )
+    trainable = tune.with_resources(tune.with_parameters(agent_trial, base=asdict(config.agent)), resources)
+    tuner = partial(
+        tune.Tuner,
+        trainable,
+        param_space={
+            "trials": str((run.path / "trials").resolve()),
+            "seed": config.seed,
+            "number": tune.grid_search(list(range(config.trials))),
+        },
+        tune_config=tune.TuneConfig(
+            metric=METRIC, mode="max", scheduler=scheduler, max_concurrent_trials=config.at_once or None
+        ),
+        run_config=run_config(run),
+    )
+    return fit(tuner, trainable, run)
+
+
+def agent_trial(parameters: dict[str, Any], base: dict[str, Any]) -> None:
+    """One agent, in a run folder of its own as train_agent.py's; goes on from its checkpoint where there is one.
+
+    Args:
+        parameters: `trials`, the folder of all; `seed` and `number`, as `trial_config` takes them.
+        base: the setting that hyperparameters are changed in, fields of `SearchConfig`.
+    """
+    from ray import tune
+
+    torch.set_num_threads(1)
+    setting = trial_config(stored_config(SearchConfig, base), parameters["seed"], parameters["number"])
+    search = Search.of(setting)
+    run = RunFolder(trial_folder(Path(parameters["trials"]), parameters["number"]))
+    run.write_config(AGENT_KIND, asdict(search.config))
+    total = search.config.episodes
+    if not (run.path / "policy.json").exists():
+
+        def learned(episodes: int) -> None:
+            if episodes < total:  # the end is reported with the policy's own accuracy
+                tune.report({METRIC: recent_accuracy(run), "episodes": episodes})
+
+        checkpoint = run.load_checkpoint()
+        positions = positions_of(search.config, checkpoint)
+        workers = begin_workers(search, run, positions)
+        try:
+            prepare_references(search, workers)
+            agent, _ = learn(search, run, workers, positions, checkpoint, learned)
+            agent.save(run.path)
+            trainings = Trainings(run, workers)
+            keep_best(search, run, trainings, offer(run, workers, agent), agent.provenance)
+        finally:
+            end_workers(workers)
+    policy = PolicySchedule.load(run.path / "policy.json")
+    tune.report({METRIC: policy.provenance["validation_accuracy"], "episodes": total})
+
+
+def trial_folder(trials: Path, number: int) -> Path:
+    """Where search `number` is kept."""
+    return trials / f"{number:04d}"
+
+
+def recent_accuracy(run: RunFolder) -> float:
+    """Mean final validation accuracy of the newest finished episodes, in [0, 1]: alike for every reward."""
+    episodes = LineLog(run.path / "episodes.jsonl").read()[-RECENT:]
+    return float(np.mean([episode["validation_accuracy"][-1] for episode in episodes]))
+
+
+def best_agent(config: TuneConfig, run: RunFolder) -> PolicySchedule:
+    """The policy of the finished trial that does best on validation; it and its agent are copied into the run folder.
+
+    Raises:
+        RunError: no trial finished.
+    """
+    finished = [
+        folder
+        for number in range(config.trials)
+        if ((folder := trial_folder(run.path / "trials", number)) / "policy.json").exists()
+    ]
+    if not finished:
+        raise RunError("no agent was trained to its end; their errors are above")
+    policies = {folder: PolicySchedule.load(folder / "policy.json") for folder in finished}
+    best = max(finished, key=lambda folder: policies[folder].provenance["validation_accuracy"])
+    Agent.load(best).save(run.path)
+    schedule = PolicySchedule(policies[best].segments, {**policies[best].provenance, "trial": best.name})
+    schedule.save(run.path / "policy.json")
+    return schedule
+
+
+def agents_images(config: TuneConfig, run: RunFolder) -> int:
+    """Images that all agents' episodes trained on, those of stopped agents included."""
+    logs = [LineLog(trial_folder(run.path / "trials", number) / "episodes.jsonl") for number in range(config.trials)]
+    return config.agent.batch_size * sum(entry["task"]["updates"] for log in logs for entry in log.read())
+
+
+# Population Based Training and random schedules
+
+
+def population(config: TuneConfig, run: RunFolder) -> ResultGrid:
+    """Train every member, or go on where an earlier start was."""
+    from ray import tune
+    from ray.tune.schedulers import FIFOScheduler, PopulationBasedTraining
+
+    from experiments.population import Member
+
+    search = Search.of(config.agent)
+    # Tune's scheduler draws from Python's global generator.
+    random.seed(config.seed)
+    scheduler: Any = FIFOScheduler()
+    if config.search == "pbt":
+        scheduler = PopulationBasedTraining(
+            time_attr="training_iteration",
+            perturbation_interval=1,  # a segment
+            hyperparam_mutations={
+                dimension: list(range(size)) for dimension, size in zip(DIMENSIONS, search.menu.sizes, strict=True)
+            },
+            synch=True,
+        )
+    starts = [random_schedule_actions(search, config, number) for number in range(config.trainings)]
+    trainable = tune.with_parameters(Member, agent=asdict(config.agent))
+    members = tune.with_resources(trainable, single_resources(search.share))
+    tuner = partial(
+        tune.Tuner,
+        members,
+        param_space={
+            "number": tune.grid_search(list(range(config.trainings))),
+            "perturbed": config.search == "pbt",
+            "plan": tune.sample_from(lambda spec: starts[spec["config"]["number"]]),
+            **{
+                dimension: tune.sample_from(lambda spec, place=place: starts[spec["config"]["number"]][0][place])
+                for place, dimension in enumerate(DIMENSIONS)
+            },
+        },
+        tune_config=tune.TuneConfig(metric=METRIC, mode="max", scheduler=scheduler, reuse_actors=True),
+        run_config=run_config(run),
+    )
+    return fit(tuner, members, run)
+
+
+def random_schedule_actions(search: Search, config: TuneConfig, number: int) -> list[list[int]]:
+    """A random action for each segment; a member of the population starts with the first."""
+    draw = np.random.default_rng(episode_seed(config.seed, "search", number))
+    return [draw.integers(search.menu.sizes).tolist() for _ in search.segments]
+
+
+def best_members(config: TuneConfig, run: RunFolder, results: ResultGrid) -> dict[str, PolicySchedule]:
+    """The schedules of the members that end best on validation, by name; all members go into `members.jsonl`.
+
+    Raises:
+        RunError: no member finished.
+    """
+    search = Search.of(config.agent)
+    finished = []
+    log = LineLog(run.path / "members.jsonl")
+    log.keep(0)
+    for result in results:
+        metrics = result.metrics or {}
+        if "actions" in metrics:
+            segments, updates = len(metrics["actions"]), search.tasks.task(0).updates
+            entry = {
+                "trial": metrics["trial_id"],
+                METRIC: metrics[METRIC],
+                "actions": metrics["actions"],
+                "lineage": metrics["lineage"],
+                # A member trains every segment once, on its own weights or a better member's.
+                "images": round(search.segments[segments - 1] * updates) * config.agent.batch_size,
+            }
+            log.append(entry)
+            if segments == len(search.segments):
+                finished.append(entry)
+    if not finished:
+        raise RunError("no training came to its end; their errors are above")
+    finished.sort(key=lambda entry: -entry[METRIC])
+    return {
+        f"member {entry['trial']}": to_schedule(entry["actions"], search.menu, search.segments)
+        for entry in finished[:MOST_CANDIDATES]
+    }
+
+
+def provenance(config: TuneConfig) -> dict[str, Any]:
+    """How a population's policy came about."""
+    return {"learned_by": config.search, "trainings": config.trainings, **facts_of(Search.of(config.agent))}
+
+
+# Tune
+
+
+def run_config(run: RunFolder) -> Any:
+    """Tune's own files go into the folder `ray` of the run's."""
+    from ray import tune
+
+    return tune.RunConfig(name="ray", storage_path=str(run.path.resolve()), verbose=1)
+
+
+def fit(tuner: Callable[[], Tuner], trainable: Any, run: RunFolder) -> ResultGrid:
+    """Run the trials; those of an earlier start that finished are kept, failed ones are tried again.
+
+    Args:
+        tuner: makes it, where there is none to go on with.
+        trainable: what it runs.
+        run: the folder.
+    """
+    from ray import tune
+
+    path = run.path.resolve() / "ray"
+    if any(path.glob("experiment_state-*.json")):
+        return tune.Tuner.restore(str(path), trainable, resume_unfinished=True, restart_errored=True).fit()
+    return tuner().fit()
+
+
+if __name__ == "__main__":
+    main()

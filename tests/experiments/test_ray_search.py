@@ -1,0 +1,198 @@
+"""The search on a cluster of three nodes: what is lost changes nothing, and what cannot be had is refused at once."""
+
+import ast
+import os
+import random
+import re
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import ray
+from ray.cluster_utils import Cluster
+
+from agent.ray_env import Share
+from experiments import train_agent
+from experiments.cluster import places
+from tests.experiments.test_train_agent import OPTIONS, outcome, status_of, workers_here
+
+ROOT = Path(__file__).parents[2]
+NODE: dict[str, Any] = {"object_store_memory": 80 * 2**20, "include_dashboard": False}
+# Long enough to be disturbed twice.
+SEARCH = [*OPTIONS, "--updates", "60", "70", "--episodes", "24"]
+
+
+@pytest.fixture(scope="module")
+def cluster() -> Iterator[Cluster]:
+    """The machine of the command, and two others with room for the workers; three pretend GPUs in all."""
+    started = Cluster(initialize_head=True, head_node_args={"num_cpus": 1, "num_gpus": 1, **NODE})
+    for _ in range(2):
+        started.add_node(num_cpus=2, num_gpus=1, **NODE)
+    yield started
+    started.shutdown()
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> dict[str, bytes]:
+    """What the same search leaves without Ray."""
+    folder = tmp_path_factory.mktemp("undisturbed")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(train_agent, "start_workers", workers_here)
+        train_agent.main([*SEARCH, "--out", str(folder / "run")])
+    return outcome(folder / "run")
+
+
+def actors() -> list[int]:
+    """The processes of environment workers on this machine."""
+    found = []
+    for entry in Path("/proc").iterdir():
+        if entry.name.isdigit():
+            try:
+                if (entry / "cmdline").read_bytes().startswith(b"ray::RayWorker"):
+                    found.append(int(entry.name))
+            except OSError:
+                continue
+    return found
+
+
+def parent(process: int) -> int:
+    return int(Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()[1])
+
+
+def raylet(node: Any) -> int:
+    return node.all_processes["raylet"][0].process.pid
+
+
+@pytest.mark.slow
+def test_worker_killed_and_node_lost(
+    cluster: Cluster, undisturbed: dict[str, bytes], tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    run, lost = tmp_path / "run", []
+
+    def disturb() -> None:
+        wait_until(lambda: any(run.glob("checkpoints/*")))
+        time.sleep(random.uniform(0, 0.5))
+        os.kill(random.choice(actors()), 9)
+        lost.append("worker")
+        wait_until(lambda: len(actors()) == 2)
+        own = ray.get_runtime_context().get_node_id()
+        hosts = {parent(actor) for actor in actors()}
+        node = next(node for node in cluster.worker_nodes if raylet(node) in hosts and node.node_id != own)
+        cluster.remove_node(node, allow_graceful=False)
+        lost.append("node")
+
+    disturbing = threading.Thread(target=disturb)
+    disturbing.start()
+    train_agent.main([*SEARCH, "--backend", "ray", "--address", cluster.address, "--out", str(run)])
+    disturbing.join()
+    assert lost == ["worker", "node"]
+    assert outcome(run) == undisturbed
+    cluster.add_node(num_cpus=2, num_gpus=1, **NODE)
+    assert "it is replaced and its episode repeated" in "".join(capfd.readouterr())
+
+
+def wait_until(condition: Callable[[], object]) -> None:
+    end = time.monotonic() + 120
+    while not condition():
+        assert time.monotonic() < end
+        time.sleep(0.02)
+
+
+@pytest.mark.parametrize(
+    ("asked", "room"),
+    [
+        (Share(1), 5),
+        (Share(2), 2),
+        (Share(4), 0),
+        (Share(0.5), 10),
+        (Share(0.25, 0.25), 12),
+        (Share(0.1, 0.6), 3),  # two would not fit on one GPU
+        (Share(1, 0.25), 5),
+        (Share(1, 2), 0),
+    ],
+)
+def test_room_is_what_the_machines_have(cluster: Cluster, asked: Share, room: int) -> None:
+    ray.init(address=cluster.address, logging_level="ERROR", ignore_reinit_error=True)
+    try:
+        assert places(asked) == room
+    finally:
+        ray.shutdown()
+
+
+@pytest.mark.parametrize(
+    ("options", "told"),
+    [
+        ("--workers 4 --cpus-per-worker 2", "room for 2 such workers"),
+        ("--workers 4 --gpus-per-worker 1", "room for 3 such workers"),
+        ("--cpus-per-worker 8", r"the cluster has 3 machines \(1 CPU and 1 GPU; 2 CPU and 1 GPU; 2 CPU and 1 GPU\)"),
+        ("--cpus-per-worker 0", "a worker's CPUs"),
+        ("--gpus-per-worker 1.5", "a worker's GPUs"),
+        ("--worker-timeout 0", "worker_timeout"),
+        ("--gpus-per-worker 0.5 --device nonsense", "device must be"),
+    ],
+)
+def test_what_the_cluster_cannot_hold_is_refused_at_once(
+    cluster: Cluster, refused: Any, options: str, told: str
+) -> None:
+    asked = [*OPTIONS, "--backend", "ray", "--address", cluster.address, "--out", "run", *options.split()]
+    assert re.search(told, refused(train_agent.main, asked))
+
+
+@pytest.mark.parametrize("options", ["--address auto", "--gpus-per-worker 0.5"])
+def test_options_of_ray_alone_are_refused(refused: Any, options: str) -> None:
+    assert "--backend ray" in refused(train_agent.main, [*OPTIONS, "--out", "run", *options.split()])
+
+
+def test_no_cluster_there(refused: Any) -> None:
+    asked = [*OPTIONS, "--backend", "ray", "--address", "127.0.0.1:1", "--out", "run"]
+    assert "no Ray cluster at 127.0.0.1:1" in refused(train_agent.main, asked)
+
+
+@pytest.mark.slow
+def test_failing_search_is_told_in_its_own_words(
+    cluster: Cluster, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    asked = [*OPTIONS, "--backend", "ray", "--address", cluster.address, "--out", str(tmp_path / "run")]
+    assert status_of([*asked, "--lr", "1e30", "--episodes", "4"]) == 2
+    (line,) = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error: ")]
+    assert line == "error: every training under the greedy agent diverged: search longer, or with a lower --lr"
+
+
+def test_ray_listens_on_loopback_alone() -> None:
+    """In a process of its own, since where Ray listens is settled when it is imported."""
+    code = """
+from experiments.cluster import connected
+import os, pathlib
+def listening():
+    own = {os.readlink(f"/proc/{p}/fd/{f}") for p in os.listdir("/proc") if p.isdigit() and owned(p)
+           for f in os.listdir(f"/proc/{p}/fd") if pathlib.Path(f"/proc/{p}/fd/{f}").is_symlink()}
+    for table in ("tcp", "tcp6"):
+        for line in open(f"/proc/net/{table}").readlines()[1:]:
+            _, local, _, state, *_, = line.split()
+            inode = line.split()[9]
+            if state == "0A" and f"socket:[{inode}]" in own:
+                yield local.split(":")[0]
+def owned(process):
+    try:
+        status = pathlib.Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()
+    except OSError:
+        return False
+    return int(status[3]) == os.getsid(0) or int(status[1]) == os.getpid() or process == str(os.getpid())
+with connected(None):
+    import ray
+    ray.get(ray.remote(num_cpus=0)(lambda: None).remote())
+    print(sorted(set(listening())))
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, start_new_session=True
+    )
+    assert done.returncode == 0, done.stderr
+    addresses = ast.literal_eval(done.stdout.splitlines()[-1])
+    assert addresses
+    # 127.0.0.1, and the same written as IPv6, as the kernel's tables have them
+    assert set(addresses) <= {"0100007F", "0000000000000000FFFF00000100007F"}

@@ -1,0 +1,184 @@
+"""Many searches: a member of a population is a training that can change hands, an agent's trial a search like any."""
+
+import json
+import os
+import signal
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from agent.workers import episode_seed
+from classifier.mixing import PolicySchedule
+from classifier.trainer import Trainer
+from envs import DIMENSIONS
+from experiments import train_agent, tune_agent
+from experiments.population import Member
+from experiments.presets import SearchConfig
+from experiments.train_agent import Search
+from tests.envs.tiny import digits
+from tests.experiments.test_train_agent import OPTIONS, lines, workers_here
+
+AGENT = [f"--agent.{word[2:]}" if word.startswith("--") else word for word in OPTIONS]
+SETTING = SearchConfig(
+    dataset="digits", train_size=(100, 100), updates=(20, 20), validation_size=100, precision="fp32", device="cpu"
+)
+PLAN = [[4, 0, 0, 0], [2, 1, 3, 0], [5, 1, 0, 0], [0, 3, 2, 1]]
+OTHER = [[1, 0, 0, 1], [3, 0, 1, 0], [4, 2, 0, 0], [6, 0, 0, 0]]
+
+
+class Alone(Member):
+    """A member without Ray, which would hand it the setting."""
+
+    setting = SETTING
+
+    def setup(self, config: dict[str, Any]) -> None:  # type: ignore[override]
+        super().setup(config, asdict(self.setting))
+
+
+def member(number: int, plan: list[list[int]], **changes: Any) -> Member:
+    return Alone({"number": number, "perturbed": False, "plan": plan, **changes})
+
+
+def by_hand(number: int, plan: list[list[int]]) -> list[float]:
+    """Validation accuracies of the same training after each segment."""
+    search = Search.of(SETTING)
+    task = search.tasks.task(0)
+    images = digits(100).draw(100, data_seed=task.data_seed)
+    trainer = Trainer(search.training, images, seed=episode_seed(0, "search", 0, number))
+    accuracies = []
+    for action in plan:
+        trainer.train(search.menu.policy(action), 5)
+        accuracies.append(trainer.evaluate("validation").accuracy)
+    return accuracies
+
+
+# A member of a population
+
+
+def test_a_member_trains_its_plan() -> None:
+    trained = member(3, PLAN)
+    results = [trained.step() for _ in PLAN]
+    assert [result["validation_accuracy"] for result in results] == by_hand(3, PLAN)
+    assert [result["done"] for result in results] == [False, False, False, True]
+    assert results[-1]["actions"] == PLAN
+
+
+def test_a_perturbed_member_follows_what_the_scheduler_sets() -> None:
+    trained = member(3, OTHER, perturbed=True, **dict(zip(DIMENSIONS, PLAN[0], strict=True)))
+    assert trained.step()["actions"] == PLAN[:1]
+
+
+def test_a_reused_actor_is_the_member_that_it_becomes(tmp_path: Path) -> None:
+    donor, reused = member(3, PLAN), member(8, OTHER)
+    donor.step()
+    donor.step()
+    donor.save_checkpoint(str(tmp_path))
+    for _ in OTHER:
+        reused.step()
+    config = {"number": 3, "perturbed": False, "plan": [*OTHER[:2], *PLAN[2:]]}
+    assert reused.reset_config(config)
+    reused.load_checkpoint(str(tmp_path))
+    results = [reused.step(), reused.step()]
+    assert [result["validation_accuracy"] for result in results] == by_hand(3, PLAN)[2:]
+    assert results[-1]["actions"] == PLAN, "the weights' own history, not this configuration's"
+    assert reused.reset_config({**config, "number": 5, "plan": OTHER})
+    assert [reused.step()["validation_accuracy"] for _ in OTHER] == by_hand(5, OTHER)
+
+
+def test_a_diverged_member_stands_at_chance(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Alone, "setting", replace(SETTING, lr=1e30))
+    diverging = member(0, PLAN)
+    assert [diverging.step()["validation_accuracy"] for _ in PLAN][1:] == [0.1] * 3
+
+
+# Hyperparameters
+
+
+def test_trials_differ_and_are_the_same_again() -> None:
+    drawn = [tune_agent.trial_config(SETTING, 4, number) for number in range(20)]
+    assert drawn[0] == SETTING
+    assert len({config.ppo for config in drawn}) == 20
+    assert drawn == [tune_agent.trial_config(SETTING, 4, number) for number in range(20)]
+    assert drawn[1:] != [tune_agent.trial_config(SETTING, 5, number) for number in range(1, 20)]
+    for config in drawn:
+        Search.of(config)
+
+
+@pytest.mark.parametrize(
+    ("options", "told"),
+    [
+        ("--trials 0", "--trials must be at least 1"),
+        ("--trainings 1", "--trainings must be at least 2"),
+        ("--seed -1", "--seed"),
+        ("--preset nonsense", "--preset"),
+        ("--agent.backend local", "--agent.backend"),
+        ("--agent.out here", "--agent.out"),
+        ("--resume missing", "missing"),
+    ],
+)
+def test_refused_in_one_line(refused: Any, options: str, told: str) -> None:
+    assert told in refused(tune_agent.main, [*AGENT, "--out", "run", *options.split()])
+
+
+# Whole runs
+
+
+@pytest.mark.slow
+def test_killed_run_goes_on_and_its_trials_are_searches_like_any(
+    start: Any, wait_until: Any, members: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    arguments = [*AGENT, "--trials", "2", "--grace", "12"]
+    run = tmp_path / "run"
+    process = start("tune_agent.py", *arguments, "--out", "run", cwd=tmp_path)
+    wait_until("a finished trial", lambda: any(run.glob("trials/*/policy.json")), running=process)
+    os.killpg(process.pid, signal.SIGKILL)
+    process.communicate(timeout=60)
+    kept = {path: path.read_bytes() for path in run.glob("trials/*/policy.json")}
+    process = start("tune_agent.py", "--resume", "run", cwd=tmp_path)
+    out, err = process.communicate(timeout=300)
+    assert process.returncode == 0, err
+    assert all(path.read_bytes() == content for path, content in kept.items())
+
+    policies = {path.parent.name: PolicySchedule.load(path) for path in run.glob("trials/*/policy.json")}
+    assert set(policies) == {"0000", "0001"}
+    best = PolicySchedule.load(run / "policy.json")
+    accuracies = {name: policy.provenance["validation_accuracy"] for name, policy in policies.items()}
+    assert best.provenance["validation_accuracy"] == max(accuracies.values())
+    assert best.segments == policies[best.provenance["trial"]].segments
+    for file in ("agent.safetensors", "agent.json"):
+        assert (run / file).read_bytes() == (run / "trials" / best.provenance["trial"] / file).read_bytes()
+    episodes = [entry for folder in policies for entry in lines(run / "trials" / folder / "episodes.jsonl")]
+    summary = json.loads((run / "summary.json").read_text())
+    assert summary["images_trained"] == 100 * sum(episode["task"]["updates"] for episode in episodes)
+    assert "Development-test accuracy" in out
+
+    # Trial 0 is the search that train_agent.py makes of the same options.
+    monkeypatch.setattr(train_agent, "start_workers", workers_here)
+    train_agent.main([*OPTIONS, "--out", str(tmp_path / "alone")])
+    for file in ("policy.json", "agent.safetensors", "episodes.jsonl"):
+        assert (run / "trials/0000" / file).read_bytes() == (tmp_path / "alone" / file).read_bytes()
+
+
+@pytest.mark.slow
+def test_population_leaves_the_winning_lineage(start: Any, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    arguments = [*AGENT, "--search", "pbt", "--trainings", "4"]
+    process = start("tune_agent.py", *arguments, "--out", "run", cwd=tmp_path)
+    _, err = process.communicate(timeout=400)
+    assert process.returncode == 0, err
+    found = {entry["trial"]: entry for entry in lines(run / "members.jsonl")}
+    assert len(found) == 4
+    search = Search.of(SETTING)
+    policy = PolicySchedule.load(run / "policy.json")
+    winner = found[policy.provenance["candidate"].removeprefix("member ")]
+    assert list(policy.segments) == [
+        (end, search.menu.policy(action)) for end, action in zip(search.segments, winner["actions"], strict=True)
+    ]
+    assert policy.provenance["learned_by"] == "pbt" and policy.provenance["trainings"] == 4
+    for entry in found.values():
+        assert len(entry["lineage"]) == 4 and set(entry["lineage"]) <= set(found)
+        assert entry["lineage"][-1] == entry["trial"]
+    updates = Search.of(replace(SETTING, train_size=(100, 120), updates=(8, 10), tasks=2)).tasks.task(0).updates
+    assert json.loads((run / "summary.json").read_text())["images_trained"] == 4 * updates * 100
