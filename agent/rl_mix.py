@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -63,19 +63,6 @@ class PerBatchConfig:
     batch_size: int = 250
     epochs: int = 10
     learning_rate: float = 3e-4
-
-    def __post_init__(self) -> None:
-        if self.extractor not in POLICIES:
-            raise ValueError(f"extractor must be one of {', '.join(POLICIES)}, got {self.extractor!r}")
-        for name, least in (("n_steps", 2), ("batch_size", 2), ("epochs", 1)):
-            if getattr(self, name) < least:
-                raise ValueError(f"{name} of the agent must be at least {least}, got {getattr(self, name)}")
-        if self.n_steps % self.batch_size:
-            raise ValueError(
-                f"n_steps of the agent must be a multiple of its batch_size, got {self.n_steps} and {self.batch_size}"
-            )
-        if not 0 < self.learning_rate < 1:
-            raise ValueError(f"learning_rate of the agent must be in (0, 1), got {self.learning_rate}")
 
 
 class BatchExtractor(BaseFeaturesExtractor):
@@ -229,9 +216,24 @@ class ThresholdPPO:
         seed: of weights and sampling; seeds torch's, NumPy's and Python's global generators, as Stable-Baselines3 does.
         updates: of the classifier's training, over which the learning rate falls.
         logger: where PPO's own figures go, as it learns.
+
+    Raises:
+        ValueError: the configuration is out of range.
     """
 
     def __init__(self, config: PerBatchConfig, env: RLMixEnv, *, seed: int, updates: int, logger: Logger) -> None:
+        if config.extractor not in POLICIES:
+            raise ValueError(f"extractor must be one of {', '.join(POLICIES)}, got {config.extractor!r}")
+        for name, least in (("n_steps", 2), ("batch_size", 2), ("epochs", 1)):
+            if getattr(config, name) < least:
+                raise ValueError(f"{name} of the agent must be at least {least}, got {getattr(config, name)}")
+        if config.n_steps % config.batch_size:
+            raise ValueError(
+                "n_steps of the agent must be a multiple of its batch_size, "
+                f"got {config.n_steps} and {config.batch_size}"
+            )
+        if not 0 < config.learning_rate < 1:
+            raise ValueError(f"learning_rate of the agent must be in (0, 1), got {config.learning_rate}")
         self.model = PPO(
             POLICIES[config.extractor],
             env,
@@ -269,22 +271,32 @@ class ThresholdPPO:
         model._last_episode_starts = done = np.array([terminated or truncated])
         model.num_timesteps += 1
         if buffer.full:
-            buffer.compute_returns_and_advantage(torch.from_numpy(self._value(following)), done)
-            model._update_current_progress_remaining(model.num_timesteps, self._updates)
-            model.train()
-            model.logger.dump(model.num_timesteps)
-            buffer.reset()
+            self.update(torch.from_numpy(self._value(following)), done=bool(done[0]))
+
+    def update(self, value: Tensor, *, done: bool) -> None:
+        """Learn from a full rollout, and start another one.
+
+        Args:
+            value: `[1, 1]`, estimated of what follows the rollout.
+            done: an episode ended with it.
+        """
+        model, buffer = self.model, self._buffer
+        buffer.compute_returns_and_advantage(value, np.array([done]))
+        model._update_current_progress_remaining(model.num_timesteps, self._updates)
+        model.train()
+        model.logger.dump(model.num_timesteps)
+        buffer.reset()
 
     def state_dict(self) -> dict[str, Any]:
         """Everything of the agent between two steps, its unfinished rollout and the global random states included."""
         done = self._buffer.pos
-        rollout = {name: torch.from_numpy(values[:done]) for name, values in self._rows().items()}
+        rollout = {name: torch.from_numpy(values[:done]) for name, values in self.rows().items()}
         return {"search": search_state(self.model), "rollout": rollout}
 
     def load_state_dict(self, state: dict[str, Any], observation: Observation) -> None:
         """Go on from what `state_dict` gave, when the environment shows `observation`."""
         restore_search(self.model, state["search"], observation)
-        for name, values in self._rows().items():
+        for name, values in self.rows().items():
             kept = state["rollout"][name].numpy()
             values[: len(kept)] = kept
             self._buffer.pos = len(kept)
@@ -295,7 +307,8 @@ class ThresholdPPO:
         assert isinstance(buffer, DictRolloutBuffer)
         return buffer
 
-    def _rows(self) -> dict[str, NDArray[Any]]:
+    def rows(self) -> dict[str, NDArray[Any]]:
+        """The rollout's arrays by name, `[n_steps, 1, ...]` each; those of past steps are filled."""
         names = ("actions", "rewards", "episode_starts", "values", "log_probs")
         return {**self._buffer.observations, **{name: getattr(self._buffer, name) for name in names}}
 
@@ -478,6 +491,11 @@ class Epoch:
     diverged: bool
     observation: Observation
 
+    def line(self) -> dict[str, Any]:
+        """What a log keeps of it, as JSON: `counts`, `reward`, `loss`, `updates` and `updates_done`."""
+        kept = {name: getattr(self, name) for name in ("reward", "loss", "updates", "updates_done")}
+        return {"counts": self.counts.tolist(), **kept}
+
 
 def play(env: RLMixEnv, observation: Observation, choose: Choose, learn: Learn | None = None) -> Iterator[Epoch]:
     """Train the environment's classifier to its end, an epoch at a time.
@@ -512,3 +530,18 @@ def play(env: RLMixEnv, observation: Observation, choose: Choose, learn: Learn |
             info["diverged"],
             observation,
         )
+
+
+def last_quarter(epochs: Sequence[Mapping[str, Any]], updates: int) -> dict[str, Any]:
+    """Mean reward, and share of each threshold, over the epochs that end in the last quarter of a training.
+
+    Args:
+        epochs: lines of `Epoch.line`, at least one; where the training ended before, the last one counts.
+        updates: length of the training.
+    """
+    last = [epoch for epoch in epochs if epoch["updates_done"] > 0.75 * updates] or epochs[-1:]
+    counts = np.sum([epoch["counts"] for epoch in last], axis=0)
+    return {
+        "reward": float(np.average([epoch["reward"] for epoch in last], weights=[epoch["updates"] for epoch in last])),
+        "thresholds": (counts / counts.sum()).tolist(),
+    }

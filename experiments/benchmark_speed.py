@@ -342,7 +342,7 @@ def _run_episode(env: MixPolicyEnv, *, seed: int) -> dict[str, float]:
     env.reset(seed=seed)
     reset = time.perf_counter() - started
     steps, terminated = 0.0, False
-    with _clocked(Trainer, "train") as training, _clocked(Trainer, "evaluate") as validation:
+    with clocked(Trainer, "train") as training, clocked(Trainer, "evaluate") as validation:
         while not terminated:
             action = env.action_space.sample()
             started = time.perf_counter()
@@ -352,7 +352,7 @@ def _run_episode(env: MixPolicyEnv, *, seed: int) -> dict[str, float]:
 
 
 @contextmanager
-def _clocked(owner: type, name: str) -> Iterator[list[float]]:
+def clocked(owner: type, name: str) -> Iterator[list[float]]:
     """Note the seconds of every call of a method while the block runs."""
     method, seconds = getattr(owner, name), []
 

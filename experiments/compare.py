@@ -26,12 +26,11 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-import numpy as np
 import torch
 import tyro
 from stable_baselines3.common.logger import Logger
 
-from agent.rl_mix import ThresholdPPO, play, random_thresholds
+from agent.rl_mix import ThresholdPPO, last_quarter, play, random_thresholds
 from classifier.data import Splits, load_dataset, split
 from classifier.files import write_atomic
 from classifier.hardware import resolve_device, resolve_precision
@@ -287,15 +286,10 @@ def train_per_batch(
     started = time.perf_counter()
     epochs = list(play(env, observation, choose, learn))
     seconds = time.perf_counter() - started
-    last = [epoch for epoch in epochs if epoch.updates_done > 0.75 * training.updates] or epochs[-1:]
-    counts = np.sum([epoch.counts for epoch in last], axis=0)
     return env.trainer, {
         "diverged": epochs[-1].diverged,
         "seconds": seconds,
-        "last_quarter": {
-            "reward": float(np.average([epoch.reward for epoch in last], weights=[epoch.updates for epoch in last])),
-            "thresholds": (counts / counts.sum()).tolist(),
-        },
+        "last_quarter": last_quarter([epoch.line() for epoch in epochs], training.updates),
     }
 
 

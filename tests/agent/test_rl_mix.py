@@ -240,7 +240,7 @@ def test_stopped_between_epochs_and_resumed_learns_the_same(tmp_path: Path, stop
 )
 def test_refuses_settings_out_of_range(changes: dict[str, Any], named: str) -> None:
     with pytest.raises(ValueError, match=named):
-        replace(CONFIG, **changes)
+        learner(environment(), replace(CONFIG, **changes))
 
 
 # Frozen
