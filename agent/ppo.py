@@ -138,7 +138,9 @@ def search_state(model: PPO) -> dict[str, Any]:
     }
 
 
-def restore_search(model: PPO, state: dict[str, Any], observations: NDArray[np.float32]) -> None:
+def restore_search(
+    model: PPO, state: dict[str, Any], observations: NDArray[np.float32] | dict[str, NDArray[np.float32]]
+) -> None:
     """Go on from what `search_state` gave.
 
     Args:

@@ -38,8 +38,8 @@ from classifier.data.dataset import Images
 from classifier.hardware import resolve_device, resolve_precision, why_not_compile
 from classifier.mixing.manifold import mixed_stage
 from classifier.mixing.methods import METHODS, MixDraw, MixInput
-from classifier.mixing.policy import Interleaver, MixPolicy
-from classifier.mixing.rmix import GRIDS, THRESHOLDS
+from classifier.mixing.policy import Interleaver, LamDistribution, MixPolicy
+from classifier.mixing.rmix import GRIDS, THRESHOLDS, rmix_grids
 from classifier.mixing.saliency import input_gradient, patch_saliency
 from classifier.mixing.targets import lamix_target, one_hot, smooth, soft_cross_entropy
 from classifier.models import attach_label_head, build_model, hidden_stages, without_label_head
@@ -219,6 +219,34 @@ class EvalStats:
 
 
 @dataclass(frozen=True)
+class CleanBatch:
+    """The next update's images before they are mixed, as the network of this moment sees them.
+
+    Attributes:
+        gradient: `[B, C, H, W]`, of the mean cross-entropy at the images, with batch statistics as R-Mix takes it.
+        logits: `[B, K]` float32, of the same pass.
+        grid: patches per side of the grid on which they will be mixed.
+    """
+
+    gradient: Tensor
+    logits: Tensor
+    grid: int
+
+
+@dataclass(frozen=True)
+class MixedUpdate:
+    """What an update under given thresholds was like; nothing of it has been brought to the host.
+
+    Attributes:
+        gradient: `[B, C, H, W]`, of the update's own loss at the mixed images.
+        loss: 0-d, mean cross-entropy against the mixed targets, in nats.
+    """
+
+    gradient: Tensor
+    loss: Tensor
+
+
+@dataclass(frozen=True)
 class _Views:
     """How images are cropped and flipped, as `augment` takes it; `[B]`, or `[BLOCK, B]`, each."""
 
@@ -232,12 +260,35 @@ class _Views:
 
 @dataclass
 class _Batch:
-    """A batch on the device; `gradient` is that of the loss at its images once a clean update has seen it."""
+    """A batch on the device; `gradient` is that of the loss at its images, `logits` what an exact pass saw there."""
 
     images: Tensor
     index: Tensor
     views: _Views
     gradient: Tensor | None = None
+    logits: Tensor | None = None
+
+    def state(self) -> dict[str, Any]:
+        """What `restored` makes the batch of again, on any device."""
+        views = [self.views.top, self.views.left, self.views.flip]
+        return {
+            "images": self.images,
+            "index": self.index,
+            "views": views,
+            "gradient": self.gradient,
+            "logits": self.logits,
+        }
+
+    @classmethod
+    def restored(cls, state: dict[str, Any], device: torch.device) -> _Batch:
+        logits = state.get("logits")
+        return cls(
+            _channels_last(state["images"].to(device)),
+            state["index"].to(device),
+            _Views(*(tensor.to(device) for tensor in state["views"])),
+            _channels_last(state["gradient"].to(device)),
+            None if logits is None else logits.to(device),
+        )
 
 
 def _onecycle(optimizer: torch.optim.Optimizer, config: TrainConfig) -> torch.optim.lr_scheduler.LRScheduler:
@@ -351,6 +402,7 @@ class Trainer:
         self._stream: Iterator[Tensor] | None = None
         self._stream_side = 0
         self._waiting: _Batch | None = None
+        self._next_clean: _Batch | None = None
         self._interleaver = Interleaver()
         self._data_blocks: dict[int, tuple[Tensor, _Views]] = {}
         self._mixing_blocks: dict[int, tuple[list[MixDraw], _Views]] = {}
@@ -382,6 +434,7 @@ class Trainer:
             raise ValueError(f"updates must be in [1, {left}], what is left of {self.config.updates}, got {updates}")
         self.check(policy)
         started = time.perf_counter()
+        self._next_clean = None  # its saliency would be that of a network that is no more
         plan = [self._interleaver.next(policy.shares) for _ in range(updates)]
         probes = set([step for step, method in enumerate(plan) if method == "clean"][-PROBES:]) if probe else set()
         # The input gradient of these clean updates serves the saliency updates that follow on the same batch.
@@ -403,7 +456,7 @@ class Trainer:
                 if method != "clean":
                     self.last_mixed = (images, targets)
                 leaf = images.detach().requires_grad_(recycle or probed)
-                loss, stats = self._mixed_loss(method, policy, draw)(leaf, targets, beta, attached)
+                loss, stats, _ = self._mixed_loss(method, policy, draw)(leaf, targets, beta, attached)
                 loss.backward()
                 sums["clean" if method == "clean" else "mixed"] += stats
                 if recycle or probed:
@@ -413,10 +466,7 @@ class Trainer:
                     self._waiting = batch if recycle else None
                 if probed:
                     probe_sums += self._probe(batch)
-                self.optimizer.step()
-                self.optimizer.zero_grad(set_to_none=True)
-                self._lr_schedule.step()
-                self.updates_done += 1
+                self._end_update()
         counts = Counter(plan)
         self._average(*sums.values(), probe_sums)
         clean, other, probed_means = _to_host(sums["clean"], sums["mixed"], probe_sums)
@@ -433,6 +483,67 @@ class Trainer:
             gradient_norm=probed_means[1] / len(probes) if measured else None,
             diverged=not finite,
         )
+
+    def next_clean(self) -> CleanBatch:
+        """Look at the batch that `train_mixed` will mix, by an exact pass; the same until it has been trained on.
+
+        Raises:
+            ValueError: R-Mix has no grid for images of this size.
+        """
+        grids = rmix_grids(*self._image_shape[1:])
+        if self._next_clean is None:
+            batch = self._fresh_batch()
+            with self._own_random_state():
+                self._take_gradient(batch, "rmix")
+            self._next_clean = batch
+        draw, _ = self._mix_draw(self.updates_done)
+        assert self._next_clean.gradient is not None and self._next_clean.logits is not None
+        grid = grids[int(draw.choice * len(grids))]
+        return CleanBatch(self._next_clean.gradient, self._next_clean.logits, grid)
+
+    def train_mixed(self, threshold: Tensor, *, lam: LamDistribution) -> MixedUpdate:
+        """Make one update of exact R-Mix on the batch of `next_clean`, with given thresholds.
+
+        With the thresholds that the Trainer would draw itself, it is to the last bit an update of
+        `train(MixPolicy({"rmix": 1.0}), ...)` with exact saliency.
+
+        Args:
+            threshold: `[B]` float32 in [0, 1), each image's saliency quantile.
+            lam: distribution of the batch's mixing ratio.
+
+        Raises:
+            ValueError: the training is over, or the thresholds are not one for each image.
+        """
+        if self.updates_done >= self.config.updates:
+            raise ValueError(f"the training of {self.config.updates} updates is over; reset it")
+        if threshold.shape != (self.config.batch_size,):
+            raise ValueError(f"threshold must be [{self.config.batch_size}], got {tuple(threshold.shape)}")
+        self.next_clean()
+        batch, self._next_clean = self._next_clean, None
+        assert batch is not None
+        draw, _ = self._mix_draw(self.updates_done)
+        targets = one_hot(self._labels(batch), self.num_classes)
+        one = torch.ones((), device=self.device)
+        self.model.train()
+        with self._own_random_state():
+            images, targets = METHODS["rmix"].mix(
+                MixInput(batch.images, targets, batch.gradient),
+                MixPolicy({"rmix": 1.0}, lam=lam),
+                replace(draw, threshold=threshold.to(self.device)),
+            )
+            self.last_mixed = (images, targets)
+            leaf = images.detach().requires_grad_()
+            loss, stats, _ = self._training_loss(leaf, targets, one, one)
+            loss.backward()
+            self._end_update()
+        assert leaf.grad is not None
+        return MixedUpdate(leaf.grad, stats[0])
+
+    def _end_update(self) -> None:
+        self.optimizer.step()
+        self.optimizer.zero_grad(set_to_none=True)
+        self._lr_schedule.step()
+        self.updates_done += 1
 
     def check(self, policy: MixPolicy) -> None:
         """Refuse a policy that this network or these images cannot be trained under.
@@ -498,16 +609,10 @@ class Trainer:
 
     def state_dict(self) -> dict[str, Any]:
         """Everything: a training that goes on from here ends as one never stopped, bit for bit on one machine."""
-        waiting = self._waiting
+        waiting, following = self._waiting, self._next_clean
         own = {
-            "waiting": None
-            if waiting is None
-            else {
-                "images": waiting.images,
-                "index": waiting.index,
-                "views": [waiting.views.top, waiting.views.left, waiting.views.flip],
-                "gradient": waiting.gradient,
-            },
+            "waiting": None if waiting is None else waiting.state(),
+            "next_clean": None if following is None else following.state(),
             "random_state": self._random_state,
         }
         processes: list[Any] = [own]
@@ -554,13 +659,9 @@ class Trainer:
         self._interleaver = Interleaver(state["credit"])
         self._random_state = own["random_state"]
         if own["waiting"] is not None:
-            waiting = own["waiting"]
-            self._waiting = _Batch(
-                _channels_last(waiting["images"].to(self.device)),
-                waiting["index"].to(self.device),
-                _Views(*(tensor.to(self.device) for tensor in waiting["views"])),
-                _channels_last(waiting["gradient"].to(self.device)),
-            )
+            self._waiting = _Batch.restored(own["waiting"], self.device)
+        if own["next_clean"] is not None:
+            self._next_clean = _Batch.restored(own["next_clean"], self.device)
 
     def network_state(self) -> dict[str, Tensor]:
         """Weights of the network as its author wrote it, without the global-label head."""
@@ -597,15 +698,18 @@ class Trainer:
         local, global_logits = logits.float().chunk(2, dim=1)
         return local, global_logits
 
-    def _loss_and_stats(self, images: Tensor, targets: Tensor, beta: Tensor, attached: Tensor) -> tuple[Tensor, Tensor]:
-        """The mean loss (LaMix, eq. 11), and loss, target entropy and accuracy as one `[3]` tensor off the graph."""
+    def _loss_and_stats(
+        self, images: Tensor, targets: Tensor, beta: Tensor, attached: Tensor
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """The mean loss (LaMix, eq. 11); off the graph (loss, target entropy, accuracy) `[3]`, and logits `[B, K]`."""
         local, global_logits = self._logits(self._network, images)
         target = lamix_target(targets, global_logits, beta, attached)
         loss = soft_cross_entropy(local, target).mean()
         fixed = target.detach()
         entropy = torch.special.entr(fixed).sum(dim=1).mean()
-        hits = (local.detach().argmax(dim=1) == fixed.argmax(dim=1)).float().mean()
-        return loss, torch.stack((loss.detach(), entropy, hits))
+        seen = local.detach()
+        hits = (seen.argmax(dim=1) == fixed.argmax(dim=1)).float().mean()
+        return loss, torch.stack((loss.detach(), entropy, hits)), seen
 
     def _batch_sums(self, images: Tensor, labels: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
         """Sums over a batch: (hits, loss, confidence) `[3]`, and (hits, confidence) per bin of confidence `[2, 15]`."""
@@ -620,7 +724,9 @@ class Trainer:
         values = torch.stack((hits, confidence))
         return torch.stack((hits.sum(), (loss * weight).sum(), confidence.sum())), values @ member
 
-    def _mixed_loss(self, method: str, policy: MixPolicy, draw: MixDraw) -> Callable[..., tuple[Tensor, Tensor]]:
+    def _mixed_loss(
+        self, method: str, policy: MixPolicy, draw: MixDraw
+    ) -> Callable[..., tuple[Tensor, Tensor, Tensor]]:
         """The training loss; of a network whose hidden states are mixed on the way where the method says so."""
         drawn = METHODS[method].stage
         number = drawn(draw.choice) if drawn else 0
@@ -628,7 +734,7 @@ class Trainer:
             return self._training_loss
         stage = hidden_stages(self.model)[number - 1]
 
-        def loss(*arguments: Tensor) -> tuple[Tensor, Tensor]:
+        def loss(*arguments: Tensor) -> tuple[Tensor, Tensor, Tensor]:
             # Eager: a hook that comes and goes would have the step compiled again each time.
             with mixed_stage(stage, partner=draw.partner, lam=policy.lam.quantile(draw.lam_quantile)):
                 return self._loss_and_stats(*arguments)
@@ -643,15 +749,22 @@ class Trainer:
             return self._seen_anew(batch) if self.config.augmentation else batch
         batch = self._fresh_batch()
         if needs_gradient:
-            targets = one_hot(self._labels(batch), self.num_classes)
-            one = torch.ones((), device=self.device)
-            self.model.train(not METHODS[method].gradient_in_eval)
-            with self._unsynchronised():
-                batch.gradient = input_gradient(
-                    lambda leaf: self._training_loss(leaf, targets, one, one)[0], batch.images, self.model
-                )
-            self.model.train()
+            self._take_gradient(batch, method)
         return batch
+
+    def _take_gradient(self, batch: _Batch, method: str) -> None:
+        """Give a batch its input gradient and logits by an exact pass, as a method of `METHODS` has it."""
+        targets = one_hot(self._labels(batch), self.num_classes)
+        one = torch.ones((), device=self.device)
+
+        def loss(leaf: Tensor) -> Tensor:
+            value, _, batch.logits = self._training_loss(leaf, targets, one, one)
+            return value
+
+        self.model.train(not METHODS[method].gradient_in_eval)
+        with self._unsynchronised():
+            batch.gradient = input_gradient(loss, batch.images, self.model)
+        self.model.train()
 
     def _unsynchronised(self) -> AbstractContextManager[None]:
         """No gradient of the parameters is made inside, so there is none for the processes to wait for."""

@@ -88,7 +88,7 @@ class Way:
     """A way to train whose speed is measured.
 
     Attributes:
-        contestant: how it mixes; a key of `CONTESTANTS`.
+        contestant: how it mixes; a key of `CONTESTANTS` (`benchmark_rl_mix.py` measures the per-batch ones).
         precision: `auto` (bf16 where it is native) or `fp32`.
         compile: whether the step is compiled.
     """
@@ -112,7 +112,7 @@ PLAIN, SLOW = "plain", "rmix-exact-fp32"
 FAST = ("rmix", "rmix-compiled")  # the faster one is the fast path
 # The Trainer keeps images and weights in channels-last memory for all of them, the slow path included.
 WAYS = {
-    **{name: Way(name) for name in CONTESTANTS},
+    **{name: Way(name) for name, entry in CONTESTANTS.items() if entry.per_batch is None},
     "rmix-compiled": Way("rmix", compile=True),
     SLOW: Way("rmix-exact", precision="fp32"),
 }
@@ -342,7 +342,7 @@ def _run_episode(env: MixPolicyEnv, *, seed: int) -> dict[str, float]:
     env.reset(seed=seed)
     reset = time.perf_counter() - started
     steps, terminated = 0.0, False
-    with _clocked(Trainer, "train") as training, _clocked(Trainer, "evaluate") as validation:
+    with clocked(Trainer, "train") as training, clocked(Trainer, "evaluate") as validation:
         while not terminated:
             action = env.action_space.sample()
             started = time.perf_counter()
@@ -352,7 +352,7 @@ def _run_episode(env: MixPolicyEnv, *, seed: int) -> dict[str, float]:
 
 
 @contextmanager
-def _clocked(owner: type, name: str) -> Iterator[list[float]]:
+def clocked(owner: type, name: str) -> Iterator[list[float]]:
     """Note the seconds of every call of a method while the block runs."""
     method, seconds = getattr(owner, name), []
 

@@ -18,6 +18,7 @@ import multiprocessing
 import shlex
 import signal
 import sys
+import time
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
@@ -28,12 +29,15 @@ from typing import Any, Literal
 
 import torch
 import tyro
+from stable_baselines3.common.logger import Logger
 
+from agent.rl_mix import ThresholdPPO, last_quarter, play, random_thresholds
 from classifier.data import Splits, load_dataset, split
 from classifier.files import write_atomic
 from classifier.hardware import resolve_device, resolve_precision
 from classifier.trainer import TrainConfig, Trainer
-from experiments.contestants import CONTESTANTS
+from envs import RLMixEnv
+from experiments.contestants import CONTESTANTS, PerBatch
 from experiments.intervals import holm, mean_interval, paired_difference, paired_p_value
 from experiments.run_folder import LineLog, RunError, interrupt_on_sigterm, machine, user_errors
 
@@ -243,22 +247,51 @@ def train(name: str, seed: int, setting: Setting, data_root: str | None) -> dict
 
     Returns:
         The line of the log: accuracy on all development images in [0, 1], at chance after a diverged training, and
-        seconds of the updates alone.
+        seconds of the updates alone, a per-batch agent's own included; of such an agent also what it did.
     """
     contestant = CONTESTANTS[name]
     data = _splits(setting.dataset, data_root).draw(setting.train_size, data_seed=seed)
-    trainer = Trainer(setting.training(contestant.saliency), data, seed=seed)
-    stats = trainer.train(contestant.policy, setting.updates, probe=False)
-    accuracy = 1 / trainer.num_classes if stats.diverged else trainer.evaluate("development").accuracy
+    training = setting.training(contestant.saliency)
+    if contestant.per_batch is None:
+        trainer = Trainer(training, data, seed=seed)
+        stats = trainer.train(contestant.policy, setting.updates, probe=False)
+        ended: dict[str, Any] = {"diverged": stats.diverged, "seconds": stats.seconds}
+    else:
+        trainer, ended = train_per_batch(contestant.per_batch, training, data, seed)
+    accuracy = 1 / trainer.num_classes if ended["diverged"] else trainer.evaluate("development").accuracy
     return {
         "method": name,
         "seed": seed,
         "accuracy": accuracy,
         "development_images": len(data.development),
-        "diverged": stats.diverged,
-        "seconds": stats.seconds,
+        **ended,
         "processor": machine()["processor"],
         "setting": asdict(setting),
+    }
+
+
+def train_per_batch(
+    chooser: PerBatch, training: TrainConfig, data: Splits, seed: int
+) -> tuple[Trainer, dict[str, Any]]:
+    """One training whose thresholds are chosen batch by batch, learning included.
+
+    Returns:
+        The Trainer at its end; and what the log's line has of it: `last_quarter` is the mean reward and the share of
+        each threshold over the last quarter of the training.
+    """
+    env = RLMixEnv(training=training, splits=data, grid=chooser.grid)
+    choose, learn = random_thresholds(seed, training.batch_size), None
+    if chooser.learned:
+        agent = ThresholdPPO(chooser.agent, env, seed=seed, updates=training.updates, logger=Logger(None, []))
+        choose, learn = agent.choose, agent.learn
+    observation, _ = env.reset(seed=seed)
+    started = time.perf_counter()
+    epochs = list(play(env, observation, choose, learn))
+    seconds = time.perf_counter() - started
+    return env.trainer, {
+        "diverged": epochs[-1].diverged,
+        "seconds": seconds,
+        "last_quarter": last_quarter([epoch.line() for epoch in epochs], training.updates),
     }
 
 
@@ -282,6 +315,7 @@ def compare(runs: Mapping[str, Sequence[Mapping[str, Any]]], baseline: str) -> d
                 "accuracy": _interval(accuracies[name]),
                 "seconds": _interval([run["seconds"] for run in lines]),
                 "diverged": sum(run["diverged"] for run in lines),
+                **_per_batch(name, lines),
             }
             for name, lines in runs.items()
         },
@@ -354,6 +388,14 @@ def _interval(values: Sequence[float]) -> dict[str, Any]:
     mean, half_width = mean_interval(values)
     assert math.isfinite(half_width), "an interval takes two values"
     return {"mean": mean, "half_width": half_width, "per_seed": list(values)}
+
+
+def _per_batch(name: str, lines: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """What is known of a per-batch chooser beyond what is known of all; nothing of others."""
+    chooser = CONTESTANTS[name].per_batch
+    if chooser is None:
+        return {}
+    return {"per_batch": asdict(chooser), "reward": _interval([run["last_quarter"]["reward"] for run in lines])}
 
 
 def _percent(interval: Mapping[str, Any]) -> str:

@@ -5,9 +5,25 @@ Manifold Mixup and mixup were published mixing every update, which costs short t
 published one for CIFAR; label smoothing's factor is the one that LaMix's authors found best.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
+from agent.rl_mix import PerBatchConfig
 from classifier.mixing import LamDistribution, MixPolicy
+
+
+@dataclass(frozen=True)
+class PerBatch:
+    """R-Mix's thresholds chosen batch by batch while the classifier trains, in an `RLMixEnv`.
+
+    Attributes:
+        learned: by an agent; else they are drawn at random, its control.
+        agent: how the agent sees and learns.
+        grid: `published` or `mixing`: the patches that it sees and is rewarded on.
+    """
+
+    learned: bool = True
+    agent: PerBatchConfig = field(default_factory=PerBatchConfig)
+    grid: str = "published"
 
 
 @dataclass(frozen=True)
@@ -18,11 +34,13 @@ class Contestant:
         title: name in tables.
         policy: how it mixes.
         saliency: where the input gradient of saliency methods comes from, `recycled` or `exact`.
+        per_batch: who chooses R-Mix's thresholds; none = the Trainer draws them as the policy says.
     """
 
     title: str
     policy: MixPolicy
     saliency: str = "recycled"
+    per_batch: PerBatch | None = None
 
 
 def _half(method: str, lam: str = "beta(1)", label_beta: float = 1.0, label_detach: bool = False) -> MixPolicy:
@@ -51,6 +69,15 @@ CONTESTANTS = {
     "rmix": Contestant("R-Mix, recycled saliency", _half("rmix")),
     "rmix-exact": Contestant("R-Mix, exact saliency", _half("rmix"), "exact"),
     "rmix-all": Contestant("R-Mix, every update (exact)", _all("rmix"), "exact"),
+    "rl-mix": Contestant("RL-Mix, every update (exact)", _all("rmix"), "exact", PerBatch()),
+    "rl-mix-random": Contestant("RL-Mix's control: random thresholds", _all("rmix"), "exact", PerBatch(learned=False)),
+    # What should help it most: images treated alike, patches that are those it decides on, eight times the updates.
+    "rl-mix-image": Contestant(
+        "RL-Mix, per-image agent on the mixing grid",
+        _all("rmix"),
+        "exact",
+        PerBatch(agent=PerBatchConfig(extractor="image", n_steps=125, batch_size=25), grid="mixing"),
+    ),
     "puzzlemix": Contestant("Puzzle Mix, recycled saliency", _half("puzzlemix")),
     "puzzlemix-no-transport": Contestant("Puzzle Mix without transport, recycled", _half("puzzlemix_no_transport")),
     "puzzlemix-all": Contestant("Puzzle Mix, every update (exact)", _all("puzzlemix"), "exact"),

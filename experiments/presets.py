@@ -12,6 +12,8 @@ from agent.ppo import PPOConfig
 class SearchConfig:
     """Search a mixing policy with PPO: many short trainings, each mixed as the agent chooses."""
 
+    env: Literal["mix-policy"] = "mix-policy"
+    """What is learned: a policy for whole segments of trainings; --env rl-mix has options of its own."""
     preset: str = "default"
     """Named setting that the other options change: default, fashion, cifar10 or cifar100."""
     dataset: str = "fashion_mnist"

@@ -8,6 +8,11 @@ a random policy, each over fresh seeds and images.
     python experiments/train_agent.py --preset fashion
     python experiments/train_agent.py --resume runs/agent-20260101-120000
     python experiments/train_agent.py --backend ray --workers 8 --gpus-per-worker 0.25 --address auto
+
+The per-batch agent of RL-Mix as published, beside it, has options of its own:
+
+    python experiments/train_agent.py --env rl-mix
+    python experiments/train_agent.py --env rl-mix --help
 """
 
 from __future__ import annotations
@@ -41,6 +46,7 @@ from classifier.trainer import TrainConfig, Trainer
 from classifier.tuning import compiling_pays
 from envs import Menu, MixPolicyEnv, TaskDistribution
 from envs.mix_policy import segment_ends
+from experiments import per_batch
 from experiments.cluster import connected, on_a_worker, places, require_places, run_trial
 from experiments.intervals import mean_interval, paired_difference
 from experiments.presets import PRESETS, SearchConfig, named
@@ -154,11 +160,15 @@ class Search:
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run the command."""
+    arguments = sys.argv[1:] if arguments is None else arguments
+    if named(arguments, "--env") == per_batch.KIND:
+        per_batch.main(arguments)
+        return
     torch.set_num_threads(1)  # the cores are the workers'
     interrupt_on_sigterm()
     with ExitStack() as ray:
         with user_errors():
-            asked = parse(sys.argv[1:] if arguments is None else arguments)
+            asked = parse(arguments)
             if asked.resume is not None:
                 run, stored = RunFolder.open(asked.resume, KIND)
                 search = Search.of(stored_config(SearchConfig, stored))

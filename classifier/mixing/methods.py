@@ -17,7 +17,7 @@ from classifier.mixing.lamix_saliency import lamix_saliency
 from classifier.mixing.manifold import drawn_stage
 from classifier.mixing.mixup import mixup
 from classifier.mixing.puzzlemix import block_counts, graph_cuts, puzzlemix
-from classifier.mixing.rmix import GRIDS, THRESHOLDS, rmix
+from classifier.mixing.rmix import THRESHOLDS, rmix, rmix_grids
 from classifier.mixing.saliency import patch_saliency, pixel_saliency
 from classifier.mixing.saliencymix import fine_grained_saliency, saliencymix
 
@@ -127,10 +127,7 @@ def _average(batch: MixInput, policy: MixPolicy, draw: MixDraw) -> Mixed:
 
 def _rmix(batch: MixInput, policy: MixPolicy, draw: MixDraw, lam: float | None = None) -> Mixed:
     gradient = batch.input_gradient("R-Mix")
-    height, width = batch.images.shape[-2:]
-    grids = [grid for grid in GRIDS if height % grid == 0 and width % grid == 0]
-    if not grids:
-        raise ValueError(f"R-Mix needs image sides that one of {GRIDS} divides, got {height} x {width} pixels")
+    grids = rmix_grids(*batch.images.shape[-2:])
     threshold = draw.threshold if policy.threshold is None else torch.full_like(draw.threshold, policy.threshold)
     return rmix(
         batch.images,

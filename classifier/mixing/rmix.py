@@ -9,6 +9,18 @@ GRIDS = (4, 2)  # patches per side, one drawn per batch: 8 and 16 pixels at 32 p
 THRESHOLDS = tuple(0.99 * step / 9 for step in range(10))  # linspace(0, 0.99, 10), as published
 
 
+def rmix_grids(height: int, width: int) -> list[int]:
+    """The grids of `GRIDS` that divide an image, finest first: what a batch's grid is drawn from.
+
+    Raises:
+        ValueError: none does.
+    """
+    grids = [grid for grid in GRIDS if height % grid == 0 and width % grid == 0]
+    if not grids:
+        raise ValueError(f"R-Mix needs image sides that one of {GRIDS} divides, got {height} x {width} pixels")
+    return grids
+
+
 def salient_patches(saliency: Tensor, threshold: Tensor) -> Tensor:
     """Which patches reach an image's own saliency quantile `threshold` (linear interpolation between patches).
 

@@ -5,6 +5,7 @@ from contextlib import contextmanager
 
 import torch
 from torch import Tensor, nn
+from torch.nn.functional import adaptive_avg_pool2d
 
 
 def pixel_saliency(gradient: Tensor) -> Tensor:
@@ -43,10 +44,32 @@ def patch_saliency(gradient: Tensor, grid: int) -> Tensor:
         raise ValueError(
             f"the patch grid must divide the image, got {grid} patches per side for {height} x {width} pixels"
         )
-    patches = pixel_saliency(gradient).view(batch, grid, height // grid, grid, width // grid).mean(dim=(2, 4))
-    total = patches.sum(dim=(1, 2), keepdim=True)
+    return summing_to_one(
+        pixel_saliency(gradient).view(batch, grid, height // grid, grid, width // grid).mean(dim=(2, 4))
+    )
+
+
+def pooled_saliency(gradient: Tensor, grid: int) -> Tensor:
+    """Saliency averaged over patches and not normalised: what RL-Mix observes and is rewarded by.
+
+    Where `grid` does not divide the image, neighbouring patches overlap by a pixel (adaptive pooling).
+
+    Args:
+        gradient: `[B, C, H, W]`, gradient of the loss at the input.
+        grid: patches per side.
+
+    Returns:
+        `[B, grid, grid]` float32, from 0.
+    """
+    largest = gradient.float().abs().amax(dim=(1, 2, 3))
+    return adaptive_avg_pool2d(pixel_saliency(gradient), grid) * largest[:, None, None]
+
+
+def summing_to_one(maps: Tensor) -> Tensor:
+    """Maps `[B, h, w]`, from 0, each divided by its sum; uniform where the sum is 0 or not finite, never NaN."""
+    total = maps.sum(dim=(1, 2), keepdim=True)
     usable = (total > 0) & total.isfinite()
-    return torch.where(usable, patches / total.where(usable, 1.0), 1.0 / grid**2)
+    return torch.where(usable, maps / total.where(usable, 1.0), 1.0 / maps[0].numel())
 
 
 @contextmanager

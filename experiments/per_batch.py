@@ -1,0 +1,378 @@
+"""Train one classifier while RL-Mix's per-batch agent chooses R-Mix's thresholds and learns (arXiv 2212.04875).
+
+The defaults train the search network on 1,000 Fashion-MNIST images for 3,000 updates. The agent is the published one;
+`--thresholds random` is its control, the same program with thresholds drawn as R-Mix draws them, and
+`--thresholds frozen --agent RUN` lets an agent that an earlier run has learned choose without learning on.
+
+    python experiments/train_agent.py --env rl-mix
+    python experiments/train_agent.py --env rl-mix --thresholds random
+    python experiments/train_agent.py --env rl-mix --ppo.extractor image --grid mixing
+    python experiments/train_agent.py --env rl-mix --thresholds frozen --agent runs/rl-mix-20260101-120000
+    python experiments/train_agent.py --env rl-mix --resume runs/rl-mix-20260101-120000
+"""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+import tyro
+from matplotlib.figure import Figure
+from safetensors.torch import save
+from stable_baselines3.common.logger import Figure as LoggedFigure
+from stable_baselines3.common.logger import Logger, TensorBoardOutputFormat, configure
+from tqdm import tqdm
+
+from agent.rl_mix import Choose, Learn, PerBatchConfig, ThresholdAgent, ThresholdPPO, last_quarter, play
+from agent.rl_mix import random_thresholds as drawn
+from classifier.data import Splits, load_dataset, split
+from classifier.files import write_atomic
+from classifier.hardware import resolve_device, resolve_precision
+from classifier.mixing.rmix import THRESHOLDS
+from classifier.trainer import TrainConfig
+from classifier.tuning import compiling_pays
+from envs import RLMixEnv
+from experiments.run_folder import (
+    LineLog,
+    RunError,
+    RunFolder,
+    StopSignal,
+    interrupt_on_sigterm,
+    stored_config,
+    user_errors,
+)
+
+KIND = "rl-mix"
+COMMAND = "python experiments/train_agent.py --env rl-mix"
+SHARES = [f"thresholds/share of {threshold:.2f}" for threshold in THRESHOLDS]
+
+# Of the options, what an agent's file tells of how it was learned; nothing of folders and machines.
+FACTS = ("dataset", "model", "train_size", "updates", "batch_size", "lr", "lam", "reward", "ppo", "seed", "data_seed")
+
+
+@dataclass(frozen=True)
+class RLMixConfig:
+    """Train a classifier while the per-batch agent of RL-Mix chooses each image's threshold."""
+
+    env: Literal["rl-mix"] = "rl-mix"
+    """What is learned; mix-policy searches a policy for whole segments of trainings instead."""
+    thresholds: Literal["learned", "random", "frozen"] = "learned"
+    """Who chooses: the agent, learning as the classifier trains; chance, its control; or an agent learned before."""
+    agent: str | None = None
+    """Run folder of the agent that frozen thresholds come from."""
+    reward: Literal["saliency", "validation"] = "saliency"
+    """What the agent is paid: likeness of clean and mixed saliency, as published, or change of validation accuracy."""
+    grid: Literal["published", "mixing"] = "published"
+    """Patches that the agent sees and is paid on: 8 x 8, as published, or those that the batch is mixed by."""
+    ppo: PerBatchConfig = field(default_factory=PerBatchConfig)
+    """How the agent sees and learns."""
+    lam: str = "beta(1)"
+    """Distribution of the mixing ratio: beta(A), uniform or fixed(V); beta(0.2) as published for ImageNet."""
+    dataset: str = "fashion_mnist"
+    """Data set by name, or package.module:function that returns a classifier.data.Dataset."""
+    data_root: str | None = None
+    """Folder where the data set lies; none looks in the usual places, then downloads."""
+    model: str = "search"
+    """Network by name, or package.module:function for your own function(num_classes, in_channels)."""
+    embedding: str | None = None
+    """Name of your network's last linear layer; none finds it."""
+    train_size: int | None = 1000
+    """Training images, drawn by data_seed; none takes all."""
+    data_seed: int = 0
+    """Of the training images."""
+    updates: int = 3000
+    """Length of the classifier's training."""
+    batch_size: int = 100
+    """Images per update."""
+    lr: float = 0.2
+    """Highest learning rate of the classifier's OneCycle schedule."""
+    weight_decay: float = 5e-4
+    """L2 penalty on the classifier's parameters."""
+    validation_size: int | None = None
+    """Validation images; none takes the data set's default."""
+    validation_limit: int = 1000
+    """How many of them the reward validation is measured on, at each epoch's end."""
+    seed: int = 0
+    """Of classifier and agent."""
+    threads: int = 0
+    """Threads on a CPU; 0 takes one for each core."""
+    device: str = "auto"
+    """Where classifier and agent are trained: auto, cpu, cuda or cuda:N."""
+    precision: Literal["auto", "bf16", "fp32"] = "auto"
+    """Number format of the classifier; auto takes bf16 where it is native and agrees with fp32."""
+    compile: Literal["auto", "on", "off"] = "auto"
+    """Whether the classifier's step is compiled; auto measures whether it pays."""
+    checkpoint_seconds: float = 60.0
+    """Time between two checkpoints, which are made at the ends of epochs."""
+    out: str | None = None
+    """Run folder; none makes one under runs/."""
+    resume: str | None = None
+    """Run folder of a training to go on with; all other options are then read from it."""
+
+    def environment(self, data: Splits) -> RLMixEnv:
+        """The environment that the options describe.
+
+        Raises:
+            ValueError: an option is out of range.
+        """
+        training = TrainConfig(
+            model=self.model,
+            embedding=self.embedding,
+            updates=self.updates,
+            batch_size=self.batch_size,
+            lr=self.lr,
+            weight_decay=self.weight_decay,
+            saliency="exact",
+            device=self.device,
+            precision=self.precision,
+            compile=self.compile == "on",
+        )
+        return RLMixEnv(
+            training=training,
+            splits=data,
+            reward=self.reward,
+            grid=self.grid,
+            lam=self.lam,
+            validation_limit=self.validation_limit,
+        )
+
+
+def main(arguments: Sequence[str]) -> None:
+    """Run the command."""
+    interrupt_on_sigterm()
+    with user_errors():
+        config = tyro.cli(RLMixConfig, args=arguments, description=__doc__)
+        if config.resume is not None:
+            run, stored = RunFolder.open(config.resume, KIND)
+            config = stored_config(RLMixConfig, stored)
+            data = load_data(config)
+        else:
+            data = load_data(config)
+            config = resolve(config, data)
+            run = RunFolder.create(config.out, KIND)
+            if config.agent is not None:  # a copy, so that the training can go on without the original
+                ThresholdAgent.load(Path(config.agent)).save(run.path)
+            run.write_config(KIND, asdict(config))
+    with user_errors(f"{COMMAND} --resume {run.path}"):
+        print(f"run folder: {run.path}\nwatch: tensorboard --logdir {run.events}", flush=True)
+        train(config, run, data)
+
+
+def load_data(config: RLMixConfig) -> Splits:
+    """The images of a training.
+
+    Raises:
+        DataError: they cannot be had, or are too few.
+    """
+    data = split(load_dataset(config.dataset, config.data_root), validation_size=config.validation_size)
+    return data.draw(config.train_size, data_seed=config.data_seed)
+
+
+def resolve(config: RLMixConfig, data: Splits) -> RLMixConfig:
+    """The configuration with nothing left to `auto`; sets the number of threads.
+
+    Raises:
+        RunError: an option is out of range, or network, images and agent do not fit each other.
+        DamagedFileError: the frozen agent cannot be used.
+    """
+    if (config.thresholds == "frozen") != (config.agent is not None):
+        raise RunError("give --agent RUN (the run folder of an agent) with --thresholds frozen, and with nothing else")
+    try:
+        for name in ("threads", "seed"):
+            if getattr(config, name) < 0:
+                raise ValueError(f"{name} must be at least 0, got {getattr(config, name)}")
+        if config.threads:
+            torch.set_num_threads(config.threads)
+        device = resolve_device(config.device)
+        precision = resolve_precision(config.precision, device)
+        # What is wrong with network or agent is said here, before there is a run folder.
+        tried = replace(config, device="cpu", precision="fp32", compile="off").environment(data)
+        chooser(config, tried, Logger(None, []), None if config.agent is None else Path(config.agent))
+        compiled = config.compile == "on"
+        if config.compile == "auto":
+            training = replace(tried.trainer.config, device=str(device), precision=precision)
+            compiled = compiling_pays(training, data, planned_updates=config.updates)
+    except ValueError as error:
+        raise RunError(str(error)) from error
+    return replace(
+        config,
+        device=str(device),
+        precision=precision,  # type: ignore[arg-type]
+        compile="on" if compiled else "off",
+        threads=torch.get_num_threads(),
+    )
+
+
+def chooser(
+    config: RLMixConfig, env: RLMixEnv, logger: Logger, agent: Path | None
+) -> tuple[Choose, Learn | None, ThresholdPPO | None]:
+    """Who chooses, who is told what came of it, and the learner that both are where one learns.
+
+    Args:
+        config: the setting.
+        env: where it plays.
+        logger: for a learner's own figures.
+        agent: folder of the frozen agent.
+
+    Raises:
+        DamagedFileError: there is no usable agent in the folder.
+        ValueError: the agent does not fit the environment.
+    """
+    if config.thresholds == "learned":
+        learner = ThresholdPPO(config.ppo, env, seed=config.seed, updates=config.updates, logger=logger)
+        return learner.choose, learner.learn, learner
+    if config.thresholds == "random":
+        return drawn(config.seed, config.batch_size), None, None
+    assert agent is not None
+    return ThresholdAgent.load(agent).fitted(env).thresholds(config.seed), None, None
+
+
+def train(config: RLMixConfig, run: RunFolder, data: Splits) -> None:
+    """Train from wherever the run folder stands to the end, and report.
+
+    Raises:
+        RunError: the classifier diverged.
+        KeyboardInterrupt: after saving.
+    """
+    torch.set_num_threads(config.threads)
+    started = saved = time.monotonic()
+    env = config.environment(data)
+    logger = configure(str(run.events), ["tensorboard"])
+    choose, learn, learner = chooser(config, env, logger, run.path)
+    checkpoint = run.load_checkpoint()
+    log = LineLog(run.path / "epochs.jsonl")
+    log.keep(0 if checkpoint is None else checkpoint["epochs"])
+    epochs = log.read()
+    if checkpoint is None:
+        observation, _ = env.reset(seed=config.seed)
+        chart = {"share of each threshold": ["Multiline", [f"{tag}$" for tag in SHARES]]}
+        _writer(logger).add_custom_scalars({"What is chosen": chart})
+    else:
+        observation = env.load_state_dict(checkpoint["env"])
+        if learner is not None:
+            learner.load_state_dict(checkpoint["agent"], observation)
+
+    def save_checkpoint() -> None:
+        agent = None if learner is None else learner.state_dict()
+        state = {"env": env.state_dict(), "agent": agent, "epochs": len(epochs)}
+        run.save_checkpoint(env.trainer.updates_done, state)
+
+    print_setting(config, data, env)
+    interactive = sys.stderr.isatty()
+    with (
+        StopSignal() as stop,
+        tqdm(
+            total=config.updates,
+            initial=env.trainer.updates_done,
+            desc="training",
+            unit="update",
+            mininterval=0.5 if interactive else 20,
+        ) as bar,
+    ):
+        for epoch in play(env, observation, choose, learn):
+            if epoch.diverged:
+                raise RunError(
+                    f"the loss was not finite at update {epoch.updates_done} of {config.updates}; start again with a "
+                    f"lower --lr than {config.lr:g}"
+                )
+            epochs.append(epoch.line())
+            log.append(epochs[-1])
+            record(logger, epochs[-1])
+            bar.update(epoch.updates)
+            bar.set_postfix_str(f"reward {epoch.reward:.3f}, loss {epoch.loss:.3f}", refresh=False)
+            if stop.asked or time.monotonic() - saved >= config.checkpoint_seconds or env.training_over:
+                save_checkpoint()
+                saved = time.monotonic()
+            if stop.asked:
+                raise KeyboardInterrupt
+    if learner is not None:
+        facts = {"learned_by": "ppo", **{name: value for name, value in asdict(config).items() if name in FACTS}}
+        ThresholdAgent.of(learner, config.ppo.extractor, env, facts).save(run.path)
+    logger.record("thresholds/over_the_training", LoggedFigure(thresholds_figure(epochs), close=False))
+    logger.dump(config.updates)
+    logger.close()
+    finish(config, run, env, epochs, time.monotonic() - started)
+
+
+def print_setting(config: RLMixConfig, data: Splits, env: RLMixEnv) -> None:
+    """Say what is about to happen."""
+    print(
+        f"{data.name}: {len(data.train):,} training images, {config.updates:,} updates of {config.batch_size} "
+        f"({env.epoch_updates} in an epoch), {config.model} in {config.precision} on {config.device}"
+        f"{', compiled' if config.compile == 'on' else ''}; the test set is not read\n"
+        f"thresholds: {config.thresholds}",
+        flush=True,
+    )
+
+
+def record(logger: Logger, epoch: Mapping[str, Any]) -> None:
+    """Show an epoch in TensorBoard: shares and distribution of the chosen thresholds, reward and loss."""
+    counts = np.array(epoch["counts"])
+    for tag, share in zip(SHARES, counts / counts.sum(), strict=True):
+        logger.record(tag, share)
+    logger.record("thresholds/mean", float(np.average(THRESHOLDS, weights=counts)))
+    logger.record("thresholds/chosen", np.repeat(THRESHOLDS, counts))
+    logger.record("epoch/reward", epoch["reward"])
+    logger.record("epoch/mixed_loss", epoch["loss"])
+    logger.dump(epoch["updates_done"])
+
+
+def thresholds_figure(epochs: Sequence[Mapping[str, Any]]) -> Figure:
+    """How often each threshold was chosen along the training, as a map of shares.
+
+    Args:
+        epochs: lines of the log, at least one.
+    """
+    counts = np.array([epoch["counts"] for epoch in epochs], dtype=float)
+    shares = (counts / counts.sum(axis=1, keepdims=True)).T
+    figure = Figure(figsize=(8, 4), layout="constrained")
+    panel = figure.subplots()
+    extent = (0, epochs[-1]["updates_done"], len(THRESHOLDS) - 0.5, -0.5)
+    image = panel.imshow(shares, vmin=0, extent=extent, cmap="viridis", aspect="auto", interpolation="nearest")
+    panel.set_yticks(range(len(THRESHOLDS)), [f"{threshold:.2f}" for threshold in THRESHOLDS])
+    panel.set_xlabel("update of the classifier")
+    panel.set_ylabel("threshold τ")
+    figure.colorbar(image, label="share of the images")
+    return figure
+
+
+def finish(
+    config: RLMixConfig, run: RunFolder, env: RLMixEnv, epochs: Sequence[Mapping[str, Any]], seconds: float
+) -> None:
+    """Measure the classifier, write what the training leaves, and say how to go on."""
+    trainer = env.trainer
+    end = last_quarter(epochs, config.updates)
+    summary = {
+        "thresholds": config.thresholds,
+        "validation": asdict(trainer.evaluate("validation")),
+        "development": asdict(trainer.evaluate("development")) if len(trainer.data.development) else None,
+        "last_quarter": end,
+        "images_trained": config.updates * config.batch_size,
+        "timing": {"seconds_this_time": round(seconds, 1)},
+    }
+    weights = {key: tensor.contiguous().cpu() for key, tensor in trainer.network_state().items()}
+    metadata = {"trained": f"{config.model} on {trainer.data.name}"}
+    write_atomic(run.path / "model.safetensors", save(weights, metadata=metadata))
+    run.write_json("summary.json", summary)
+    measured = "development" if summary["development"] else "validation"
+    accuracy, images = summary[measured]["accuracy"], summary[measured]["images"]
+    print(
+        f"\n{measured} accuracy {100 * accuracy:.2f} % on {images:,} images\n"
+        f"last quarter: mean reward {end['reward']:.4f}, mean threshold "
+        f"{np.average(THRESHOLDS, weights=end['thresholds']):.3f} (0.495 if drawn evenly)\n"
+        f"One training says nothing of whether the agent helps: `python experiments/compare.py --contestants rl-mix "
+        "rl-mix-random --baseline rl-mix-random` trains both over several seeds.\n"
+        f"written: {run.path}/model.safetensors, summary.json, epochs.jsonl"
+        f"{', agent.safetensors' if config.thresholds == 'learned' else ''}\n"
+        f"watch: tensorboard --logdir {run.events}"
+    )
+
+
+def _writer(logger: Logger) -> Any:
+    return next(entry.writer for entry in logger.output_formats if isinstance(entry, TensorBoardOutputFormat))
