@@ -140,6 +140,7 @@ class RayVecEnv(VecEnv):
         timeout: seconds after which a worker that has not answered is taken to hang, at least as long as the longest
             training under a schedule; the repetition of an episode has as much for each step.
         most_failures: failures in a row, without an answer between, after which one worker's ends the search.
+        actor: class of the actors, with the methods of `RayWorker`.
 
     Raises:
         WorkerFailedError: a worker failed `most_failures` times in a row, here or in any method.
@@ -153,6 +154,7 @@ class RayVecEnv(VecEnv):
         share: Share,
         timeout: float = 3600.0,
         most_failures: int = 3,
+        actor: type = RayWorker,
     ) -> None:
         import ray
 
@@ -161,7 +163,7 @@ class RayVecEnv(VecEnv):
         self._timeout, self._most_failures = timeout, most_failures
         self._logs = [_Log(None, position) for position in positions]
         # An actor that Ray itself started again would have forgotten its episode.
-        self._remote: Any = ray.remote(num_cpus=share.cpus, num_gpus=share.gpus, max_restarts=0)(RayWorker)
+        self._remote: Any = ray.remote(num_cpus=share.cpus, num_gpus=share.gpus, max_restarts=0)(actor)
         started = [self._new_actor(index, position) for index, position in enumerate(positions)]
         self._actors, self._born = [actor for actor, _ in started], [born for _, born in started]
         try:
