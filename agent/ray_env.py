@@ -277,7 +277,7 @@ class RayVecEnv(VecEnv):
         return actor, actor.build.remote()
 
     def _wait(self, index: int, future: Any, timeout: float) -> Any:
-        """The value of a future; says so where the worker still has no place.
+        """The value of a future; says so where the worker still has not started, perhaps for want of a place.
 
         Raises:
             RayError: the worker died, raised, found no place, or did not answer in time.
@@ -287,7 +287,7 @@ class RayVecEnv(VecEnv):
             if not ray.wait([born], timeout=NOTICE_SECONDS)[0]:
                 free, total = ray.available_resources(), ray.cluster_resources()
                 there = ", ".join(f"{free.get(name, 0):g} of {total.get(name, 0):g} {name}" for name in ("CPU", "GPU"))
-                _say(f"worker {index} waits for a machine with {self._share}; free in the cluster: {there}")
+                _say(f"worker {index} has not started yet; it needs {self._share}, free in the cluster: {there}")
             ray.get(born, timeout=START_SECONDS)
             self._born[index] = None
         return ray.get(future, timeout=timeout)
