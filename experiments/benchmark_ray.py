@@ -70,6 +70,15 @@ class BenchmarkConfig:
     """The report, JSON."""
 
 
+@dataclass(frozen=True)
+class Start:
+    """A `Position` without its module, whose imports would cost each waiting worker 300 MB."""
+
+    stream: str = "search"
+    episode: int = 0
+    actions: tuple[tuple[int, ...], ...] = ()
+
+
 class WaitingWorker:
     """Answers as `RayWorker` does, with a step's real answer, after a while; imports no torch, so that 64 fit."""
 
@@ -128,10 +137,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
             for workers in config.waiting_workers:
                 report["driver"].append(driver(config, answer, workers))
                 print(report["driver"][-1], flush=True)
-        report["one_driver_feeds"] = feeds(report)
-        out = Path(config.out)
-        write_atomic(out, (json.dumps(report, indent=2) + "\n").encode())
-        print(f"written: {out}")
+                report["one_driver_feeds"] = feeds(report)
+                # Now already: most workers come last, and may be more than the machine can start.
+                write_atomic(Path(config.out), (json.dumps(report, indent=2) + "\n").encode())
+        print(f"written: {config.out}")
 
 
 def setting(config: BenchmarkConfig) -> Search:
@@ -210,7 +219,8 @@ def driver(config: BenchmarkConfig, answer: Any, workers: int) -> dict[str, Any]
     """What an environment step costs the driver when workers only wait."""
     spaces = (observation_space(Menu()), gym.spaces.MultiDiscrete(list(Menu().sizes)))
     given = (spaces, answer, config.wait, SEGMENTS)
-    vector = RayVecEnv(given, [Position()] * workers, share=Share(0.01), actor=WaitingWorker)  # type: ignore[arg-type]
+    starts = [Start()] * workers
+    vector = RayVecEnv(given, starts, share=Share(0.01), actor=WaitingWorker)  # type: ignore[arg-type]
     try:
         vector.reset()
         actions = np.zeros((workers, 4), dtype=np.int64)

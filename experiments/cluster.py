@@ -203,7 +203,7 @@ def train_together(loop: Callable[[dict[str, str]], None], run: Path, workers: i
     try:
         trainer.fit()
     except Exception as error:  # Ray has several kinds of its own, with the loop's inside
-        raise RunError(own_words(error)) from error
+        raise RunError(f"{own_words(error):.500}") from error
 
 
 def on_a_worker(function: Callable[[Argument], Value], argument: Argument, share: Share) -> Value:
