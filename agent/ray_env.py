@@ -140,6 +140,7 @@ class RayVecEnv(VecEnv):
         timeout: seconds after which a worker that has not answered is taken to hang, at least as long as the longest
             training under a schedule; the repetition of an episode has as much for each step.
         most_failures: failures in a row, without an answer between, after which one worker's ends the search.
+        actor: class of the actors, with the methods of `RayWorker`.
 
     Raises:
         WorkerFailedError: a worker failed `most_failures` times in a row, here or in any method.
@@ -153,6 +154,7 @@ class RayVecEnv(VecEnv):
         share: Share,
         timeout: float = 3600.0,
         most_failures: int = 3,
+        actor: type = RayWorker,
     ) -> None:
         import ray
 
@@ -161,7 +163,7 @@ class RayVecEnv(VecEnv):
         self._timeout, self._most_failures = timeout, most_failures
         self._logs = [_Log(None, position) for position in positions]
         # An actor that Ray itself started again would have forgotten its episode.
-        self._remote: Any = ray.remote(num_cpus=share.cpus, num_gpus=share.gpus, max_restarts=0)(RayWorker)
+        self._remote: Any = ray.remote(num_cpus=share.cpus, num_gpus=share.gpus, max_restarts=0)(actor)
         started = [self._new_actor(index, position) for index, position in enumerate(positions)]
         self._actors, self._born = [actor for actor, _ in started], [born for _, born in started]
         try:
@@ -275,7 +277,7 @@ class RayVecEnv(VecEnv):
         return actor, actor.build.remote()
 
     def _wait(self, index: int, future: Any, timeout: float) -> Any:
-        """The value of a future; says so where the worker still has no place.
+        """The value of a future; says so where the worker still has not started, perhaps for want of a place.
 
         Raises:
             RayError: the worker died, raised, found no place, or did not answer in time.
@@ -285,7 +287,7 @@ class RayVecEnv(VecEnv):
             if not ray.wait([born], timeout=NOTICE_SECONDS)[0]:
                 free, total = ray.available_resources(), ray.cluster_resources()
                 there = ", ".join(f"{free.get(name, 0):g} of {total.get(name, 0):g} {name}" for name in ("CPU", "GPU"))
-                _say(f"worker {index} waits for a machine with {self._share}; free in the cluster: {there}")
+                _say(f"worker {index} has not started yet; it needs {self._share}, free in the cluster: {there}")
             ray.get(born, timeout=START_SECONDS)
             self._born[index] = None
         return ray.get(future, timeout=timeout)

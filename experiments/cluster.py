@@ -8,13 +8,15 @@ from __future__ import annotations
 import logging
 import os
 import socket
+import sys
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
 from agent.ray_env import Share
-from experiments.run_folder import RunError
+from experiments.run_folder import RunError, interrupt_on_sigterm
 
 if TYPE_CHECKING:
     from ray.tune import PlacementGroupFactory
@@ -24,17 +26,18 @@ Value = TypeVar("Value")
 
 DRIVER_MEMORY = 500 * 2**20  # bytes that a trial's driver reserves, so that it has a place of its own without a CPU
 RESTARTS = 3  # of processes that train together, before their error ends the run
+REPORTED_SECONDS = 3.0  # until then machines may not have told what has become free
 NODE_LABEL = "ray.io/node-id"
 
 
 @contextmanager
-def connected(address: str | None, *, log_to_driver: bool = True) -> Iterator[None]:
+def connected(address: str | None, *, cpus: int | None = None) -> Iterator[None]:
     """Ray, for as long as it is needed.
 
     Args:
         address: of a cluster, `auto` for the one that this machine belongs to; none starts Ray on this machine, where
             it listens on loopback alone and has no dashboard.
-        log_to_driver: whether what trials and workers print is printed here.
+        cpus: that Ray started here declares; none = those of the machine.
 
     Raises:
         RunError: Ray is not installed, or there is no such cluster.
@@ -55,18 +58,19 @@ def connected(address: str | None, *, log_to_driver: bool = True) -> Iterator[No
     try:
         try:
             if address is None:
-                ray.init(include_dashboard=False, logging_level=logging.ERROR, log_to_driver=log_to_driver)
+                ray.init(num_cpus=cpus, include_dashboard=False, logging_level=logging.ERROR)
             else:
                 host, separator, port = address.rpartition(":")
                 if separator and port.isdigit():
                     # Ray itself would try for minutes, then end the process.
                     socket.create_connection((host, int(port)), timeout=5).close()
-                ray.init(address=address, logging_level=logging.ERROR, log_to_driver=log_to_driver)
+                ray.init(address=address, logging_level=logging.ERROR)
         except (OSError, ValueError, RuntimeError) as error:
             raise RunError(
                 f"no Ray cluster at {address or 'this machine'} ({' '.join(str(error).split()):.200}); start one with "
                 "`ray start --head`, or leave --address out to have Ray started on this machine"
             ) from None
+        interrupt_on_sigterm()  # Ray has put a handler of its own in its place
         yield
     finally:
         ray.shutdown()
@@ -92,7 +96,7 @@ def places(share: Share) -> int:
 
 
 def require_places(workers: int, share: Share) -> None:
-    """Refuse what the connected cluster could never hold.
+    """Refuse what the connected cluster could never hold, and say so where it is busy now.
 
     Raises:
         RunError: it has too few CPUs or GPUs.
@@ -107,6 +111,21 @@ def require_places(workers: int, share: Share) -> None:
             f"{workers} workers with {share} each do not fit: the cluster has {len(nodes)} machines ({there}), room "
             f"for {room} such workers; ask for fewer with --workers, or for less with --cpus-per-worker or "
             "--gpus-per-worker"
+        )
+
+    end = time.monotonic() + REPORTED_SECONDS
+    while True:
+        free = ray.available_resources()
+        busy = free.get("CPU", 0) < workers * share.cpus or free.get("GPU", 0) < workers * share.gpus
+        if not busy or time.monotonic() > end:
+            break
+        time.sleep(0.2)
+    if busy:
+        print(
+            f"the cluster is busy: {free.get('CPU', 0):g} CPU and {free.get('GPU', 0):g} GPU are free; waiting until "
+            f"there is room for {workers} workers with {share} each",
+            file=sys.stderr,
+            flush=True,
         )
 
 
@@ -184,7 +203,7 @@ def train_together(loop: Callable[[dict[str, str]], None], run: Path, workers: i
     try:
         trainer.fit()
     except Exception as error:  # Ray has several kinds of its own, with the loop's inside
-        raise RunError(own_words(error)) from error
+        raise RunError(f"{own_words(error):.500}") from error
 
 
 def on_a_worker(function: Callable[[Argument], Value], argument: Argument, share: Share) -> Value:

@@ -417,10 +417,15 @@ def provenance(config: TuneConfig) -> dict[str, Any]:
 
 
 def run_config(run: RunFolder) -> Any:
-    """Tune's own files go into the folder `ray` of the run's."""
+    """Tune's own files go into the folder `ray` of the run's; a trial that fails goes on from its checkpoint twice."""
     from ray import tune
 
-    return tune.RunConfig(name="ray", storage_path=str(run.path.resolve()), verbose=1)
+    return tune.RunConfig(
+        name="ray",
+        storage_path=str(run.path.resolve()),
+        failure_config=tune.FailureConfig(max_failures=2),
+        verbose=1,
+    )
 
 
 def fit(tuner: Callable[[], Tuner], trainable: Any, run: RunFolder) -> ResultGrid:

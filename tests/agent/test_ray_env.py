@@ -202,7 +202,7 @@ def test_waiting_for_a_machine_is_told(
     with pytest.raises(WorkerFailedError, match="worker 0"):
         RayVecEnv(partial(watched_worker, ROOT), [Position()], share=Share(50), most_failures=1)
     told = capsys.readouterr().err
-    assert "worker 0 waits for a machine with 50 CPU; free in the cluster: " in told and "of 4 CPU, " in told
+    assert "worker 0 has not started yet; it needs 50 CPU, free in the cluster: " in told and "of 4 CPU, " in told
 
 
 # Shares
