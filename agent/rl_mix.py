@@ -73,11 +73,18 @@ class BatchExtractor(BaseFeaturesExtractor):
 
     Args:
         observation_space: of an `RLMixEnv`.
+
+    Raises:
+        ValueError: there are fewer patches than the two filters cover.
     """
 
     def __init__(self, observation_space: spaces.Dict) -> None:
         super().__init__(observation_space, FEATURES)
         batch, side, _ = observation_space["saliency"].shape or ()
+        if side < 4:
+            raise ValueError(
+                f"the published extractor needs 4 patches per side or more, got {side}; take the extractor image"
+            )
         _, num_classes = observation_space["logits"].shape or ()
         self.saliency = nn.Sequential(
             nn.Conv2d(batch, 150, 3), nn.ReLU(), nn.Conv2d(150, 100, 2), nn.ReLU(), nn.Flatten()

@@ -5,9 +5,9 @@ python experiments/benchmark_rl_mix.py --model search --rounds 15
 
 Both sides mix every batch with saliency by a pass of its own, in one process, on the same images, a stretch each in
 every round, in alternating order; a ratio is the median of the rounds' own ratios, so that what else a shared machine
-does meets both sides alike. The agent is the published one: its choices and what it stores are timed as they happen,
-its own update once in every round, on a rollout filled up with the steps at hand, and shared out among the n_steps
-updates of the classifier that it is made for.
+does meets both sides alike. The agent is the published one: its choices and what it stores are timed as they happen.
+Of its own update one pass is timed in every round, on a rollout filled up with the steps at hand; it counts once for
+each of the agent's passes, and is shared out among the n_steps updates of the classifier that they are made for.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ import sys
 import time
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -138,12 +138,13 @@ def measure(config: CostConfig, model: str) -> dict[str, Any]:
         env, trainer = RLMixEnv(training=training, splits=data), Trainer(training, data)
     except ValueError as error:
         raise RunError(str(error)) from error
-    agent = ThresholdPPO(PerBatchConfig(), env, seed=0, updates=UPDATES, logger=Logger(None, []))
+    published = PerBatchConfig()
+    agent = ThresholdPPO(replace(published, epochs=1), env, seed=0, updates=UPDATES, logger=Logger(None, []))
     _say(f"{model}: warming up")
     exact_stretch(trainer, 2)
     length = max(2, int(config.seconds / exact_stretch(trainer, 2)))
     length = min(length, agent.model.n_steps - 1)  # the agent's own update is timed apart
-    rl_mix_stretch(env, agent, 2)
+    rl_mix_stretch(env, agent, 2, published)
     rounds = []
     for number in range(config.rounds):
         _say(f"{model}: round {number + 1} of {config.rounds}")
@@ -152,7 +153,7 @@ def measure(config: CostConfig, model: str) -> dict[str, Any]:
             if side == "exact":
                 seconds["exact"] = exact_stretch(trainer, length)
             else:
-                seconds.update(rl_mix_stretch(env, agent, length))
+                seconds.update(rl_mix_stretch(env, agent, length, published))
         rounds.append(seconds)
     whole = [entry["stepping"] + entry["parts"]["learning"] for entry in rounds]
     return {
@@ -178,8 +179,15 @@ def exact_stretch(trainer: Trainer, updates: int) -> float:
     return trainer.train(EVERY_BATCH, updates, probe=False).seconds / updates
 
 
-def rl_mix_stretch(env: RLMixEnv, agent: ThresholdPPO, updates: int) -> dict[str, Any]:
-    """Seconds of an update of RL-Mix without the agent's own (`stepping`), and of each of its parts with it."""
+def rl_mix_stretch(env: RLMixEnv, agent: ThresholdPPO, updates: int, config: PerBatchConfig) -> dict[str, Any]:
+    """Seconds of an update of RL-Mix without the agent's own (`stepping`), and of each of its parts with it.
+
+    Args:
+        env: where the agent plays.
+        agent: as `config` has it, but for learning in one pass.
+        updates: length of the stretch.
+        config: the agent whose cost it is.
+    """
     observation, _ = env.reset(seed=0)
     agent.model.rollout_buffer.reset()
     with ExitStack() as stack:
@@ -193,12 +201,12 @@ def rl_mix_stretch(env: RLMixEnv, agent: ThresholdPPO, updates: int) -> dict[str
         stepping = (time.perf_counter() - started) / updates
     parts = {part: sum(seconds) / updates for part, seconds in clocks.items()}
     parts["saliency, reward, copies"] = stepping - sum(parts.values())
-    parts["learning"] = learning_seconds(agent) / agent.model.n_steps
+    parts["learning"] = config.epochs * pass_seconds(agent) / config.n_steps
     return {"stepping": stepping, "parts": parts}
 
 
-def learning_seconds(agent: ThresholdPPO) -> float:
-    """Seconds of the agent's own update; its rollout is filled up with copies of the steps that it holds."""
+def pass_seconds(agent: ThresholdPPO) -> float:
+    """Seconds of an update of an agent; its rollout is filled up with copies of the steps that it holds."""
     buffer = agent.model.rollout_buffer
     filled = buffer.pos
     for row in range(filled, buffer.buffer_size):

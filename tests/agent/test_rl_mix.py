@@ -87,6 +87,12 @@ def test_published_extractor_is_its_description() -> None:
     torch.testing.assert_close(extractor(seen), expected)
 
 
+def test_too_few_patches_for_the_published_extractor_are_refused() -> None:
+    with pytest.raises(ValueError, match="4 patches per side or more, got 2; take the extractor image"):
+        new_policy("batch", BATCH, 2, CLASSES)
+    new_policy("image", BATCH, 2, CLASSES)
+
+
 def test_published_setting() -> None:
     env = environment()
     model = ThresholdPPO(PerBatchConfig(), env, seed=0, updates=100, logger=Logger(None, [])).model

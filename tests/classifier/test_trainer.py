@@ -763,6 +763,80 @@ def test_nothing_is_read_from_the_device_until_a_stretch_ends(policy: MixPolicy)
     assert counted.reads == {"tolist": 1}
 
 
+# Updates with given thresholds
+
+
+def train_by_thresholds(trainer: Trainer, updates: int, lam: LamDistribution) -> None:
+    """Updates with the thresholds that the Trainer would have drawn."""
+    for _ in range(updates):
+        trainer.next_clean()
+        trainer.train_mixed(trainer._mix_draw(trainer.updates_done)[0].threshold, lam=lam)
+
+
+@pytest.mark.parametrize("model", ["tiny", "tiny_dropout"])
+def test_updates_with_the_thresholds_of_its_own_draws_are_exact_rmix(model: str) -> None:
+    lam = LamDistribution("beta", 0.2)
+    whole = trainer_of(model=model, saliency="exact")
+    whole.train(replace(RMIX_ALL, lam=lam), 40, probe=False)
+    stepped = trainer_of(model=model)
+    with inputs_seen(stepped) as seen:
+        train_by_thresholds(stepped, 40, lam)
+    assert len(seen) == 80
+    assert same(weights(stepped), weights(whole))
+
+
+def test_looking_at_the_next_batch_twice_is_looking_once_and_changes_no_weight() -> None:
+    trainer = trainer_of()
+    before = weights(trainer)
+    with inputs_seen(trainer) as seen:
+        first, second = trainer.next_clean(), trainer.next_clean()
+    assert len(seen) == 1
+    assert first.gradient is second.gradient and first.logits is second.logits
+    assert same(weights(trainer), before)
+    assert first.grid in (4, 2) and first.logits.shape == (BATCH, 5)
+
+
+def test_a_batch_looked_at_before_other_training_is_not_mixed_by_its_old_saliency() -> None:
+    trainer = trainer_of()
+    old = trainer.next_clean()
+    trainer.train(CLEAN, 1)
+    with inputs_seen(trainer) as seen:
+        assert trainer.next_clean() is not old
+    assert len(seen) == 1
+
+
+def test_nothing_is_read_from_the_device_in_updates_with_given_thresholds() -> None:
+    trainer = trainer_of()
+    train_by_thresholds(trainer, 1, LamDistribution())
+    with CountHostReads() as counted:
+        train_by_thresholds(trainer, 20, LamDistribution())
+    assert counted.reads == {}
+
+
+def test_updates_with_given_thresholds_go_on_from_a_file(tmp_path: Path) -> None:
+    whole, stopped = trainer_of(model="tiny_dropout"), trainer_of(model="tiny_dropout")
+    train_by_thresholds(whole, 20, LamDistribution())
+    train_by_thresholds(stopped, 9, LamDistribution())
+    stopped.next_clean()
+    save_state(tmp_path / "state", stopped.state_dict())
+    train_by_thresholds(stopped, 3, LamDistribution())
+    resumed = trainer_of(seed=9, model="tiny_dropout")
+    resumed.load_state_dict(load_state(tmp_path / "state"))
+    with inputs_seen(resumed) as seen:
+        train_by_thresholds(resumed, 11, LamDistribution())
+    assert len(seen) == 21, "the batch that was looked at is not looked at again"
+    assert same(weights(resumed), weights(whole))
+
+
+def test_updates_that_cannot_be_made_with_given_thresholds_are_refused() -> None:
+    trainer = trainer_of(updates=1)
+    with pytest.raises(ValueError, match=r"threshold must be \[12\], got \(11,\)"):
+        trainer.train_mixed(torch.zeros(11), lam=LamDistribution())
+    trainer.train_mixed(torch.zeros(12), lam=LamDistribution())
+    with pytest.raises(ValueError, match="the training of 1 updates is over"):
+        trainer.train_mixed(torch.zeros(12), lam=LamDistribution())
+
+
 # Evaluation
 
 

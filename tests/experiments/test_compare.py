@@ -168,6 +168,24 @@ def test_a_seed_gives_both_contestants_the_same_training_but_for_the_saliency(
     assert not torch.equal(started[2][1], images)
 
 
+def test_a_per_batch_agent_is_compared_as_the_others_are(tmp_path: Path, trained: list[tuple[str, int]]) -> None:
+    names = ("rl-mix", "rl-mix-random", "rmix-all")
+    options = ("--contestants", *names, "--baseline", "rl-mix-random", *SETTING, "--seeds", "2")
+    compare.main([*options, "--out", str(tmp_path)])
+    report = read_strictly(tmp_path / "results.json")
+    rows = report["methods"]
+    assert (rows["rl-mix"]["per_batch"]["learned"], rows["rl-mix-random"]["per_batch"]["learned"]) == (True, False)
+    assert "per_batch" not in rows["rmix-all"]
+    assert {row["policy"]["shares"]["rmix"] for row in rows.values()} == {1.0}
+    logged = [json.loads(line) for line in (tmp_path / "runs.jsonl").read_text().splitlines()]
+    for name in names[:2]:
+        rewards = [run["last_quarter"]["reward"] for run in logged if run["method"] == name]
+        assert rows[name]["reward"]["per_seed"] == rewards and all(0 < reward <= 1 for reward in rewards)
+    assert set(report["less_baseline"]) == {"rl-mix", "rmix-all"}
+    again = compare.train("rl-mix", 1, compare.Setting(**report["setting"]), None)
+    assert again["accuracy"] == rows["rl-mix"]["accuracy"]["per_seed"][1]
+
+
 @pytest.mark.parametrize(
     ("arguments", "named"),
     [
