@@ -1,7 +1,8 @@
-"""Measure what accuracy alone does not say of a trained network: calibration, robustness, embeddings.
+"""Measure what accuracy alone does not say of a trained network: calibration, robustness, embeddings, localisation.
 
 python experiments/evaluate.py --run runs/classifier-20260101-120000
 python experiments/evaluate.py --run runs/classifier-20260101-120000 --measures accuracy attacks --images 1000
+python experiments/evaluate.py --run runs/classifier-20260101-120000 --measures localisation --boxes CUB_200_2011
 python experiments/evaluate.py --run runs/classifier-20260101-120000 --test-set
 
 On development images, which neither training nor a search has seen, in float32. The test set needs --test-set, and
@@ -23,13 +24,16 @@ import torch
 import tyro
 from torch import Tensor
 
-from classifier.data import evaluation_chunks
+from classifier.data import DataError, ImageFiles, ImageSet, evaluation_chunks
 from classifier.evaluation import (
     accuracy,
     attacked_accuracy,
     calibration,
     class_distances,
     corrupted_accuracy,
+    load_boxed_folder,
+    localise,
+    on_canvas,
     predict,
 )
 from classifier.evaluation.attacks import EPSILON, PGD_STEP, PGD_STEPS
@@ -49,14 +53,16 @@ class EvaluateConfig:
 
     run: str
     """Run folder of train_classifier.py or replay_policy.py."""
-    measures: tuple[str, ...] = ("accuracy", "attacks", "corruptions", "embeddings")
-    """What is measured; everything by default."""
+    measures: tuple[str, ...] = ()
+    """What is measured: accuracy, attacks, corruptions, embeddings, localisation; by default all that can be."""
+    boxes: str | None = None
+    """Folder of images with boxes in the layout of CUB-200-2011; none places the items on larger canvases."""
     test_set: bool = False
     """Read the test set instead of the development images; that it was read is written down."""
     images: int | None = None
     """Images that are measured on, from the start of the split; none takes all."""
     seed: int = 0
-    """Of PGD's random start, noise and places of occlusion."""
+    """Of PGD's random start, noise, and places of occlusion and of items."""
     batch_size: int = 500
     """Images at a time."""
     data_root: str | None = None
@@ -97,6 +103,8 @@ def open_run(config: EvaluateConfig) -> TrainedRun:
     for measure in config.measures:
         if measure not in MEASURES:
             raise RunError(f"--measures must be among {', '.join(MEASURES)}, got {measure!r}")
+    if config.boxes is not None and config.measures and "localisation" not in config.measures:
+        raise RunError("--boxes is for localisation, which --measures leaves out; name it too")
     if config.threads:
         torch.set_num_threads(config.threads)
     try:
@@ -116,7 +124,8 @@ def evaluate(config: EvaluateConfig, run: TrainedRun, command: str) -> dict[str,
     """Take the measures, and write down that the test set was read where it is.
 
     Raises:
-        RunError: a library is missing, or the images are too few for a measure.
+        RunError: a library is missing, or a measure that was asked for by its name cannot be taken.
+        DataError: images cannot be read.
     """
     part = run.data.test if config.test_set else run.data.development
     count = len(part) if config.images is None else min(config.images, len(part))
@@ -130,13 +139,16 @@ def evaluate(config: EvaluateConfig, run: TrainedRun, command: str) -> dict[str,
             part, count=count, batch_size=config.batch_size, device=run.device, workers=run.config.readers
         )
 
-    seconds, measured = {}, {}
-    for name in [name for name in MEASURES if name in config.measures]:
+    seconds, measured, left_out = {}, {}, {}
+    for name in [name for name in MEASURES if name in config.measures or not config.measures]:
         started = time.perf_counter()
         try:
             measured[name] = MEASURES[name](run, chunks, config)
-        except (ImportError, ValueError) as error:
-            raise RunError(str(error)) from error
+        except (ImportError, NotMeasurable) as error:
+            if config.measures or isinstance(error, ImportError):
+                raise RunError(str(error)) from error
+            left_out[name] = str(error)
+            print(f"without {name}: {error}", file=sys.stderr)
         seconds[name] = round(time.perf_counter() - started, 2)
     return {
         "kind": "evaluation",
@@ -149,8 +161,13 @@ def evaluate(config: EvaluateConfig, run: TrainedRun, command: str) -> dict[str,
         "seed": config.seed,
         "machine": machine(),
         "seconds": seconds,
+        "left_out": left_out,
         **measured,
     }
+
+
+class NotMeasurable(ValueError):
+    """A measure that cannot be taken of this network or these images; the message says why."""
 
 
 Chunks = Callable[[], Iterator[tuple[Tensor, Tensor]]]
@@ -181,7 +198,35 @@ def measure_corruptions(run: TrainedRun, chunks: Chunks, config: EvaluateConfig)
 def measure_embeddings(run: TrainedRun, chunks: Chunks, _config: EvaluateConfig) -> dict[str, Any]:
     """Distances within and between classes."""
     seen = predict(run.network, chunks())
-    return asdict(class_distances(seen.embeddings, seen.labels))
+    try:
+        return asdict(class_distances(seen.embeddings, seen.labels))
+    except ValueError as error:
+        raise NotMeasurable(str(error)) from error
+
+
+def measure_localisation(run: TrainedRun, chunks: Chunks, config: EvaluateConfig) -> dict[str, Any]:
+    """Localisation by class activation maps, on canvases or on a folder with boxes."""
+    channels, height, width = run.data.test.image_shape
+    if config.boxes is not None:
+        if channels != 3 or height != width:
+            raise NotMeasurable(
+                f"--boxes holds squares in colour, and the network takes {channels} x {height} x {width}"
+            )
+        # As held-out images are seen: what is streamed is cut out of a somewhat larger square.
+        shorter = round(height * 256 / 224) if isinstance(run.data.test, ImageFiles) else height
+        boxed = load_boxed_folder(config.boxes, run.data.class_names, size=height, shorter=shorter)
+    else:
+        images, labels = (torch.cat(tensors).cpu() for tensors in zip(*chunks(), strict=True))
+        try:
+            boxed = on_canvas(ImageSet(images, labels), generator=torch.Generator().manual_seed(config.seed))
+        except DataError as error:
+            raise NotMeasurable(str(error)) from error
+    try:
+        found = localise(run.network, boxed, batch_size=config.batch_size)
+    except ValueError as error:
+        raise NotMeasurable(str(error)) from error
+    size = list(boxed.images.shape[2:])
+    return {**asdict(found), "on": config.boxes or "items on canvases with fragments of others", "image_size": size}
 
 
 MEASURES: dict[str, Callable[[TrainedRun, Chunks, EvaluateConfig], dict[str, Any]]] = {
@@ -189,6 +234,7 @@ MEASURES: dict[str, Callable[[TrainedRun, Chunks, EvaluateConfig], dict[str, Any
     "attacks": measure_attacks,
     "corruptions": measure_corruptions,
     "embeddings": measure_embeddings,
+    "localisation": measure_localisation,
 }
 
 
@@ -209,7 +255,14 @@ def table(report: Mapping[str, Any]) -> str:
     if (seen := report.get("embeddings")) is not None:
         ratio = "" if seen["ratio"] is None else f", ratio {seen['ratio']:.3f}"
         rows.append(("distance within / between", f"{seen['within']:.3f} / {seen['between']:.3f}{ratio}"))
-    width = max(len(name) for name, _ in rows)
+    if (seen := report.get("localisation")) is not None:
+        rows.append(("localised, class known", _percent(seen["known_class"])))
+        rows.append(("class named there", _percent(seen["accuracy"])))
+        rows.append(("localised and class named", _percent(seen["top1"])))
+        best = f"localised, best threshold {seen['best_threshold']:.2f}"
+        rows.append((best, _percent(seen["best_known_class"])))
+        rows.append(("  by chance / whole image", _percent(seen["chance"], seen["whole_image"])))
+    width = max((len(name) for name, _ in rows), default=0)
     title = f"{report['model']} on {report['images']:,} {report['split']} images of {report['dataset']}, in %"
     return "\n".join([title, *(f"  {name:<{width}}  {value}" for name, value in rows)])
 

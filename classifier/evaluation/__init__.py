@@ -10,16 +10,20 @@ dependencies are imported when they are first used; `pip install 'rl-mix[evaluat
 
 from classifier.evaluation.accuracy import Accuracy, Calibration, accuracy, calibration
 from classifier.evaluation.attacks import ATTACKS, adversarial, attacked_accuracy
+from classifier.evaluation.boxes import BoxedImages, load_boxed_folder, on_canvas
 from classifier.evaluation.corruptions import CORRUPTIONS, corrupt, corrupted_accuracy
 from classifier.evaluation.embeddings import Distances, class_distances
+from classifier.evaluation.localisation import Localisation, localise
 from classifier.evaluation.network import PixelNetwork, Predictions, load_network, predict
 
 __all__ = [
     "ATTACKS",
     "CORRUPTIONS",
     "Accuracy",
+    "BoxedImages",
     "Calibration",
     "Distances",
+    "Localisation",
     "PixelNetwork",
     "Predictions",
     "accuracy",
@@ -29,6 +33,9 @@ __all__ = [
     "class_distances",
     "corrupt",
     "corrupted_accuracy",
+    "load_boxed_folder",
     "load_network",
+    "localise",
+    "on_canvas",
     "predict",
 ]

@@ -324,14 +324,14 @@ def test_accuracy_under_corruptions_of_a_network_that_sees_brightness() -> None:
 
 
 def test_distances_worked_by_hand() -> None:
-    embeddings = torch.tensor([[0.0, 0], [2, 0], [10, 0], [12, 0], [1, 5], [1, 7]])
+    embeddings = torch.tensor([[0.0, 0], [4, 0], [10, 0], [12, 0], [1, 5], [1, 7]])
     labels = torch.tensor([4, 4, 1, 1, 7, 7])
     found = class_distances(embeddings, labels)
-    # Means (1, 0), (11, 0) and (1, 6), every image at a distance of 1.
-    between = (10 + 6 + (10**2 + 6**2) ** 0.5) / 3
-    assert found.within == pytest.approx(1)
+    # Means (2, 0), (11, 0) and (1, 6), two images at a distance of 2 and four at a distance of 1.
+    between = (9 + (1 + 6**2) ** 0.5 + (10**2 + 6**2) ** 0.5) / 3
+    assert found.within == pytest.approx(8 / 6)
     assert found.between == pytest.approx(between)
-    assert found.ratio == pytest.approx(1 / between)
+    assert found.ratio == pytest.approx(8 / 6 / between)
     assert class_distances(7 * embeddings, labels).ratio == pytest.approx(found.ratio)
     assert class_distances(torch.ones(4, 3), torch.tensor([0, 0, 1, 1])).ratio is None
     with pytest.raises(ValueError, match="at least 2 classes, got 1"):

@@ -24,7 +24,7 @@ OPTIONS = (
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A small training that has ended."""
-    for name in ("torchmetrics", "torchattack"):
+    for name in ("torchmetrics", "torchattack", "pytorch_grad_cam"):
         pytest.importorskip(name)
     folder = tmp_path_factory.mktemp("training") / "run"
     train_classifier.main([*OPTIONS, "--out", str(folder)])
@@ -61,6 +61,9 @@ def test_its_figures_are_those_of_the_training(run: Path, capsys: pytest.Capture
     assert all(len(row) == 5 and all(0 <= value <= 1 for value in row) for row in corrupted.values())
     assert report["corruptions"]["mean_accuracy"] == pytest.approx(sum(map(sum, corrupted.values())) / 25)
     assert 0 < report["embeddings"]["ratio"] < 1.5
+    found = report["localisation"]
+    assert found["images"] == DEVELOPMENT and found["image_size"] == [16, 16] and report["left_out"] == {}
+    assert found["top1"] <= found["known_class"] <= found["best_known_class"] and 0 < found["chance"] < 1
     out = capsys.readouterr().out
     for value in (seen["top1"], attacked["pgd"], report["corruptions"]["mean_accuracy"]):
         assert f" {100 * value:.2f}" in out
@@ -87,6 +90,25 @@ def test_the_first_images_and_chosen_measures(run: Path) -> None:
         assert report["images"] == report["accuracy"]["images"] == 60
         assert set(report["seconds"]) == {"accuracy", "embeddings"}
         assert not {"attacks", "corruptions"} & set(report)
+
+
+def test_boxes_of_a_folder_need_colour_squares_and_lenet_no_canvas(
+    run: Path, refused: Refused, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    arguments = ["--run", run, "--measures", "localisation", "--boxes", "CUB"]
+    assert "the network takes 1 x 8 x 8" in refused(evaluate.main, arguments)
+    assert "--boxes is for localisation" in refused(
+        evaluate.main, ["--run", run, "--measures", "accuracy", *arguments[4:]]
+    )
+
+    def fail(*_: object, **__: object) -> None:
+        raise ValueError("LeNet fails on such images")
+
+    monkeypatch.setattr(evaluate, "localise", fail)
+    assert "LeNet fails" in refused(evaluate.main, arguments[:4])
+    evaluate.main(["--run", str(run), "--images", "50", "--device", "cpu"])
+    assert report_of(run / "evaluation.json")["left_out"] == {"localisation": "LeNet fails on such images"}
+    assert "without localisation: LeNet fails" in capsys.readouterr().err
 
 
 def test_the_training_is_left_as_it_was(run: Path) -> None:
