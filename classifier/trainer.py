@@ -29,12 +29,11 @@ from classifier.data import (
     Splits,
     StreamDraw,
     augment,
+    evaluation_chunks,
     normalise,
     pad_images,
     stream_batches,
-    stream_evaluation,
 )
-from classifier.data.dataset import Images
 from classifier.hardware import resolve_device, resolve_precision, why_not_compile
 from classifier.mixing.manifold import mixed_stage
 from classifier.mixing.methods import METHODS, MixDraw, MixInput
@@ -586,7 +585,10 @@ class Trainer:
             for buffer in self.model.buffers():  # each process has statistics of its own
                 distributed.broadcast(buffer, 0)
         with torch.no_grad():
-            for number, (chunk, answers) in enumerate(self._evaluation_chunks(part, count)):
+            chunks = evaluation_chunks(
+                part, count=count, batch_size=EVALUATION_BATCH, device=self.device, workers=self.config.readers
+            )
+            for number, (chunk, answers) in enumerate(chunks):
                 if number % self.world != self.rank:
                     continue
                 missing = EVALUATION_BATCH - len(answers)
@@ -812,23 +814,6 @@ class Trainer:
             for place in range(row, BLOCK):
                 yield StreamDraw(index[place], crop[place], views.flip[place])
             number = (block + 1) * BLOCK
-
-    def _evaluation_chunks(self, part: Images, count: int) -> Iterator[tuple[Tensor, Tensor]]:
-        """The first `count` images of a split as they are evaluated, uint8, and their labels, in chunks."""
-        if isinstance(part, ImageFiles):
-            pin = self.device.type == "cuda"
-            chunks = stream_evaluation(
-                part.take(np.arange(count)),
-                size=part.size,
-                batch_size=EVALUATION_BATCH,
-                workers=self.config.readers,
-                pin=pin,
-            )
-        else:
-            chunks = iter(part.images[:count].split(EVALUATION_BATCH))
-        labels = part.labels[:count].to(self.device).split(EVALUATION_BATCH)
-        for chunk, answers in zip(chunks, labels, strict=True):
-            yield chunk.to(self.device, non_blocking=True), answers
 
     def _view(self, index: Tensor, views: _Views) -> _Batch:
         size = self._image_shape[1:]

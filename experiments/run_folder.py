@@ -7,7 +7,7 @@ import platform
 import signal
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import fields
 from importlib.metadata import version
@@ -90,17 +90,7 @@ class RunFolder:
         Raises:
             RunError: there is none, or it is of another kind or version.
         """
-        try:
-            value = json.loads((Path(path) / "config.json").read_bytes())
-            found, config = (value["kind"], value["version"]), value["config"]
-            if not isinstance(config, dict):
-                raise TypeError
-        except OSError:
-            raise RunError(f"{path}: no run to resume there (config.json is missing); give a run's folder") from None
-        except (ValueError, KeyError, TypeError):
-            raise RunError(f"{path}/config.json: not a run's configuration; the file is damaged") from None
-        if found != (kind, VERSION):
-            raise RunError(f"{path}: a run of {found[0]}, version {found[1]}; expected {kind}, version {VERSION}")
+        _, config = read_config(path, (kind,))
         return cls(Path(path)), config
 
     def release(self) -> None:
@@ -152,6 +142,26 @@ class RunFolder:
                 print(f"{error}; going back to the checkpoint before", file=sys.stderr)
                 path.rename(path.with_suffix(".damaged"))
         return None
+
+
+def read_config(path: str, kinds: Sequence[str]) -> tuple[str, dict[str, Any]]:
+    """The kind of a run, one of `kinds`, and its configuration.
+
+    Raises:
+        RunError: there is no run, or it is of another kind or version.
+    """
+    try:
+        value = json.loads((Path(path) / "config.json").read_bytes())
+        kind, found, config = value["kind"], value["version"], value["config"]
+        if not isinstance(config, dict):
+            raise TypeError
+    except OSError:
+        raise RunError(f"{path}: no run is there (config.json is missing); give a run's folder") from None
+    except (ValueError, KeyError, TypeError):
+        raise RunError(f"{path}/config.json: not a run's configuration; the file is damaged") from None
+    if kind not in kinds or found != VERSION:
+        raise RunError(f"{path}: a run of {kind}, version {found}; expected {' or '.join(kinds)}, version {VERSION}")
+    return kind, config
 
 
 class LineLog:

@@ -22,6 +22,10 @@ NOT_FOR = {
         "tyro",
         "timm",
         "torchvision",  # takes a second
+        "torchmetrics",  # as do these, and only evaluation needs them
+        "torchattack",
+        "pytorch_grad_cam",
+        "cv2",
     ),
     "envs": ("stable_baselines3", "ray", "agent", "experiments"),
     "agent": ("ray", "experiments"),

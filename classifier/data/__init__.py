@@ -5,6 +5,7 @@ splits = split(load_dataset("fashion_mnist")).draw(5_000, data_seed=0, label_noi
 
 from classifier.data.augmentation import augment, normalise, pad_images
 from classifier.data.dataset import Dataset, Images, resized
+from classifier.data.evaluation import evaluation_chunks
 from classifier.data.image_files import ImageFiles
 from classifier.data.image_folder import load_image_folder
 from classifier.data.image_set import DataError, ImageSet
@@ -22,6 +23,7 @@ __all__ = [
     "Splits",
     "StreamDraw",
     "augment",
+    "evaluation_chunks",
     "load_dataset",
     "load_image_folder",
     "normalise",

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from torch import nn
 
 from classifier.models.densenet import densenet121, densenet121_small
-from classifier.models.label_head import attach_label_head, without_label_head
+from classifier.models.label_head import attach_label_head, find_last_layer, without_label_head
 from classifier.models.lenet import lenet
 from classifier.models.libraries import near_matches, timm_model, torchvision_classifiers, torchvision_model
 from classifier.models.preact_resnet import PreActResNet, preact_resnet18, search_network
@@ -84,6 +84,7 @@ __all__ = [
     "PreActResNet",
     "attach_label_head",
     "build_model",
+    "find_last_layer",
     "hidden_stages",
     "preact_resnet18",
     "search_network",

@@ -42,19 +42,38 @@ def attach_label_head(
     Raises:
         ValueError: no such layer (the message says how to name it), or the model does not take such images.
     """
-    layers = {name: module for name, module in model.named_modules() if name and _may_be_last(module, num_classes)}
-    if embedding is not None and embedding not in layers:
-        raise ValueError(
-            f"--embedding must name a linear layer with {num_classes} outputs (or a 1 x 1 convolution), "
-            f"got {embedding!r}; the model has {', '.join(layers) or 'none'}"
-        )
-    name = _find_last_layer(model, layers, num_classes, image_shape) if embedding is None else embedding
-    local = layers[name]
+    name = find_last_layer(model, num_classes=num_classes, image_shape=image_shape, embedding=embedding)
+    local = model.get_submodule(name)
     assert isinstance(local, nn.Linear | nn.Conv2d)
     _replace(model, name, LabelHead(local))
     if embedding is not None:
         _require_both(model, name, local, num_classes, image_shape)
     return name
+
+
+def find_last_layer(
+    model: nn.Module, *, num_classes: int, image_shape: tuple[int, int, int], embedding: str | None = None
+) -> str:
+    """The name of the layer, linear or a 1 x 1 convolution, whose outputs are the logits; its input is the embedding.
+
+    Args:
+        model: maps `[B, C, H, W]` to logits `[B, K]`, or, in another shape, to the values of its last layer.
+        num_classes: K.
+        image_shape: (C, H, W) of an image the model accepts.
+        embedding: the name, as in `model.named_modules()`, where it is known; none = found by a trial forward pass.
+
+    Raises:
+        ValueError: no such layer (the message says how to name it), or the model does not take such images.
+    """
+    layers = {name: module for name, module in model.named_modules() if name and _may_be_last(module, num_classes)}
+    if embedding is None:
+        return _find_by_trial(model, layers, num_classes, image_shape)
+    if embedding not in layers:
+        raise ValueError(
+            f"--embedding must name a linear layer with {num_classes} outputs (or a 1 x 1 convolution), "
+            f"got {embedding!r}; the model has {', '.join(layers) or 'none'}"
+        )
+    return embedding
 
 
 def without_label_head(state: dict[str, Tensor], layer: str) -> dict[str, Tensor]:
@@ -128,7 +147,7 @@ def _require_both(
     ) from cause
 
 
-def _find_last_layer(
+def _find_by_trial(
     model: nn.Module, layers: dict[str, nn.Module], num_classes: int, image_shape: tuple[int, int, int]
 ) -> str:
     outputs: list[tuple[str, Tensor]] = []

@@ -9,7 +9,7 @@ import pytest
 import torch
 from PIL import Image
 
-from classifier.data import ImageFiles, Splits, load_image_folder, split
+from classifier.data import ImageFiles, Splits, evaluation_chunks, load_image_folder, split
 from classifier.mixing import MixPolicy
 from classifier.trainer import TrainConfig, Trainer
 
@@ -53,7 +53,9 @@ def test_it_learns_and_evaluates_like_images_in_memory(folder: Path, streamed: S
     assert trainer.evaluate("validation", limit=3).images == 3
 
     # The same network on the very pixels that the evaluation reads: the middle of images of one colour.
-    pixels, _ = next(trainer._evaluation_chunks(streamed.test, len(streamed.test)))
+    pixels, _ = next(
+        evaluation_chunks(streamed.test, count=len(streamed.test), batch_size=500, device=trainer.device, workers=0)
+    )
     trainer.model.eval()
     mean, std = (torch.tensor(value)[:, None, None] for value in (streamed.mean, streamed.std))
     logits, _ = trainer._logits((pixels / 255 - mean) / std)

@@ -121,7 +121,7 @@ def test_configuration_that_is_none(content: bytes, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("folder", ["", "missing"])
 def test_folder_that_is_no_run(folder: str, tmp_path: Path) -> None:
-    with pytest.raises(RunError, match="no run to resume"):
+    with pytest.raises(RunError, match="no run is there"):
         RunFolder.open(str(tmp_path / folder), "agent")
     assert list(tmp_path.iterdir()) == []
 

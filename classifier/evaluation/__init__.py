@@ -1,0 +1,41 @@
+"""Evaluation: what accuracy alone does not say of a trained classifier.
+
+network = PixelNetwork(model, last_layer="head", mean=(0.5,), std=(0.25,))
+predictions = predict(network, [(images, labels)])
+print(accuracy(predictions.logits, predictions.labels), calibration(predictions.logits, predictions.labels))
+
+Everything is measured in float32 on a `PixelNetwork`, which takes pixels in [0, 1]. Libraries beyond this project's
+dependencies are imported when they are first used; `pip install 'rl-mix[evaluation]'` brings them.
+"""
+
+from classifier.evaluation.accuracy import Accuracy, Calibration, accuracy, calibration
+from classifier.evaluation.attacks import ATTACKS, adversarial, attacked_accuracy
+from classifier.evaluation.boxes import BoxedImages, load_boxed_folder, on_canvas
+from classifier.evaluation.corruptions import CORRUPTIONS, corrupt, corrupted_accuracy
+from classifier.evaluation.embeddings import Distances, class_distances
+from classifier.evaluation.localisation import Localisation, localise
+from classifier.evaluation.network import PixelNetwork, Predictions, load_network, predict
+
+__all__ = [
+    "ATTACKS",
+    "CORRUPTIONS",
+    "Accuracy",
+    "BoxedImages",
+    "Calibration",
+    "Distances",
+    "Localisation",
+    "PixelNetwork",
+    "Predictions",
+    "accuracy",
+    "adversarial",
+    "attacked_accuracy",
+    "calibration",
+    "class_distances",
+    "corrupt",
+    "corrupted_accuracy",
+    "load_boxed_folder",
+    "load_network",
+    "localise",
+    "on_canvas",
+    "predict",
+]

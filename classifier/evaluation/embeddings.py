@@ -1,0 +1,43 @@
+"""How tight the classes lie in the space of embeddings, what LaMix's paper shows in two dimensions."""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Distances:
+    """Euclidean distances between embeddings.
+
+    Attributes:
+        within: mean over images of the distance to the mean embedding of their class.
+        between: mean over pairs of classes of the distance between their mean embeddings.
+        ratio: within / between; unlike the two, it does not change with the embeddings' scale. None where all class
+            means coincide.
+    """
+
+    within: float
+    between: float
+    ratio: float | None
+
+
+def class_distances(embeddings: Tensor, labels: Tensor) -> Distances:
+    """Mean distances within and between classes.
+
+    Args:
+        embeddings: `[N, D]`.
+        labels: `[N]`, of at least two different classes.
+
+    Raises:
+        ValueError: there are fewer classes.
+    """
+    classes, member = labels.unique(return_inverse=True)
+    if len(classes) < 2:
+        raise ValueError(f"expected images of at least 2 classes, got {len(classes)}; measure on more images")
+    embeddings = embeddings.double()
+    sums = torch.zeros(len(classes), embeddings.shape[1], dtype=torch.float64, device=embeddings.device)
+    means = sums.index_add(0, member, embeddings) / member.bincount()[:, None]
+    within = float((embeddings - means[member]).norm(dim=1).mean())
+    between = float(torch.nn.functional.pdist(means).mean())
+    return Distances(within, between, within / between if between else None)

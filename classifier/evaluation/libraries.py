@@ -1,0 +1,23 @@
+"""Libraries that only evaluation needs, imported when they are first used."""
+
+import importlib
+from types import ModuleType
+
+
+def library(name: str, purpose: str) -> ModuleType:
+    """Import a library of the extra `rl-mix[evaluation]`.
+
+    Args:
+        name: of the module.
+        purpose: what needs it, for the error.
+
+    Raises:
+        ImportError: it is not installed; says how to install it.
+    """
+    try:
+        return importlib.import_module(name)
+    except ImportError as error:
+        raise ImportError(
+            f"{purpose}: needs the library {name.partition('.')[0]}, which cannot be imported ({error}); "
+            "pip install 'rl-mix[evaluation]' brings it"
+        ) from None

@@ -1,0 +1,205 @@
+"""Weakly supervised localisation: does the evidence for a class lie where the object is?
+
+A class activation map (Grad-CAM, https://arxiv.org/abs/1610.02391, by the library grad-cam) becomes a box: around the
+largest connected part that reaches a share of the map's highest value, a fifth in Zhou et al. 2016
+(https://arxiv.org/abs/1512.04150). The box is right where it overlaps the object's by one half or more.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from scipy.ndimage import find_objects, label
+from torch import Tensor, nn
+
+from classifier.evaluation.boxes import BoxedImages
+from classifier.evaluation.libraries import library
+from classifier.evaluation.network import PixelNetwork
+
+THRESHOLD = 0.2
+THRESHOLDS = tuple(step / 20 for step in range(1, 20))
+OVERLAP = 0.5  # intersection over union from which a box is right
+
+
+@dataclass(frozen=True)
+class Localisation:
+    """How well a network's evidence tells where the object is; shares of images in [0, 1].
+
+    Attributes:
+        known_class: boxes that are right, from the map of the true class, at a threshold of a fifth.
+        top1: as `known_class`, and the network names the class.
+        best_known_class: as `known_class` at the best of all thresholds, MaxBoxAcc of Choe et al. 2020
+            (https://arxiv.org/abs/2001.07437): an upper bound, since the boxes choose the threshold.
+        best_threshold: that threshold.
+        overlap: mean intersection over union of the boxes of `known_class`.
+        accuracy: images whose class the network names.
+        chance: boxes that are right if each has its object's size and lies anywhere in the image, equally likely.
+        whole_image: boxes that are right if each is the whole image.
+        images: number of images.
+    """
+
+    known_class: float
+    top1: float
+    best_known_class: float
+    best_threshold: float
+    overlap: float
+    accuracy: float
+    chance: float
+    whole_image: float
+    images: int
+
+
+def localise(network: PixelNetwork, boxed: BoxedImages, *, batch_size: int = 500) -> Localisation:
+    """Localise objects by class activation maps.
+
+    Args:
+        network: any whose last feature map is an image.
+        boxed: images, classes and boxes.
+        batch_size: images at a time.
+
+    Raises:
+        ImportError: grad-cam is not installed.
+        ValueError: the network does not take images of this size, or has no feature map.
+    """
+    found = [
+        class_activation_maps(network, images, labels)
+        for images, labels in zip(boxed.images.split(batch_size), boxed.labels.split(batch_size), strict=True)
+    ]
+    maps = np.concatenate([part for part, _ in found])
+    right_class = torch.cat([answers for _, answers in found]) == boxed.labels
+    overlaps = {threshold: overlap(boxes_of_maps(maps, threshold), boxed.boxes) for threshold in THRESHOLDS}
+    right = {threshold: values >= OVERLAP for threshold, values in overlaps.items()}
+    best = max(THRESHOLDS, key=lambda threshold: float(right[threshold].double().mean()))
+    height, width = boxed.images.shape[2:]
+    whole = torch.tensor((0, 0, height, width)).expand_as(boxed.boxes)
+    return Localisation(
+        known_class=float(right[THRESHOLD].double().mean()),
+        top1=float((right[THRESHOLD] & right_class).double().mean()),
+        best_known_class=float(right[best].double().mean()),
+        best_threshold=best,
+        overlap=float(overlaps[THRESHOLD].mean()),
+        accuracy=float(right_class.double().mean()),
+        chance=chance(boxed.boxes, (height, width)),
+        whole_image=float((overlap(whole, boxed.boxes) >= OVERLAP).double().mean()),
+        images=len(boxed.labels),
+    )
+
+
+def class_activation_maps(network: PixelNetwork, images: Tensor, labels: Tensor) -> tuple[np.ndarray, Tensor]:
+    """The Grad-CAM of each image's class in the network's last feature map, and what the network says.
+
+    Args:
+        network: any whose last feature map is an image.
+        images: `[B, C, H, W]`, uint8.
+        labels: `[B]`.
+
+    Returns:
+        Maps `[B, H, W]` from 0 to 1, and the classes of the largest logits `[B]`, both on the CPU.
+
+    Raises:
+        ImportError: grad-cam is not installed.
+        ValueError: the network does not take images of this size, or has no feature map.
+    """
+    gradcam = library("pytorch_grad_cam", "localisation")
+    device = network.mean.device
+    # Parameters are constants: what asks for a gradient is the image.
+    pixels = (images.to(device) / 255).requires_grad_()
+    cam = gradcam.GradCAM(network, [last_feature_map(network, pixels[:1])])
+    targets = [gradcam.utils.model_targets.ClassifierOutputTarget(category) for category in labels.tolist()]
+    try:
+        maps = cam(pixels, targets)
+    finally:
+        cam.activations_and_grads.release()
+    return maps, cam.outputs.detach().argmax(dim=1).cpu()
+
+
+@torch.no_grad()
+def last_feature_map(network: PixelNetwork, pixels: Tensor) -> nn.Module:
+    """The last module of the network whose output is an image of channels, more than a pixel wide.
+
+    Args:
+        network: the network.
+        pixels: `[B, C, H, W]` in [0, 1].
+
+    Raises:
+        ValueError: it does not take images of this size, or has no such module: it is a transformer, for example.
+    """
+    seen: list[tuple[nn.Module, torch.Size]] = []
+
+    def note(module: nn.Module, _inputs: object, output: object) -> None:
+        if isinstance(output, Tensor):
+            seen.append((module, output.shape))
+
+    hooks = [module.register_forward_hook(note) for module in network.model.modules()]
+    name, size = type(network.model).__name__, " x ".join(map(str, pixels.shape[2:]))
+    try:
+        network(pixels)
+    except Exception as error:  # whatever any network may raise at a size that it was not made for
+        raise ValueError(
+            f"{name} fails on images of {size} pixels ({type(error).__name__}: {error}); localisation needs a network "
+            "that averages over the image, or images of the size that it was trained on"
+        ) from error
+    finally:
+        for hook in hooks:
+            hook.remove()
+    maps = [place for place, (_, shape) in enumerate(seen) if len(shape) == 4 and min(shape[2:]) > 1]
+    # A list of tokens after it: what the class is read from is no image.
+    if not maps or any(len(shape) == 3 for _, shape in seen[maps[-1] :]):
+        raise ValueError(f"{name} has no feature map at its end; localisation needs a convolutional network")
+    return seen[maps[-1]][0]
+
+
+def boxes_of_maps(maps: np.ndarray, threshold: float) -> Tensor:
+    """The box around each map's largest connected part (by sides) of at least `threshold` of its highest value.
+
+    Args:
+        maps: `[N, H, W]`, from 0.
+        threshold: in (0, 1].
+
+    Returns:
+        `[N, 4]`, float64: top, left, bottom and right; the whole image of a map that is 0 everywhere.
+    """
+    boxes = []
+    for values in maps:
+        parts, _ = label(values >= threshold * values.max())
+        largest = int(np.bincount(parts.ravel())[1:].argmax())
+        rows, columns = find_objects(parts)[largest]
+        boxes.append((rows.start, columns.start, rows.stop, columns.stop))
+    return torch.tensor(boxes, dtype=torch.float64)
+
+
+def overlap(boxes: Tensor, others: Tensor) -> Tensor:
+    """Intersection over union of two boxes each.
+
+    Args:
+        boxes: `[N, 4]`: top, left, bottom and right.
+        others: `[N, 4]`.
+
+    Returns:
+        `[N]` in [0, 1].
+    """
+    near, far = torch.maximum(boxes[:, :2], others[:, :2]), torch.minimum(boxes[:, 2:], others[:, 2:])
+    common = (far - near).clamp(min=0).prod(dim=1)
+    areas = [(sides[:, 2:] - sides[:, :2]).prod(dim=1) for sides in (boxes, others)]
+    return common / (areas[0] + areas[1] - common)
+
+
+def chance(boxes: Tensor, size: tuple[int, int]) -> float:
+    """Share of right boxes among those of each object's own size at every whole-pixel place within the image.
+
+    Args:
+        boxes: `[N, 4]`: top, left, bottom and right.
+        size: (H, W) of the images.
+    """
+    common = []
+    for axis, length in enumerate(size):
+        start, side = boxes[:, axis, None], (boxes[:, axis + 2] - boxes[:, axis])[:, None]
+        place = torch.arange(length, dtype=torch.float64)
+        shared = (side - (place - start).abs()).clamp(min=0)
+        common.append(torch.where(place <= length - side, shared, torch.nan))  # NaN: it would leave the image
+    area = (boxes[:, 2:] - boxes[:, :2]).prod(dim=1)
+    shares = []
+    for down, across, whole in zip(*common, area, strict=True):
+        both = down[~down.isnan(), None] * across[~across.isnan()]
+        shares.append(float((both / (2 * whole - both) >= OVERLAP).double().mean()))
+    return sum(shares) / len(shares)

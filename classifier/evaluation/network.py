@@ -1,0 +1,124 @@
+"""A trained network as it is evaluated: pixels in, logits and embeddings out."""
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import Tensor, nn
+
+from classifier.files import DamagedFileError
+from classifier.models import build_model, find_last_layer
+
+
+class PixelNetwork(nn.Module):
+    """A classifier in evaluation mode whose first layer is its normalisation, so that attacks act on pixels.
+
+    Its parameters are constants: gradients flow to the pixels only.
+
+    Args:
+        model: maps normalised images `[B, C, H, W]` to logits `[B, K]`; put into evaluation mode.
+        last_layer: name of the layer whose input is the embedding, as `find_last_layer` gives it.
+        mean: per channel, of images scaled to [0, 1].
+        std: per channel, likewise.
+    """
+
+    mean: Tensor
+    std: Tensor
+
+    def __init__(self, model: nn.Module, *, last_layer: str, mean: Sequence[float], std: Sequence[float]) -> None:
+        super().__init__()
+        self.model = model.requires_grad_(False)
+        self.last_layer = last_layer
+        self.register_buffer("mean", torch.tensor(mean)[:, None, None], persistent=False)
+        self.register_buffer("std", torch.tensor(std)[:, None, None], persistent=False)
+        self.eval()
+
+    def forward(self, pixels: Tensor) -> Tensor:
+        """Pixels `[B, C, H, W]` in [0, 1] to logits `[B, K]`."""
+        return self.model((pixels - self.mean) / self.std)
+
+    def embed(self, pixels: Tensor) -> tuple[Tensor, Tensor]:
+        """Pixels `[B, C, H, W]` in [0, 1] to logits `[B, K]` and embeddings `[B, D]`, what the last layer reads."""
+        seen: list[Tensor] = []
+        layer = self.model.get_submodule(self.last_layer)
+        hook = layer.register_forward_pre_hook(lambda _module, inputs: seen.append(inputs[0]))
+        try:
+            logits = self(pixels)
+        finally:
+            hook.remove()
+        # Under a convolution the network averages what it gives over the image, and so the mean is what counts.
+        embedding = seen[0].mean(dim=(2, 3)) if seen[0].ndim == 4 else seen[0]
+        return logits, embedding.flatten(1)
+
+
+@dataclass(frozen=True, eq=False)
+class Predictions:
+    """What a network makes of N images.
+
+    Attributes:
+        logits: `[N, K]`.
+        embeddings: `[N, D]`.
+        labels: `[N]`, the truth.
+    """
+
+    logits: Tensor
+    embeddings: Tensor
+    labels: Tensor
+
+
+def load_network(
+    path: Path,
+    model: str,
+    *,
+    num_classes: int,
+    image_shape: tuple[int, int, int],
+    mean: Sequence[float],
+    std: Sequence[float],
+    embedding: str | None = None,
+) -> PixelNetwork:
+    """The network whose weights a training has saved, on the CPU.
+
+    Args:
+        path: `model.safetensors`.
+        model: its name, as `build_model` takes it.
+        num_classes: K.
+        image_shape: (C, H, W) of the images.
+        mean: what they were normalised by, per channel, in [0, 1].
+        std: likewise.
+        embedding: name of the network's last layer; none = found.
+
+    Raises:
+        DamagedFileError: there is no such file, or it is not whole.
+        ValueError: the weights are those of another network, or the network cannot be built.
+    """
+    try:
+        weights = load_file(path)
+    except (OSError, SafetensorError) as error:
+        raise DamagedFileError(f"{path}: expected a trained network's weights, got {error}") from None
+    channels, height, width = image_shape
+    with torch.random.fork_rng(devices=[]):  # the weights that it draws are replaced
+        network = build_model(model, num_classes=num_classes, in_channels=channels, image_size=(height, width))
+    try:
+        network.load_state_dict(weights)
+    except RuntimeError as error:
+        raise ValueError(
+            f"{path}: expected weights of {model} with {num_classes} classes, got others: {error}"
+        ) from None
+    last_layer = find_last_layer(network, num_classes=num_classes, image_shape=image_shape, embedding=embedding)
+    return PixelNetwork(network, last_layer=last_layer, mean=mean, std=std)
+
+
+@torch.no_grad()
+def predict(network: PixelNetwork, chunks: Iterable[tuple[Tensor, Tensor]]) -> Predictions:
+    """Run the network over images.
+
+    Args:
+        network: on the images' device.
+        chunks: images `[B, C, H, W]`, uint8, and labels `[B]`, at least one chunk.
+    """
+    parts = [(*network.embed(images / 255), labels) for images, labels in chunks]
+    logits, embeddings, labels = (torch.cat(tensors) for tensors in zip(*parts, strict=True))
+    return Predictions(logits, embeddings, labels)

@@ -1,0 +1,275 @@
+"""Measure what accuracy alone does not say of a trained network: calibration, robustness, embeddings, localisation.
+
+python experiments/evaluate.py --run runs/classifier-20260101-120000
+python experiments/evaluate.py --run runs/classifier-20260101-120000 --measures accuracy attacks --images 1000
+python experiments/evaluate.py --run runs/classifier-20260101-120000 --measures localisation --boxes CUB_200_2011
+python experiments/evaluate.py --run runs/classifier-20260101-120000 --test-set
+
+On development images, which neither training nor a search has seen, in float32. The test set needs --test-set, and
+that it was read is written down in the run folder. Attacks, calibration and class activation maps need
+`pip install 'rl-mix[evaluation]'`.
+"""
+
+from __future__ import annotations
+
+import json
+import shlex
+import sys
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import torch
+import tyro
+from torch import Tensor
+
+from classifier.data import DataError, ImageFiles, ImageSet, evaluation_chunks
+from classifier.evaluation import (
+    accuracy,
+    attacked_accuracy,
+    calibration,
+    class_distances,
+    corrupted_accuracy,
+    load_boxed_folder,
+    localise,
+    on_canvas,
+    predict,
+)
+from classifier.evaluation.attacks import EPSILON, PGD_STEP, PGD_STEPS
+from classifier.evaluation.corruptions import CORRUPTIONS
+from classifier.files import write_atomic
+from classifier.hardware import resolve_device
+from experiments.run_folder import LineLog, RunError, interrupt_on_sigterm, machine, user_errors
+from experiments.trained_run import TrainedRun
+
+COMMAND = "python experiments/evaluate.py"
+TEST_READS = "test_set_reads.jsonl"
+
+
+@dataclass(frozen=True)
+class EvaluateConfig:
+    """Measure a trained network."""
+
+    run: str
+    """Run folder of train_classifier.py or replay_policy.py."""
+    measures: tuple[str, ...] = ()
+    """What is measured: accuracy, attacks, corruptions, embeddings, localisation; by default all that can be."""
+    boxes: str | None = None
+    """Folder of images with boxes in the layout of CUB-200-2011; none places the items on larger canvases."""
+    test_set: bool = False
+    """Read the test set instead of the development images; that it was read is written down."""
+    images: int | None = None
+    """Images that are measured on, from the start of the split; none takes all."""
+    seed: int = 0
+    """Of PGD's random start, noise, and places of occlusion and of items."""
+    batch_size: int = 500
+    """Images at a time."""
+    data_root: str | None = None
+    """Folder where the data set lies; none looks where the training did."""
+    device: str = "auto"
+    """auto, cpu, cuda or cuda:N."""
+    threads: int = 0
+    """Threads on a CPU; 0 takes one for each core."""
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Run the command."""
+    arguments = sys.argv[1:] if arguments is None else arguments
+    interrupt_on_sigterm()
+    command = shlex.join([*COMMAND.split(), *arguments])
+    with user_errors(command):
+        config = tyro.cli(EvaluateConfig, args=arguments, description=__doc__)
+        run = open_run(config)
+        report = {"command": command, **evaluate(config, run, command)}
+        path = run.path / ("evaluation_test.json" if config.test_set else "evaluation.json")
+        try:
+            write_atomic(path, (json.dumps(report, indent=2, ensure_ascii=False) + "\n").encode())
+        except OSError as error:
+            raise RunError(f"{path}: cannot be written ({error.strerror}); let this user write there") from None
+    print(f"{table(report)}\nwritten: {path}")
+
+
+def open_run(config: EvaluateConfig) -> TrainedRun:
+    """The run that is asked for, once everything that is asked for makes sense.
+
+    Raises:
+        RunError: an option is out of range, or the run cannot be evaluated.
+    """
+    for name, least in (("images", 2), ("batch_size", 1), ("threads", 0), ("seed", 0)):
+        value = getattr(config, name)
+        if value is not None and value < least:
+            raise RunError(f"--{name.replace('_', '-')} must be at least {least}, got {value}")
+    for measure in config.measures:
+        if measure not in MEASURES:
+            raise RunError(f"--measures must be among {', '.join(MEASURES)}, got {measure!r}")
+    if config.boxes is not None and config.measures and "localisation" not in config.measures:
+        raise RunError("--boxes is for localisation, which --measures leaves out; name it too")
+    if config.threads:
+        torch.set_num_threads(config.threads)
+    try:
+        device = resolve_device(config.device)
+    except ValueError as error:
+        raise RunError(str(error)) from error
+    run = TrainedRun.open(config.run, device=device, data_root=config.data_root)
+    if not config.test_set and not len(run.data.development):
+        raise RunError(
+            f"{config.run}: this training kept no development images (--development-size 0), and those it learned from "
+            "tell nothing; read the test set with --test-set"
+        )
+    return run
+
+
+def evaluate(config: EvaluateConfig, run: TrainedRun, command: str) -> dict[str, Any]:
+    """Take the measures, and write down that the test set was read where it is.
+
+    Raises:
+        RunError: a library is missing, or a measure that was asked for by its name cannot be taken.
+        DataError: images cannot be read.
+    """
+    part = run.data.test if config.test_set else run.data.development
+    count = len(part) if config.images is None else min(config.images, len(part))
+    if config.test_set:
+        LineLog(run.path / TEST_READS).append(
+            {"at": time.strftime("%Y-%m-%dT%H:%M:%S%z"), "command": command, "images": count}
+        )
+
+    def chunks() -> Iterator[tuple[Tensor, Tensor]]:
+        return evaluation_chunks(
+            part, count=count, batch_size=config.batch_size, device=run.device, workers=run.config.readers
+        )
+
+    seconds, measured, left_out = {}, {}, {}
+    for name in [name for name in MEASURES if name in config.measures or not config.measures]:
+        started = time.perf_counter()
+        try:
+            measured[name] = MEASURES[name](run, chunks, config)
+        except (ImportError, NotMeasurable) as error:
+            if config.measures or isinstance(error, ImportError):
+                raise RunError(str(error)) from error
+            left_out[name] = str(error)
+            print(f"without {name}: {error}", file=sys.stderr)
+        seconds[name] = round(time.perf_counter() - started, 2)
+    return {
+        "kind": "evaluation",
+        "run": str(run.path),
+        "model": run.config.model,
+        "dataset": run.data.name,
+        "split": "test" if config.test_set else "development",
+        "images": count,
+        "precision": "fp32",
+        "seed": config.seed,
+        "machine": machine(),
+        "seconds": seconds,
+        "left_out": left_out,
+        **measured,
+    }
+
+
+class NotMeasurable(ValueError):
+    """A measure that cannot be taken of this network or these images; the message says why."""
+
+
+Chunks = Callable[[], Iterator[tuple[Tensor, Tensor]]]
+
+
+def measure_accuracy(run: TrainedRun, chunks: Chunks, _config: EvaluateConfig) -> dict[str, Any]:
+    """Top-1, top-5, expected calibration error and reliability diagram."""
+    seen = predict(run.network, chunks())
+    reliability = calibration(seen.logits, seen.labels)
+    return {**asdict(accuracy(seen.logits, seen.labels)), "calibration": asdict(reliability)}
+
+
+def measure_attacks(run: TrainedRun, chunks: Chunks, config: EvaluateConfig) -> dict[str, Any]:
+    """Accuracy under FGSM and PGD."""
+    left = attacked_accuracy(run.network, chunks(), seed=config.seed)
+    setting = {"norm": "Linf", "epsilon": EPSILON, "pgd_step": PGD_STEP, "pgd_steps": PGD_STEPS}
+    return {"accuracy": left, "setting": setting}
+
+
+def measure_corruptions(run: TrainedRun, chunks: Chunks, config: EvaluateConfig) -> dict[str, Any]:
+    """Accuracy under each corruption, from the weakest strength to the strongest, and its mean over all."""
+    left = corrupted_accuracy(run.network, chunks(), seed=config.seed)
+    values = [value for row in left.values() for value in row]
+    strengths = {name: list(levels) for name, (_, levels) in CORRUPTIONS.items()}
+    return {"accuracy": left, "mean_accuracy": sum(values) / len(values), "strengths": strengths}
+
+
+def measure_embeddings(run: TrainedRun, chunks: Chunks, _config: EvaluateConfig) -> dict[str, Any]:
+    """Distances within and between classes."""
+    seen = predict(run.network, chunks())
+    try:
+        return asdict(class_distances(seen.embeddings, seen.labels))
+    except ValueError as error:
+        raise NotMeasurable(str(error)) from error
+
+
+def measure_localisation(run: TrainedRun, chunks: Chunks, config: EvaluateConfig) -> dict[str, Any]:
+    """Localisation by class activation maps, on canvases or on a folder with boxes."""
+    channels, height, width = run.data.test.image_shape
+    if config.boxes is not None:
+        if channels != 3 or height != width:
+            raise NotMeasurable(
+                f"--boxes holds squares in colour, and the network takes {channels} x {height} x {width}"
+            )
+        # As held-out images are seen: what is streamed is cut out of a somewhat larger square.
+        shorter = round(height * 256 / 224) if isinstance(run.data.test, ImageFiles) else height
+        boxed = load_boxed_folder(config.boxes, run.data.class_names, size=height, shorter=shorter)
+    else:
+        images, labels = (torch.cat(tensors).cpu() for tensors in zip(*chunks(), strict=True))
+        try:
+            boxed = on_canvas(ImageSet(images, labels), generator=torch.Generator().manual_seed(config.seed))
+        except DataError as error:
+            raise NotMeasurable(str(error)) from error
+    try:
+        found = localise(run.network, boxed, batch_size=config.batch_size)
+    except ValueError as error:
+        raise NotMeasurable(str(error)) from error
+    size = list(boxed.images.shape[2:])
+    return {**asdict(found), "on": config.boxes or "items on canvases with fragments of others", "image_size": size}
+
+
+MEASURES: dict[str, Callable[[TrainedRun, Chunks, EvaluateConfig], dict[str, Any]]] = {
+    "accuracy": measure_accuracy,
+    "attacks": measure_attacks,
+    "corruptions": measure_corruptions,
+    "embeddings": measure_embeddings,
+    "localisation": measure_localisation,
+}
+
+
+def table(report: Mapping[str, Any]) -> str:
+    """The report for a reader: a line for each number."""
+    rows: list[tuple[str, str]] = []
+    if (seen := report.get("accuracy")) is not None:
+        rows.append(("top-1 accuracy", _percent(seen["top1"])))
+        if seen["top5"] is not None:
+            rows.append(("top-5 accuracy", _percent(seen["top5"])))
+        rows.append(("mean confidence", _percent(seen["calibration"]["confidence"])))
+        rows.append(("expected calibration error", _percent(seen["calibration"]["error"])))
+    if (seen := report.get("attacks")) is not None:
+        rows += [(f"under {name.upper()}, L∞ 8/255", _percent(left)) for name, left in seen["accuracy"].items()]
+    if (seen := report.get("corruptions")) is not None:
+        rows += [(f"{name}, 5 strengths", _percent(*left)) for name, left in seen["accuracy"].items()]
+        rows.append(("mean of corruptions", _percent(seen["mean_accuracy"])))
+    if (seen := report.get("embeddings")) is not None:
+        ratio = "" if seen["ratio"] is None else f", ratio {seen['ratio']:.3f}"
+        rows.append(("distance within / between", f"{seen['within']:.3f} / {seen['between']:.3f}{ratio}"))
+    if (seen := report.get("localisation")) is not None:
+        rows.append(("localised, class known", _percent(seen["known_class"])))
+        rows.append(("class named there", _percent(seen["accuracy"])))
+        rows.append(("localised and class named", _percent(seen["top1"])))
+        best = f"localised, best threshold {seen['best_threshold']:.2f}"
+        rows.append((best, _percent(seen["best_known_class"])))
+        rows.append(("  by chance / whole image", _percent(seen["chance"], seen["whole_image"])))
+    width = max((len(name) for name, _ in rows), default=0)
+    title = f"{report['model']} on {report['images']:,} {report['split']} images of {report['dataset']}, in %"
+    return "\n".join([title, *(f"  {name:<{width}}  {value}" for name, value in rows)])
+
+
+def _percent(*shares: float) -> str:
+    return "  ".join(f"{100 * share:6.2f}" for share in shares)
+
+
+if __name__ == "__main__":
+    main()

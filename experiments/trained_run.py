@@ -1,0 +1,78 @@
+"""A finished training read back from its run folder: configuration, images and network."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import torch
+
+from classifier.data import Splits
+from classifier.evaluation import PixelNetwork, load_network
+from classifier.files import DamagedFileError
+from experiments import replay_policy, train_classifier
+from experiments.final_training import FinalConfig, load_data
+from experiments.recipes import ClassifierConfig
+from experiments.replay_policy import ReplayConfig
+from experiments.run_folder import RunError, read_config, stored_config
+
+# The commands that train one network to be kept, and their configurations.
+TRAININGS: dict[str, type[FinalConfig]] = {train_classifier.KIND: ClassifierConfig, replay_policy.KIND: ReplayConfig}
+
+
+@dataclass(frozen=True, eq=False)
+class TrainedRun:
+    """What a finished training left, and the images that it was about.
+
+    Attributes:
+        path: the run folder.
+        config: what it was asked.
+        data: its images, on the CPU.
+        network: the one that it kept, on the device.
+        device: where the network is.
+    """
+
+    path: Path
+    config: FinalConfig
+    data: Splits
+    network: PixelNetwork
+    device: torch.device
+
+    @classmethod
+    def open(cls, path: str, *, device: torch.device, data_root: str | None = None) -> TrainedRun:
+        """Read a run folder of `train_classifier.py` or `replay_policy.py`; nothing in it is changed.
+
+        Args:
+            path: the folder.
+            device: where the network is put.
+            data_root: where the data set lies; none = where the training looked.
+
+        Raises:
+            RunError: there is no such run, it has not finished, or its network cannot be built.
+            DamagedFileError: the weights cannot be read.
+            DataError: the images cannot be had.
+        """
+        kind, stored = read_config(path, tuple(TRAININGS))
+        config = stored_config(TRAININGS[kind], stored)
+        weights = Path(path) / "model.safetensors"
+        if not weights.exists():
+            raise RunError(f"{path}: this training has not finished (model.safetensors is missing); --resume it first")
+        if data_root is not None:
+            config = replace(config, data_root=data_root)
+        data = load_data(config)
+        try:
+            network = load_network(
+                weights,
+                config.model,
+                num_classes=data.num_classes,
+                image_shape=data.test.image_shape,
+                mean=data.mean,
+                std=data.std,
+                embedding=config.embedding,
+            )
+        except DamagedFileError:
+            raise
+        except ValueError as error:
+            raise RunError(str(error)) from error
+        network.to(device, memory_format=torch.channels_last)
+        return cls(Path(path), config, data, network, device)
