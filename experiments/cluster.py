@@ -58,7 +58,7 @@ def connected(address: str | None, *, cpus: int | None = None) -> Iterator[None]
     try:
         try:
             if address is None:
-                ray.init(num_cpus=cpus, include_dashboard=False, logging_level=logging.ERROR)
+                ray.init("local", num_cpus=cpus, include_dashboard=False, logging_level=logging.ERROR)
             else:
                 host, separator, port = address.rpartition(":")
                 if separator and port.isdigit():
