@@ -38,7 +38,8 @@ from classifier.trainer import TrainConfig, Trainer
 from classifier.tuning import compiling_pays
 from envs import Menu, MixPolicyEnv, TaskDistribution
 from envs.mix_policy import segment_ends
-from experiments.intervals import mean_interval, paired_difference
+from experiments.intervals import mean_interval, paired_difference, verdict
+from experiments.pages import NAME, write_search_report
 from experiments.presets import PRESETS, SearchConfig, named
 from experiments.run_folder import (
     LineLog,
@@ -268,6 +269,7 @@ def execute(search: Search, run: RunFolder) -> None:
         "learning_share_of_search": round(learning_seconds / max(search_seconds, 1e-9), 4),
     }
     run.write_json("summary.json", {"policy": schedule.to_json(), "contest": contest, "timing": timing})
+    write_search_report(run.path)
     report(search, run, schedule, contest)
 
 
@@ -475,20 +477,11 @@ def report(search: Search, run: RunFolder, schedule: PolicySchedule, contest: di
         policy = "\n".join(f"- until {100 * until:.1f} %: {policy}" for until, policy in schedule.segments)
         writer.add_text("learned_policy", policy)
     print(
-        f"\nwritten: {run.path}/policy.json, agent.safetensors, summary.json, episodes.jsonl\n"
+        f"\nwritten: {run.path}/policy.json, agent.safetensors, summary.json, episodes.jsonl, {NAME}\n"
         "next:\n"
         f"  tensorboard --logdir {run.events}\n"
         f"  python experiments/replay_policy.py --policy {run.path}/policy.json"
     )
-
-
-def verdict(difference: float, width: float | None) -> str:
-    """What a difference with its interval's half-width means, in words."""
-    if width is None:
-        return "one seed: nothing can be said"
-    if abs(difference) <= width:
-        return "within noise"
-    return "better" if difference > 0 else "worse"
 
 
 def _seed(config: SearchConfig, stream: str, number: int) -> int:
