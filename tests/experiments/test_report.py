@@ -10,6 +10,7 @@ import xml.etree.ElementTree as ElementTree
 from collections.abc import Callable, Sequence
 from html import unescape
 from html.parser import HTMLParser
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -111,6 +112,14 @@ def test_the_timelines_areas_are_the_shares_of_all_updates() -> None:
     total = sum(areas.values())
     expected = {"clean": 0.25 + 0.25 + 0.025, "rmix": 0.25 + 0.075, "cutmix": 0.15}
     assert {name: area / total for name, area in areas.items()} == pytest.approx(expected, abs=0.002)
+    # Within a segment one block stands on the other.
+    edges: dict[str, list[tuple[float, float]]] = {}
+    for block in [block for block in chart.iter("rect") if block.get("class") == "block"]:
+        top = float(block.get("y", 0))
+        edges.setdefault(block.get("x", ""), []).append((top, top + float(block.get("height", 0))))
+    assert [len(stack) for stack in edges.values()] == [1, 2, 3]
+    for stack in map(sorted, edges.values()):
+        assert all(abs(above[1] - below[0]) < 0.21 for above, below in pairwise(stack))
     assert "until 75 %: clean 50 % + rmix 50 %" in next(chart.iter("svg")).get("aria-label", "")
 
 
@@ -206,6 +215,19 @@ def test_it_is_written_again_with_what_was_measured_since(run: Path, capsys: pyt
     assert "Reliability diagram" in after and "Accuracy under corruptions" in after
     assert f"<td>{100 * measured['attacks']['accuracy']['pgd']:.2f}</td>" in after
     assert capsys.readouterr().out.endswith(f"written: {run}/report.html\n")
+
+
+def test_words_of_the_user_stay_words(run: Path) -> None:
+    value = json.loads((run / "config.json").read_text())
+    value["command"] = ["train_classifier.py", "--out", "<script>alert(1)</script>"]
+    value["config"]["out"] = "<script>alert(2)</script>"
+    (run / "config.json").write_text(json.dumps(value))
+    report.main(["--run", str(run)])
+    text = (run / "report.html").read_text()
+    assert not Page(text).all("script")
+    shown = unescape(text)
+    assert "python experiments/train_classifier.py --out '<script>alert(1)</script>'" in shown
+    assert '"out": "<script>alert(2)</script>"' in shown
 
 
 def test_what_is_no_finished_run_is_refused(run: Path, tmp_path: Path, refused: Refused) -> None:
