@@ -204,11 +204,10 @@ def write_comparison_report(path: Path, report: Mapping[str, Any]) -> None:
     rows, means = [], []
     for name, row in sorted(methods.items(), key=lambda entry: -entry[1]["accuracy"]["mean"]):
         gap = report["less_baseline"].get(name)
-        versus = (
-            ("", "")
-            if gap is None
-            else (_plus_minus(gap["mean"], gap["half_width"], sign="+"), f"{gap['p_value']:.3f}")
-        )
+        versus = ("", "")
+        if gap is not None:
+            p_value = f"{gap['p_value']:.3f}" if gap["p_value"] >= 0.001 else "< 0.001"
+            versus = (_plus_minus(gap["mean"], gap["half_width"], sign="+"), p_value)
         mean, half = row["accuracy"]["mean"], row["accuracy"]["half_width"]
         rows.append((row["title"], _plus_minus(mean, half), *versus, f"{row['seconds']['mean']:.0f}", row["diverged"]))
         means.append((name, 100 * mean, 100 * half))
