@@ -39,6 +39,7 @@ from classifier.trainer import TrainConfig, Trainer
 from envs import RLMixEnv
 from experiments.contestants import CONTESTANTS, PerBatch
 from experiments.intervals import holm, mean_interval, paired_difference, paired_p_value
+from experiments.pages import NAME, write_comparison_report
 from experiments.run_folder import LineLog, RunError, interrupt_on_sigterm, machine, user_errors
 
 COMMAND = "python experiments/compare.py"
@@ -138,7 +139,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
         write_atomic(out / "results.json", (json.dumps(report, indent=2, ensure_ascii=False) + "\n").encode())
         text = markdown(report)
         write_atomic(out / "results.md", text.encode())
-    print(f"\n{text}\nwritten: {out}/results.json, results.md")
+        write_comparison_report(out, report)
+    print(f"\n{text}\nwritten: {out}/results.json, results.md, {NAME}")
 
 
 def resolve(config: ComparisonConfig) -> Setting:

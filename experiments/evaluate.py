@@ -24,8 +24,9 @@ import torch
 import tyro
 from torch import Tensor
 
-from classifier.data import DataError, ImageFiles, ImageSet, evaluation_chunks
+from classifier.data import ImageFiles, ImageSet, evaluation_chunks
 from classifier.evaluation import (
+    BoxedImages,
     accuracy,
     attacked_accuracy,
     calibration,
@@ -215,18 +216,24 @@ def measure_localisation(run: TrainedRun, chunks: Chunks, config: EvaluateConfig
         # As held-out images are seen: what is streamed is cut out of a somewhat larger square.
         shorter = round(height * 256 / 224) if isinstance(run.data.test, ImageFiles) else height
         boxed = load_boxed_folder(config.boxes, run.data.class_names, size=height, shorter=shorter)
+        batches = iter(boxed.split(config.batch_size))
     else:
-        images, labels = (torch.cat(tensors).cpu() for tensors in zip(*chunks(), strict=True))
-        try:
-            boxed = on_canvas(ImageSet(images, labels), generator=torch.Generator().manual_seed(config.seed))
-        except DataError as error:
-            raise NotMeasurable(str(error)) from error
+        batches = canvases(chunks, config.seed)
     try:
-        found = localise(run.network, boxed, batch_size=config.batch_size)
+        found = localise(run.network, batches)
     except ValueError as error:
         raise NotMeasurable(str(error)) from error
-    size = list(boxed.images.shape[2:])
-    return {**asdict(found), "on": config.boxes or "items on canvases with fragments of others", "image_size": size}
+    return {**asdict(found), "on": config.boxes or "items on canvases with fragments of others"}
+
+
+def canvases(chunks: Chunks, seed: int) -> Iterator[BoxedImages]:
+    """The images of each chunk on canvases, among fragments of the first ones."""
+    pool: ImageSet | None = None
+    generator = torch.Generator().manual_seed(seed)
+    for images, labels in chunks():
+        items = ImageSet(images.cpu(), labels.cpu())
+        pool = items if pool is None else pool
+        yield on_canvas(items, pool, generator=generator)
 
 
 MEASURES: dict[str, Callable[[TrainedRun, Chunks, EvaluateConfig], dict[str, Any]]] = {

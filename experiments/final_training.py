@@ -25,6 +25,7 @@ from classifier.tuning import compiling_pays
 from envs import Task
 from envs.observation import TrainingState
 from envs.picture import mixed_picture
+from experiments.pages import NAME, write_training_report
 from experiments.run_folder import RunError, RunFolder, StopSignal
 
 CHUNK = 20  # updates between two looks at the clock, the bar and the signals
@@ -258,11 +259,12 @@ def train_to_the_end(
     metadata = {"trained": f"{config.model} on {data.name}"}
     write_atomic(run.path / "model.safetensors", save(weights, metadata=metadata))
     run.write_json("summary.json", summary)
+    write_training_report(run.path, data, trainer.model, trainer.device)
     print(
         f"\ntest accuracy {100 * test.accuracy:.2f} % on {test.images:,} images (calibration error "
         f"{100 * test.calibration_error:.1f} %), network of {100 * training.best_progress:.0f} % progress, "
         f"{training.selected_by}\n"
-        f"written: {run.path}/model.safetensors, summary.json\n"
+        f"written: {run.path}/model.safetensors, summary.json, {NAME}\n"
         f"watch: tensorboard --logdir {run.events}"
     )
     return summary

@@ -51,3 +51,12 @@ def holm(p_values: Sequence[float]) -> list[float]:
         largest = max(largest, min(1.0, (len(p_values) - rank) * p_values[place]))
         corrected[place] = largest
     return corrected.tolist()
+
+
+def verdict(difference: float, width: float | None) -> str:
+    """What a difference with its interval's half-width means, in words."""
+    if width is None:
+        return "one seed: nothing can be said"
+    if abs(difference) <= width:
+        return "within noise"
+    return "better" if difference > 0 else "worse"

@@ -48,7 +48,8 @@ from envs import Menu, MixPolicyEnv, TaskDistribution
 from envs.mix_policy import segment_ends
 from experiments import per_batch
 from experiments.cluster import connected, on_a_worker, places, require_places, run_trial
-from experiments.intervals import mean_interval, paired_difference
+from experiments.intervals import mean_interval, paired_difference, verdict
+from experiments.pages import NAME, write_search_report
 from experiments.presets import PRESETS, SearchConfig, named
 from experiments.run_folder import (
     LineLog,
@@ -195,7 +196,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
                 execute(search, run)
             report(search, run)
             print(
-                f"\nwritten: {run.path}/policy.json, agent.safetensors, summary.json, episodes.jsonl\n"
+                f"\nwritten: {run.path}/policy.json, agent.safetensors, summary.json, episodes.jsonl, {NAME}\n"
                 "next:\n"
                 f"  tensorboard --logdir {run.events}\n"
                 f"  python experiments/replay_policy.py --policy {run.path}/policy.json"
@@ -328,6 +329,7 @@ def execute(search: Search, run: RunFolder) -> None:
         "learning_share_of_search": round(learning_seconds / max(search_seconds, 1e-9), 4),
     }
     run.write_json("summary.json", {"policy": schedule.to_json(), "contest": contest, "timing": timing})
+    write_search_report(run.path)
 
 
 def positions_of(config: SearchConfig, checkpoint: dict[str, Any] | None) -> list[Position]:
@@ -600,15 +602,6 @@ def report(search: Search, run: RunFolder) -> None:
         writer.add_text("comparison", header + "\n".join("|" + "|".join(row) + "|" for row in rows[1:]))
         policy = "\n".join(f"- until {100 * until:.1f} %: {policy}" for until, policy in schedule.segments)
         writer.add_text("learned_policy", policy)
-
-
-def verdict(difference: float, width: float | None) -> str:
-    """What a difference with its interval's half-width means, in words."""
-    if width is None:
-        return "one seed: nothing can be said"
-    if abs(difference) <= width:
-        return "within noise"
-    return "better" if difference > 0 else "worse"
 
 
 def _seed(config: SearchConfig, stream: str, number: int) -> int:

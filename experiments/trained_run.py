@@ -74,5 +74,5 @@ class TrainedRun:
             raise
         except ValueError as error:
             raise RunError(str(error)) from error
-        network.to(device, memory_format=torch.channels_last)
+        network.to(device).to(memory_format=torch.channels_last)
         return cls(Path(path), config, data, network, device)

@@ -34,26 +34,32 @@ class BoxedImages:
     labels: Tensor
     boxes: Tensor
 
+    def split(self, batch_size: int) -> list["BoxedImages"]:
+        """Batches of so many images; the last one has what is left."""
+        parts = (values.split(batch_size) for values in (self.images, self.labels, self.boxes))
+        return [BoxedImages(*part) for part in zip(*parts, strict=True)]
 
-def on_canvas(items: ImageSet, *, generator: torch.Generator) -> BoxedImages:
+
+def on_canvas(items: ImageSet, pool: ImageSet, *, generator: torch.Generator) -> BoxedImages:
     """Place each item on a black canvas of twice its sides among fragments of other classes.
 
     As in the cluttered MNIST of Mnih et al. 2014 (https://arxiv.org/abs/1406.6247): six squares of a third of the
-    item's shorter side, cut from random places of random items of other classes, lie anywhere; the item, cut out by
+    item's shorter side, cut from random places of random images of other classes, lie anywhere; the item, cut out by
     its own box, lies on top, anywhere within the canvas. An item without anything brighter than the background fills
     its whole image, as a photograph does.
 
     Args:
-        items: N images on the CPU, of two classes or more.
-        generator: of places, fragments and the items they are cut from.
+        items: N images on the CPU.
+        pool: images of the same size, on the CPU, that fragments are cut from; of two classes or more.
+        generator: of places, fragments and the images they are cut from.
 
     Raises:
-        DataError: all items are of one class.
+        DataError: all images of the pool are of one class.
     """
     count = len(items)
-    sizes = items.labels.bincount()
-    if int((sizes > 0).sum()) < 2:
-        raise DataError("expected items of at least 2 classes, got 1; fragments are cut from the others")
+    if len(pool.labels.unique()) < 2:
+        raise DataError("expected images of at least 2 classes, got 1; fragments are cut from the others")
+    sizes = pool.labels.bincount(minlength=int(items.labels.max()) + 1)
     channels, height, width = items.image_shape
     tall, wide = CANVAS * height, CANVAS * width
     side = max(1, round(FRAGMENT_SIDE * min(height, width)))
@@ -62,10 +68,10 @@ def on_canvas(items: ImageSet, *, generator: torch.Generator) -> BoxedImages:
         """Whole numbers from 0 to below `limit`."""
         return (torch.rand(shape, generator=generator, dtype=torch.float64) * limit).long()
 
-    # Sorted by class, the items of other classes are those before and those behind a class's own.
-    order = items.labels.argsort(stable=True)
+    # Sorted by class, the images of other classes are those before and those behind a class's own.
+    order = pool.labels.argsort(stable=True)
     own, starts = sizes[items.labels], (sizes.cumsum(0) - sizes)[items.labels]
-    other = draw((count - own)[:, None], count, FRAGMENTS)
+    other = draw((len(pool) - own)[:, None], count, FRAGMENTS)
     source = order[torch.where(other < starts[:, None], other, other + own[:, None])].tolist()
     cut = torch.stack(
         (draw(height - side + 1, count, FRAGMENTS), draw(width - side + 1, count, FRAGMENTS)), dim=2
@@ -77,12 +83,12 @@ def on_canvas(items: ImageSet, *, generator: torch.Generator) -> BoxedImages:
     place = draw(torch.tensor((tall + 1, wide + 1)) - (within[:, 2:] - within[:, :2]), count, 2)
     boxes = torch.cat((place, place + within[:, 2:] - within[:, :2]), dim=1)
 
-    pixels = items.images.numpy()
+    pixels, sources = items.images.numpy(), pool.images.numpy()
     canvas = np.zeros((count, channels, tall, wide), dtype=np.uint8)
     for number, (inside, box) in enumerate(zip(within.tolist(), boxes.tolist(), strict=True)):
         image = canvas[number]
         for item, (y, x), (top, left) in zip(source[number], cut[number], spot[number], strict=True):
-            image[:, top : top + side, left : left + side] = pixels[item, :, y : y + side, x : x + side]
+            image[:, top : top + side, left : left + side] = sources[item, :, y : y + side, x : x + side]
         image[:, box[0] : box[2], box[1] : box[3]] = pixels[number, :, inside[0] : inside[2], inside[1] : inside[3]]
     return BoxedImages(torch.from_numpy(canvas), items.labels, boxes.double())
 

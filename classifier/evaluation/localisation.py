@@ -5,6 +5,7 @@ largest connected part that reaches a share of the map's highest value, a fifth 
 (https://arxiv.org/abs/1512.04150). The box is right where it overlaps the object's by one half or more.
 """
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 import numpy as np
@@ -49,39 +50,40 @@ class Localisation:
     images: int
 
 
-def localise(network: PixelNetwork, boxed: BoxedImages, *, batch_size: int = 500) -> Localisation:
+def localise(network: PixelNetwork, batches: Iterable[BoxedImages]) -> Localisation:
     """Localise objects by class activation maps.
 
     Args:
         network: any whose last feature map is an image.
-        boxed: images, classes and boxes.
-        batch_size: images at a time.
+        batches: images of one size, classes and boxes; at least one batch.
 
     Raises:
         ImportError: grad-cam is not installed.
         ValueError: the network does not take images of this size, or has no feature map.
     """
-    found = [
-        class_activation_maps(network, images, labels)
-        for images, labels in zip(boxed.images.split(batch_size), boxed.labels.split(batch_size), strict=True)
-    ]
-    maps = np.concatenate([part for part, _ in found])
-    right_class = torch.cat([answers for _, answers in found]) == boxed.labels
-    overlaps = {threshold: overlap(boxes_of_maps(maps, threshold), boxed.boxes) for threshold in THRESHOLDS}
-    right = {threshold: values >= OVERLAP for threshold, values in overlaps.items()}
-    best = max(THRESHOLDS, key=lambda threshold: float(right[threshold].double().mean()))
-    height, width = boxed.images.shape[2:]
-    whole = torch.tensor((0, 0, height, width)).expand_as(boxed.boxes)
+    parts, boxes, right_class = [], [], []
+    size = (0, 0)
+    for batch in batches:
+        maps, answers = class_activation_maps(network, batch.images, batch.labels)
+        parts.append(torch.stack([overlap(boxes_of_maps(maps, level), batch.boxes) for level in THRESHOLDS]))
+        boxes.append(batch.boxes)
+        right_class.append(answers == batch.labels)
+        size = (batch.images.shape[2], batch.images.shape[3])
+    overlaps = torch.cat(parts, dim=1)  # [thresholds, N]
+    true_boxes, named = torch.cat(boxes), torch.cat(right_class)
+    shares = (overlaps >= OVERLAP).double().mean(dim=1)
+    usual, best = THRESHOLDS.index(THRESHOLD), int(shares.argmax())
+    whole = torch.tensor((0, 0, *size)).expand_as(true_boxes)
     return Localisation(
-        known_class=float(right[THRESHOLD].double().mean()),
-        top1=float((right[THRESHOLD] & right_class).double().mean()),
-        best_known_class=float(right[best].double().mean()),
-        best_threshold=best,
-        overlap=float(overlaps[THRESHOLD].mean()),
-        accuracy=float(right_class.double().mean()),
-        chance=chance(boxed.boxes, (height, width)),
-        whole_image=float((overlap(whole, boxed.boxes) >= OVERLAP).double().mean()),
-        images=len(boxed.labels),
+        known_class=float(shares[usual]),
+        top1=float(((overlaps[usual] >= OVERLAP) & named).double().mean()),
+        best_known_class=float(shares[best]),
+        best_threshold=THRESHOLDS[best],
+        overlap=float(overlaps[usual].mean()),
+        accuracy=float(named.double().mean()),
+        chance=chance(true_boxes, size),
+        whole_image=float((overlap(whole, true_boxes) >= OVERLAP).double().mean()),
+        images=len(named),
     )
 
 

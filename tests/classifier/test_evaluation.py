@@ -10,6 +10,7 @@ import torch
 from safetensors.torch import save_file
 from scipy.ndimage import gaussian_filter
 from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensorMode
 
 from classifier.data import load_dataset, normalise, split
 from classifier.evaluation import (
@@ -318,6 +319,18 @@ def test_accuracy_under_corruptions_of_a_network_that_sees_brightness() -> None:
         "contrast": [1] * 5,
         "occlusion": [1] * 5,
     }
+
+
+def test_on_a_gpu_everything_stays_there() -> None:
+    with FakeTensorMode():  # tensors without content that know their device and refuse to mix two
+        with torch.device("cuda"):
+            model = build_model("search", num_classes=4, in_channels=3)
+            network = PixelNetwork(model, last_layer="head", mean=(0.5,) * 3, std=(0.5,) * 3)
+        pixels = torch.empty(4, 3, 16, 16, device="cuda")
+        for corruption in CORRUPTIONS:
+            changed = corrupt(pixels, corruption=corruption, level=3, generator=torch.Generator().manual_seed(0))
+            assert changed.device.type == "cuda" and changed.shape == pixels.shape
+        assert {tensor.device.type for tensor in network.embed(pixels)} == {"cuda"}
 
 
 # Embeddings

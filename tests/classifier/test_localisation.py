@@ -137,7 +137,7 @@ def test_maps_of_a_network_that_looks_at_brightness() -> None:
     assert np.allclose(maps[1], 1 - images[1, 0] / 255, atol=1e-5)
     assert answers.tolist() == [1, 1]  # more is dark than bright
     boxed = BoxedImages(images, torch.tensor([0, 0]), torch.tensor([[2.0, 3, 7, 8]] * 2).double())
-    found = localise(network, boxed, batch_size=1)
+    found = localise(network, boxed.split(1))
     assert (found.known_class, found.best_known_class, found.overlap) == (1, 1, 1)
     assert (found.top1, found.accuracy, found.whole_image, found.images) == (0, 0, 0, 2)
     assert not network.model.look._forward_hooks
@@ -154,14 +154,26 @@ def test_the_last_feature_map_is_found(name: str, layer: str, side: int) -> None
     assert found is model.get_submodule(layer)
 
 
+class Tokens(nn.Module):
+    """A transformer in little: patches, a layer of attention over them, and their mean."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.patches = nn.Conv2d(3, 8, 8, stride=8)
+        self.layer = nn.TransformerEncoderLayer(8, 2, 8, batch_first=True)
+        self.head = nn.Linear(8, 3)
+
+    def forward(self, images: Tensor) -> Tensor:
+        return self.head(self.layer(self.patches(images).flatten(2).transpose(1, 2)).mean(dim=1))
+
+
 def test_networks_without_a_map_are_refused() -> None:
-    vit = build_model("torchvision/vit_b_32", num_classes=3, in_channels=3, image_size=(32, 32))
     lenet = build_model("lenet", num_classes=3, in_channels=3)
-    for model, last, side, named in (
-        (vit, "heads.head", 32, "no feature map at its end"),
-        (lenet, "head", 56, "LeNet fails on images of 56 x 56"),
+    for model, side, named in (
+        (Tokens(), 32, "Tokens has no feature map at its end"),
+        (lenet, 56, "LeNet fails on images of 56 x 56"),
     ):
-        network = PixelNetwork(model, last_layer=last, mean=(0.5,) * 3, std=(0.5,) * 3)
+        network = PixelNetwork(model, last_layer="head", mean=(0.5,) * 3, std=(0.5,) * 3)
         with pytest.raises(ValueError, match=named):
             last_feature_map(network, torch.rand(1, 3, side, side))
 
@@ -182,7 +194,7 @@ def items() -> ImageSet:
 
 
 def test_an_item_fills_its_box_and_fragments_are_of_other_classes(items: ImageSet) -> None:
-    boxed = on_canvas(items, generator=torch.Generator().manual_seed(0))
+    boxed = on_canvas(items, items, generator=torch.Generator().manual_seed(0))
     assert boxed.images.shape == (60, 1, 24, 32) and torch.equal(boxed.labels, items.labels)
     places = set()
     fragments = 0
@@ -202,7 +214,7 @@ def test_an_item_fills_its_box_and_fragments_are_of_other_classes(items: ImageSe
 
 def test_canvases_are_drawn_by_the_generator(items: ImageSet) -> None:
     before = items.images.clone()
-    one, same, other = (on_canvas(items, generator=torch.Generator().manual_seed(seed)) for seed in (1, 1, 2))
+    one, same, other = (on_canvas(items, items, generator=torch.Generator().manual_seed(seed)) for seed in (1, 1, 2))
     assert torch.equal(one.images, same.images) and torch.equal(one.boxes, same.boxes)
     assert not torch.equal(one.boxes, other.boxes) and torch.equal(items.images, before)
     assert FRAGMENTS == 6
@@ -210,10 +222,17 @@ def test_canvases_are_drawn_by_the_generator(items: ImageSet) -> None:
 
 def test_items_without_a_background_and_items_of_one_class() -> None:
     black = ImageSet(torch.zeros(4, 3, 8, 8, dtype=torch.uint8), torch.tensor([0, 0, 1, 1]))
-    boxed = on_canvas(black, generator=torch.Generator().manual_seed(0))
+    boxed = on_canvas(black, black, generator=torch.Generator().manual_seed(0))
     assert ((boxed.boxes[:, 2:] - boxed.boxes[:, :2]) == 8).all()
     with pytest.raises(DataError, match="at least 2 classes"):
-        on_canvas(ImageSet(black.images, torch.zeros(4, dtype=torch.long)), generator=torch.Generator())
+        on_canvas(black, ImageSet(black.images, torch.zeros(4, dtype=torch.long)), generator=torch.Generator())
+
+
+def test_fragments_come_from_the_pool(items: ImageSet) -> None:
+    pool = ImageSet(torch.full((4, 1, 12, 16), 17, dtype=torch.uint8), torch.tensor([0, 0, 9, 9]))
+    one = ImageSet(items.images[3:4], items.labels[3:4])
+    boxed = on_canvas(one, pool, generator=torch.Generator().manual_seed(0))
+    assert set(boxed.images.unique().tolist()) == {0, 17, 240}
 
 
 # Folders

@@ -4,6 +4,7 @@ import json
 import signal
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
+from html import unescape
 from pathlib import Path
 from typing import Any
 
@@ -65,7 +66,8 @@ def trained(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, int]]:
 
 
 def test_the_comparison_reports_paired_seeds(comparison: Path) -> None:
-    assert sorted(entry.name for entry in comparison.iterdir()) == ["results.json", "results.md", "runs.jsonl"]
+    written = ["report.html", "results.json", "results.md", "runs.jsonl"]
+    assert sorted(entry.name for entry in comparison.iterdir()) == written
     report = read_strictly(comparison / "results.json")
     assert report["seeds"] == [0, 1]
     assert report["setting"]["precision"] in ("bf16", "fp32")
@@ -89,6 +91,11 @@ def test_the_comparisons_table_is_that_of_the_report(comparison: Path) -> None:
         assert f"| {100 * row['accuracy']['mean']:.2f} ± {100 * row['accuracy']['half_width']:.2f} |" in text
     assert f"| {100 * report['less_baseline']['rmix']['mean']:+.2f} ± " in text
     assert report["command"] in text
+    page = unescape((comparison / "report.html").read_text())
+    for row in report["methods"].values():
+        assert f">{row['title']}</th>" in page
+        assert f">{100 * row['accuracy']['mean']:.2f} ± {100 * row['accuracy']['half_width']:.2f}</td>" in page
+    assert f">{100 * report['less_baseline']['rmix']['mean']:+.2f} ± " in page and report["command"] in page
 
 
 def test_a_finished_comparison_trains_nothing(

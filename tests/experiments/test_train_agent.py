@@ -12,6 +12,7 @@ import subprocess
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import fields, replace
+from html import unescape
 from pathlib import Path
 from typing import Any
 
@@ -99,6 +100,25 @@ def user(start: Any, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, st
 def run(user: tuple[Path, str, str]) -> Path:
     """The run folder of a finished search; not to be changed."""
     return user[0]
+
+
+def test_the_report_shows_contest_and_choices(run: Path) -> None:
+    page = unescape((run / "report.html").read_text())
+    for name, entry in summary_of(run)["contest"].items():
+        assert f">{name}</th><td>{100 * entry['mean']:.2f} ± {100 * entry['interval']:.2f}</td>" in page
+    menu = Agent.load(run).menu
+    episodes = lines(run / "episodes.jsonl")
+    late = episodes[-EPISODES // 4 :]
+    assert f"in the last {len(late)} trainings" in page
+    schedule = PolicySchedule.load(run / "policy.json")
+    for place, (until, policy) in enumerate(schedule.segments):
+        share = np.mean([menu.policy(episode["actions"][place]) == policy for episode in late])
+        assert f'{100 * until:.3g} %</th><td class="text">{policy}</td><td>{100 * share:.0f}</td>' in page
+    sources = [episode["actions"][0][0] for episode in late]
+    for source, name in enumerate(menu.names("source")):
+        share = sources.count(source) / len(late)
+        cell = f'>{name}</th><td style="background:color-mix(in srgb,var(--c1) {55 * share:.0f}%,transparent)">'
+        assert cell + (f"{100 * share:.0f}</td>" if share else "</td>") in page
 
 
 @pytest.fixture

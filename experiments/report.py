@@ -1,0 +1,81 @@
+"""Write the report of a run again: one HTML file, which needs no network.
+
+python experiments/report.py --run runs/classifier-20260101-120000
+python experiments/report.py --run runs/agent-20260101-120000
+python experiments/report.py --run experiments/results/methods
+
+Trainings, searches and comparisons write it themselves when they end. Written again after `evaluate.py`, the report of
+a training shows what that has measured.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+import tyro
+
+from classifier.data import DataError
+from classifier.files import DamagedFileError
+from classifier.mixing import PolicyError
+from experiments import train_agent
+from experiments.pages import NAME, write_comparison_report, write_search_report, write_training_report
+from experiments.run_folder import RunError, interrupt_on_sigterm, read_config, user_errors
+from experiments.trained_run import TRAININGS, TrainedRun
+
+
+@dataclass(frozen=True)
+class ReportConfig:
+    """Write the report of a run again."""
+
+    run: str
+    """Folder of a training, a search or a comparison."""
+    data_root: str | None = None
+    """Folder where a training's data set lies; none looks where the training did."""
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Run the command."""
+    interrupt_on_sigterm()
+    with user_errors():
+        config = tyro.cli(ReportConfig, args=sys.argv[1:] if arguments is None else arguments, description=__doc__)
+        path = Path(config.run)
+        try:
+            write(config, path)
+        except (RunError, DataError, PolicyError, DamagedFileError):
+            raise
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise RunError(
+                f"{path}: expected the files of a finished run, got {type(error).__name__}: {error}; let it end first "
+                "(--resume), or restore what is missing"
+            ) from error
+    print(f"written: {path / NAME}")
+
+
+def write(config: ReportConfig, path: Path) -> None:
+    """Write the report of the kind of run that a folder holds.
+
+    Raises:
+        RunError: there is no run that has finished.
+        OSError, ValueError, KeyError, TypeError: a file of the run is missing or damaged.
+    """
+    if (path / "results.json").exists() and not (path / "config.json").exists():
+        report = json.loads((path / "results.json").read_bytes())
+        if report.get("kind") != "comparison":
+            raise RunError(f"{path}/results.json: expected results of compare.py, got {report.get('kind')!r:.80}")
+        write_comparison_report(path, report)
+        return
+    kind, _ = read_config(config.run, (*TRAININGS, train_agent.KIND))
+    if kind == train_agent.KIND:
+        write_search_report(path)
+    else:
+        run = TrainedRun.open(config.run, device=torch.device("cpu"), data_root=config.data_root)
+        write_training_report(path, run.data, run.network.model, run.device)
+
+
+if __name__ == "__main__":
+    main()
