@@ -39,6 +39,7 @@ from experiments.run_folder import RunError, interrupt_on_sigterm, machine, user
 
 COMMAND = "python experiments/benchmark_rl_mix.py"
 UPDATES = 10**6  # of the learning-rate schedule; no stretch gets far into it
+WARM_UP = 2  # updates before the clock starts: the first draws, the optimiser's state
 EVERY_BATCH = MixPolicy({"rmix": 1.0})
 PUBLISHED_RATIO = 2.0  # 8 hours against 4 on a P100 (arXiv 2212.04875)
 PARTS = {  # of an update of RL-Mix: what it is called, and the methods whose time it is
@@ -113,6 +114,10 @@ def check(config: CostConfig) -> None:
         raise RunError(f"--seconds must be a finite number above 0, got {config.seconds:g}")
     if not config.model:
         raise RunError("--model must name at least one network, got none")
+    if config.train_size <= WARM_UP * config.batch_size:
+        raise RunError(
+            f"--train-size must be above {WARM_UP * config.batch_size}, {WARM_UP} batches, got {config.train_size}"
+        )
     try:
         resolve_device(config.device)
     except ValueError as error:
@@ -176,6 +181,7 @@ def measure(config: CostConfig, model: str) -> dict[str, Any]:
 def exact_stretch(trainer: Trainer, updates: int) -> float:
     """Seconds of an update of exact R-Mix that mixes every batch."""
     trainer.reset(0)
+    trainer.train(EVERY_BATCH, WARM_UP, probe=False)
     return trainer.train(EVERY_BATCH, updates, probe=False).seconds / updates
 
 
@@ -189,11 +195,13 @@ def rl_mix_stretch(env: RLMixEnv, agent: ThresholdPPO, updates: int, config: Per
         config: the agent whose cost it is.
     """
     observation, _ = env.reset(seed=0)
+    for update in range(WARM_UP):
+        observation, *_ = env.step(agent.choose(observation, update))
     agent.model.rollout_buffer.reset()
     with ExitStack() as stack:
         clocks = {part: stack.enter_context(clocked(*method)) for part, method in PARTS.items()}
         started = time.perf_counter()
-        for update in range(updates):
+        for update in range(WARM_UP, WARM_UP + updates):
             observation, reward, terminated, truncated, _ = env.step(agent.choose(observation, update))
             agent.learn(reward, observation, terminated, truncated)
             if terminated or truncated:
