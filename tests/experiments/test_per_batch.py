@@ -246,7 +246,7 @@ def test_a_learned_agent_is_replayed_in_another_training(tmp_path: Path) -> None
         ("--model nonsense", "'nonsense'"),
         ("--dataset nonsense", "'nonsense'"),
         ("--device cuda:99", "cuda:99"),
-        ("--resume missing", "no run to resume"),
+        ("--resume missing", "no run is there"),
     ],
 )
 def test_refused_in_one_line_before_anything_is_made(option: str, named: str, refused: Refused) -> None:
