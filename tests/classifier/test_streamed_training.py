@@ -58,7 +58,7 @@ def test_it_learns_and_evaluates_like_images_in_memory(folder: Path, streamed: S
     )
     trainer.model.eval()
     mean, std = (torch.tensor(value)[:, None, None] for value in (streamed.mean, streamed.std))
-    logits, _ = trainer._logits((pixels / 255 - mean) / std)
+    logits, _ = trainer._logits(trainer.model, (pixels / 255 - mean) / std)
     assert (logits.argmax(1) == streamed.test.labels).float().mean().item() == pytest.approx(result.accuracy)
 
 
