@@ -100,7 +100,8 @@ class Way:
     @property
     def policy(self) -> MixPolicy:
         """How it mixes."""
-        return CONTESTANTS[self.contestant].policy
+        ((_, policy),) = CONTESTANTS[self.contestant].schedule.segments
+        return policy
 
     @property
     def saliency(self) -> str:

@@ -2,28 +2,30 @@
 
 python experiments/compare.py --updates 10000 --seeds 5 --out experiments/results/methods
 python experiments/compare.py --contestants rmix rmix-exact --baseline rmix-exact --updates 1000 --out runs/saliency
+python experiments/compare.py --contestants plain cutmix --schedules learned=runs/agent-20260101-120000/policy.json
+python experiments/compare.py --contestants plain cutmix --measures accuracy attacks corruptions localisation
 
-All contestants (`experiments/contestants.py`) train the same network for the same number of updates. A seed draws
-training images, weights, data order and mixing draws for all of them, and a difference is the mean of the paired
-differences. Accuracy is that of the development images, which neither training nor a search has seen. Trainings that
-have finished are not run again: the same command goes on, and with more seeds or contestants it adds to what is there.
+All contestants (`experiments/contestants.py`, and schedules from files) train the same network for the same number of
+updates. A seed draws training images, weights, data order and mixing draws for all of them, and a difference is the
+mean of the paired differences. Accuracy is that of the development images, which neither training nor a search has
+seen; the test set needs --test-set, and that it was read is written down. Trainings that have finished are not run
+again: the same command goes on, and with more seeds, contestants or schedules it adds to what is there.
 """
 
 from __future__ import annotations
 
 import functools
+import io
 import json
-import math
 import multiprocessing
 import shlex
 import signal
 import sys
 import time
-from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -33,16 +35,20 @@ from stable_baselines3.common.logger import Logger
 
 from agent.rl_mix import ThresholdPPO, last_quarter, play, random_thresholds
 from classifier.data import Splits, load_dataset, split
+from classifier.evaluation import predict, trained_network
 from classifier.files import write_atomic
 from classifier.hardware import resolve_device, resolve_precision
+from classifier.mixing import PolicySchedule
 from classifier.trainer import TrainConfig, Trainer
 from envs import RLMixEnv
-from experiments.contestants import CONTESTANTS, PerBatch
-from experiments.intervals import holm, mean_interval, paired_difference, paired_p_value
+from experiments.comparison import as_csv, compare, markdown, pack_hits, picture
+from experiments.contestants import CONTESTANTS, Contestant, PerBatch
+from experiments.measures import MEASURES, NotMeasurable, Subject
 from experiments.pages import NAME, write_comparison_report
 from experiments.run_folder import LineLog, RunError, interrupt_on_sigterm, machine, user_errors
 
 COMMAND = "python experiments/compare.py"
+TEST_READS = "test_set_reads.jsonl"
 
 
 @dataclass(frozen=True)
@@ -51,8 +57,17 @@ class ComparisonConfig:
 
     contestants: tuple[str, ...] = tuple(CONTESTANTS)
     """Ways to train, by their names in experiments/contestants.py; all of them by default."""
+    schedules: tuple[str, ...] = ()
+    """Policy schedules beside them, each as NAME=FILE, such as learned=runs/agent-DATE-TIME/policy.json."""
     baseline: str = "plain"
     """The contestant that the others are compared with."""
+    measures: tuple[str, ...] = ()
+    """What is measured of each network besides its accuracy: accuracy (calibration), attacks, corruptions, embeddings,
+    localisation, as in evaluate.py."""
+    measured_images: int | None = None
+    """Images that these are measured on, from the start of the split; none takes all."""
+    test_set: bool = False
+    """Read the test set instead of the development images; that it was read is written down."""
 
     dataset: str = "fashion_mnist"
     """Data set by name, or package.module:function that returns a classifier.data.Dataset."""
@@ -75,7 +90,7 @@ class ComparisonConfig:
     precision: Literal["auto", "bf16", "fp32"] = "auto"
     """Number format of the network; auto takes bf16 where it is native and agrees with fp32."""
     out: str = "runs/comparison"
-    """Folder of results.json, results.md and runs.jsonl, the trainings finished so far."""
+    """Folder of results.json, results.md, results.csv, results.png and runs.jsonl, the trainings finished so far."""
 
 
 @dataclass(frozen=True)
@@ -90,6 +105,7 @@ class Setting:
     device: str
     precision: str
     torch: str
+    split: str = "development"
 
     def training(self, saliency: str) -> TrainConfig:
         """The Trainer's setting."""
@@ -110,15 +126,20 @@ def main(arguments: Sequence[str] | None = None) -> None:
     command = shlex.join([*COMMAND.split(), *arguments])
     with user_errors(command):
         config = tyro.cli(ComparisonConfig, args=arguments, description=__doc__)
-        setting = resolve(config)
+        contestants = asked_for(config)
+        setting, images = resolve(config)
         out = Path(config.out)
-        log, finished = open_log(out, setting)
-        names = [name for name in CONTESTANTS if name in config.contestants]
+        log, finished = open_log(out, setting, contestants, config.measures)
         # Seed by seed: whenever it is stopped, what is there is nearly paired.
-        wanted = [(name, seed) for seed in range(config.seeds) for name in names]
+        wanted = [(name, seed) for seed in range(config.seeds) for name in contestants]
         missing = [job for job in wanted if job not in finished]
         print(f"{len(wanted)} trainings, {len(wanted) - len(missing)} of them finished before", flush=True)
-        for done, run in enumerate(run_all(missing, setting, config), start=len(wanted) - len(missing) + 1):
+        if config.test_set and missing:
+            LineLog(out / TEST_READS).append(
+                {"at": time.strftime("%Y-%m-%dT%H:%M:%S%z"), "command": command, "images": images}
+            )
+        trained = run_all([(name, contestants[name], seed) for name, seed in missing], setting, config)
+        for done, run in enumerate(trained, start=len(wanted) - len(missing) + 1):
             log.append(run)
             finished[run["method"], run["seed"]] = run
             print(
@@ -126,7 +147,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
                 f"{100 * run['accuracy']:.2f} %  {run['seconds']:.1f} s",
                 flush=True,
             )
-        runs = {name: [finished[name, seed] for seed in range(config.seeds)] for name in names}
+        runs = {name: [finished[name, seed] for seed in range(config.seeds)] for name in contestants}
         report = {
             "kind": "comparison",
             "command": command,
@@ -134,17 +155,51 @@ def main(arguments: Sequence[str] | None = None) -> None:
             "setting": asdict(setting),
             "machine": machine(),
             "seeds": list(range(config.seeds)),
-            **compare(runs, config.baseline),
+            "measured_images": min(config.measured_images or images, images),
+            **compare(contestants, runs, config.baseline, images),
         }
-        write_atomic(out / "results.json", (json.dumps(report, indent=2, ensure_ascii=False) + "\n").encode())
         text = markdown(report)
-        write_atomic(out / "results.md", text.encode())
+        png = io.BytesIO()
+        picture(report).savefig(png, format="png", dpi=110)
+        for name, content in (
+            ("results.json", (json.dumps(report, indent=2, ensure_ascii=False) + "\n").encode()),
+            ("results.md", text.encode()),
+            ("results.csv", as_csv(report).encode()),
+            ("results.png", png.getvalue()),
+        ):
+            write_atomic(out / name, content)
         write_comparison_report(out, report)
-    print(f"\n{text}\nwritten: {out}/results.json, results.md, {NAME}")
+    print(f"\n{text}\nwritten: {out}/results.json, results.md, results.csv, results.png, {NAME}")
 
 
-def resolve(config: ComparisonConfig) -> Setting:
-    """The setting with nothing left to `auto`, tried out: data drawn, network built.
+def asked_for(config: ComparisonConfig) -> dict[str, Contestant]:
+    """The contestants by name: those of the list in its order, then the schedules.
+
+    Raises:
+        RunError: one is not known, or the baseline is none of them.
+        PolicyError: a schedule cannot be used; names the file and the field.
+    """
+    for name in config.contestants:
+        if name not in CONTESTANTS:
+            raise RunError(f"--contestants must be among {', '.join(CONTESTANTS)}, got {name!r}")
+    for measure in config.measures:
+        if measure not in MEASURES:
+            raise RunError(f"--measures must be among {', '.join(MEASURES)}, got {measure!r}")
+    asked = {name: CONTESTANTS[name] for name in CONTESTANTS if name in config.contestants}
+    for entry in config.schedules:
+        name, equals, path = entry.partition("=")
+        if not (name and equals and path):
+            raise RunError(f"--schedules must be NAME=FILE, such as learned=policy.json, got {entry!r}")
+        if name in CONTESTANTS or name in asked:
+            raise RunError(f"--schedules: the name {name!r} stands for another contestant; choose another")
+        asked[name] = Contestant(name, PolicySchedule.load(path))
+    if config.baseline not in asked:
+        raise RunError(f"--baseline must be one of the contestants {' '.join(asked)}, got {config.baseline}")
+    return asked
+
+
+def resolve(config: ComparisonConfig) -> tuple[Setting, int]:
+    """The setting with nothing left to `auto`, tried out (data drawn, network built), and how many images are read.
 
     Raises:
         RunError: an option is out of range.
@@ -153,15 +208,11 @@ def resolve(config: ComparisonConfig) -> Setting:
     for name, least in (("seeds", 2), ("processes", 1)):
         if getattr(config, name) < least:
             raise RunError(f"--{name} must be at least {least}, got {getattr(config, name)}")
-    for name in (*config.contestants, config.baseline):
-        if name not in CONTESTANTS:
-            raise RunError(f"--contestants must be among {', '.join(CONTESTANTS)}, got {name!r}")
-    if config.baseline not in config.contestants:
-        raise RunError(
-            f"--baseline must be one of the contestants {' '.join(config.contestants)}, got {config.baseline}"
-        )
+    if config.measured_images is not None and config.measured_images < 2:
+        raise RunError(f"--measured-images must be at least 2, got {config.measured_images}")
     data = _splits(config.dataset, config.data_root).draw(config.train_size, data_seed=0)
-    if not len(data.development):
+    part = data.test if config.test_set else data.development
+    if not len(part):
         raise RunError(f"--dataset {config.dataset}: expected development images, got none; choose a larger data set")
     try:
         device = resolve_device(config.device)
@@ -174,26 +225,36 @@ def resolve(config: ComparisonConfig) -> Setting:
             device=str(device),
             precision=resolve_precision(config.precision, device),
             torch=torch.__version__,
+            split="test" if config.test_set else "development",
         )
         Trainer(setting.training("exact"), data)
     except ValueError as error:
         raise RunError(str(error)) from error
-    return setting
+    return setting, len(part)
 
 
-def open_log(out: Path, setting: Setting) -> tuple[LineLog, dict[tuple[str, int], dict[str, Any]]]:
+def open_log(
+    out: Path, setting: Setting, contestants: Mapping[str, Contestant], measures: Sequence[str]
+) -> tuple[LineLog, dict[tuple[str, int], dict[str, Any]]]:
     """The log of finished trainings in a folder, and these trainings by contestant and seed.
 
+    A training that lacks one of the measures has not finished: its network is gone.
+
     Raises:
-        RunError: the folder cannot be written, or holds trainings of another setting.
+        RunError: the folder cannot be written, or holds trainings of another setting, or of another schedule by the
+            same name.
     """
     log = LineLog(out / "runs.jsonl")
     try:
         out.mkdir(parents=True, exist_ok=True)
         runs = log.read()
         for run in runs:
-            if run.get("setting") != asdict(setting):
-                difference = _first_difference(run.get("setting"), setting)
+            difference = _first_difference(run.get("setting"), setting)
+            if difference is None and run["method"] in contestants:
+                expected = _segments(run["method"], contestants[run["method"]])
+                if run.get("segments") != expected:
+                    difference = f"another schedule by the name {run['method']}"
+            if difference is not None:
                 raise RunError(
                     f"--out {out}: holds trainings of another setting ({difference}); "
                     "choose another folder, or delete its runs.jsonl"
@@ -201,16 +262,19 @@ def open_log(out: Path, setting: Setting) -> tuple[LineLog, dict[tuple[str, int]
         log.keep(len(runs))  # a line that an interruption tore would spoil the next one
     except OSError as error:
         raise RunError(f"--out {out}: cannot be written ({error.strerror}); choose another folder") from None
-    return log, {(run["method"], run["seed"]): run for run in runs}
+    finished = {(run["method"], run["seed"]): run for run in runs}
+    return log, {job: run for job, run in finished.items() if set(measures) <= set(run.get("measures", {}))}
 
 
-def run_all(jobs: Sequence[tuple[str, int]], setting: Setting, config: ComparisonConfig) -> Iterator[dict[str, Any]]:
+def run_all(
+    jobs: Sequence[tuple[str, Contestant, int]], setting: Setting, config: ComparisonConfig
+) -> Iterator[dict[str, Any]]:
     """Run trainings in processes of their own, each result as soon as it is there.
 
     Args:
-        jobs: pairs of contestant and seed.
+        jobs: contestants by name, each with a seed.
         setting: of every training.
-        config: for the number of processes and the data's folder.
+        config: for the number of processes, the data's folder and what is measured.
 
     Raises:
         RunError: a process died.
@@ -221,7 +285,7 @@ def run_all(jobs: Sequence[tuple[str, int]], setting: Setting, config: Compariso
         min(config.processes, len(jobs)), mp_context=multiprocessing.get_context("spawn"), initializer=_start_worker
     )
     try:
-        futures = [executor.submit(train, name, seed, setting, config.data_root) for name, seed in jobs]
+        futures = [executor.submit(train, *job, setting, config) for job in jobs]
         for future in as_completed(futures):
             yield future.result()
         executor.shutdown()
@@ -238,38 +302,55 @@ def run_all(jobs: Sequence[tuple[str, int]], setting: Setting, config: Compariso
         raise
 
 
-def train(name: str, seed: int, setting: Setting, data_root: str | None) -> dict[str, Any]:
+def train(name: str, contestant: Contestant, seed: int, setting: Setting, config: ComparisonConfig) -> dict[str, Any]:
     """One training from start to end.
 
     Args:
-        name: a key of `CONTESTANTS`.
-        seed: of the training images, and of weights, data order and mixing.
+        name: the contestant's.
+        contestant: what is trained under.
+        seed: of the training images, and of weights, data order and mixing; and of what is measured.
         setting: of every training.
-        data_root: folder where the data set lies; none = looked for.
+        config: for the data's folder and what is measured.
 
     Returns:
-        The line of the log: accuracy on all development images in [0, 1], at chance after a diverged training, and
-        seconds of the updates alone, a per-batch agent's own included; of such an agent also what it did.
+        The line of the log: accuracy on all images of the split in [0, 1], at chance after a diverged training; which
+        images are right in float32, and the measures; and seconds of the updates alone, a per-batch agent's own
+        included; of such an agent also what it did.
+
+    Raises:
+        RunError: a measure cannot be taken.
     """
-    contestant = CONTESTANTS[name]
-    data = _splits(setting.dataset, data_root).draw(setting.train_size, data_seed=seed)
+    data = _splits(setting.dataset, config.data_root).draw(setting.train_size, data_seed=seed)
     training = setting.training(contestant.saliency)
     if contestant.per_batch is None:
         trainer = Trainer(training, data, seed=seed)
-        stats = trainer.train(contestant.policy, setting.updates, probe=False)
-        ended: dict[str, Any] = {"diverged": stats.diverged, "seconds": stats.seconds}
+        ended = train_schedule(contestant.schedule, trainer)
     else:
         trainer, ended = train_per_batch(contestant.per_batch, training, data, seed)
-    accuracy = 1 / trainer.num_classes if ended["diverged"] else trainer.evaluate("development").accuracy
+    if ended["diverged"]:
+        accuracy, seen = 1 / trainer.num_classes, {"hits": None, "measures": dict.fromkeys(config.measures)}
+    else:
+        accuracy, seen = trainer.evaluate(setting.split).accuracy, _look(trainer, seed, setting, config)
     return {
         "method": name,
         "seed": seed,
         "accuracy": accuracy,
-        "development_images": len(data.development),
         **ended,
+        **seen,
+        "segments": _segments(name, contestant),
         "processor": machine()["processor"],
         "setting": asdict(setting),
     }
+
+
+def train_schedule(schedule: PolicySchedule, trainer: Trainer) -> dict[str, Any]:
+    """Train to the end under a schedule, or until it diverges; what the log's line has of it."""
+    parts = []
+    for end, policy in schedule.ends(trainer.config.updates):
+        parts.append(trainer.train(policy, end - trainer.updates_done, probe=False))
+        if parts[-1].diverged:
+            break
+    return {"diverged": parts[-1].diverged, "seconds": sum(part.seconds for part in parts)}
 
 
 def train_per_batch(
@@ -297,88 +378,38 @@ def train_per_batch(
     }
 
 
-def compare(runs: Mapping[str, Sequence[Mapping[str, Any]]], baseline: str) -> dict[str, Any]:
-    """Means with 95 % intervals, and paired differences to a baseline with Holm-corrected p-values.
-
-    Args:
-        runs: lines of the log by contestant, in the same order of seeds.
-        baseline: one of the contestants.
-    """
-    accuracies = {name: [run["accuracy"] for run in lines] for name, lines in runs.items()}
-    others = [name for name in runs if name != baseline]
-    p_values = holm([paired_p_value(accuracies[name], accuracies[baseline]) for name in others])
-    return {
-        "baseline": baseline,
-        "methods": {
-            name: {
-                "title": CONTESTANTS[name].title,
-                "policy": CONTESTANTS[name].policy.to_json(),
-                "saliency": CONTESTANTS[name].saliency,
-                "accuracy": _interval(accuracies[name]),
-                "seconds": _interval([run["seconds"] for run in lines]),
-                "diverged": sum(run["diverged"] for run in lines),
-                **_per_batch(name, lines),
-            }
-            for name, lines in runs.items()
-        },
-        "development_images": runs[baseline][0]["development_images"],
-        "processors": Counter(run["processor"] for lines in runs.values() for run in lines),
-        "less_baseline": {
-            name: {
-                **dict(
-                    zip(("mean", "half_width"), paired_difference(accuracies[name], accuracies[baseline]), strict=True)
-                ),
-                "p_value": p_value,
-            }
-            for name, p_value in zip(others, p_values, strict=True)
-        },
-    }
-
-
-def markdown(report: Mapping[str, Any]) -> str:
-    """The report for a reader: contestants from the best to the worst."""
-    setting, host, baseline = report["setting"], report["machine"], report["methods"][report["baseline"]]["title"]
-    processors = " and ".join(
-        f"{name} ({count} training{'s' if count > 1 else ''})" for name, count in report["processors"].items()
-    )
-    comparisons = len(report["less_baseline"])
-    corrected = f", corrected for {comparisons} comparisons (Holm)" if comparisons > 1 else ""
-    rows = []
-    for name, row in sorted(report["methods"].items(), key=lambda entry: -entry[1]["accuracy"]["mean"]):
-        gap = report["less_baseline"].get(name)
-        against = "" if gap is None else f"{100 * gap['mean']:+.2f} ± {100 * gap['half_width']:.2f}"
-        p_value = "" if gap is None else f"{gap['p_value']:.3f}" if gap["p_value"] >= 0.001 else "< 0.001"
-        rows.append(
-            f"| {row['title']} | {_percent(row['accuracy'])} | {against} | {p_value} | "
-            f"{row['seconds']['mean']:.0f} | {row['diverged']} |"
-        )
-    lines = [
-        f"# {setting['dataset']}: {setting['train_size']:,} training images, {setting['updates']:,} updates",
-        "",
-        f"Network {setting['model']}, batches of {setting['batch_size']}, {setting['precision']} on "
-        f"{setting['device']}, {len(report['seeds'])} seeds (0 to {report['seeds'][-1]}); a seed draws training "
-        "images, weights, order and mixing for every row. Accuracy on "
-        f"{report['development_images']:,} development images in %; means with 95 % Student t intervals over seeds. "
-        f"Differences to *{baseline}* are paired by seed, p-values are those of paired t tests{corrected}. Methods mix "
-        "half of the updates unless it says otherwise.",
-        "",
-        f"| | Accuracy | Less {baseline} | p | Seconds | Diverged |",
-        "|---|---|---|---|---|---|",
-        *rows,
-        "",
-        f"Made by `{report['command']}` on {processors}, {host['cores']} cores"
-        f"{', ' + host['gpu'] if host['gpu'] else ''}, torch {host['torch']}. Trainings shared the machine "
-        f"({report['config']['processes']} at a time, one thread each) with other work: seconds are for orientation, "
-        "`benchmark_speed.py` measures speed.",
-        "",
-    ]
-    return "\n".join(lines)
-
-
 def _start_worker() -> None:
     # Ctrl-C reaches every process of the terminal; the parent alone decides what it means.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     torch.set_num_threads(1)
+
+
+def _look(trainer: Trainer, seed: int, setting: Setting, config: ComparisonConfig) -> dict[str, Any]:
+    """Which images a trained network gets right, and what else is measured of it."""
+    data = trainer.data
+    part = getattr(data, setting.split)
+    network = trained_network(
+        trainer.network_state(),
+        setting.model,
+        num_classes=data.num_classes,
+        image_shape=part.image_shape,
+        mean=data.mean,
+        std=data.std,
+    )
+    network.to(trainer.device).to(memory_format=torch.channels_last)
+    whole = Subject(network, part, len(part), data.class_names, trainer.device, seed=seed)
+    seen = predict(network, whole.chunks())
+    hits = pack_hits((seen.logits.argmax(dim=1) == seen.labels).cpu().numpy())
+    subject = replace(whole, count=min(config.measured_images or len(part), len(part)))
+    try:
+        return {"hits": hits, "measures": {measure: MEASURES[measure](subject) for measure in config.measures}}
+    except (ImportError, NotMeasurable) as error:
+        raise RunError(f"--measures {' '.join(config.measures)}: {error}") from error
+
+
+def _segments(name: str, contestant: Contestant) -> list[dict[str, Any]] | None:
+    """What tells a schedule by this name from another one; nothing of the contestants that the program names."""
+    return None if name in CONTESTANTS else contestant.schedule.to_json()["segments"]
 
 
 @functools.cache
@@ -386,30 +417,12 @@ def _splits(dataset: str, root: str | None) -> Splits:
     return split(load_dataset(dataset, root))
 
 
-def _interval(values: Sequence[float]) -> dict[str, Any]:
-    mean, half_width = mean_interval(values)
-    assert math.isfinite(half_width), "an interval takes two values"
-    return {"mean": mean, "half_width": half_width, "per_seed": list(values)}
-
-
-def _per_batch(name: str, lines: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """What is known of a per-batch chooser beyond what is known of all; nothing of others."""
-    chooser = CONTESTANTS[name].per_batch
-    if chooser is None:
-        return {}
-    return {"per_batch": asdict(chooser), "reward": _interval([run["last_quarter"]["reward"] for run in lines])}
-
-
-def _percent(interval: Mapping[str, Any]) -> str:
-    return f"{100 * interval['mean']:.2f} ± {100 * interval['half_width']:.2f}"
-
-
-def _first_difference(there: Any, setting: Setting) -> str:
+def _first_difference(there: Any, setting: Setting) -> str | None:
     if not isinstance(there, dict):
         return "without a setting"
-    asked = asdict(setting)
-    name = next(name for name in [*asked, *there] if asked.get(name) != there.get(name))
-    return f"{name} {there.get(name)!r:.80}, not {asked.get(name)!r}"
+    asked, there = asdict(setting), {"split": "development", **there}  # older logs know no other split
+    names = [name for name in {**asked, **there} if asked.get(name) != there.get(name)]
+    return f"{names[0]} {there.get(names[0])!r:.80}, not {asked.get(names[0])!r}" if names else None
 
 
 if __name__ == "__main__":

@@ -6,9 +6,10 @@ published one for CIFAR; label smoothing's factor is the one that LaMix's author
 """
 
 from dataclasses import dataclass, field
+from typing import Any
 
 from agent.rl_mix import PerBatchConfig
-from classifier.mixing import LamDistribution, MixPolicy
+from classifier.mixing import LamDistribution, MixPolicy, PolicySchedule
 
 
 @dataclass(frozen=True)
@@ -32,29 +33,32 @@ class Contestant:
 
     Attributes:
         title: name in tables.
-        policy: how it mixes.
+        schedule: how it mixes, from start to end.
         saliency: where the input gradient of saliency methods comes from, `recycled` or `exact`.
         per_batch: who chooses R-Mix's thresholds; none = the Trainer draws them as the policy says.
     """
 
     title: str
-    policy: MixPolicy
+    schedule: PolicySchedule
     saliency: str = "recycled"
     per_batch: PerBatch | None = None
 
 
-def _half(method: str, lam: str = "beta(1)", label_beta: float = 1.0, label_detach: bool = False) -> MixPolicy:
-    shares = {"clean": 0.5, method: 0.5}
-    return MixPolicy(shares, lam=LamDistribution.parse(lam), label_beta=label_beta, label_detach=label_detach)
+def _fixed(shares: dict[str, float], lam: str = "beta(1)", **label: Any) -> PolicySchedule:
+    return PolicySchedule.fixed(MixPolicy(shares, lam=LamDistribution.parse(lam), **label))
 
 
-def _all(method: str, lam: str = "beta(1)", label_beta: float = 1.0) -> MixPolicy:
-    return MixPolicy({method: 1.0}, lam=LamDistribution.parse(lam), label_beta=label_beta)
+def _half(method: str, lam: str = "beta(1)", label_beta: float = 1.0, label_detach: bool = False) -> PolicySchedule:
+    return _fixed({"clean": 0.5, method: 0.5}, lam, label_beta=label_beta, label_detach=label_detach)
+
+
+def _all(method: str, lam: str = "beta(1)", label_beta: float = 1.0) -> PolicySchedule:
+    return _fixed({method: 1.0}, lam, label_beta=label_beta)
 
 
 CONTESTANTS = {
-    "plain": Contestant("no mixing", MixPolicy({"clean": 1.0})),
-    "label-smoothing": Contestant("label smoothing 0.2", MixPolicy({"clean": 1.0}, label_smoothing=0.2)),
+    "plain": Contestant("no mixing", _fixed({"clean": 1.0})),
+    "label-smoothing": Contestant("label smoothing 0.2", _fixed({"clean": 1.0}, label_smoothing=0.2)),
     "mixup": Contestant("mixup", _half("mixup")),
     "mixup-all": Contestant("mixup, every update", _all("mixup")),
     "manifold": Contestant("Manifold Mixup", _half("manifold", "beta(2)")),

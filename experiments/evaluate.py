@@ -16,31 +16,16 @@ import json
 import shlex
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 import tyro
-from torch import Tensor
 
-from classifier.data import ImageFiles, ImageSet, evaluation_chunks
-from classifier.evaluation import (
-    BoxedImages,
-    accuracy,
-    attacked_accuracy,
-    calibration,
-    class_distances,
-    corrupted_accuracy,
-    load_boxed_folder,
-    localise,
-    on_canvas,
-    predict,
-)
-from classifier.evaluation.attacks import EPSILON, PGD_STEP, PGD_STEPS
-from classifier.evaluation.corruptions import CORRUPTIONS
 from classifier.files import write_atomic
 from classifier.hardware import resolve_device
+from experiments.measures import MEASURES, NotMeasurable, Subject
 from experiments.run_folder import LineLog, RunError, interrupt_on_sigterm, machine, user_errors
 from experiments.trained_run import TrainedRun
 
@@ -135,16 +120,22 @@ def evaluate(config: EvaluateConfig, run: TrainedRun, command: str) -> dict[str,
             {"at": time.strftime("%Y-%m-%dT%H:%M:%S%z"), "command": command, "images": count}
         )
 
-    def chunks() -> Iterator[tuple[Tensor, Tensor]]:
-        return evaluation_chunks(
-            part, count=count, batch_size=config.batch_size, device=run.device, workers=run.config.readers
-        )
-
+    subject = Subject(
+        network=run.network,
+        part=part,
+        count=count,
+        class_names=run.data.class_names,
+        device=run.device,
+        seed=config.seed,
+        batch_size=config.batch_size,
+        boxes=config.boxes,
+        readers=run.config.readers,
+    )
     seconds, measured, left_out = {}, {}, {}
     for name in [name for name in MEASURES if name in config.measures or not config.measures]:
         started = time.perf_counter()
         try:
-            measured[name] = MEASURES[name](run, chunks, config)
+            measured[name] = MEASURES[name](subject)
         except (ImportError, NotMeasurable) as error:
             if config.measures or isinstance(error, ImportError):
                 raise RunError(str(error)) from error
@@ -165,84 +156,6 @@ def evaluate(config: EvaluateConfig, run: TrainedRun, command: str) -> dict[str,
         "left_out": left_out,
         **measured,
     }
-
-
-class NotMeasurable(ValueError):
-    """A measure that cannot be taken of this network or these images; the message says why."""
-
-
-Chunks = Callable[[], Iterator[tuple[Tensor, Tensor]]]
-
-
-def measure_accuracy(run: TrainedRun, chunks: Chunks, _config: EvaluateConfig) -> dict[str, Any]:
-    """Top-1, top-5, expected calibration error and reliability diagram."""
-    seen = predict(run.network, chunks())
-    reliability = calibration(seen.logits, seen.labels)
-    return {**asdict(accuracy(seen.logits, seen.labels)), "calibration": asdict(reliability)}
-
-
-def measure_attacks(run: TrainedRun, chunks: Chunks, config: EvaluateConfig) -> dict[str, Any]:
-    """Accuracy under FGSM and PGD."""
-    left = attacked_accuracy(run.network, chunks(), seed=config.seed)
-    setting = {"norm": "Linf", "epsilon": EPSILON, "pgd_step": PGD_STEP, "pgd_steps": PGD_STEPS}
-    return {"accuracy": left, "setting": setting}
-
-
-def measure_corruptions(run: TrainedRun, chunks: Chunks, config: EvaluateConfig) -> dict[str, Any]:
-    """Accuracy under each corruption, from the weakest strength to the strongest, and its mean over all."""
-    left = corrupted_accuracy(run.network, chunks(), seed=config.seed)
-    values = [value for row in left.values() for value in row]
-    strengths = {name: list(levels) for name, (_, levels) in CORRUPTIONS.items()}
-    return {"accuracy": left, "mean_accuracy": sum(values) / len(values), "strengths": strengths}
-
-
-def measure_embeddings(run: TrainedRun, chunks: Chunks, _config: EvaluateConfig) -> dict[str, Any]:
-    """Distances within and between classes."""
-    seen = predict(run.network, chunks())
-    try:
-        return asdict(class_distances(seen.embeddings, seen.labels))
-    except ValueError as error:
-        raise NotMeasurable(str(error)) from error
-
-
-def measure_localisation(run: TrainedRun, chunks: Chunks, config: EvaluateConfig) -> dict[str, Any]:
-    """Localisation by class activation maps, on canvases or on a folder with boxes."""
-    channels, height, width = run.data.test.image_shape
-    if config.boxes is not None:
-        if channels != 3 or height != width:
-            raise NotMeasurable(
-                f"--boxes holds squares in colour, and the network takes {channels} x {height} x {width}"
-            )
-        # As held-out images are seen: what is streamed is cut out of a somewhat larger square.
-        shorter = round(height * 256 / 224) if isinstance(run.data.test, ImageFiles) else height
-        boxed = load_boxed_folder(config.boxes, run.data.class_names, size=height, shorter=shorter)
-        batches = iter(boxed.split(config.batch_size))
-    else:
-        batches = canvases(chunks, config.seed)
-    try:
-        found = localise(run.network, batches)
-    except ValueError as error:
-        raise NotMeasurable(str(error)) from error
-    return {**asdict(found), "on": config.boxes or "items on canvases with fragments of others"}
-
-
-def canvases(chunks: Chunks, seed: int) -> Iterator[BoxedImages]:
-    """The images of each chunk on canvases, among fragments of the first ones."""
-    pool: ImageSet | None = None
-    generator = torch.Generator().manual_seed(seed)
-    for images, labels in chunks():
-        items = ImageSet(images.cpu(), labels.cpu())
-        pool = items if pool is None else pool
-        yield on_canvas(items, pool, generator=generator)
-
-
-MEASURES: dict[str, Callable[[TrainedRun, Chunks, EvaluateConfig], dict[str, Any]]] = {
-    "accuracy": measure_accuracy,
-    "attacks": measure_attacks,
-    "corruptions": measure_corruptions,
-    "embeddings": measure_embeddings,
-    "localisation": measure_localisation,
-}
 
 
 def table(report: Mapping[str, Any]) -> str:

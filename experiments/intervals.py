@@ -2,8 +2,10 @@
 
 import math
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 from scipy.stats import t, ttest_rel
 
 
@@ -28,6 +30,22 @@ def paired_difference(ours: Sequence[float], theirs: Sequence[float], confidence
         ValueError: the lengths differ.
     """
     return mean_interval([a - b for a, b in zip(ours, theirs, strict=True)], confidence)
+
+
+def crossed_interval(values: NDArray[np.floating[Any]], confidence: float = 0.95) -> tuple[float, float]:
+    """Mean over seeds and images, and the half-width of its interval where both are samples.
+
+    The variance is that of Owen's pigeonhole bootstrap (https://arxiv.org/abs/0712.1111), which draws rows and columns
+    anew: that of the rows' means over the number of rows, and that of the columns' means over the number of columns.
+    The quantile is Student's with one degree of freedom less than there are seeds, the scarcer of the two.
+
+    Args:
+        values: `[S, N]`, of S seeds on the same N images, two each at least; of a difference, each seed's own.
+        confidence: of the interval, in (0, 1).
+    """
+    seeds, images = values.shape
+    variance = values.mean(axis=1).var(ddof=1) / seeds + values.mean(axis=0).var(ddof=1) / images
+    return float(values.mean()), float(t.ppf((1 + confidence) / 2, seeds - 1) * math.sqrt(variance))
 
 
 def paired_p_value(ours: Sequence[float], theirs: Sequence[float]) -> float:

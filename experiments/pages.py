@@ -24,11 +24,12 @@ from torch import Tensor, nn
 
 from classifier.data import Splits, evaluation_chunks, normalise
 from classifier.files import write_atomic
-from classifier.mixing import METHODS, MixPolicy, PolicySchedule, mix_batch, one_hot
+from classifier.mixing import METHODS, PolicySchedule, mix_batch, one_hot
 from classifier.mixing.saliency import input_gradient, pixel_saliency
 from classifier.mixing.targets import soft_cross_entropy
 from envs import DIMENSIONS, Menu
 from experiments.charts import interval_chart, line_chart, share_table, timeline
+from experiments.comparison import any_with_images, best_first, figures, images_per_second, shown, shown_figure
 from experiments.intervals import verdict
 from experiments.run_folder import LineLog
 
@@ -199,35 +200,47 @@ def write_comparison_report(path: Path, report: Mapping[str, Any]) -> None:
     lead = (
         f"{setting['train_size']:,} training images, {setting['updates']:,} updates of {setting['batch_size']}, "
         f"{seeds} seeds; a seed draws images, weights, order and mixing for all. Accuracy on "
-        f"{report['development_images']:,} development images."
+        f"{report['images']:,} {setting['split']} images."
     )
     rows, means = [], []
-    for name, row in sorted(methods.items(), key=lambda entry: -entry[1]["accuracy"]["mean"]):
+    for name, row in best_first(report):
         gap = report["less_baseline"].get(name)
         versus = ("", "")
         if gap is not None:
             p_value = f"{gap['p_value']:.3f}" if gap["p_value"] >= 0.001 else "< 0.001"
-            versus = (_plus_minus(gap["mean"], gap["half_width"], sign="+"), p_value)
+            versus = (shown(gap, sign="+"), p_value)
         mean, half = row["accuracy"]["mean"], row["accuracy"]["half_width"]
-        rows.append((row["title"], _plus_minus(mean, half), *versus, f"{row['seconds']['mean']:.0f}", row["diverged"]))
+        speed, seconds = f"{images_per_second(setting, row):,.0f}", f"{row['seconds']['mean']:.0f}"
+        rows.append((row["title"], shown(row["accuracy"]), *versus, speed, seconds, row["diverged"]))
         means.append((name, 100 * mean, 100 * half))
     caption = (
         f"95 % intervals over {seeds} seeds; differences are paired by seed, p-values those of paired t tests, "
         "corrected for the number of comparisons (Holm)"
     )
-    header = ["", "accuracy, %", f"less {baseline}", "p", "seconds", "diverged"]
-    table = _table(header, rows, caption)
+    if any_with_images(report):
+        caption += "; in brackets the interval over seeds and images"
+    header = ["", "accuracy, %", f"less {baseline}", "p", "images/s", "seconds", "diverged"]
+    tables = [_table(header, rows, caption)]
+    if columns := figures(report):
+        cells = [
+            (row["title"], *(shown_figure(figure, row["measures"].get(figure)) for figure in columns))
+            for _, row in best_first(report)
+        ]
+        caption = f"Beyond accuracy, in %, on {report['measured_images']:,} images, 95 % intervals over seeds"
+        tables.append(_table(["", *columns], cells, caption))
     per_seed = {
         name: [(seed, 100 * value) for seed, value in zip(report["seeds"], row["accuracy"]["per_seed"], strict=True)]
         for name, row in methods.items()
     }
-    policies = [(row["title"], str(MixPolicy.from_json(row["policy"])), row["saliency"]) for row in methods.values()]
+    policies = [
+        (row["title"], _told(PolicySchedule.from_json(row["schedule"])), row["saliency"]) for row in methods.values()
+    ]
     sections: list[tuple[str, Sequence[Markup]]] = [
-        ("Result", [interval_chart(means, title="Development accuracy, 95 % intervals", x_label="%"), table]),
+        ("Result", [interval_chart(means, title="Accuracy, 95 % intervals over seeds", x_label="%"), *tables]),
         ("Seed by seed", [line_chart(per_seed, title="Accuracy of each seed", x_label="seed", y_label="%")]),
         (
             "The policies",
-            [_table(["", "mixes", "saliency"], policies, "What each trains under, from start to end", text=3)],
+            [_table(["", "mixes", "saliency"], policies, "What each trains under", text=3)],
         ),
     ]
     described = {"command": report["command"], "machine": report["machine"], "config": {**report["config"], **setting}}
@@ -418,6 +431,13 @@ def _running_mean(line: Sequence[tuple[float, float]]) -> list[tuple[float, floa
 def _of(schedule: PolicySchedule) -> str:
     policies = list(dict.fromkeys(policy for _, policy in schedule.segments))
     return str(policies[0]) if len(policies) == 1 else f"a schedule of {len(policies)} policies"
+
+
+def _told(schedule: PolicySchedule) -> str:
+    """A schedule in a line."""
+    if len(schedule.segments) == 1:
+        return str(schedule.segments[0][1])
+    return "; ".join(f"until {100 * until:.3g} %: {policy}" for until, policy in schedule.segments)
 
 
 def _percent(share: float) -> str:

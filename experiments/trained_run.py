@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 
 from classifier.data import Splits
-from classifier.evaluation import PixelNetwork, load_network
+from classifier.evaluation import PixelNetwork, load_weights, trained_network
 from classifier.files import DamagedFileError
 from experiments import replay_policy, train_classifier
 from experiments.final_training import FinalConfig, load_data
@@ -61,8 +61,8 @@ class TrainedRun:
             config = replace(config, data_root=data_root)
         data = load_data(config)
         try:
-            network = load_network(
-                weights,
+            network = trained_network(
+                load_weights(weights),
                 config.model,
                 num_classes=data.num_classes,
                 image_shape=data.test.image_shape,
@@ -73,6 +73,6 @@ class TrainedRun:
         except DamagedFileError:
             raise
         except ValueError as error:
-            raise RunError(str(error)) from error
+            raise RunError(f"{weights}: {error}") from error
         network.to(device).to(memory_format=torch.channels_last)
         return cls(Path(path), config, data, network, device)

@@ -14,7 +14,7 @@ from classifier.evaluation.boxes import BoxedImages, load_boxed_folder, on_canva
 from classifier.evaluation.corruptions import CORRUPTIONS, corrupt, corrupted_accuracy
 from classifier.evaluation.embeddings import Distances, class_distances
 from classifier.evaluation.localisation import Localisation, localise
-from classifier.evaluation.network import PixelNetwork, Predictions, load_network, predict
+from classifier.evaluation.network import PixelNetwork, Predictions, load_weights, predict, trained_network
 
 __all__ = [
     "ATTACKS",
@@ -34,8 +34,9 @@ __all__ = [
     "corrupt",
     "corrupted_accuracy",
     "load_boxed_folder",
-    "load_network",
+    "load_weights",
     "localise",
     "on_canvas",
     "predict",
+    "trained_network",
 ]

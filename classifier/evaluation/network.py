@@ -1,6 +1,6 @@
 """A trained network as it is evaluated: pixels in, logits and embeddings out."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -69,8 +69,23 @@ class Predictions:
     labels: Tensor
 
 
-def load_network(
-    path: Path,
+def load_weights(path: Path) -> dict[str, Tensor]:
+    """Weights that a training has saved, on the CPU.
+
+    Args:
+        path: `model.safetensors`.
+
+    Raises:
+        DamagedFileError: there is no such file, or it is not whole.
+    """
+    try:
+        return load_file(path)
+    except (OSError, SafetensorError) as error:
+        raise DamagedFileError(f"{path}: expected a trained network's weights, got {error}") from None
+
+
+def trained_network(
+    weights: Mapping[str, Tensor],
     model: str,
     *,
     num_classes: int,
@@ -79,10 +94,10 @@ def load_network(
     std: Sequence[float],
     embedding: str | None = None,
 ) -> PixelNetwork:
-    """The network whose weights a training has saved, on the CPU.
+    """A network with the weights of a training, on the CPU.
 
     Args:
-        path: `model.safetensors`.
+        weights: of the network as its author wrote it, as `Trainer.network_state` gives them.
         model: its name, as `build_model` takes it.
         num_classes: K.
         image_shape: (C, H, W) of the images.
@@ -91,22 +106,15 @@ def load_network(
         embedding: name of the network's last layer; none = found.
 
     Raises:
-        DamagedFileError: there is no such file, or it is not whole.
         ValueError: the weights are those of another network, or the network cannot be built.
     """
-    try:
-        weights = load_file(path)
-    except (OSError, SafetensorError) as error:
-        raise DamagedFileError(f"{path}: expected a trained network's weights, got {error}") from None
     channels, height, width = image_shape
     with torch.random.fork_rng(devices=[]):  # the weights that it draws are replaced
         network = build_model(model, num_classes=num_classes, in_channels=channels, image_size=(height, width))
     try:
         network.load_state_dict(weights)
     except RuntimeError as error:
-        raise ValueError(
-            f"{path}: expected weights of {model} with {num_classes} classes, got others: {error}"
-        ) from None
+        raise ValueError(f"expected weights of {model} with {num_classes} classes, got others: {error}") from None
     last_layer = find_last_layer(network, num_classes=num_classes, image_shape=image_shape, embedding=embedding)
     return PixelNetwork(network, last_layer=last_layer, mean=mean, std=std)
 

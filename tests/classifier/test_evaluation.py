@@ -24,8 +24,9 @@ from classifier.evaluation import (
     class_distances,
     corrupt,
     corrupted_accuracy,
-    load_network,
+    load_weights,
     predict,
+    trained_network,
 )
 from classifier.files import DamagedFileError
 from classifier.mixing import MixPolicy
@@ -168,14 +169,14 @@ def test_weights_of_another_network_are_refused(tmp_path: Path) -> None:
     path = tmp_path / "model.safetensors"
     model = build_model("search", num_classes=5, in_channels=1)
     save_file(model.state_dict(), path)
-    network = load_network(path, "search", **setting)
+    network = trained_network(load_weights(path), "search", **setting)
     assert network.last_layer == "head"
     assert all(torch.equal(value, model.state_dict()[key]) for key, value in network.model.state_dict().items())
     with pytest.raises(ValueError, match="expected weights of search with 6 classes"):
-        load_network(path, "search", **{**setting, "num_classes": 6})
+        trained_network(load_weights(path), "search", **{**setting, "num_classes": 6})
     path.write_bytes(path.read_bytes()[:-10])
     with pytest.raises(DamagedFileError, match="expected a trained network's weights"):
-        load_network(path, "search", **setting)
+        load_weights(path)
 
 
 # Attacks

@@ -1,19 +1,25 @@
 """Comparisons on tiny settings: paired seeds, nothing run twice, and statistics that are the textbook's."""
 
+import csv
 import json
+import math
 import signal
 from collections.abc import Callable, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from html import unescape
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
+from PIL import Image
 
-from classifier.mixing import METHODS
+from classifier.data import load_dataset, split
+from classifier.mixing import METHODS, MixPolicy, PolicySchedule
 from experiments import compare
-from experiments.contestants import CONTESTANTS
+from experiments.comparison import unpack_hits
+from experiments.contestants import CONTESTANTS, Contestant
 from experiments.intervals import paired_difference
 
 Refused = Callable[[Callable[[Sequence[str]], Any], Sequence[object]], str]
@@ -57,16 +63,16 @@ def trained(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, int]]:
     """Which trainings are asked for; they are run here instead of in other processes."""
     jobs: list[tuple[str, int]] = []
 
-    def run_all(asked: Sequence[tuple[str, int]], setting: compare.Setting, config: Any) -> Any:
-        jobs.extend(asked)
-        return (compare.train(name, seed, setting, config.data_root) for name, seed in asked)
+    def run_all(asked: Sequence[tuple[str, Contestant, int]], setting: compare.Setting, config: Any) -> Any:
+        jobs.extend((name, seed) for name, _, seed in asked)
+        return (compare.train(*job, setting, config) for job in asked)
 
     monkeypatch.setattr(compare, "run_all", run_all)
     return jobs
 
 
 def test_the_comparison_reports_paired_seeds(comparison: Path) -> None:
-    written = ["report.html", "results.json", "results.md", "runs.jsonl"]
+    written = ["report.html", "results.csv", "results.json", "results.md", "results.png", "runs.jsonl"]
     assert sorted(entry.name for entry in comparison.iterdir()) == written
     report = read_strictly(comparison / "results.json")
     assert report["seeds"] == [0, 1]
@@ -87,14 +93,20 @@ def test_the_comparison_reports_paired_seeds(comparison: Path) -> None:
 def test_the_comparisons_table_is_that_of_the_report(comparison: Path) -> None:
     report = read_strictly(comparison / "results.json")
     text = (comparison / "results.md").read_text()
-    for row in report["methods"].values():
-        assert f"| {100 * row['accuracy']['mean']:.2f} ± {100 * row['accuracy']['half_width']:.2f} |" in text
+    accuracies = {
+        f"{100 * row['accuracy']['mean']:.2f} ± {100 * row['accuracy']['half_width']:.2f} "
+        f"({100 * row['accuracy']['half_width_with_images']:.2f})"
+        for row in report["methods"].values()
+    }
+    for accuracy in accuracies:
+        assert f"| {accuracy} |" in text
     assert f"| {100 * report['less_baseline']['rmix']['mean']:+.2f} ± " in text
     assert report["command"] in text
     page = unescape((comparison / "report.html").read_text())
     for row in report["methods"].values():
         assert f">{row['title']}</th>" in page
-        assert f">{100 * row['accuracy']['mean']:.2f} ± {100 * row['accuracy']['half_width']:.2f}</td>" in page
+    for accuracy in accuracies:
+        assert f">{accuracy}</td>" in page
     assert f">{100 * report['less_baseline']['rmix']['mean']:+.2f} ± " in page and report["command"] in page
 
 
@@ -163,15 +175,15 @@ def test_a_seed_gives_both_contestants_the_same_training_but_for_the_saliency(
 
     monkeypatch.setattr(compare, "Trainer", Watched)
     setting = compare.Setting("digits", "search", 60, 6, 20, "cpu", "fp32", torch.__version__)
-    runs = [compare.train(name, 3, setting, None) for name in ("rmix", "rmix-exact")]
-    (weights, images, seed, config), (weights2, images2, seed2, config2) = started
+    config = compare.ComparisonConfig()
+    runs = [compare.train(name, CONTESTANTS[name], 3, setting, config) for name in ("rmix", "rmix-exact")]
+    (weights, images, seed, one), (weights2, images2, seed2, other) = started
     assert torch.equal(weights, weights2)
     assert torch.equal(images, images2)
     assert seed == seed2 == 3
-    assert {name for name in config if config[name] != config2[name]} == {"saliency"}
+    assert {name for name in one if one[name] != other[name]} == {"saliency"}
     assert [run["setting"] for run in runs] == [asdict(setting)] * 2
-    other = compare.train("rmix-exact", 4, setting, None)
-    assert other["seed"] == 4
+    assert compare.train("rmix-exact", CONTESTANTS["rmix-exact"], 4, setting, config)["seed"] == 4
     assert not torch.equal(started[2][1], images)
 
 
@@ -183,13 +195,14 @@ def test_a_per_batch_agent_is_compared_as_the_others_are(tmp_path: Path, trained
     rows = report["methods"]
     assert (rows["rl-mix"]["per_batch"]["learned"], rows["rl-mix-random"]["per_batch"]["learned"]) == (True, False)
     assert "per_batch" not in rows["rmix-all"]
-    assert {row["policy"]["shares"]["rmix"] for row in rows.values()} == {1.0}
+    assert {row["schedule"]["segments"][0]["policy"]["shares"]["rmix"] for row in rows.values()} == {1.0}
     logged = [json.loads(line) for line in (tmp_path / "runs.jsonl").read_text().splitlines()]
     for name in names[:2]:
         rewards = [run["last_quarter"]["reward"] for run in logged if run["method"] == name]
         assert rows[name]["reward"]["per_seed"] == rewards and all(0 < reward <= 1 for reward in rewards)
     assert set(report["less_baseline"]) == {"rl-mix", "rmix-all"}
-    again = compare.train("rl-mix", 1, compare.Setting(**report["setting"]), None)
+    setting, config = compare.Setting(**report["setting"]), compare.ComparisonConfig()
+    again = compare.train("rl-mix", CONTESTANTS["rl-mix"], 1, setting, config)
     assert again["accuracy"] == rows["rl-mix"]["accuracy"]["per_seed"][1]
 
 
@@ -203,6 +216,11 @@ def test_a_per_batch_agent_is_compared_as_the_others_are(tmp_path: Path, trained
         ((*SETTING, "--contestants", "mixup", "cutmix"), "--baseline must be one of the contestants mixup cutmix"),
         ((*SETTING, "--model", "nope"), "unknown model 'nope'"),
         ((*SETTING, "--updates", "0"), "updates must be at least 1"),
+        ((*SETTING, "--measures", "taste"), "--measures must be among accuracy, attacks"),
+        ((*SETTING, "--measured-images", "1"), "--measured-images must be at least 2"),
+        ((*SETTING, "--schedules", "policy.json"), "--schedules must be NAME=FILE"),
+        ((*SETTING, "--schedules", "cutmix=policy.json"), "'cutmix' stands for another contestant"),
+        ((*SETTING, "--schedules", "mine=nowhere.json"), "nowhere.json: cannot be read"),
         ((*SETTING, "--train-size", "100000"), "train_size"),
     ],
 )
@@ -211,7 +229,9 @@ def test_the_comparison_refuses(arguments: Sequence[str], named: str, refused: R
 
 
 def test_every_method_has_a_contestant() -> None:
-    assert {method for entry in CONTESTANTS.values() for method in entry.policy.shares} == set(METHODS)
+    assert {
+        method for entry in CONTESTANTS.values() for _, policy in entry.schedule.segments for method in policy.shares
+    } == set(METHODS)
     assert len({entry.title for entry in CONTESTANTS.values()}) == len(CONTESTANTS)
 
 
@@ -221,3 +241,124 @@ def test_the_table_goes_from_the_best_to_the_worst(comparison: Path) -> None:
     accuracies = [float(line.split("|")[2].split("±")[0]) for line in lines]
     assert len(accuracies) == len(report["methods"])
     assert accuracies == sorted(accuracies, reverse=True)
+
+
+# Schedules, measures, the test set
+
+
+def two_stages(path: Path, last: str) -> str:
+    """A schedule in a file: plain training, then another method."""
+    plain, other = MixPolicy({"clean": 1.0}), MixPolicy({last: 1.0})
+    PolicySchedule(((0.5, plain), (1.0, other))).save(path)
+    return f"mine={path}"
+
+
+def test_a_schedule_is_followed_and_told_from_another_by_its_name(
+    tmp_path: Path, trained: list[tuple[str, int]], refused: Refused
+) -> None:
+    options = ["--contestants", "plain", *SETTING, "--seeds", "2", "--out", str(tmp_path / "out"), "--schedules"]
+    schedule = two_stages(tmp_path / "policy.json", "cutmix")
+    compare.main([*options, schedule])
+    row = read_strictly(tmp_path / "out" / "results.json")["methods"]["mine"]
+    assert PolicySchedule.from_json(row["schedule"]) == PolicySchedule.load(tmp_path / "policy.json")
+    # By hand: half of the updates under either policy.
+    splits = split(load_dataset("digits", None)).draw(60, data_seed=1)
+    setting = compare.Setting(**read_strictly(tmp_path / "out" / "results.json")["setting"])
+    trainer = compare.Trainer(setting.training("recycled"), splits, seed=1)
+    for policy in (MixPolicy({"clean": 1.0}), MixPolicy({"cutmix": 1.0})):
+        trainer.train(policy, 3, probe=False)
+    assert row["accuracy"]["per_seed"][1] == trainer.evaluate("development").accuracy
+    assert "mine" in (tmp_path / "out" / "report.html").read_text()
+    trained.clear()
+    compare.main([*options, schedule])
+    assert trained == []
+    two_stages(tmp_path / "policy.json", "mixup")
+    assert "another schedule by the name mine" in refused(compare.main, [*options, schedule])
+
+
+def test_measures_are_those_of_the_networks_and_intervals_go_over_images_too(
+    tmp_path: Path, trained: list[tuple[str, int]]
+) -> None:
+    for name in ("torchmetrics", "torchattack"):
+        pytest.importorskip(name)
+    options = ["--contestants", "plain", "cutmix", *SETTING, "--precision", "fp32", "--seeds", "3"]
+    options += ["--out", str(tmp_path)]
+    compare.main(options)
+    trained.clear()
+    compare.main([*options, "--measures", "accuracy", "attacks", "--measured-images", "50"])
+    assert len(trained) == 6  # the first time nothing was measured, and the networks are gone
+    trained.clear()
+    compare.main([*options, "--measures", "attacks", "--measured-images", "50"])
+    assert trained == []
+    report = read_strictly(tmp_path / "results.json")
+    lines = [json.loads(line) for line in (tmp_path / "runs.jsonl").read_text().splitlines()][6:]
+    right = {}
+    for name, row in report["methods"].items():
+        own = [line for line in lines if line["method"] == name]
+        hits = right[name] = np.stack([unpack_hits(line["hits"], report["images"]) for line in own])
+        assert hits.mean(axis=1) == pytest.approx(row["accuracy"]["per_seed"], abs=1e-6)  # both in float32
+        assert row["accuracy"]["half_width_with_images"] > row["accuracy"]["half_width"]
+        assert row["measures"]["FGSM"]["per_seed"] == [line["measures"]["attacks"]["accuracy"]["fgsm"] for line in own]
+        assert [line["measures"]["accuracy"]["images"] for line in own] == [50] * 3
+        assert [line["measures"]["accuracy"]["top1"] for line in own] == pytest.approx(hits[:, :50].mean(axis=1))
+    gap = right["cutmix"] - right["plain"]  # paired by seed and image
+    error = math.sqrt(np.var(gap.mean(1), ddof=1) / 3 + np.var(gap.mean(0), ddof=1) / report["images"])
+    with_images = report["less_baseline"]["cutmix"]["half_width_with_images"]
+    assert with_images == pytest.approx(4.302653 * error, rel=1e-5)  # the quantile of two degrees of freedom
+    assert "| calibration error | FGSM | PGD |" in (tmp_path / "results.md").read_text()
+    (plain, cutmix) = (report["methods"][name] for name in ("plain", "cutmix"))
+    table = {line["method"]: line for line in csv.DictReader((tmp_path / "results.csv").open())}
+    assert float(table["cutmix"]["PGD"]) == cutmix["measures"]["PGD"]["mean"]
+    assert float(table["cutmix"]["less_baseline"]) == pytest.approx(
+        cutmix["accuracy"]["mean"] - plain["accuracy"]["mean"]
+    )
+    assert table["plain"]["less_baseline"] == ""
+    with Image.open(tmp_path / "results.png") as image:
+        assert image.width > image.height
+
+
+def test_the_test_set_is_read_when_asked_and_written_down(
+    comparison: Path, tmp_path: Path, trained: list[tuple[str, int]], refused: Refused
+) -> None:
+    assert not (comparison / compare.TEST_READS).exists()
+    options = ["--contestants", "plain", "rmix", *SETTING, "--seeds", "2", "--test-set"]
+    for _ in range(2):
+        compare.main([*options, "--out", str(tmp_path)])
+    report = read_strictly(tmp_path / "results.json")
+    test = load_dataset("digits", None).test
+    assert report["images"] == len(test) and report["setting"]["split"] == "test"
+    assert f"{len(test):,} test images" in (tmp_path / "results.md").read_text()
+    (read,) = [json.loads(line) for line in (tmp_path / compare.TEST_READS).read_text().splitlines()]
+    assert "--test-set" in read["command"] and read["images"] == len(test)
+    assert "split 'development', not 'test'" in refused(compare.main, [*options, "--out", comparison])
+
+
+def test_a_log_without_a_split_is_one_of_development_images(
+    comparison: Path, finished: Path, trained: list[tuple[str, int]]
+) -> None:
+    log = finished / "runs.jsonl"
+    lines = [json.loads(line) for line in log.read_text().splitlines()]
+    for line in lines:
+        del line["setting"]["split"], line["hits"], line["segments"], line["measures"]
+    log.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    compare.main([*PAIR, *SETTING, "--seeds", "2", "--out", str(finished)])
+    assert trained == []
+    before, after = (read_strictly(folder / "results.json")["methods"]["rmix"] for folder in (comparison, finished))
+    assert after["accuracy"]["per_seed"] == before["accuracy"]["per_seed"]
+    assert "half_width_with_images" not in after["accuracy"]
+
+
+def test_a_diverged_training_stands_at_chance_and_measures_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, trained: list[tuple[str, int]]
+) -> None:
+    true_training = compare.Setting.training
+
+    def training(self: compare.Setting, saliency: str) -> Any:
+        return replace(true_training(self, saliency), lr=1e30)
+
+    monkeypatch.setattr(compare.Setting, "training", training)
+    options = ["--contestants", "plain", "mixup", *SETTING, "--seeds", "2", "--measures", "accuracy"]
+    compare.main([*options, "--out", str(tmp_path)])
+    row = read_strictly(tmp_path / "results.json")["methods"]["plain"]
+    assert row["diverged"] == 2 and row["accuracy"]["mean"] == 0.1 and row["measures"] == {"calibration error": None}
+    assert "| no mixing | – |" in (tmp_path / "results.md").read_text()

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import torch
 
-from experiments import evaluate, train_classifier
+from experiments import evaluate, measures, train_classifier
 
 Refused = Callable[[Callable[[Sequence[str]], Any], Sequence[object]], str]
 
@@ -104,7 +104,7 @@ def test_boxes_of_a_folder_need_colour_squares_and_lenet_no_canvas(
     def fail(*_: object, **__: object) -> None:
         raise ValueError("LeNet fails on such images")
 
-    monkeypatch.setattr(evaluate, "localise", fail)
+    monkeypatch.setattr(measures, "localise", fail)
     assert "LeNet fails" in refused(evaluate.main, arguments[:4])
     evaluate.main(["--run", str(run), "--images", "50", "--device", "cpu"])
     assert report_of(run / "evaluation.json")["left_out"] == {"localisation": "LeNet fails on such images"}

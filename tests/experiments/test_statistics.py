@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from experiments.intervals import mean_interval, paired_difference
+from experiments.intervals import crossed_interval, mean_interval, paired_difference
 
 
 @pytest.mark.parametrize("confidence", [0.5, 0.95, 0.99])
@@ -45,3 +45,24 @@ def test_equal_values_have_no_width() -> None:
 def test_pairs_must_be_pairs() -> None:
     with pytest.raises(ValueError):
         paired_difference([1.0, 2.0], [1.0])
+
+
+def test_interval_over_seeds_and_images_is_that_of_drawing_both_anew() -> None:
+    """Against the pigeonhole bootstrap itself: rows and columns drawn anew, many times."""
+    random = np.random.default_rng(0)
+    seeds, images = 12, 300
+    skill = random.normal(0, 0.3, (seeds, 1)) + random.normal(0, 1.0, (1, images))
+    hits = (skill + random.normal(0, 1, (seeds, images)) > -1).astype(float)
+    means = []
+    for _ in range(4000):
+        rows, columns = random.integers(seeds, size=seeds), random.integers(images, size=images)
+        means.append(hits[rows][:, columns].mean())
+    mean, width = crossed_interval(hits)
+    assert mean == pytest.approx(hits.mean())
+    # The bootstrap's variances have N where those of samples have N - 1, and its cells vary once more.
+    assert width / stats.t.ppf(0.975, seeds - 1) == pytest.approx(np.std(means), rel=0.06)
+
+
+def test_interval_over_seeds_and_images_that_do_not_matter_is_students() -> None:
+    of_seeds = np.array([0.7, 0.8, 0.85])
+    assert crossed_interval(np.tile(of_seeds[:, None], (1, 50))) == pytest.approx(mean_interval(of_seeds.tolist()))
