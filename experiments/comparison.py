@@ -21,6 +21,7 @@ from experiments.measures import FIGURES
 
 RATIOS = ("within / between",)  # of the figures; all others are shares
 LOWER_IS_BETTER = ("calibration error", "within / between")
+UNKNOWN = "a processor that was not recorded"  # in the oldest logs
 PANEL = (2.5, 0.34)  # of the picture: width of a panel and height of a row, in inches
 
 
@@ -78,7 +79,7 @@ def compare(
             for name, lines in runs.items()
         },
         "images": images,
-        "processors": Counter(run["processor"] for lines in runs.values() for run in lines),
+        "processors": Counter(run.get("processor", UNKNOWN) for lines in runs.values() for run in lines),
         "less_baseline": gaps,
     }
 

@@ -339,13 +339,14 @@ def test_a_log_without_a_split_is_one_of_development_images(
     log = finished / "runs.jsonl"
     lines = [json.loads(line) for line in log.read_text().splitlines()]
     for line in lines:
-        del line["setting"]["split"], line["hits"], line["segments"], line["measures"]
+        del line["setting"]["split"], line["hits"], line["segments"], line["measures"], line["processor"]
     log.write_text("".join(json.dumps(line) + "\n" for line in lines))
     compare.main([*PAIR, *SETTING, "--seeds", "2", "--out", str(finished)])
     assert trained == []
     before, after = (read_strictly(folder / "results.json")["methods"]["rmix"] for folder in (comparison, finished))
     assert after["accuracy"]["per_seed"] == before["accuracy"]["per_seed"]
     assert "half_width_with_images" not in after["accuracy"]
+    assert "on a processor that was not recorded (4 trainings)" in (finished / "results.md").read_text()
 
 
 def test_a_diverged_training_stands_at_chance_and_measures_nothing(
