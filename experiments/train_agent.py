@@ -396,7 +396,7 @@ def learn(
     log.keep(0 if checkpoint is None else checkpoint["episodes_done"])
     model = new_agent(search, workers)
     model.set_logger(configure(str(run.events), ["tensorboard"]))
-    model.logger.record("hparams", HParam(_flat(asdict(config)), {"search/return_mean": 0.0}))
+    model.logger.record("hparams", HParam(_flat(asdict(config)), {"reward/return_mean": 0.0}))
     observations = workers.reset()
     assert isinstance(observations, np.ndarray)
     if checkpoint is not None:

@@ -8,6 +8,7 @@ import os
 import re
 import shutil
 import signal
+import time
 from collections.abc import Callable
 from dataclasses import fields
 from pathlib import Path
@@ -31,6 +32,7 @@ from experiments.final_training import FinalConfig, load_data
 from experiments.replay_policy import ReplayConfig
 from experiments.run_folder import RunFolder
 from experiments.train_classifier import ClassifierConfig
+from tests import board
 
 UPDATES, EVALUATIONS, TEST_IMAGES = 60, 3, 359
 OPTIONS = (
@@ -195,9 +197,36 @@ def test_tensorboard_shows_the_training(policy: Path, tmp_path: Path) -> None:
     accuracies = events.Scalars("validation/accuracy")
     assert [event.step for event in accuracies] == [20, 40, 60]
     assert max(event.value for event in accuracies) == pytest.approx(summary["validation"]["accuracy"])
-    assert [event.step for event in events.Scalars("policy/label_beta")] == [0, 15, 33]
-    assert [event.value for event in events.Scalars("policy/label_beta")] == [0.5, 1.0, 1.0]
     assert "mixed_images" in tags["images"]
+    # Segments end at 15, 33 and 60; TensorBoard is told at their ends and at every 20 updates from where it last was.
+    at = [0, 15, 15, 20, 33, 33, 40, 60]
+    assert [event.step for event in events.Scalars("policy/label_beta")] == at
+    assert [event.value for event in events.Scalars("policy/label_beta")] == [0.5, 0.5, *[1.0] * 6]
+    expected = {
+        "clean": [0.5] * 2 + [0.2] * 3 + [0.6] * 3,
+        "rmix": [0.5] * 2 + [0.3] * 3 + [0.2] * 3,
+        "average": [0.5] * 3 + [0.0] * 3,
+        "cutmix": [0.2] * 3,
+    }
+    for method, shares in expected.items():
+        shown = board.scalars(tmp_path / "run/tensorboard", "policy/share", f"policy_{method}")
+        assert [event.step for event in shown] == at[-len(shares) :]
+        assert [event.value for event in shown] == pytest.approx(shares)
+
+
+def test_policy_accuracy_and_loss_stand_side_by_side(policy: Path, tmp_path: Path) -> None:
+    replay(tmp_path / "run", "--policy", policy)
+    first, *_ = charts = board.charts(tmp_path / "run/tensorboard")
+    assert [sorted(tags) for tags in charts[first].values()] == [
+        ["policy/share"],
+        ["validation/accuracy"],
+        ["train/clean_loss", "train/mixed_loss"],
+        ["policy/label_beta", "policy/label_smoothing"],
+        ["train/clean_accuracy", "train/mixed_accuracy"],
+        ["train/learning_rate"],
+    ]
+    train_classifier.main([*OPTIONS, "--method", "cutmix", "--train-on-validation", "--out", str(tmp_path / "all")])
+    assert ["validation/accuracy"] not in map(sorted, board.charts(tmp_path / "all/tensorboard")[first].values())
 
 
 def test_training_on_validation_selects_nothing(policy: Path, tmp_path: Path, capsys: Any, evaluations: Any) -> None:
@@ -297,6 +326,39 @@ def test_killed_between_any_two_updates_and_resumed(
         assert resume(run) == undisturbed
         assert seen == all_seen
     assert moment >= 6  # two segment ends between three evaluations, and the end
+
+
+def test_curves_of_a_resumed_training_are_those_of_one_never_stopped(
+    policy: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def curves(run: Path) -> dict[tuple[str, str], list[tuple[int, float]]]:
+        events = board.read(run / "tensorboard")
+        return {
+            (name, tag): [(event.step, event.value) for event in events.Scalars(name, tag)]
+            for name, tags in events.Runs().items()
+            for tag in tags["scalars"]
+            if tag != "train/images_per_second"
+        }
+
+    save, saves = RunFolder.save_checkpoint, 0
+
+    def save_or_die(self: RunFolder, number: int, state: Any) -> None:
+        nonlocal saves
+        saves += 1
+        if saves == 2:
+            save(self, number, state)
+        elif saves == 5:  # three stretches and the end of a segment after the checkpoint
+            raise Killed
+
+    arguments = ("--policy", policy, "--checkpoint-seconds", 0)
+    replay(tmp_path / "undisturbed", *arguments)
+    with monkeypatch.context() as patch:
+        patch.setattr(RunFolder, "save_checkpoint", save_or_die)
+        with pytest.raises(Killed):
+            replay(tmp_path / "run", *arguments)
+    time.sleep(1)  # TensorBoard reads files in the order of their names, which tell the second
+    resume(tmp_path / "run")
+    assert curves(tmp_path / "run") == curves(tmp_path / "undisturbed")
 
 
 def test_resumed_without_the_original(policy: Path, agent: Path, tmp_path: Path, monkeypatch: Any) -> None:

@@ -30,6 +30,7 @@ from classifier.trainer import Trainer
 from envs import Menu, MixPolicyEnv
 from experiments import presets, train_agent
 from experiments.presets import PRESETS, SearchConfig
+from tests import board
 
 # A search of seconds that learns fast enough for its agent to end somewhere else than where it started.
 EPISODES, SEGMENTS, PER_ROLLOUT, SEEDS = 12, 4, 4, 3
@@ -285,16 +286,17 @@ def test_contest_is_fair_and_fresh(run: Path) -> None:
 def test_tensorboard_shows_the_search(run: Path) -> None:
     events = EventAccumulator(str(run / "tensorboard"), size_guidance={"scalars": 0, "tensors": 0})
     events.Reload()
+    board.charts(run / "tensorboard")
     scalars = set(events.Tags()["scalars"])
-    assert {"search/return_mean", "search/validation_accuracy_mean", "train/loss"} <= scalars
-    steps = [event.step for event in events.Scalars("search/return_mean")]
+    assert {"reward/return_mean", "validation/accuracy_mean", "train/loss"} <= scalars
+    steps = [event.step for event in events.Scalars("reward/return_mean")]
     assert steps == [PER_ROLLOUT * SEGMENTS * (number + 1) for number in range(EPISODES // PER_ROLLOUT)]
     episodes = lines(run / "episodes.jsonl")[:PER_ROLLOUT]
     first = np.mean([sum(episode["rewards"]) for episode in episodes])
-    assert events.Scalars("search/return_mean")[0].value == pytest.approx(first, abs=1e-4)
+    assert events.Scalars("reward/return_mean")[0].value == pytest.approx(first, abs=1e-4)
     for tag in ("comparison/text_summary", "learned_policy/text_summary"):
         assert tag in events.Tags()["tensors"]
-    assert {"choices/over_the_search", "choices/over_training_progress"} <= set(events.Tags()["images"])
+    assert {"policy/over_the_search", "policy/over_training_progress"} <= set(events.Tags()["images"])
 
 
 # Stopping and going on
