@@ -15,7 +15,7 @@ from torch import Tensor, distributed
 from torch.utils.tensorboard.writer import SummaryWriter
 from tqdm import tqdm
 
-from agent.replay import Chooser
+from agent.replay import Chooser, Probabilities, as_provenance
 from classifier.data import Dataset, Splits, load_dataset, split
 from classifier.files import write_atomic
 from classifier.hardware import resolve_device, resolve_precision
@@ -321,6 +321,7 @@ class FinalTraining:
         }
         self._task = Task(len(trainer.data.train), total, config.label_noise, config.data_seed)
         self._chosen: list[tuple[float, MixPolicy]] = []
+        self._probabilities: list[Probabilities | None] = []  # of each that was chosen
         self._policy: MixPolicy | None = None
         self._parts: list[TrainStats] = []
         self._methods: dict[str, SummaryWriter] = {}
@@ -375,12 +376,12 @@ class FinalTraining:
         self.seconds = time.monotonic() - started
 
     def chosen_schedule(self) -> PolicySchedule:
-        """The policies that were really used, as a schedule."""
-        return PolicySchedule(tuple(self._chosen))
+        """The policies that were really used, as a schedule, and the probabilities that an agent gave."""
+        return PolicySchedule(tuple(self._chosen), as_provenance(self._probabilities))
 
     def _start_segment(self, writer: SummaryWriter | _NoEvents) -> None:
-        self._policy, action = self._choose(self._state)
-        self._action = action
+        self._policy, self._action, probabilities = self._choose(self._state)
+        self._probabilities.append(probabilities)
         done = self._trainer.updates_done
         end = next(end for end in self._segment_ends if end > done)
         self._chosen.append((end / self._config.updates, self._policy))
@@ -492,6 +493,7 @@ class FinalTraining:
             {
                 "trainer": trainer,
                 "chosen": [[until, policy.to_json()] for until, policy in self._chosen],
+                "probabilities": self._probabilities,
                 "running": self._policy is not None,
                 "action": None if self._policy is None or self._action is None else list(self._action),
                 "parts": [asdict(part) for part in self._parts],
@@ -514,6 +516,8 @@ class FinalTraining:
     def _restore(self, checkpoint: dict[str, Any]) -> None:
         self._trainer.load_state_dict(checkpoint["trainer"])
         self._chosen = [(until, MixPolicy.from_json(policy)) for until, policy in checkpoint["chosen"]]
+        # Trainings that were begun before probabilities were kept go on without.
+        self._probabilities = checkpoint.get("probabilities", [None] * len(self._chosen))
         self._policy = self._chosen[-1][1] if checkpoint["running"] else None
         self._action = None if checkpoint["action"] is None else tuple(checkpoint["action"])
         self._parts = [_stats(part) for part in checkpoint["parts"]]

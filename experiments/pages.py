@@ -22,13 +22,14 @@ from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from torch import Tensor, nn
 
+from agent.replay import probabilities_of
 from classifier.data import Splits, evaluation_chunks, normalise
 from classifier.files import write_atomic
 from classifier.mixing import METHODS, MixPolicy, PolicySchedule, mix_batch, one_hot
 from classifier.mixing.saliency import input_gradient, pixel_saliency
 from classifier.mixing.targets import soft_cross_entropy
 from envs import DIMENSIONS, Menu
-from experiments.charts import interval_chart, line_chart, share_table, timeline
+from experiments.charts import interval_chart, line_chart, probability_timeline, share_table, timeline
 from experiments.intervals import verdict
 from experiments.run_folder import LineLog
 
@@ -84,7 +85,7 @@ def write_training_report(path: Path, data: Splits, model: nn.Module, device: to
     sections: list[tuple[str, Sequence[Markup]]] = [
         ("Result", [outcome, *_evaluation(path)]),
         ("How it went", curves),
-        ("The policy", [timeline(schedule, title="What was mixed when"), _schedule_table(schedule)]),
+        ("The policy", [timeline(schedule, title="What was mixed when"), *_given(schedule), _schedule_table(schedule)]),
     ]
     examples = list(_examples(schedule, data, _gradient(model, data.num_classes), device))
     if examples:
@@ -148,10 +149,15 @@ def write_search_report(path: Path) -> None:
         for place, (_, policy) in enumerate(schedule.segments)
     ]
     text = Markup(
-        "<p>Shares stand for the probability that the agent gives a choice at the end of its search: they tell how "
-        "often it made this very choice in the last {} trainings, where it drew by its probabilities.</p>"
+        "<p>Shares tell how often the agent made this very choice in the last {} trainings of its search, where it "
+        "drew by its probabilities.</p>"
     ).format(len(late))
-    policy = [timeline(schedule, title="What was learned"), _schedule_table(schedule, chosen), text]
+    policy = [
+        timeline(schedule, title="What was learned"),
+        *_given(schedule),
+        _schedule_table(schedule, chosen),
+        text,
+    ]
     if late:
         columns = [f"until {100 * until:.3g} %" for until, _ in schedule.segments]
         for dimension, name in enumerate(DIMENSIONS):
@@ -371,6 +377,15 @@ def _events(folder: Path) -> tuple[dict[str, list[tuple[float, float]]], list[by
     scalars = {tag: [(event.step, event.value) for event in events.Scalars(tag)] for tag in tags["scalars"]}
     pictures = events.Images("mixed_images") if "mixed_images" in tags["images"] else []
     return scalars, [picture.encoded_image_string for picture in pictures]
+
+
+def _given(schedule: PolicySchedule) -> list[Markup]:
+    """The probabilities that an agent gave when it made a schedule; nothing where none did, or none were kept."""
+    probabilities = probabilities_of(schedule)
+    if probabilities is None:
+        return []
+    title = "The probability, %, that the agent gave each choice when it was asked; framed: the most probable one"
+    return [probability_timeline([until for until, _ in schedule.segments], probabilities, title=title)]
 
 
 def _schedule_table(schedule: PolicySchedule, chosen: Sequence[float | None] | None = None) -> Markup:

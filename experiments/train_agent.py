@@ -495,6 +495,7 @@ def keep_best(
         "validation_interval": width if np.isfinite(width) else None,
         "validation_seeds": config.candidate_seeds,
         **facts,
+        **offered[best].provenance,
     }
     schedule = PolicySchedule(offered[best].segments, provenance)
     schedule.save(run.path / "policy.json")

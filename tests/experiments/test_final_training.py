@@ -22,11 +22,12 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from torch import nn
 
 from agent.ppo import Agent, new_policy
+from agent.replay import probabilities_of
 from classifier.data import load_dataset
 from classifier.mixing import METHODS, LamDistribution, MixPolicy, PolicySchedule
 from classifier.models import build_model
 from classifier.trainer import Trainer
-from envs import Menu
+from envs import DIMENSIONS, Menu
 from experiments import replay_policy, train_classifier
 from experiments.final_training import FinalConfig, load_data
 from experiments.replay_policy import ReplayConfig
@@ -247,6 +248,14 @@ def test_agents_choices_can_be_replayed_as_a_schedule(agent: Path, tmp_path: Pat
     schedule = PolicySchedule.from_json(asked[1]["schedule"])
     assert [until for until, _ in schedule.segments] == [0.25, 0.5, 0.75, 1.0]
     assert len({policy for _, policy in schedule.segments}) > 1
+    probabilities = probabilities_of(schedule)
+    assert probabilities is not None
+    for (_, policy), given in zip(schedule.segments, probabilities, strict=True):
+        assert [list(given[dimension]) for dimension in DIMENSIONS] == [Menu().names(name) for name in DIMENSIONS]
+        assert all(sum(shares.values()) == pytest.approx(1, abs=1e-5) for shares in given.values())
+        likely = [max(range(len(shares)), key=list(shares.values()).__getitem__) for shares in given.values()]
+        assert Menu().policy(likely) == policy
+    assert "The probability, %, that the agent gave each choice" in (tmp_path / "asked/report.html").read_text()
     schedule.save(tmp_path / "chosen.json")
     replayed = replay(tmp_path / "replayed", "--policy", tmp_path / "chosen.json")
     assert replayed[0] == asked[0]

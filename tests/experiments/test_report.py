@@ -20,7 +20,14 @@ from PIL import Image
 
 from classifier.mixing import MixPolicy, PolicySchedule
 from experiments import evaluate, report, train_classifier
-from experiments.charts import MOST_POINTS, interval_chart, line_chart, share_table, timeline
+from experiments.charts import (
+    MOST_POINTS,
+    interval_chart,
+    line_chart,
+    probability_timeline,
+    share_table,
+    timeline,
+)
 
 Refused = Callable[[Callable[[Sequence[str]], Any], Sequence[object]], str]
 OPTIONS = (
@@ -121,6 +128,30 @@ def test_the_timelines_areas_are_the_shares_of_all_updates() -> None:
     for stack in map(sorted, edges.values()):
         assert all(abs(above[1] - below[0]) < 0.21 for above, below in pairwise(stack))
     assert "until 75 %: clean 50 % + rmix 50 %" in next(chart.iter("svg")).get("aria-label", "")
+
+
+def test_the_timeline_of_probabilities_gives_them_back() -> None:
+    ends, probabilities = (0.08, 0.6, 1.0), [{"lam": {"<a>": p, "b": 1 - p}, "x": {"c": 1.0}} for p in (0.25, 0.5, 0.9)]
+    chart = parse(probability_timeline(ends, probabilities, title="t"))
+    cells = [cell for cell in chart.iter("rect") if (cell.get("class") or "").startswith("cell")]
+    assert len(cells) == 9
+    scale_of = (420 - 150 - 16) / 100  # from the names of the choices to the right edge
+    for place, name in enumerate(("<a>", "b")):
+        for number, cell in enumerate(cells[3 * place : 3 * place + 3]):
+            share = probabilities[number]["lam"][name]
+            assert float(cell.get("fill-opacity", "")) == pytest.approx(0.55 * share, abs=0.006)
+            assert ("most" in (cell.get("class") or "")) == (share >= 0.5)
+            start, end = (0, *ends)[number], ends[number]
+            left, width = float(cell.get("x", "")) - 1, float(cell.get("width", "")) + 2
+            assert (left - 150) / scale_of == pytest.approx(100 * start, abs=0.1)
+            assert width / scale_of == pytest.approx(100 * (end - start), abs=0.1)
+            told = f"lam {name} {100 * share:.3g} %, from {100 * start:.3g} to {100 * end:.3g} %"
+            assert cell.findtext("title") == told
+    # The narrow first segment has no room for numbers.
+    numbers = [text.text for text in chart.iter("text") if text.get("text-anchor") == "middle"]
+    assert numbers[:6] == ["50", "90", "50", "10", "100", "100"]
+    told = "until 8 %: lam b 75 %, x c 100 %; until 60 %: lam <a> 50 %, x c 100 %; until 100 %: lam <a> 90 %, x c 100 %"
+    assert next(chart.iter("svg")).get("aria-label") == f"t. {told}."
 
 
 def test_intervals_and_shares() -> None:
