@@ -370,6 +370,25 @@ def test_curves_of_a_resumed_training_are_those_of_one_never_stopped(
     assert curves(tmp_path / "run") == curves(tmp_path / "undisturbed")
 
 
+def test_goes_on_from_a_checkpoint_of_before_probabilities_were_kept(
+    agent: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    weights, summary = replay(tmp_path / "undisturbed", "--agent", agent)
+    save = RunFolder.save_checkpoint
+
+    def save_as_before_and_die(self: RunFolder, number: int, state: Any) -> None:
+        save(self, number, {name: value for name, value in state.items() if name != "probabilities"})
+        raise Killed
+
+    with monkeypatch.context() as patch:
+        patch.setattr(RunFolder, "save_checkpoint", save_as_before_and_die)
+        with pytest.raises(Killed):
+            replay(tmp_path / "run", "--agent", agent, "--checkpoint-seconds", 0)
+    resumed = resume(tmp_path / "run")
+    assert resumed[0] == weights and resumed[1]["schedule"]["segments"] == summary["schedule"]["segments"]
+    assert probabilities_of(PolicySchedule.from_json(resumed[1]["schedule"])) is None
+
+
 def test_resumed_without_the_original(policy: Path, agent: Path, tmp_path: Path, monkeypatch: Any) -> None:
     own_agent = Path(shutil.copytree(agent, tmp_path / "own agent"))
     for name, who in (("policy", policy), ("agent", own_agent)):
