@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import re
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -23,6 +22,20 @@ from agent.ppo import search_state
 from agent.workers import Position
 from envs import DIMENSIONS, Menu
 
+# What TensorBoard's custom scalars show side by side, by category and chart; tags are regular expressions. Each choice
+# is a run of its own below the search's (`add_scalars`), for TensorBoard colours lines by run.
+LAYOUT = {
+    "Choices, return and accuracy over the search": {
+        "source: share of choices": ["Multiline", ["^policy/source$"]],
+        "return of a training": ["Multiline", ["^reward/return_mean$"]],
+        "validation accuracy, mean and best": ["Multiline", ["^validation/accuracy_(mean|max)$"]],
+        **{
+            f"{dimension}: share of choices": ["Multiline", [f"^policy/{dimension}$"]]
+            for dimension in DIMENSIONS
+            if dimension != "source"
+        },
+    }
+}
 PICTURE_EVERY = 4  # rollouts between two pictures of what changes slowly; drawing takes longer than learning
 
 
@@ -71,15 +84,7 @@ class SearchLog(BaseCallback):
         self._writer: SummaryWriter = next(
             entry.writer for entry in formats if isinstance(entry, TensorBoardOutputFormat)
         )
-        charts = {
-            dimension: ["Multiline", [f"{re.escape(tag)}$" for tag in self._tags(dimension)]]
-            for dimension in DIMENSIONS
-        }
-        outcome = {
-            "return": ["Multiline", ["search/return_mean"]],
-            "validation accuracy": ["Multiline", ["search/validation_accuracy_mean", "search/validation_accuracy_max"]],
-        }
-        self._writer.add_custom_scalars({"What the agent chooses": charts, "How well it goes": outcome})
+        self._writer.add_custom_scalars(LAYOUT)
         self._learned = self.num_timesteps
 
     def _on_step(self) -> bool:
@@ -95,9 +100,6 @@ class SearchLog(BaseCallback):
             if done:
                 self._finish(worker, info)
         return True
-
-    def _tags(self, dimension: str) -> list[str]:
-        return [f"choices_{dimension}/{name}" for name in self._menu.names(dimension)]
 
     def _finish(self, worker: int, info: dict[str, Any]) -> None:
         steps = self._steps[worker]
@@ -133,9 +135,9 @@ class SearchLog(BaseCallback):
                 os.fsync(file.fileno())
         finals = [episode["validation_accuracy"][-1] for episode in self._finished]
         if finals:
-            self.logger.record("search/return_mean", float(np.mean(self._returns[-len(finals) :])))
-            self.logger.record("search/validation_accuracy_mean", float(np.mean(finals)))
-            self.logger.record("search/validation_accuracy_max", float(np.max(finals)))
+            self.logger.record("reward/return_mean", float(np.mean(self._returns[-len(finals) :])))
+            self.logger.record("validation/accuracy_mean", float(np.mean(finals)))
+            self.logger.record("validation/accuracy_max", float(np.max(finals)))
         self.logger.record("search/diverged", sum(episode["diverged"] for episode in self._finished))
         self.episodes_done += len(self._finished)
         self.logger.record("search/episodes", self.episodes_done)
@@ -143,12 +145,12 @@ class SearchLog(BaseCallback):
         shares = []
         for index, (dimension, size) in enumerate(zip(DIMENSIONS, self._menu.sizes, strict=True)):
             shares.append((np.bincount(actions[:, index], minlength=size) / len(actions)).tolist())
-            for tag, share in zip(self._tags(dimension), shares[-1], strict=True):
-                self.logger.record(tag, share)
+            chosen = dict(zip(self._menu.names(dimension), shares[-1], strict=True))
+            self._writer.add_scalars(f"policy/{dimension}", chosen, self.num_timesteps)
         self.history.append(shares)
         self._draw_progress()
         if len(self.history) % PICTURE_EVERY == 1:
-            self._writer.add_figure("choices/over_the_search", self.search_figure(), self.num_timesteps)
+            self._writer.add_figure("policy/over_the_search", self.search_figure(), self.num_timesteps)
             assert self.training_env is not None
             (picture,) = self.training_env.env_method("render", indices=0)
             if picture is not None:
@@ -165,7 +167,7 @@ class SearchLog(BaseCallback):
     def _on_training_end(self) -> None:
         self._checkpoint()
         if self.history:
-            self._writer.add_figure("choices/over_the_search", self.search_figure(), self.num_timesteps)
+            self._writer.add_figure("policy/over_the_search", self.search_figure(), self.num_timesteps)
         self._writer.flush()
 
     def _checkpoint(self) -> None:
@@ -192,7 +194,7 @@ class SearchLog(BaseCallback):
                 counts[dimension][choice, segment] += 1
         shares = [count / np.maximum(count.sum(axis=0), 1) for count in counts]
         self._writer.add_figure(
-            "choices/over_training_progress",
+            "policy/over_training_progress",
             choices_figure(
                 self._menu,
                 shares,

@@ -16,12 +16,13 @@ from numpy.typing import NDArray
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save
 from stable_baselines3 import PPO
+from stable_baselines3.common.distributions import MultiCategoricalDistribution
 from stable_baselines3.common.policies import ActorCriticPolicy
 from stable_baselines3.common.vec_env import VecEnv
 
 from classifier.files import DamagedFileError, write_atomic
 from classifier.mixing.policy import require_fields
-from envs import Menu
+from envs import DIMENSIONS, Menu
 from envs.mix_policy import segment_ends
 from envs.observation import VERSION as OBSERVATION_VERSION
 from envs.observation import observation_space
@@ -179,6 +180,17 @@ class Agent:
         """The most probable action at an observation."""
         action, _ = self.policy.predict(observation, deterministic=True)
         return tuple(int(index) for index in action)
+
+    def probabilities(self, observation: NDArray[np.float32]) -> dict[str, dict[str, float]]:
+        """The probability in [0, 1] that the agent gives each choice at an observation, by dimension and choice."""
+        tensor, _ = self.policy.obs_to_tensor(observation)
+        with torch.no_grad():
+            distribution = self.policy.get_distribution(tensor)
+        assert isinstance(distribution, MultiCategoricalDistribution)
+        return {
+            dimension: dict(zip(self.menu.names(dimension), marginal.probs[0].tolist(), strict=True))
+            for dimension, marginal in zip(DIMENSIONS, distribution.distribution, strict=True)
+        }
 
     def save(self, folder: Path) -> None:
         """Write `agent.safetensors` and `agent.json` into `folder`."""

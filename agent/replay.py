@@ -1,18 +1,40 @@
 """From an agent, which is stochastic and watches, to a schedule, which is neither; and an agent asked live."""
 
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple
 
 import numpy as np
+from numpy.typing import NDArray
 from stable_baselines3.common.vec_env import VecEnv
 
 from agent.ppo import Agent
 from agent.workers import Position
-from classifier.mixing import MixPolicy, PolicySchedule
+from classifier.mixing import MixPolicy, PolicyError, PolicySchedule
 from envs import Menu
 from envs.observation import TrainingState, observe
 
-Chooser = Callable[[TrainingState], tuple[MixPolicy, tuple[int, ...] | None]]
+PROBABILITIES = "probabilities"  # what a schedule's provenance calls those that an agent gave
+DIGITS = 6  # of a probability, as it is kept
+
+Probabilities = Mapping[str, Mapping[str, float]]  # by dimension of the menu and choice, each in [0, 1]
+
+
+class Chosen(NamedTuple):
+    """What a chooser answers.
+
+    Attributes:
+        policy: of the segment.
+        action: the agent's; none from a schedule.
+        probabilities: that the agent gave each choice; none from a schedule.
+    """
+
+    policy: MixPolicy
+    action: tuple[int, ...] | None = None
+    probabilities: Probabilities | None = None
+
+
+Chooser = Callable[[TrainingState], Chosen]
 
 
 def greedy_schedules(agent: Agent, workers: VecEnv, episodes: int) -> list[PolicySchedule]:
@@ -24,27 +46,30 @@ def greedy_schedules(agent: Agent, workers: VecEnv, episodes: int) -> list[Polic
         episodes: how many; rounded up to a multiple of the number of workers.
 
     Returns:
-        One schedule for each episode that did not diverge.
+        One schedule for each episode that did not diverge, with the probabilities that the agent gave.
     """
     workers.env_method("move", Position("greedy"))
     observations = workers.reset()
     rounds = -(-episodes // workers.num_envs)
-    finished: list[list[list[tuple[int, ...]]]] = [[] for _ in range(workers.num_envs)]
-    running: list[list[tuple[int, ...]]] = [[] for _ in range(workers.num_envs)]
+    finished: list[list[list[Chosen]]] = [[] for _ in range(workers.num_envs)]
+    running: list[list[Chosen]] = [[] for _ in range(workers.num_envs)]
     while any(len(episodes_of_one) < rounds for episodes_of_one in finished):
         assert isinstance(observations, np.ndarray)
-        actions = [agent.choose(observation) for observation in observations]
-        observations, _, dones, infos = workers.step(np.array(actions))
-        for worker, (action, done, info) in enumerate(zip(actions, dones, infos, strict=True)):
-            running[worker].append(action)
+        choices = [_choice(agent, observation) for observation in observations]
+        observations, _, dones, infos = workers.step(np.array([choice.action for choice in choices]))
+        for worker, (choice, done, info) in enumerate(zip(choices, dones, infos, strict=True)):
+            running[worker].append(choice)
             if done:
                 finished[worker].append([] if info["diverged"] else running[worker])
                 running[worker] = []
     return [
-        to_schedule(actions, agent.menu, agent.segments)
+        PolicySchedule(
+            tuple(zip(agent.segments, (choice.policy for choice in choices), strict=True)),
+            as_provenance([choice.probabilities for choice in choices]),
+        )
         for of_one in finished
-        for actions in of_one[:rounds]
-        if actions
+        for choices in of_one[:rounds]
+        if choices
     ]
 
 
@@ -54,14 +79,15 @@ def to_schedule(actions: Sequence[Sequence[int]], menu: Menu, segments: Sequence
 
 
 def majority(schedules: Sequence[PolicySchedule]) -> PolicySchedule:
-    """Each segment's most frequent policy; the first seen where several are.
+    """Each segment's most frequent policy, the first seen where several are; probabilities are means.
 
     Args:
         schedules: at least one, all with the same segments.
     """
     columns = zip(*(schedule.segments for schedule in schedules), strict=True)
     return PolicySchedule(
-        tuple((column[0][0], Counter(policy for _, policy in column).most_common(1)[0][0]) for column in columns)
+        tuple((column[0][0], Counter(policy for _, policy in column).most_common(1)[0][0]) for column in columns),
+        _mean_probabilities(schedules),
     )
 
 
@@ -76,17 +102,76 @@ def candidates(schedules: Sequence[PolicySchedule], most: int) -> dict[str, Poli
     frequent = Counter(schedule.segments for schedule in schedules).most_common()
     for number, (segments, _) in enumerate(frequent):
         if len(chosen) < most and segments not in [schedule.segments for schedule in chosen.values()]:
-            chosen[f"greedy {number + 1}"] = PolicySchedule(segments)
+            same = [schedule for schedule in schedules if schedule.segments == segments]
+            chosen[f"greedy {number + 1}"] = PolicySchedule(segments, _mean_probabilities(same))
     return chosen
+
+
+def as_provenance(probabilities: Sequence[Probabilities | None]) -> dict[str, Any]:
+    """What a schedule's provenance keeps of the probabilities of its segments; nothing where no agent was asked."""
+    if None in probabilities:
+        return {}
+    rounded = [
+        {dimension: {name: round(share, DIGITS) for name, share in shares.items()} for dimension, shares in one.items()}
+        for one in probabilities
+        if one is not None
+    ]
+    return {PROBABILITIES: rounded}
+
+
+def probabilities_of(schedule: PolicySchedule) -> list[Probabilities] | None:
+    """The probabilities that an agent gave in each segment of a schedule; none where the provenance has none.
+
+    Raises:
+        PolicyError: the provenance has something else in their place; names the field.
+    """
+    kept = schedule.provenance.get(PROBABILITIES)
+    if kept is None:
+        return None
+    field, count = f"provenance.{PROBABILITIES}", len(schedule.segments)
+    if not isinstance(kept, list) or len(kept) != count:
+        raise PolicyError(f"{field} must be a list of {count}, one for each segment, got {kept!r:.80}")
+    for place, one in enumerate(kept):
+        if (
+            not (isinstance(one, dict) and one)
+            or set(one) != set(kept[0])
+            or not all(isinstance(shares, dict) and shares for shares in one.values())
+        ):
+            raise PolicyError(f"{field}[{place}] must be an object of objects, as the first one is, got {one!r:.80}")
+        for dimension, shares in one.items():
+            if list(shares) != list(kept[0][dimension]):
+                raise PolicyError(f"{field}[{place}].{dimension:.80} must name the choices of the first segment")
+            for name, share in shares.items():
+                if isinstance(share, bool) or not isinstance(share, int | float) or not 0 <= share <= 1:
+                    raise PolicyError(
+                        f"{field}[{place}].{dimension:.80}.{name:.80} must be a number in [0, 1], got {share!r:.80}"
+                    )
+    return kept
+
+
+def _mean_probabilities(schedules: Sequence[PolicySchedule]) -> dict[str, Any]:
+    kept = [probabilities_of(schedule) for schedule in schedules]
+    asked = [one for one in kept if one is not None]
+    if len(asked) < len(kept):
+        return {}
+    return as_provenance(
+        [
+            {
+                dimension: {name: float(np.mean([one[dimension][name] for one in column])) for name in shares}
+                for dimension, shares in column[0].items()
+            }
+            for column in zip(*asked, strict=True)
+        ]
+    )
 
 
 def follow(schedule: PolicySchedule) -> Chooser:
     """A chooser that reads each segment's policy from a schedule."""
 
-    def choose(state: TrainingState) -> tuple[MixPolicy, None]:
+    def choose(state: TrainingState) -> Chosen:
         # Progress is a quotient of updates; a segment that ends here is over although rounding may say otherwise.
-        policy = next(policy for until, policy in schedule.segments if round(until * state.task.updates) > done(state))
-        return policy, None
+        segments = schedule.segments
+        return Chosen(next(policy for until, policy in segments if round(until * state.task.updates) > done(state)))
 
     def done(state: TrainingState) -> int:
         return round(state.progress * state.task.updates)
@@ -97,8 +182,9 @@ def follow(schedule: PolicySchedule) -> Chooser:
 def ask(agent: Agent) -> Chooser:
     """A chooser that asks the agent at every segment."""
 
-    def choose(state: TrainingState) -> tuple[MixPolicy, tuple[int, ...]]:
-        action = agent.choose(observe(state, agent.menu))
-        return agent.menu.policy(action), action
+    return lambda state: _choice(agent, observe(state, agent.menu))
 
-    return choose
+
+def _choice(agent: Agent, observation: NDArray[np.float32]) -> Chosen:
+    action = agent.choose(observation)
+    return Chosen(agent.menu.policy(action), action, agent.probabilities(observation))

@@ -99,6 +99,64 @@ def timeline(schedule: PolicySchedule, *, title: str) -> Markup:
     return _figure(parts, f"{title}. {told}.", title, keys)
 
 
+def probability_timeline(
+    ends: Sequence[float], probabilities: Sequence[Mapping[str, Mapping[str, float]]], *, title: str
+) -> Markup:
+    """Which probability each choice was given at which progress of a training; the most probable ones are framed.
+
+    Args:
+        ends: progress in (0, 1] at which each segment ends.
+        probabilities: of each segment, by dimension and choice, the same ones in all; each in [0, 1].
+        title: what is shown.
+    """
+    label, row = 150, 18
+    scale = WIDTH - label - RIGHT
+    parts, told, y = [], [], 0.0
+    for dimension, names in probabilities[0].items():
+        parts.append(Markup('<text x="0" y="{:.1f}" class="head">{}</text>').format(y + row - 5, dimension))
+        y += row
+        for name in names:
+            parts.append(Markup('<text x="8" y="{:.1f}">{}</text>').format(y + row - 5, name))
+            for start, end, given in zip([0.0, *ends], ends, probabilities, strict=False):
+                share, largest = given[dimension][name], max(given[dimension].values())
+                left, width = label + scale * start, scale * (end - start)
+                parts.append(
+                    Markup(
+                        '<rect x="{:.1f}" y="{:.1f}" width="{:.1f}" height="{}" fill="var(--c1)" fill-opacity="{:.2f}" '
+                        'class="{}"><title>{}</title></rect>'
+                    ).format(
+                        left + 1,
+                        y + 1,
+                        max(width - 2, 1),
+                        row - 2,
+                        0.55 * share,
+                        "cell most" if share == largest else "cell",
+                        f"{dimension} {name} {100 * share:.3g} %, from {100 * start:.3g} to {100 * end:.3g} %",
+                    )
+                )
+                if width > 24 and share >= 0.005:
+                    parts.append(
+                        Markup('<text x="{:.1f}" y="{:.1f}" text-anchor="middle">{:.0f}</text>').format(
+                            left + width / 2, y + row - 5, 100 * share
+                        )
+                    )
+            y += row
+    across = _Axis((0, 100))
+    for tick in across.ticks:
+        x = label + scale * across.share(tick)
+        parts.append(Markup('<text x="{:.1f}" y="{:.1f}" text-anchor="middle">{:g}</text>').format(x, y + 14, tick))
+    parts.append(
+        Markup('<text x="{:.1f}" y="{:.1f}" text-anchor="middle">progress of the training, %</text>').format(
+            label + scale / 2, y + 30
+        )
+    )
+    for end, given in zip(ends, probabilities, strict=True):
+        best = {dimension: max(shares, key=lambda name: shares[name]) for dimension, shares in given.items()}
+        most = ", ".join(f"{dimension} {name} {100 * given[dimension][name]:.3g} %" for dimension, name in best.items())
+        told.append(f"until {100 * end:.3g} %: {most}")
+    return _figure(parts, f"{title}. {'; '.join(told)}.", title, [], height=round(y) + 36)
+
+
 def interval_chart(rows: Sequence[tuple[str, float, float | None]], *, title: str, x_label: str) -> Markup:
     """Means with intervals, a line each.
 

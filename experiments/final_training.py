@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 import time
 from collections.abc import Callable, Iterable, Sequence
-from contextlib import nullcontext
+from contextlib import ExitStack, nullcontext
 from dataclasses import asdict, dataclass, replace
 from typing import Any, Literal, TypeVar
 
@@ -15,7 +15,7 @@ from torch import Tensor, distributed
 from torch.utils.tensorboard.writer import SummaryWriter
 from tqdm import tqdm
 
-from agent.replay import Chooser
+from agent.replay import Chooser, Probabilities, as_provenance
 from classifier.data import Dataset, Splits, load_dataset, split
 from classifier.files import write_atomic
 from classifier.hardware import resolve_device, resolve_precision
@@ -270,6 +270,33 @@ def train_to_the_end(
     return summary
 
 
+def layout(*, validated: bool) -> dict[str, dict[str, list[Any]]]:
+    """What TensorBoard's custom scalars show side by side, by category and chart; tags are regular expressions.
+
+    Args:
+        validated: whether there is a validation accuracy to show.
+    """
+    accuracy = {"validation accuracy": ["Multiline", ["^validation/accuracy$"]]} if validated else {}
+    measures = {
+        "validation loss": ["Multiline", ["^validation/loss$"]],
+        "validation calibration error": ["Multiline", ["^validation/calibration_error$"]],
+    }
+    return {
+        "Policy, accuracy and loss over the training": {
+            "policy: share of the updates": ["Multiline", ["^policy/share$"]],
+            **accuracy,
+            "training loss, clean and mixed": ["Multiline", ["^train/(clean|mixed)_loss$"]],
+            "policy: label β and smoothing": ["Multiline", ["^policy/label_(beta|smoothing)$"]],
+            "training accuracy, clean and mixed": ["Multiline", ["^train/(clean|mixed)_accuracy$"]],
+            "learning rate": ["Multiline", ["^train/learning_rate$"]],
+        },
+        "Further measures": {
+            **(measures if validated else {}),
+            "images a second": ["Multiline", ["^train/images_per_second$"]],
+        },
+    }
+
+
 class FinalTraining:
     """One long training in small stretches, with evaluations, checkpoints and TensorBoard between them.
 
@@ -294,8 +321,11 @@ class FinalTraining:
         }
         self._task = Task(len(trainer.data.train), total, config.label_noise, config.data_seed)
         self._chosen: list[tuple[float, MixPolicy]] = []
+        self._probabilities: list[Probabilities | None] = []  # of each that was chosen
         self._policy: MixPolicy | None = None
         self._parts: list[TrainStats] = []
+        self._methods: dict[str, SummaryWriter] = {}
+        self._method_runs = ExitStack()
         self._state = self._training_state()
         self.best_network: dict[str, Tensor] = {}
         self.best_progress = 0.0
@@ -305,6 +335,7 @@ class FinalTraining:
         checkpoint = self._of_the_first(None if run is None else run.load_checkpoint())
         if checkpoint is not None:
             self._restore(checkpoint)
+        self._started_at = trainer.updates_done
 
     def run(self) -> None:
         """Train to the end.
@@ -317,11 +348,10 @@ class FinalTraining:
         started = saved = time.monotonic()
         interactive = sys.stderr.isatty()
         with (
+            self._method_runs,
             # Several processes are stopped from outside, and not in their main threads.
             StopSignal() if trainer.world == 1 else nullcontext() as stop,
-            nullcontext(_NoEvents())
-            if self._run is None
-            else SummaryWriter(str(self._run.events), purge_step=trainer.updates_done or None) as writer,
+            nullcontext(_NoEvents()) if self._run is None else self._writer(self._run) as writer,
             tqdm(
                 total=total,
                 initial=trainer.updates_done,
@@ -331,6 +361,7 @@ class FinalTraining:
                 disable=self._run is None,
             ) as bar,
         ):
+            writer.add_custom_scalars(layout(validated=not self._config.train_on_validation))
             while trainer.updates_done < total:
                 if self._policy is None:
                     self._start_segment(writer)
@@ -345,20 +376,32 @@ class FinalTraining:
         self.seconds = time.monotonic() - started
 
     def chosen_schedule(self) -> PolicySchedule:
-        """The policies that were really used, as a schedule."""
-        return PolicySchedule(tuple(self._chosen))
+        """The policies that were really used, as a schedule, and the probabilities that an agent gave."""
+        return PolicySchedule(tuple(self._chosen), as_provenance(self._probabilities))
 
     def _start_segment(self, writer: SummaryWriter | _NoEvents) -> None:
-        self._policy, action = self._choose(self._state)
-        self._action = action
+        self._policy, self._action, probabilities = self._choose(self._state)
+        self._probabilities.append(probabilities)
         done = self._trainer.updates_done
         end = next(end for end in self._segment_ends if end > done)
         self._chosen.append((end / self._config.updates, self._policy))
         writer.add_text("policy", str(self._policy), done)
-        for method, share in self._policy.shares.items():
-            writer.add_scalar(f"shares/{method}", share, done)
-        writer.add_scalar("policy/label_beta", self._policy.label_beta, done)
-        writer.add_scalar("policy/label_smoothing", self._policy.label_smoothing, done)
+        self._show_policy(writer, self._policy, done)
+
+    def _show_policy(self, writer: SummaryWriter | _NoEvents, policy: MixPolicy, update: int) -> None:
+        """The policy in effect at an update; each method is a run of its own, for TensorBoard colours lines by run."""
+        writer.add_scalar("policy/label_beta", policy.label_beta, update)
+        writer.add_scalar("policy/label_smoothing", policy.label_smoothing, update)
+        if self._run is None:
+            return
+        for method in dict.fromkeys(method for _, chosen in self._chosen for method in chosen.shares):
+            if method not in self._methods:
+                self._methods[method] = self._method_runs.enter_context(self._writer(self._run, f"policy_{method}"))
+            self._methods[method].add_scalar("policy/share", policy.shares.get(method, 0.0), update)
+
+    def _writer(self, run: RunFolder, name: str = "") -> SummaryWriter:
+        """A writer of events, shown instead of those that an earlier start wrote after its checkpoint."""
+        return SummaryWriter(str(run.events / name), purge_step=self._started_at + 1)
 
     def _stretch(self, writer: SummaryWriter | _NoEvents, bar: tqdm[Any]) -> None:
         trainer, total = self._trainer, self._config.updates
@@ -379,6 +422,7 @@ class FinalTraining:
             if part is not None:
                 writer.add_scalar(f"train/{kind}_loss", part.loss, end)
                 writer.add_scalar(f"train/{kind}_accuracy", part.accuracy, end)
+        self._show_policy(writer, self._policy, end)
         writer.add_scalar("train/learning_rate", trainer.relative_lr * self._config.lr, end)
         writer.add_scalar("train/images_per_second", stats.images / stats.seconds, end)
         if end in self._evaluation_ends:
@@ -449,6 +493,7 @@ class FinalTraining:
             {
                 "trainer": trainer,
                 "chosen": [[until, policy.to_json()] for until, policy in self._chosen],
+                "probabilities": self._probabilities,
                 "running": self._policy is not None,
                 "action": None if self._policy is None or self._action is None else list(self._action),
                 "parts": [asdict(part) for part in self._parts],
@@ -471,6 +516,8 @@ class FinalTraining:
     def _restore(self, checkpoint: dict[str, Any]) -> None:
         self._trainer.load_state_dict(checkpoint["trainer"])
         self._chosen = [(until, MixPolicy.from_json(policy)) for until, policy in checkpoint["chosen"]]
+        # Trainings that were begun before probabilities were kept go on without.
+        self._probabilities = checkpoint.get("probabilities", [None] * len(self._chosen))
         self._policy = self._chosen[-1][1] if checkpoint["running"] else None
         self._action = None if checkpoint["action"] is None else tuple(checkpoint["action"])
         self._parts = [_stats(part) for part in checkpoint["parts"]]

@@ -10,7 +10,7 @@ import base64
 import io
 import json
 import shlex
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,19 +22,22 @@ from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from torch import Tensor, nn
 
-from classifier.data import Splits, evaluation_chunks, normalise
+from agent.replay import probabilities_of
+from classifier.data import DataError, Splits, evaluation_chunks, load_dataset, normalise, split
 from classifier.files import write_atomic
-from classifier.mixing import METHODS, PolicySchedule, mix_batch, one_hot
+from classifier.mixing import METHODS, MixPolicy, PolicySchedule, mix_batch, one_hot
 from classifier.mixing.saliency import input_gradient, pixel_saliency
 from classifier.mixing.targets import soft_cross_entropy
+from classifier.trainer import TrainConfig, Trainer
 from envs import DIMENSIONS, Menu
-from experiments.charts import interval_chart, line_chart, share_table, timeline
+from experiments.charts import interval_chart, line_chart, probability_timeline, share_table, timeline
 from experiments.comparison import any_with_images, best_first, figures, images_per_second, shown, shown_figure
 from experiments.intervals import verdict
 from experiments.run_folder import LineLog
 
 NAME = "report.html"
 EXAMPLES = 4
+EXAMPLE_UPDATES = 100  # of the network whose saliency a comparison's examples are mixed by
 LATE = 0.25  # of a search's episodes: the last ones, whose choices tell what the agent has come to
 TENTHS = 10
 MEAN_OF = 10  # episodes
@@ -85,9 +88,11 @@ def write_training_report(path: Path, data: Splits, model: nn.Module, device: to
     sections: list[tuple[str, Sequence[Markup]]] = [
         ("Result", [outcome, *_evaluation(path)]),
         ("How it went", curves),
-        ("The policy", [timeline(schedule, title="What was mixed when"), _schedule_table(schedule)]),
+        ("The policy", [timeline(schedule, title="What was mixed when"), *_given(schedule), _schedule_table(schedule)]),
     ]
-    examples = list(_examples(schedule, data, _gradient(model, data.num_classes), device))
+    policies = {method: policy for _, policy in reversed(schedule.segments) for method in policy.shares}
+    rows = [(method, method, policies[method]) for method in METHODS if method in policies]
+    examples = list(_examples(rows, data, _gradient(model, data.num_classes), device))
     if examples:
         text = Markup(
             "<p>Training images as this schedule mixes them, without augmentation. Beside each, where the loss of the "
@@ -149,10 +154,15 @@ def write_search_report(path: Path) -> None:
         for place, (_, policy) in enumerate(schedule.segments)
     ]
     text = Markup(
-        "<p>Shares stand for the probability that the agent gives a choice at the end of its search: they tell how "
-        "often it made this very choice in the last {} trainings, where it drew by its probabilities.</p>"
+        "<p>Shares tell how often the agent made this very choice in the last {} trainings of its search, where it "
+        "drew by its probabilities.</p>"
     ).format(len(late))
-    policy = [timeline(schedule, title="What was learned"), _schedule_table(schedule, chosen), text]
+    policy = [
+        timeline(schedule, title="What was learned"),
+        *_given(schedule),
+        _schedule_table(schedule, chosen),
+        text,
+    ]
     if late:
         columns = [f"until {100 * until:.3g} %" for until, _ in schedule.segments]
         for dimension, name in enumerate(DIMENSIONS):
@@ -187,12 +197,13 @@ def write_search_report(path: Path) -> None:
     _write(path, title, lead, sections, described)
 
 
-def write_comparison_report(path: Path, report: Mapping[str, Any]) -> None:
+def write_comparison_report(path: Path, report: Mapping[str, Any], data_root: str | None = None) -> None:
     """Write the report of a comparison into its folder.
 
     Args:
         path: the folder.
         report: what its `results.json` holds.
+        data_root: where the data set lies; none = where the comparison looked.
     """
     setting, methods, baseline = report["setting"], report["methods"], report["baseline"]
     seeds = len(report["seeds"])
@@ -235,13 +246,15 @@ def write_comparison_report(path: Path, report: Mapping[str, Any]) -> None:
     policies = [
         (row["title"], _told(PolicySchedule.from_json(row["schedule"])), row["saliency"]) for row in methods.values()
     ]
+    measured = f"{setting['split'].capitalize()} accuracy, 95 % intervals"
     sections: list[tuple[str, Sequence[Markup]]] = [
-        ("Result", [interval_chart(means, title="Accuracy, 95 % intervals over seeds", x_label="%"), *tables]),
+        ("Result", [interval_chart(means, title=measured, x_label="%"), *tables]),
         ("Seed by seed", [line_chart(per_seed, title="Accuracy of each seed", x_label="seed", y_label="%")]),
         (
             "The policies",
             [_table(["", "mixes", "saliency"], policies, "What each trains under", text=3)],
         ),
+        ("Mixed images", _mixed_by_each(report, data_root)),
     ]
     described = {"command": report["command"], "machine": report["machine"], "config": {**report["config"], **setting}}
     _write(path, title, lead, sections, described)
@@ -307,21 +320,72 @@ def _evaluation(path: Path) -> list[Markup]:
     return [_table(["", "%"], rows, caption), *parts]
 
 
-def _examples(schedule: PolicySchedule, data: Splits, gradient: Gradient, device: torch.device) -> Iterator[Markup]:
-    """The first training images under each method of a schedule, with targets and saliency."""
+def _mixed_by_each(report: Mapping[str, Any], data_root: str | None) -> list[Markup]:
+    """The same images as each contestant of a comparison mixes them; those that mix alike share a row."""
+    setting = report["setting"]
+    titles: dict[MixPolicy, list[str]] = {}
+    for row in report["methods"].values():
+        for policy in dict.fromkeys(policy for _, policy in PolicySchedule.from_json(row["schedule"]).segments):
+            titles.setdefault(policy, []).append(row["title"])
+    rows = [
+        (method, "; ".join(alike), policy)
+        for policy, alike in titles.items()
+        for method in policy.shares
+        if method != "clean" or len(policy.shares) == 1
+    ]
+    try:
+        data = split(load_dataset(setting["dataset"], data_root or report["config"]["data_root"]))
+        data = data.draw(setting["train_size"], data_seed=0)
+        training = TrainConfig(
+            updates=EXAMPLE_UPDATES, batch_size=setting["batch_size"], device="cpu", precision="fp32"
+        )
+        trainer = Trainer(training, data, seed=0)
+        trainer.train(MixPolicy({"clean": 1.0}), EXAMPLE_UPDATES)
+        gradient = _gradient(trainer.model.eval(), data.num_classes)
+        examples = list(_examples(rows, data, gradient, trainer.device, clean=True))
+    except (DataError, ImportError) as error:
+        return [
+            Markup("<p>There are none: they cannot be had on the machine that wrote this report ({}).</p>").format(
+                error
+            )
+        ]
+    text = Markup(
+        "<p>Training images of the first seed as each way mixes them, without augmentation. Saliency, which is shown "
+        "beside each, is that of a small network after {} updates of plain training. Where hidden states are mixed "
+        "there is nothing to see.</p>"
+    ).format(EXAMPLE_UPDATES)
+    return [text, *examples]
+
+
+def _examples(
+    rows: Iterable[tuple[str, str, MixPolicy]],
+    data: Splits,
+    gradient: Gradient,
+    device: torch.device,
+    *,
+    clean: bool = False,
+) -> Iterator[Markup]:
+    """The first training images as they are mixed, with targets and saliency.
+
+    Args:
+        rows: method, heading and policy of each row.
+        data: the images.
+        gradient: gives the loss's gradient by images `[B, C, H, W]` and targets `[B, K]`.
+        device: where that is.
+        clean: whether images as they are get a row too.
+    """
     mean, std = (torch.tensor(values, device=device) for values in (data.mean, data.std))
     count = min(2 * EXAMPLES, len(data.train))
     pixels, labels = next(evaluation_chunks(data.train, count=count, batch_size=count, device=device, workers=0))
     images, targets = normalise(pixels, mean, std), one_hot(labels, data.num_classes)
-    policies = {method: policy for _, policy in reversed(schedule.segments) for method in policy.shares}
-    for method in METHODS:
-        # Hidden states cannot be looked at, and images as they are need not be.
-        if method not in policies or method == "clean" or METHODS[method].stage is not None:
+    for method, heading, policy in rows:
+        # Hidden states cannot be looked at, and images as they are need not always be.
+        if (method == "clean" and not clean) or METHODS[method].stage is not None:
             continue
         mixed, mixed_targets = mix_batch(
             images,
             targets,
-            policies[method],
+            policy,
             method=method,
             generator=torch.Generator().manual_seed(0),
             gradient=gradient,
@@ -329,12 +393,12 @@ def _examples(schedule: PolicySchedule, data: Splits, gradient: Gradient, device
             std=std,
         )
         saliency = pixel_saliency(gradient(mixed, mixed_targets))
-        shown = (mixed * std[:, None, None] + mean[:, None, None]).clamp(0, 1)
-        figures = [
+        pixels = (mixed * std[:, None, None] + mean[:, None, None]).clamp(0, 1)
+        pictures = [
             _example(image, where, target, data.class_names)
-            for image, where, target in zip(shown[:EXAMPLES].cpu(), saliency.cpu(), mixed_targets.cpu(), strict=False)
+            for image, where, target in zip(pixels[:EXAMPLES].cpu(), saliency.cpu(), mixed_targets.cpu(), strict=False)
         ]
-        yield Markup('<h3>{}</h3><div class="pictures">{}</div>').format(method, Markup("").join(figures))
+        yield Markup('<h3>{}</h3><div class="pictures">{}</div>').format(heading, Markup("").join(pictures))
 
 
 def _example(image: Tensor, saliency: Tensor, target: Tensor, class_names: Sequence[str]) -> Markup:
@@ -384,6 +448,15 @@ def _events(folder: Path) -> tuple[dict[str, list[tuple[float, float]]], list[by
     scalars = {tag: [(event.step, event.value) for event in events.Scalars(tag)] for tag in tags["scalars"]}
     pictures = events.Images("mixed_images") if "mixed_images" in tags["images"] else []
     return scalars, [picture.encoded_image_string for picture in pictures]
+
+
+def _given(schedule: PolicySchedule) -> list[Markup]:
+    """The probabilities that an agent gave when it made a schedule; nothing where none did, or none were kept."""
+    probabilities = probabilities_of(schedule)
+    if probabilities is None:
+        return []
+    title = "The probability, %, that the agent gave each choice when it was asked; framed: the most probable one"
+    return [probability_timeline([until for until, _ in schedule.segments], probabilities, title=title)]
 
 
 def _schedule_table(schedule: PolicySchedule, chosen: Sequence[float | None] | None = None) -> Markup:

@@ -50,7 +50,26 @@ from experiments.run_folder import (
 
 KIND = "rl-mix"
 COMMAND = "python experiments/train_agent.py --env rl-mix"
-SHARES = [f"thresholds/share of {threshold:.2f}" for threshold in THRESHOLDS]
+EVALUATIONS = 20  # of the classifier, on validation images, over a training; for the curve alone
+
+# TensorBoard colours lines by run: each threshold is a run of its own below the training's, and since there are fewer
+# colours than thresholds, they are shown in two halves.
+HALF = len(THRESHOLDS) // 2
+HALVES = {"low": slice(HALF), "high": slice(HALF, None)}
+# What its custom scalars show side by side, by chart; tags are regular expressions, except a margin's three.
+LAYOUT = {
+    "Thresholds, reward and accuracy over the training": {
+        f"share of images, thresholds up to {THRESHOLDS[HALF - 1]:.2f}": ["Multiline", ["^policy/share_low$"]],
+        "reward": ["Multiline", ["^reward/mean$"]],
+        "validation accuracy": ["Multiline", ["^validation/accuracy$"]],
+        f"share of images, thresholds from {THRESHOLDS[HALF]:.2f}": ["Multiline", ["^policy/share_high$"]],
+        "training loss, mixed": ["Multiline", ["^train/mixed_loss$"]],
+        "threshold: mean, between quartiles": [
+            "Margin",
+            ["policy/threshold_mean", "policy/threshold_lower_quartile", "policy/threshold_upper_quartile"],
+        ],
+    }
+}
 
 # Of the options, what an agent's file tells of how it was learned; nothing of folders and machines.
 FACTS = ("dataset", "model", "train_size", "updates", "batch_size", "lr", "lam", "reward", "ppo", "seed", "data_seed")
@@ -97,7 +116,7 @@ class RLMixConfig:
     validation_size: int | None = None
     """Validation images; none takes the data set's default."""
     validation_limit: int = 1000
-    """How many of them the reward validation is measured on, at each epoch's end."""
+    """How many of them are read during the training, by the reward validation at each epoch's end and for the curve."""
     seed: int = 0
     """Of classifier and agent."""
     threads: int = 0
@@ -251,8 +270,7 @@ def train(config: RLMixConfig, run: RunFolder, data: Splits) -> None:
     epochs = log.read()
     if checkpoint is None:
         observation, _ = env.reset(seed=config.seed)
-        chart = {"share of each threshold": ["Multiline", [f"{tag}$" for tag in SHARES]]}
-        _writer(logger).add_custom_scalars({"What is chosen": chart})
+        _writer(logger).add_custom_scalars(LAYOUT)
     else:
         observation = env.load_state_dict(checkpoint["env"])
         if learner is not None:
@@ -283,7 +301,12 @@ def train(config: RLMixConfig, run: RunFolder, data: Splits) -> None:
                 )
             epochs.append(epoch.line())
             log.append(epochs[-1])
-            record(logger, epochs[-1])
+            ends = epoch.updates_done - epoch.updates, epoch.updates_done
+            before, after = (end * EVALUATIONS // config.updates for end in ends)
+            accuracy = None
+            if after > before:
+                accuracy = env.trainer.evaluate("validation", limit=config.validation_limit).accuracy
+            record(logger, epochs[-1], accuracy)
             bar.update(epoch.updates)
             bar.set_postfix_str(f"reward {epoch.reward:.3f}, loss {epoch.loss:.3f}", refresh=False)
             if stop.asked or time.monotonic() - saved >= config.checkpoint_seconds or env.training_over:
@@ -294,7 +317,7 @@ def train(config: RLMixConfig, run: RunFolder, data: Splits) -> None:
     if learner is not None:
         facts = {"learned_by": "ppo", **{name: value for name, value in asdict(config).items() if name in FACTS}}
         ThresholdAgent.of(learner, config.ppo.extractor, env, facts).save(run.path)
-    logger.record("thresholds/over_the_training", LoggedFigure(thresholds_figure(epochs), close=False))
+    logger.record("policy/over_the_training", LoggedFigure(thresholds_figure(epochs), close=False))
     logger.dump(config.updates)
     logger.close()
     finish(config, run, env, epochs, time.monotonic() - started)
@@ -311,15 +334,29 @@ def print_setting(config: RLMixConfig, data: Splits, env: RLMixEnv) -> None:
     )
 
 
-def record(logger: Logger, epoch: Mapping[str, Any]) -> None:
-    """Show an epoch in TensorBoard: shares and distribution of the chosen thresholds, reward and loss."""
+def record(logger: Logger, epoch: Mapping[str, Any], accuracy: float | None) -> None:
+    """Show an epoch in TensorBoard: shares and distribution of the chosen thresholds, reward, loss and accuracy.
+
+    Args:
+        logger: writes into TensorBoard's events.
+        epoch: line of the log.
+        accuracy: on validation images at its end; none = it was not measured.
+    """
     counts = np.array(epoch["counts"])
-    for tag, share in zip(SHARES, counts / counts.sum(), strict=True):
-        logger.record(tag, share)
-    logger.record("thresholds/mean", float(np.average(THRESHOLDS, weights=counts)))
-    logger.record("thresholds/chosen", np.repeat(THRESHOLDS, counts))
-    logger.record("epoch/reward", epoch["reward"])
-    logger.record("epoch/mixed_loss", epoch["loss"])
+    chosen = np.repeat(THRESHOLDS, counts)
+    for half, part in HALVES.items():
+        names = [f"{threshold:.2f}" for threshold in THRESHOLDS[part]]
+        shares = dict(zip(names, counts[part] / counts.sum(), strict=True))
+        _writer(logger).add_scalars(f"policy/share_{half}", shares, epoch["updates_done"])
+    lower, upper = np.quantile(chosen, (0.25, 0.75))
+    logger.record("policy/threshold_mean", float(chosen.mean()))
+    logger.record("policy/threshold_lower_quartile", float(lower))
+    logger.record("policy/threshold_upper_quartile", float(upper))
+    logger.record("policy/thresholds", chosen)
+    logger.record("reward/mean", epoch["reward"])
+    logger.record("train/mixed_loss", epoch["loss"])
+    if accuracy is not None:
+        logger.record("validation/accuracy", accuracy)
     logger.dump(epoch["updates_done"])
 
 

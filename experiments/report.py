@@ -35,7 +35,7 @@ class ReportConfig:
     run: str
     """Folder of a training, a search or a comparison."""
     data_root: str | None = None
-    """Folder where a training's data set lies; none looks where the training did."""
+    """Folder where the data set of a training or comparison lies; none looks where that did."""
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -67,7 +67,7 @@ def write(config: ReportConfig, path: Path) -> None:
         report = json.loads((path / "results.json").read_bytes())
         if report.get("kind") != "comparison":
             raise RunError(f"{path}/results.json: expected results of compare.py, got {report.get('kind')!r:.80}")
-        write_comparison_report(path, report)
+        write_comparison_report(path, report, config.data_root)
         return
     kind, _ = read_config(config.run, (*TRAININGS, train_agent.KIND))
     if kind == train_agent.KIND:

@@ -396,7 +396,7 @@ def learn(
     log.keep(0 if checkpoint is None else checkpoint["episodes_done"])
     model = new_agent(search, workers)
     model.set_logger(configure(str(run.events), ["tensorboard"]))
-    model.logger.record("hparams", HParam(_flat(asdict(config)), {"search/return_mean": 0.0}))
+    model.logger.record("hparams", HParam(_flat(asdict(config)), {"reward/return_mean": 0.0}))
     observations = workers.reset()
     assert isinstance(observations, np.ndarray)
     if checkpoint is not None:
@@ -495,6 +495,7 @@ def keep_best(
         "validation_interval": width if np.isfinite(width) else None,
         "validation_seeds": config.candidate_seeds,
         **facts,
+        **offered[best].provenance,
     }
     schedule = PolicySchedule(offered[best].segments, provenance)
     schedule.save(run.path / "policy.json")

@@ -14,7 +14,7 @@ from safetensors.torch import load_file, save_file
 
 from agent.ppo import Agent, new_policy
 from classifier.files import DamagedFileError
-from envs import Menu
+from envs import DIMENSIONS, Menu
 from envs.observation import observation_space
 
 PROVENANCE = {"learned_by": "ppo", "episodes": 3, "updates": [20, 20]}
@@ -41,6 +41,24 @@ def observations(menu: Menu, count: int = 100) -> np.ndarray:
 def saved(tmp_path: Path) -> Path:
     new_agent().save(tmp_path)
     return tmp_path
+
+
+def test_probabilities_are_those_of_the_networks_logits() -> None:
+    agent = new_agent()
+    for observation in observations(agent.menu, 20):
+        hidden = torch.from_numpy(observation)
+        weights = agent.policy.state_dict()
+        for layer in (0, 2):
+            name = f"mlp_extractor.policy_net.{layer}"
+            hidden = torch.tanh(weights[f"{name}.weight"] @ hidden + weights[f"{name}.bias"])
+        logits = weights["action_net.weight"] @ hidden + weights["action_net.bias"]
+        expected = [part.exp() / part.exp().sum() for part in logits.split(agent.menu.sizes)]
+        found = agent.probabilities(observation)
+        assert list(found) == list(DIMENSIONS)
+        for dimension, shares, choice in zip(DIMENSIONS, expected, agent.choose(observation), strict=True):
+            assert list(found[dimension]) == agent.menu.names(dimension)
+            assert list(found[dimension].values()) == pytest.approx(shares.tolist(), abs=1e-5)
+            assert max(found[dimension], key=lambda name: found[dimension][name]) == agent.menu.names(dimension)[choice]
 
 
 @pytest.mark.parametrize("menu", [Menu(), Menu(thresholds=(0.25,), lams=("uniform", "beta(2)"))])

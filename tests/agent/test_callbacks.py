@@ -16,6 +16,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from agent.callbacks import SearchLog, choices_figure
 from agent.workers import Position, Worker, episode_seed
 from envs import DIMENSIONS, Menu
+from tests import board
 from tests.agent.stub import CONFIG, DIVERGES, SEGMENTS, search, stub_workers
 from tests.envs.tiny import play, tiny
 
@@ -65,9 +66,7 @@ def test_the_log_is_the_record(run: tuple[Path, SearchLog]) -> None:
     assert len({json.dumps(entry["task"]) for entry in found}) == len(found)
 
 
-def test_shares_of_choices_are_those_of_the_log_and_sum_to_one(
-    run: tuple[Path, SearchLog], events: EventAccumulator
-) -> None:
+def test_shares_of_choices_are_those_of_the_log_and_sum_to_one(run: tuple[Path, SearchLog]) -> None:
     found = entries(run[0])
     menu = Menu()
     for rollout in range(ROLLOUTS):
@@ -75,7 +74,7 @@ def test_shares_of_choices_are_those_of_the_log_and_sum_to_one(
         for index, dimension in enumerate(DIMENSIONS):
             shown = []
             for name in menu.names(dimension):
-                scalars = events.Scalars(f"choices_{dimension}/{name}")
+                scalars = board.scalars(run[0] / "events", f"policy/{dimension}", f"policy_{dimension}_{name}")
                 assert [scalar.step for scalar in scalars] == [16, 32]
                 shown.append(scalars[rollout].value)
             assert sum(shown) == pytest.approx(1)
@@ -90,16 +89,16 @@ def test_curves_are_those_of_the_log(run: tuple[Path, SearchLog], events: EventA
         part = found[4 * rollout : 4 * rollout + 4]
         finals = [entry["validation_accuracy"][-1] for entry in part]
         for tag, expected in {
-            "search/return_mean": np.mean([sum(entry["rewards"]) for entry in part]),
-            "search/validation_accuracy_mean": np.mean(finals),
-            "search/validation_accuracy_max": np.max(finals),
+            "reward/return_mean": np.mean([sum(entry["rewards"]) for entry in part]),
+            "validation/accuracy_mean": np.mean(finals),
+            "validation/accuracy_max": np.max(finals),
             "search/diverged": 0,
             "search/episodes": 4 * rollout + 4,
         }.items():
             assert events.Scalars(tag)[rollout].value == pytest.approx(expected, abs=1e-5)
 
 
-@pytest.mark.parametrize("tag", ["choices/over_training_progress", "choices/over_the_search", "mixed_images"])
+@pytest.mark.parametrize("tag", ["policy/over_training_progress", "policy/over_the_search", "mixed_images"])
 def test_pictures_are_pictures(events: EventAccumulator, tag: str) -> None:
     images = events.Images(tag)
     assert images
@@ -111,17 +110,20 @@ def test_pictures_are_pictures(events: EventAccumulator, tag: str) -> None:
         assert len(np.unique(np.asarray(picture.convert("L")))) > 10, "something is drawn"
 
 
-def test_charts_of_all_choices_are_laid_out(run: tuple[Path, SearchLog], events: EventAccumulator) -> None:
-    assert "custom_scalars__config__" in events.Tags()["tensors"]
-    layout = events.Tensors("custom_scalars__config__")[0].tensor_proto.string_val[0].decode(errors="replace")
-    for dimension in DIMENSIONS:
-        assert dimension in layout
+def test_choices_return_and_accuracy_stand_side_by_side(run: tuple[Path, SearchLog]) -> None:
+    first, *_ = charts = board.charts(run[0] / "events")
+    assert [sorted(tags) for tags in charts[first].values()][:3] == [
+        ["policy/source"],
+        ["reward/return_mean"],
+        ["validation/accuracy_max", "validation/accuracy_mean"],
+    ]
+    assert {f"policy/{dimension}" for dimension in DIMENSIONS} <= set().union(*charts[first].values())
 
 
 def test_hyperparameters_are_shown(tmp_path: Path) -> None:
     logger = configure(str(tmp_path), ["tensorboard"])
-    logger.record("hparams", HParam({"lr": 0.2, "reward": "change"}, {"search/return_mean": 0.0}))
-    logger.record("search/return_mean", 1.0)
+    logger.record("hparams", HParam({"lr": 0.2, "reward": "change"}, {"reward/return_mean": 0.0}))
+    logger.record("reward/return_mean", 1.0)
     logger.dump(1)
     logger.close()
     accumulator = EventAccumulator(str(tmp_path))

@@ -10,9 +10,19 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from agent.baselines import FIXED, random_schedule
-from agent.replay import ask, candidates, follow, greedy_schedules, majority, to_schedule
+from agent.replay import (
+    Probabilities,
+    as_provenance,
+    ask,
+    candidates,
+    follow,
+    greedy_schedules,
+    majority,
+    probabilities_of,
+    to_schedule,
+)
 from agent.workers import Position, episode_seed
-from classifier.mixing import MixPolicy, PolicySchedule
+from classifier.mixing import MixPolicy, PolicyError, PolicySchedule
 from envs import Menu
 from envs.mix_policy import segment_ends
 from envs.observation import TrainingState, observe
@@ -75,15 +85,19 @@ class FixedAgent:
     def choose(self, observation: np.ndarray) -> tuple[int, ...]:
         return int(observation[0] * 7), 0, 0, 0
 
+    def probabilities(self, observation: np.ndarray) -> Probabilities:
+        return {"source": {"one": float(observation[1]), "other": float(1 - observation[1])}}
 
-def greedy_by_hand(worker: int, episode: int, diverges: int | None) -> tuple[list[tuple[int, ...]], bool]:
+
+def greedy_by_hand(worker: int, episode: int, diverges: int | None) -> tuple[list[tuple[int, ...]], Any, bool]:
     env, agent = Stub(diverges=diverges), FixedAgent()
     observation, _ = env.reset(seed=episode_seed(3, "greedy", worker, episode))
-    actions, done, info = [], False, {}
+    actions, seen, done, info = [], [], False, {}
     while not done:
+        seen.append(observation[1])
         actions.append(agent.choose(observation))
         observation, _, done, _, info = env.step(actions[-1])
-    return actions, info["diverged"]
+    return actions, seen, info["diverged"]
 
 
 @pytest.mark.parametrize("diverges", [None, 3, 0])
@@ -97,7 +111,10 @@ def test_greedy_schedules_are_what_the_agent_does_on_fresh_seeds(
     found = greedy_schedules(FixedAgent(), vector, episodes)  # type: ignore[arg-type]
     rolled = [greedy_by_hand(worker, episode, diverges) for worker in range(workers) for episode in range(rounds)]
     # An episode that diverged in its last segment has as many actions as any other.
-    assert found == [to_schedule(actions, MENU, SEGMENTS) for actions, diverged in rolled if not diverged]
+    assert found == [to_schedule(actions, MENU, SEGMENTS) for actions, _, diverged in rolled if not diverged]
+    for schedule, seen in zip(found, [seen for _, seen, diverged in rolled if not diverged], strict=True):
+        shares = [[one["source"]["one"], one["source"]["other"]] for one in probabilities_of(schedule) or []]
+        np.testing.assert_allclose(shares, [[share, 1 - share] for share in seen], atol=1e-6)
 
 
 def test_an_episode_that_diverges_at_its_very_end_gives_no_schedule() -> None:
@@ -108,6 +125,49 @@ def test_an_episode_that_diverges_at_its_very_end_gives_no_schedule() -> None:
 
     assert greedy_schedules(LastDiverges(), stub_workers([Position()], diverges=6), 2) == []  # type: ignore[arg-type]
     assert len(greedy_schedules(LastDiverges(), stub_workers([Position()]), 2)) == 2  # type: ignore[arg-type]
+
+
+# The probabilities behind a schedule
+
+
+def with_probabilities(rolled: PolicySchedule, *shares: float) -> PolicySchedule:
+    kept = as_provenance([{"source": {"one": share, "other": 1 - share}} for share in shares])
+    return PolicySchedule(rolled.segments, kept)
+
+
+def test_probabilities_of_candidates_are_means_over_the_trainings_that_they_come_from() -> None:
+    a, b = schedule(CLEAN, CUTMIX), schedule(MIXUP, CUTMIX)
+    rolled = [with_probabilities(a, 0.2, 0.8), with_probabilities(b, 0.9, 0.4), with_probabilities(a, 0.7, 0.6)]
+    found = {name: probabilities_of(entry) for name, entry in candidates(rolled, 3).items()}
+    # (0.2 + 0.9 + 0.7) / 3 and (0.8 + 0.4 + 0.6) / 3 of the majority, which is the schedule a; b was seen once
+    assert found == {
+        "majority": [{"source": {"one": 0.6, "other": 0.4}}] * 2,
+        "greedy 2": [{"source": {"one": 0.9, "other": 0.1}}, {"source": {"one": 0.4, "other": 0.6}}],
+    }
+    assert probabilities_of(majority([*rolled, a])) is None, "not known of one of them"
+    assert as_provenance([None, {"source": {"one": 1.0}}]) == {}
+
+
+@pytest.mark.parametrize(
+    ("kept", "named"),
+    [
+        ({"source": {}}, "probabilities must be a list of 2"),
+        ([{"source": {"one": 1.0}}], "probabilities must be a list of 2"),
+        ([{"source": {"one": 1.0}}, ["source"]], r"probabilities\[1\] must be an object of objects"),
+        ([{"source": {"one": 1.0}}, {"lam": {"one": 1.0}}], r"probabilities\[1\] must be an object of objects"),
+        ([{"source": 1.0}] * 2, r"probabilities\[0\] must be an object of objects"),
+        ([{"source": {"one": 1.0}}, {"source": {"two": 1.0}}], r"probabilities\[1\].source must name the choices"),
+        ([{"source": {"one": 1.5}}] * 2, r"probabilities\[0\].source.one must be a number in \[0, 1\], got 1.5"),
+        ([{"source": {"one": True}}] * 2, r"source.one must be a number in \[0, 1\], got True"),
+        ([{"source": {"one": "<b>"}}] * 2, r"source.one must be a number in \[0, 1\], got '<b>'"),
+        ([{"source": {"one": float("nan")}}] * 2, r"source.one must be a number in \[0, 1\], got nan"),
+        ([{}, {}], r"probabilities\[0\] must be an object of objects"),
+        ([{"source": {}}] * 2, r"probabilities\[0\] must be an object of objects"),
+    ],
+)
+def test_what_is_no_probabilities_is_refused(kept: Any, named: str) -> None:
+    with pytest.raises(PolicyError, match=named):
+        probabilities_of(PolicySchedule(schedule(CLEAN, CUTMIX).segments, {"probabilities": kept}))
 
 
 # Following a schedule
@@ -135,7 +195,7 @@ def test_thirds_of_an_odd_number_of_updates() -> None:
     # round(7 / 3) = 2 and round(14 / 3) = 5
     found = [choose(state(float(Fraction(done, 7)), 7))[0] for done in range(7)]
     assert found == [CLEAN, CLEAN, CUTMIX, CUTMIX, CUTMIX, MIXUP, MIXUP]
-    assert choose(state(0.0, 7))[1] is None
+    assert choose(state(0.0, 7))[1:] == (None, None)
 
 
 def test_following_a_schedule_is_the_training_that_it_came_from() -> None:
@@ -146,7 +206,7 @@ def test_following_a_schedule_is_the_training_that_it_came_from() -> None:
     choose = follow(to_schedule(actions, env.menu, env.segments))
     observation, _ = env.reset(seed=3)
     for info in infos[1:]:
-        policy, _ = choose(state(float(observation[4]), 19))
+        policy = choose(state(float(observation[4]), 19)).policy
         assert policy.to_json() == info["policy"]
         observation, *_ = env.step(env.menu.find(policy))
     found = weights(env)
@@ -159,8 +219,9 @@ def test_ask_chooses_as_the_agent_at_what_it_would_see() -> None:
     env.reset(seed=0)
     for _ in range(3):
         assert env._state is not None
-        policy, action = ask(agent)(env._state)
+        policy, action, probabilities = ask(agent)(env._state)
         assert action == agent.choose(observe(env._state, env.menu))
+        assert probabilities == agent.probabilities(observe(env._state, env.menu))
         assert policy == agent.menu.policy(action)
         env.step(action)
 

@@ -8,6 +8,7 @@ import os
 import re
 import shutil
 import signal
+import time
 from collections.abc import Callable
 from dataclasses import fields
 from pathlib import Path
@@ -21,16 +22,18 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from torch import nn
 
 from agent.ppo import Agent, new_policy
+from agent.replay import probabilities_of
 from classifier.data import load_dataset
 from classifier.mixing import METHODS, LamDistribution, MixPolicy, PolicySchedule
 from classifier.models import build_model
 from classifier.trainer import Trainer
-from envs import Menu
+from envs import DIMENSIONS, Menu
 from experiments import replay_policy, train_classifier
 from experiments.final_training import FinalConfig, load_data
 from experiments.replay_policy import ReplayConfig
 from experiments.run_folder import RunFolder
 from experiments.train_classifier import ClassifierConfig
+from tests import board
 
 UPDATES, EVALUATIONS, TEST_IMAGES = 60, 3, 359
 OPTIONS = (
@@ -195,9 +198,36 @@ def test_tensorboard_shows_the_training(policy: Path, tmp_path: Path) -> None:
     accuracies = events.Scalars("validation/accuracy")
     assert [event.step for event in accuracies] == [20, 40, 60]
     assert max(event.value for event in accuracies) == pytest.approx(summary["validation"]["accuracy"])
-    assert [event.step for event in events.Scalars("policy/label_beta")] == [0, 15, 33]
-    assert [event.value for event in events.Scalars("policy/label_beta")] == [0.5, 1.0, 1.0]
     assert "mixed_images" in tags["images"]
+    # Segments end at 15, 33 and 60; TensorBoard is told at their ends and at every 20 updates from where it last was.
+    at = [0, 15, 15, 20, 33, 33, 40, 60]
+    assert [event.step for event in events.Scalars("policy/label_beta")] == at
+    assert [event.value for event in events.Scalars("policy/label_beta")] == [0.5, 0.5, *[1.0] * 6]
+    expected = {
+        "clean": [0.5] * 2 + [0.2] * 3 + [0.6] * 3,
+        "rmix": [0.5] * 2 + [0.3] * 3 + [0.2] * 3,
+        "average": [0.5] * 3 + [0.0] * 3,
+        "cutmix": [0.2] * 3,
+    }
+    for method, shares in expected.items():
+        shown = board.scalars(tmp_path / "run/tensorboard", "policy/share", f"policy_{method}")
+        assert [event.step for event in shown] == at[-len(shares) :]
+        assert [event.value for event in shown] == pytest.approx(shares)
+
+
+def test_policy_accuracy_and_loss_stand_side_by_side(policy: Path, tmp_path: Path) -> None:
+    replay(tmp_path / "run", "--policy", policy)
+    first, *_ = charts = board.charts(tmp_path / "run/tensorboard")
+    assert [sorted(tags) for tags in charts[first].values()] == [
+        ["policy/share"],
+        ["validation/accuracy"],
+        ["train/clean_loss", "train/mixed_loss"],
+        ["policy/label_beta", "policy/label_smoothing"],
+        ["train/clean_accuracy", "train/mixed_accuracy"],
+        ["train/learning_rate"],
+    ]
+    train_classifier.main([*OPTIONS, "--method", "cutmix", "--train-on-validation", "--out", str(tmp_path / "all")])
+    assert ["validation/accuracy"] not in map(sorted, board.charts(tmp_path / "all/tensorboard")[first].values())
 
 
 def test_training_on_validation_selects_nothing(policy: Path, tmp_path: Path, capsys: Any, evaluations: Any) -> None:
@@ -218,6 +248,14 @@ def test_agents_choices_can_be_replayed_as_a_schedule(agent: Path, tmp_path: Pat
     schedule = PolicySchedule.from_json(asked[1]["schedule"])
     assert [until for until, _ in schedule.segments] == [0.25, 0.5, 0.75, 1.0]
     assert len({policy for _, policy in schedule.segments}) > 1
+    probabilities = probabilities_of(schedule)
+    assert probabilities is not None
+    for (_, policy), given in zip(schedule.segments, probabilities, strict=True):
+        assert [list(given[dimension]) for dimension in DIMENSIONS] == [Menu().names(name) for name in DIMENSIONS]
+        assert all(sum(shares.values()) == pytest.approx(1, abs=1e-5) for shares in given.values())
+        likely = [max(range(len(shares)), key=list(shares.values()).__getitem__) for shares in given.values()]
+        assert Menu().policy(likely) == policy
+    assert "The probability, %, that the agent gave each choice" in (tmp_path / "asked/report.html").read_text()
     schedule.save(tmp_path / "chosen.json")
     replayed = replay(tmp_path / "replayed", "--policy", tmp_path / "chosen.json")
     assert replayed[0] == asked[0]
@@ -297,6 +335,58 @@ def test_killed_between_any_two_updates_and_resumed(
         assert resume(run) == undisturbed
         assert seen == all_seen
     assert moment >= 6  # two segment ends between three evaluations, and the end
+
+
+def test_curves_of_a_resumed_training_are_those_of_one_never_stopped(
+    policy: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def curves(run: Path) -> dict[tuple[str, str], list[tuple[int, float]]]:
+        events = board.read(run / "tensorboard")
+        return {
+            (name, tag): [(event.step, event.value) for event in events.Scalars(name, tag)]
+            for name, tags in events.Runs().items()
+            for tag in tags["scalars"]
+            if tag != "train/images_per_second"
+        }
+
+    save, saves = RunFolder.save_checkpoint, 0
+
+    def save_or_die(self: RunFolder, number: int, state: Any) -> None:
+        nonlocal saves
+        saves += 1
+        if saves == 2:
+            save(self, number, state)
+        elif saves == 5:  # three stretches and the end of a segment after the checkpoint
+            raise Killed
+
+    arguments = ("--policy", policy, "--checkpoint-seconds", 0)
+    replay(tmp_path / "undisturbed", *arguments)
+    with monkeypatch.context() as patch:
+        patch.setattr(RunFolder, "save_checkpoint", save_or_die)
+        with pytest.raises(Killed):
+            replay(tmp_path / "run", *arguments)
+    time.sleep(1)  # TensorBoard reads files in the order of their names, which tell the second
+    resume(tmp_path / "run")
+    assert curves(tmp_path / "run") == curves(tmp_path / "undisturbed")
+
+
+def test_goes_on_from_a_checkpoint_of_before_probabilities_were_kept(
+    agent: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    weights, summary = replay(tmp_path / "undisturbed", "--agent", agent)
+    save = RunFolder.save_checkpoint
+
+    def save_as_before_and_die(self: RunFolder, number: int, state: Any) -> None:
+        save(self, number, {name: value for name, value in state.items() if name != "probabilities"})
+        raise Killed
+
+    with monkeypatch.context() as patch:
+        patch.setattr(RunFolder, "save_checkpoint", save_as_before_and_die)
+        with pytest.raises(Killed):
+            replay(tmp_path / "run", "--agent", agent, "--checkpoint-seconds", 0)
+    resumed = resume(tmp_path / "run")
+    assert resumed[0] == weights and resumed[1]["schedule"]["segments"] == summary["schedule"]["segments"]
+    assert probabilities_of(PolicySchedule.from_json(resumed[1]["schedule"])) is None
 
 
 def test_resumed_without_the_original(policy: Path, agent: Path, tmp_path: Path, monkeypatch: Any) -> None:

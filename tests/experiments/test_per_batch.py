@@ -24,7 +24,9 @@ from classifier.models import build_model
 from classifier.trainer import TrainConfig, Trainer
 from envs import RLMixEnv
 from experiments import compare, per_batch, train_agent
+from experiments.contestants import CONTESTANTS
 from experiments.per_batch import RLMixConfig
+from tests import board
 
 Refused = Callable[[Callable[[Sequence[str]], Any], Sequence[object]], str]
 
@@ -113,18 +115,37 @@ def test_the_network_is_the_one_that_was_measured(run: Path) -> None:
 def test_tensorboard_shows_the_thresholds_over_time(run: Path) -> None:
     events = EventAccumulator(str(run / "tensorboard"), size_guidance={"scalars": 0, "histograms": 0})
     events.Reload()
-    assert {"epoch/reward", "epoch/mixed_loss", "train/loss"} <= set(events.Tags()["scalars"])
+    assert {"reward/mean", "train/mixed_loss", "train/loss"} <= set(events.Tags()["scalars"])
     epochs = lines(run)
     for number, threshold in enumerate(THRESHOLDS):
-        shown = events.Scalars(f"thresholds/share of {threshold:.2f}")
+        half = "low" if threshold < 0.5 else "high"
+        shown = board.scalars(run / "tensorboard", f"policy/share_{half}", f"policy_share_{half}_{threshold:.2f}")
         assert [event.step for event in shown] == [epoch["updates_done"] for epoch in epochs]
         for event, epoch in zip(shown, epochs, strict=True):
             assert event.value == pytest.approx(epoch["counts"][number] / sum(epoch["counts"]))
     means = [np.dot(THRESHOLDS, epoch["counts"]) / sum(epoch["counts"]) for epoch in epochs]
-    assert [event.value for event in events.Scalars("thresholds/mean")] == pytest.approx(means, rel=1e-5)
-    assert len(events.Histograms("thresholds/chosen")) == EPOCHS
-    assert "thresholds/over_the_training" in events.Tags()["images"]
+    assert [event.value for event in events.Scalars("policy/threshold_mean")] == pytest.approx(means, rel=1e-5)
+    for name, number in (("lower", BATCH // 4), ("upper", 3 * BATCH // 4)):
+        shown = events.Scalars(f"policy/threshold_{name}_quartile")
+        for event, epoch in zip(shown, epochs, strict=True):
+            chosen = sorted(t for t, count in zip(THRESHOLDS, epoch["counts"], strict=True) for _ in range(count))
+            at = number * epoch["updates"]  # a quarter of the images lies before, three quarters after, or reversed
+            assert chosen[at - 1] - 1e-6 <= event.value <= chosen[at] + 1e-6
+    assert len(events.Histograms("policy/thresholds")) == EPOCHS
+    assert "policy/over_the_training" in events.Tags()["images"]
     assert [event.step for event in events.Scalars("train/loss")] == [4, 8, 12]  # the agent's own
+
+
+def test_thresholds_reward_and_accuracy_stand_side_by_side(run: Path) -> None:
+    first, *_ = charts = board.charts(run / "tensorboard")
+    shown = [sorted(tags) for tags in charts[first].values()]
+    assert shown[:3] == [["policy/share_low"], ["reward/mean"], ["validation/accuracy"]]
+    quartiles = [f"policy/threshold_{name}" for name in ("lower_quartile", "mean", "upper_quartile")]
+    assert quartiles in shown and ["policy/share_high"] in shown
+    accuracies = board.scalars(run / "tensorboard", "validation/accuracy")
+    assert [event.step for event in accuracies] == [3, 6, 9, 12, 14]
+    # The last of these networks is the one that was measured at the end, on all of the validation images.
+    assert accuracies[-1].value == pytest.approx(summary_of(run)["validation"]["accuracy"])
 
 
 def test_it_says_how_to_go_on(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -197,7 +218,8 @@ def test_the_control_is_the_comparisons(tmp_path: Path) -> None:
     assert not (tmp_path / "run/agent.json").exists()
     training = Trainer(TrainConfig(), per_batch.load_data(RLMixConfig(dataset="digits", train_size=60)))
     setting = compare.Setting("digits", "search", 60, UPDATES, BATCH, "cpu", training.precision, torch.__version__)
-    line = compare.train("rl-mix-random", 0, setting, None)
+    contestant = CONTESTANTS["rl-mix-random"]
+    line = compare.train("rl-mix-random", contestant, 0, setting, compare.ComparisonConfig())
     summary = summary_of(tmp_path / "run")
     assert (line["accuracy"], line["last_quarter"]) == (summary["development"]["accuracy"], summary["last_quarter"])
 

@@ -5,7 +5,6 @@ import io
 import json
 import re
 import shutil
-import subprocess
 import xml.etree.ElementTree as ElementTree
 from collections.abc import Callable, Sequence
 from html import unescape
@@ -18,9 +17,19 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from classifier.data import load_dataset, split
 from classifier.mixing import MixPolicy, PolicySchedule
 from experiments import evaluate, report, train_classifier
-from experiments.charts import MOST_POINTS, interval_chart, line_chart, share_table, timeline
+from experiments.charts import (
+    MOST_POINTS,
+    interval_chart,
+    line_chart,
+    probability_timeline,
+    share_table,
+    timeline,
+)
+from experiments.contestants import CONTESTANTS
+from experiments.pages import write_comparison_report
 
 Refused = Callable[[Callable[[Sequence[str]], Any], Sequence[object]], str]
 OPTIONS = (
@@ -123,6 +132,30 @@ def test_the_timelines_areas_are_the_shares_of_all_updates() -> None:
     assert "until 75 %: clean 50 % + rmix 50 %" in next(chart.iter("svg")).get("aria-label", "")
 
 
+def test_the_timeline_of_probabilities_gives_them_back() -> None:
+    ends, probabilities = (0.08, 0.6, 1.0), [{"lam": {"<a>": p, "b": 1 - p}, "x": {"c": 1.0}} for p in (0.25, 0.5, 0.9)]
+    chart = parse(probability_timeline(ends, probabilities, title="t"))
+    cells = [cell for cell in chart.iter("rect") if (cell.get("class") or "").startswith("cell")]
+    assert len(cells) == 9
+    scale_of = (420 - 150 - 16) / 100  # from the names of the choices to the right edge
+    for place, name in enumerate(("<a>", "b")):
+        for number, cell in enumerate(cells[3 * place : 3 * place + 3]):
+            share = probabilities[number]["lam"][name]
+            assert float(cell.get("fill-opacity", "")) == pytest.approx(0.55 * share, abs=0.006)
+            assert ("most" in (cell.get("class") or "")) == (share >= 0.5)
+            start, end = (0, *ends)[number], ends[number]
+            left, width = float(cell.get("x", "")) - 1, float(cell.get("width", "")) + 2
+            assert (left - 150) / scale_of == pytest.approx(100 * start, abs=0.1)
+            assert width / scale_of == pytest.approx(100 * (end - start), abs=0.1)
+            told = f"lam {name} {100 * share:.3g} %, from {100 * start:.3g} to {100 * end:.3g} %"
+            assert cell.findtext("title") == told
+    # The narrow first segment has no room for numbers.
+    numbers = [text.text for text in chart.iter("text") if text.get("text-anchor") == "middle"]
+    assert numbers[:6] == ["50", "90", "50", "10", "100", "100"]
+    told = "until 8 %: lam b 75 %, x c 100 %; until 60 %: lam <a> 50 %, x c 100 %; until 100 %: lam <a> 90 %, x c 100 %"
+    assert next(chart.iter("svg")).get("aria-label") == f"t. {told}."
+
+
 def test_intervals_and_shares() -> None:
     chart = parse(interval_chart([("a", 80.0, 2.0), ("b <", 84.0, None)], title="t", x_label="%"))
     across = scale(chart, "x")
@@ -180,8 +213,8 @@ def test_a_trainings_report_is_whole_and_alone(finished: Path) -> None:
     page, shown = Page(text), unescape(text)
     assert page.open == []
     summary = json.loads((finished / "summary.json").read_text())
-    for split in ("validation", "development", "test"):
-        assert f">{split}</th><td>{100 * summary[split]['accuracy']:.2f}</td>" in shown
+    for part in ("validation", "development", "test"):
+        assert f">{part}</th><td>{100 * summary[part]['accuracy']:.2f}</td>" in shown
     assert "clean 50 % + rmix 50 %" in shown and "<h2>The policy</h2>" in text
     # Nothing is fetched, nothing runs, and nothing is told by a picture alone.
     assert not page.all("script") and not page.all("link")
@@ -244,18 +277,69 @@ def test_what_is_no_finished_run_is_refused(run: Path, tmp_path: Path, refused: 
     assert "expected the files of a finished run, got KeyError: 'setting'" in refused(report.main, ["--run", other])
 
 
-def test_a_browser_shows_it_without_complaint(finished: Path, tmp_path: Path) -> None:
-    browser = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
-    if browser is None:
-        pytest.skip("no Chromium here")
-    options = ["--headless", "--no-sandbox", "--disable-gpu", "--enable-logging=stderr", f"--user-data-dir={tmp_path}"]
-    done = subprocess.run(
-        [browser, *options, "--dump-dom", str(finished / "report.html")],
-        capture_output=True,
-        text=True,
-        timeout=120,
-        check=True,
-    )
-    assert 'aria-label="What was mixed when.' in done.stdout
-    assert "<caption>The network that was kept</caption>" in done.stdout
-    assert "CONSOLE" not in done.stderr
+# Comparisons
+
+
+def comparison(names: Sequence[str], **setting: object) -> dict[str, Any]:
+    """What a comparison of contestants over two seeds of digits leaves, its figures made up."""
+    interval = {"mean": 0.5, "half_width": 0.1, "per_seed": [0.4, 0.6]}
+    return {
+        "command": "python experiments/compare.py",
+        "machine": {"processor": "Abacus"},
+        "config": {"data_root": None},
+        "setting": {
+            "dataset": "digits", "model": "search", "train_size": 100, "updates": 10, "batch_size": 20,
+            "split": "development", **setting
+        },
+        "seeds": [0, 1],
+        "baseline": names[0],
+        "images": 287,
+        "measured_images": 287,
+        "less_baseline": {name: {"mean": 0.1, "half_width": 0.2, "p_value": 0.5} for name in names[1:]},
+        "methods": {
+            name: {
+                "title": CONTESTANTS[name].title,
+                "schedule": CONTESTANTS[name].schedule.to_json(),
+                "saliency": CONTESTANTS[name].saliency,
+                "accuracy": interval,
+                "measures": {},
+                "seconds": interval,
+                "diverged": 0,
+            }
+            for name in names
+        },
+    }  # fmt: skip
+
+
+def test_a_comparison_shows_the_same_images_as_each_contestant_mixes_them(tmp_path: Path) -> None:
+    write_comparison_report(tmp_path, comparison(["plain", "cutmix", "manifold", "rmix", "rmix-exact"]))
+    text = (tmp_path / "report.html").read_text()
+    assert Page(text).open == []
+    rows = re.findall(r'<h3>([^<]*)</h3><div class="pictures">(.*?)</div>', text)
+    assert [name for name, _ in rows] == ["no mixing", "CutMix", "R-Mix, recycled saliency; R-Mix, exact saliency"]
+    shown, told = {}, {}
+    for name, row in rows:
+        encoded = re.findall(r'src="data:image/png;base64,([^"]*)" alt="A mixed image', row)
+        shown[name] = np.stack([np.asarray(Image.open(io.BytesIO(base64.b64decode(png)))) for png in encoded])
+        told[name] = re.findall("<figcaption>([^<]*)</figcaption>", row)
+    data = split(load_dataset("digits")).draw(100, data_seed=0).train
+    images = data.images.squeeze(1).numpy()
+    assert np.array_equal(shown["no mixing"], images[:4])
+    assert told["no mixing"] == [f"100 % {label}" for label in data.labels[:4].tolist()]
+    # CutMix: a rectangle of another image of the eight, and targets by its area.
+    for place, (mixed, caption) in enumerate(zip(shown["CutMix"], told["CutMix"], strict=True)):
+        foreign = mixed != images[place]
+        candidates = [other for other in range(8) if np.array_equal(mixed[foreign], images[other][foreign])]
+        assert candidates, "every pixel that is not its own is one other image's"
+        shares = {name: int(share) for share, name in re.findall(r"(\d+) % (\d)", caption)}
+        assert sum(shares.values()) == pytest.approx(100, abs=1)
+        if len(shares) == 2:
+            assert 100 * foreign.mean() <= 100 - shares[str(int(data.labels[place]))] + 1
+            assert set(shares) & {str(int(data.labels[other])) for other in candidates}
+
+
+def test_a_comparison_whose_images_are_not_here_says_so(tmp_path: Path) -> None:
+    write_comparison_report(tmp_path, comparison(["plain", "cutmix"], dataset="nowhere.to:be_found"))
+    text = unescape((tmp_path / "report.html").read_text())
+    assert "they cannot be had on the machine that wrote this report" in text and "nowhere" in text
+    assert ">no mixing</th>" in text

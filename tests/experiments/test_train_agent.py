@@ -23,13 +23,14 @@ from stable_baselines3.common.vec_env import DummyVecEnv
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from agent.ppo import Agent, PPOConfig
-from agent.replay import to_schedule
+from agent.replay import probabilities_of, to_schedule
 from agent.workers import Position, Worker, episode_seed
 from classifier.mixing import PolicySchedule
 from classifier.trainer import Trainer
 from envs import Menu, MixPolicyEnv
-from experiments import presets, train_agent
+from experiments import presets, report, train_agent
 from experiments.presets import PRESETS, SearchConfig
+from tests import board
 
 # A search of seconds that learns fast enough for its agent to end somewhere else than where it started.
 EPISODES, SEGMENTS, PER_ROLLOUT, SEEDS = 12, 4, 4, 3
@@ -119,6 +120,27 @@ def test_the_report_shows_contest_and_choices(run: Path) -> None:
         share = sources.count(source) / len(late)
         cell = f'>{name}</th><td style="background:color-mix(in srgb,var(--c1) {55 * share:.0f}%,transparent)">'
         assert cell + (f"{100 * share:.0f}</td>" if share else "</td>") in page
+
+
+def test_the_report_shows_the_probabilities_that_the_agent_gave(run: Path, copy: Path) -> None:
+    schedule = PolicySchedule.load(run / "policy.json")
+    probabilities = probabilities_of(schedule)
+    assert probabilities is not None
+    page = unescape((run / "report.html").read_text())
+    for (until, _), given in zip(schedule.segments, probabilities, strict=True):
+        for name, share in given["source"].items():
+            start = until - 1 / SEGMENTS
+            assert f"<title>source {name} {100 * share:.3g} %, from {100 * start:.3g} to {100 * until:.3g} %<" in page
+    # Searches of before they were kept.
+    summary = summary_of(copy)
+    del summary["policy"]["provenance"]["probabilities"]
+    (copy / "summary.json").write_text(json.dumps(summary))
+    report.main(["--run", str(copy)])
+    assert "that the agent gave" not in (copy / "report.html").read_text()
+    summary["policy"]["provenance"]["probabilities"] = [{"source": {"<script>": 2}}] * SEGMENTS
+    (copy / "summary.json").write_text(json.dumps(summary))
+    with pytest.raises(SystemExit, match="2"):
+        report.main(["--run", str(copy)])
 
 
 @pytest.fixture
@@ -285,16 +307,17 @@ def test_contest_is_fair_and_fresh(run: Path) -> None:
 def test_tensorboard_shows_the_search(run: Path) -> None:
     events = EventAccumulator(str(run / "tensorboard"), size_guidance={"scalars": 0, "tensors": 0})
     events.Reload()
+    board.charts(run / "tensorboard")
     scalars = set(events.Tags()["scalars"])
-    assert {"search/return_mean", "search/validation_accuracy_mean", "train/loss"} <= scalars
-    steps = [event.step for event in events.Scalars("search/return_mean")]
+    assert {"reward/return_mean", "validation/accuracy_mean", "train/loss"} <= scalars
+    steps = [event.step for event in events.Scalars("reward/return_mean")]
     assert steps == [PER_ROLLOUT * SEGMENTS * (number + 1) for number in range(EPISODES // PER_ROLLOUT)]
     episodes = lines(run / "episodes.jsonl")[:PER_ROLLOUT]
     first = np.mean([sum(episode["rewards"]) for episode in episodes])
-    assert events.Scalars("search/return_mean")[0].value == pytest.approx(first, abs=1e-4)
+    assert events.Scalars("reward/return_mean")[0].value == pytest.approx(first, abs=1e-4)
     for tag in ("comparison/text_summary", "learned_policy/text_summary"):
         assert tag in events.Tags()["tensors"]
-    assert {"choices/over_the_search", "choices/over_training_progress"} <= set(events.Tags()["images"])
+    assert {"policy/over_the_search", "policy/over_training_progress"} <= set(events.Tags()["images"])
 
 
 # Stopping and going on

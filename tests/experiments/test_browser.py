@@ -1,0 +1,188 @@
+"""Reports in a real browser: what is in them is shown, quietly, on a phone and in the dark."""
+
+import json
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from agent.ppo import Agent, new_policy
+from agent.replay import as_provenance
+from classifier.mixing import PolicySchedule
+from envs import DIMENSIONS, Menu
+from experiments import train_classifier
+from experiments.contestants import CONTESTANTS
+from experiments.pages import write_comparison_report, write_search_report
+from tests.experiments.test_report import OPTIONS, comparison
+
+BROWSERS = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
+PHONE = {"width": 360, "height": 740}
+READABLE = 4.5  # contrast of text, WCAG 2.2, level AA
+BOLD = 3.0  # of the method's name on its block, which stands in the legend and in the table too
+
+# Of every element that holds words of its own: these words and their contrast, in the colours that are really drawn.
+# What stands on a block of a chart is compared with the block, which comes before it.
+CONTRASTS = """() => {
+    const pen = new OffscreenCanvas(1, 1).getContext("2d", { willReadFrequently: true });
+    const over = (layers) => {  // colours from the bottom to the top, as one
+        pen.clearRect(0, 0, 1, 1);
+        for (const [colour, opacity] of layers) {
+            pen.globalAlpha = opacity;
+            pen.fillStyle = colour;
+            pen.fillRect(0, 0, 1, 1);
+        }
+        return [...pen.getImageData(0, 0, 1, 1).data].slice(0, 3);
+    };
+    const luminance = (rgb) => {
+        const [r, g, b] = rgb.map((v) => v / 255).map((v) => (v <= 0.04045 ? v / 12.92 : ((v + 0.055) / 1.055) ** 2.4));
+        return 0.2126 * r + 0.7152 * g + 0.0722 * b;
+    };
+    const found = [];
+    for (const element of document.body.querySelectorAll("*")) {
+        const words = [...element.childNodes].filter((n) => n.nodeType === 3).map((n) => n.data.trim()).join(" ");
+        const style = getComputedStyle(element);
+        if (!words || !element.getClientRects().length || element.tagName === "title") continue;
+        const layers = [];
+        for (let at = element; at; at = at.parentElement) layers.unshift([getComputedStyle(at).backgroundColor, 1]);
+        const block = element.previousElementSibling;
+        const drawn = element instanceof SVGElement;
+        if (drawn && block && block.tagName === "rect") {
+            const fill = getComputedStyle(block);
+            layers.push([fill.fill, Number(fill.fillOpacity)]);
+        }
+        const below = luminance(over(layers));
+        const above = luminance(over([...layers, [drawn ? style.fill : style.color, 1]]));
+        const contrast = (Math.max(below, above) + 0.05) / (Math.min(below, above) + 0.05);
+        found.push([words, contrast, element.classList.contains("on")]);
+    }
+    return found;
+}"""
+
+
+@pytest.fixture(scope="module")
+def reports(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """A report of each kind: a training, a search with its record made up, a comparison of every contestant."""
+    folder = tmp_path_factory.mktemp("reports")
+    train_classifier.main([*OPTIONS, "--out", str(folder / "training")])
+    (folder / "search").mkdir()
+    write_search(folder / "search")
+    (folder / "comparison").mkdir()
+    write_comparison_report(folder / "comparison", comparison(list(CONTESTANTS)))
+    return {kind: folder / kind / "report.html" for kind in ("training", "search", "comparison")}
+
+
+def write_search(folder: Path) -> None:
+    menu, segments = Menu(), (0.1, 0.25, 0.5, 0.75, 1.0)
+    random = np.random.default_rng(0)
+    actions = [[[int(random.integers(size)) for size in menu.sizes] for _ in segments] for _ in range(20)]
+    probabilities = [
+        {
+            name: dict(zip(menu.names(name), random.dirichlet(np.ones(size)).tolist(), strict=True))
+            for name, size in zip(DIMENSIONS, menu.sizes, strict=True)
+        }
+        for _ in segments
+    ]
+    chosen = tuple((until, menu.policy(action)) for until, action in zip(segments, actions[0], strict=True))
+    entry = {"mean": 0.5, "interval": 0.1, "accuracies": [0.4, 0.6], "difference_interval": 0.1}
+    contest = {name: {**entry, "learned_minus_this": gap} for name, gap in (("learned", 0.0), ("plain", 0.2))}
+    policy = PolicySchedule(chosen, as_provenance(probabilities)).to_json()
+    config = {"dataset": "digits", "model": "search"}
+    described = {"config": config, "command": ["train_agent.py"], "machine": {"processor": "Abacus"}}
+    (folder / "config.json").write_text(json.dumps(described))
+    (folder / "summary.json").write_text(json.dumps({"policy": policy, "contest": contest}))
+    Agent(new_policy(menu, [4]), menu, segments, {}).save(folder)
+    steps = {"rewards": [0.1] * len(segments), "validation_accuracy": [0.5] * len(segments)}
+    (folder / "episodes.jsonl").write_text("".join(json.dumps({"actions": one, **steps}) + "\n" for one in actions))
+    (folder / "tensorboard").mkdir()
+    write_search_report(folder)
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Any]:
+    """The machine's own Chromium."""
+    library = pytest.importorskip("playwright.sync_api", reason="playwright is not installed: make install-dev")
+    path = next(filter(None, map(shutil.which, BROWSERS)), None)
+    if path is None:
+        pytest.skip(f"no Chromium on the PATH (looked for {', '.join(BROWSERS)})")
+    with library.sync_playwright() as driver:
+        browser = driver.chromium.launch(executable_path=path, args=["--no-sandbox"])
+        yield browser
+        browser.close()
+
+
+def opened(browser: Any, report: Path, **context: Any) -> tuple[Any, list[str]]:
+    """A page that shows a report, and all that it says and asks for: console messages, errors, requests."""
+    page, noise = browser.new_page(**context), []
+    page.on("console", lambda message: noise.append(f"console: {message.text}"))
+    page.on("pageerror", lambda error: noise.append(f"error: {error}"))
+    page.on("request", lambda request: noise.append(f"request: {request.url:.80}"))
+    page.goto(report.as_uri())
+    return page, noise
+
+
+@pytest.mark.parametrize(
+    ("kind", "charts", "tables"),
+    [
+        ("training", ["What was mixed when.", "Validation accuracy."], ["The network that was kept", "The schedule"]),
+        (
+            "search",
+            ["What was learned.", "The probability, %, that the agent gave each choice", "Return, what"],
+            ["Development accuracy, 2 fresh trainings each", "The schedule", "source: share of choices"],
+        ),
+        ("comparison", ["Development accuracy, 95 % intervals.", "Accuracy of each seed."], ["95 % intervals over 2"]),
+    ],
+)
+def test_charts_and_tables_are_shown_without_a_word_or_a_request(
+    kind: str, charts: list[str], tables: list[str], reports: dict[str, Path], browser: Any
+) -> None:
+    page, noise = opened(browser, reports[kind])
+    assert noise == [f"request: {reports[kind].as_uri():.80}"]
+    for name in charts:
+        chart = page.locator(f'figure svg[role=img][aria-label^="{name}"]')
+        assert chart.count() == 1 and chart.is_visible()
+        box = chart.bounding_box()
+        assert box["width"] > 300 and box["height"] > 100
+        assert chart.locator("rect, polyline, circle").first.is_visible()
+    for name in tables:
+        table = page.locator("table", has=page.locator("caption", has_text=name)).first
+        assert table.is_visible() and table.locator("tbody tr").count() > 0
+    shown = page.evaluate("[...document.images].map((image) => image.complete && image.naturalWidth)")
+    assert all(shown) and (shown or kind == "search")
+    page.close()
+
+
+@pytest.mark.parametrize("kind", ["training", "search", "comparison"])
+def test_on_a_phone_nothing_sticks_out(kind: str, reports: dict[str, Path], browser: Any) -> None:
+    page, _ = opened(browser, reports[kind], viewport=PHONE)
+    assert page.evaluate("document.documentElement.scrollWidth") == PHONE["width"]
+    page.close()
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+@pytest.mark.parametrize("kind", ["training", "search", "comparison"])
+def test_words_stand_out_from_what_is_below_them(
+    kind: str, scheme: str, reports: dict[str, Path], browser: Any
+) -> None:
+    page, _ = opened(browser, reports[kind], color_scheme=scheme)
+    paper = page.evaluate("getComputedStyle(document.body).backgroundColor")
+    assert paper == {"light": "rgb(255, 255, 255)", "dark": "rgb(20, 24, 29)"}[scheme]
+    contrasts = page.evaluate(CONTRASTS)
+    assert len(contrasts) > 50
+    assert [entry for entry in contrasts if entry[1] < (BOLD if entry[2] else READABLE)] == []
+    page.close()
+
+
+def test_contrast_is_that_of_the_standard(browser: Any, tmp_path: Path) -> None:
+    # Published values: #777 on white is 4.48, #767676 is 4.54. Black at half strength on white is #7f7f7f or #808080:
+    # 4.00 or 3.95.
+    (tmp_path / "page.html").write_text(
+        '<body style="background:#fff"><p style="color:#777">a</p><p style="color:#767676">b</p>'
+        '<svg><rect fill="#000" fill-opacity="0.5"/><text fill="#fff">c</text></svg>'
+    )
+    page, _ = opened(browser, tmp_path / "page.html")
+    found = {words: contrast for words, contrast, _ in page.evaluate(CONTRASTS)}
+    assert found == pytest.approx({"a": 4.48, "b": 4.54, "c": 3.975}, abs=0.03)
+    page.close()
