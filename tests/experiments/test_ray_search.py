@@ -21,11 +21,6 @@ from experiments import train_agent
 from experiments.cluster import places
 from tests.experiments.test_train_agent import OPTIONS, outcome, status_of, workers_here
 
-# Clusters take minutes on a small machine, and their timing shows when it is busy: asked for by name.
-pytestmark = pytest.mark.skipif(
-    "RLMIX_TEST_RAY" not in os.environ, reason="starts Ray clusters: set RLMIX_TEST_RAY=1 to run it"
-)
-
 ROOT = Path(__file__).parents[2]
 NODE: dict[str, Any] = {"object_store_memory": 80 * 2**20, "include_dashboard": False}
 # Long enough to be disturbed twice.
