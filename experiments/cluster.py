@@ -9,23 +9,24 @@ import logging
 import os
 import socket
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from agent.ray_env import Share
-from experiments.run_folder import RunError, interrupt_on_sigterm
+from experiments.run_folder import USER_ERRORS, RunError, StopSignal, interrupt_on_sigterm, stop_file
 
 if TYPE_CHECKING:
-    from ray.tune import PlacementGroupFactory
+    from ray.tune import PlacementGroupFactory, RunConfig
 
 Argument = TypeVar("Argument")
 Value = TypeVar("Value")
 
 DRIVER_MEMORY = 500 * 2**20  # bytes that a trial's driver reserves, so that it has a place of its own without a CPU
-RESTARTS = 3  # of processes that train together, before their error ends the run
+RESTARTS = 3  # of a trial, or of processes that train together, before their error ends them
 REPORTED_SECONDS = 3.0  # until then machines may not have told what has become free
 NODE_LABEL = "ray.io/node-id"
 
@@ -48,8 +49,7 @@ def connected(address: str | None, *, cpus: int | None = None) -> Iterator[None]
     # A command stops at once, as its own run folder allows, and leaves its own results.
     os.environ.setdefault("TUNE_DISABLE_SIGINT_HANDLER", "1")
     os.environ.setdefault("RAY_CHDIR_TO_TRIAL_DIR", "0")
-    # Ray Train asks a dashboard that is not there, and says so every second; it prints what a worker prints twice.
-    os.environ.setdefault("RAY_DEDUP_LOGS_SKIP_REGEX", "Failed to query Ray Train Controller actor state")
+    # Ray Train would print what a worker prints twice.
     os.environ.setdefault("RAY_TRAIN_ENABLE_PRINT_PATCH", "0")
     try:
         import ray
@@ -60,12 +60,10 @@ def connected(address: str | None, *, cpus: int | None = None) -> Iterator[None]
             if address is None:
                 ray.init("local", num_cpus=cpus, include_dashboard=False, logging_level=logging.ERROR)
             else:
-                host, separator, port = address.rpartition(":")
-                if separator and port.isdigit():
-                    # Ray itself would try for minutes, then end the process.
-                    socket.create_connection((host, int(port)), timeout=5).close()
+                if address.rpartition(":")[2].isdigit():
+                    reach(address)  # Ray itself would try for minutes, then end the process
                 ray.init(address=address, logging_level=logging.ERROR)
-        except (OSError, ValueError, RuntimeError) as error:
+        except (OSError, ValueError, RuntimeError, ray.exceptions.RayError) as error:
             raise RunError(
                 f"no Ray cluster at {address or 'this machine'} ({' '.join(str(error).split()):.200}); start one with "
                 "`ray start --head`, or leave --address out to have Ray started on this machine"
@@ -74,6 +72,16 @@ def connected(address: str | None, *, cpus: int | None = None) -> Iterator[None]
         yield
     finally:
         ray.shutdown()
+
+
+def reach(address: str) -> None:
+    """Return if somebody listens at `HOST:PORT`.
+
+    Raises:
+        OSError: nobody does.
+    """
+    host, _, port = address.rpartition(":")
+    socket.create_connection((host, int(port)), timeout=5).close()
 
 
 def places(share: Share) -> int:
@@ -148,11 +156,40 @@ def single_resources(share: Share) -> PlacementGroupFactory:
     return PlacementGroupFactory([{"CPU": share.cpus, **({"GPU": share.gpus} if share.gpus else {})}])
 
 
+def tune_setting(run: Path, *, verbose: int) -> RunConfig:
+    """How trials of a run are run: one whose process is lost, or that fails, is started again and says so.
+
+    Args:
+        run: folder; Tune's own files go into its folder `ray`.
+        verbose: what Tune prints, from 0 for nothing to 2.
+    """
+    from ray import tune
+
+    class Telling(tune.Callback):
+        """Says on standard error that a trial is started again."""
+
+        def on_trial_recover(self, iteration: int, trials: list[Any], trial: Any, **_: Any) -> None:
+            reason = " ".join(own_words(trial.get_pickled_error()).split())
+            print(
+                f"trial {trial.trial_id} ended too early ({reason:.240}); it is started again, from its checkpoint",
+                file=sys.stderr,
+                flush=True,
+            )
+
+    return tune.RunConfig(
+        name="ray",
+        storage_path=str(run.resolve()),
+        failure_config=tune.FailureConfig(max_failures=RESTARTS),
+        callbacks=[Telling()],
+        verbose=verbose,
+    )
+
+
 def run_trial(trainable: Callable[[dict[str, str]], None], run: Path, workers: int, share: Share) -> None:
     """Run one trial to its end; what it prints is printed here.
 
     Args:
-        trainable: given the run folder's path as `run`.
+        trainable: given the run folder's path as `run`; goes on from the folder's checkpoint.
         run: folder; Tune's own files go into its folder `ray`.
         workers: actors that the trial starts.
         share: what each of them has of its machine.
@@ -162,35 +199,57 @@ def run_trial(trainable: Callable[[dict[str, str]], None], run: Path, workers: i
     """
     from ray import tune
 
-    path = run.resolve()
+    def trial(parameters: dict[str, str]) -> None:
+        try:
+            trainable(parameters)
+        except USER_ERRORS as error:  # another try would end the same
+            tune.report({"error": str(error)})
+
     tuner = tune.Tuner(
-        tune.with_resources(trainable, trial_resources(workers, share)),
-        param_space={"run": str(path)},
-        run_config=tune.RunConfig(name="ray", storage_path=str(path), verbose=0),
+        tune.with_resources(trial, trial_resources(workers, share)),
+        param_space={"run": str(run.resolve())},
+        run_config=tune_setting(run, verbose=0),
     )
     (result,) = tuner.fit()
     if result.error is not None:
         raise RunError(own_words(result.error))
+    if "error" in (result.metrics or {}):
+        raise RunError(result.metrics["error"])
 
 
 def train_together(loop: Callable[[dict[str, str]], None], run: Path, workers: int, share: Share) -> None:
     """Run a training loop in several processes of one `torch.distributed` group, from the start again when one is lost.
 
+    A first Ctrl-C or SIGTERM is handed on by a file that the loop looks for; a second one ends everything at once.
+
     Args:
-        loop: given the run folder's path as `run`; goes on from the folder's checkpoint.
+        loop: given the run folder's path as `run`; goes on from the folder's checkpoint; saves and returns when there
+            is a file `stop_file(run)`, and removes it where it came to its end all the same.
         run: folder; Ray Train's own files go into its folder `ray`.
         workers: processes.
         share: what each of them has of its machine.
 
     Raises:
         RunError: there is no room, or the loop failed; in its own words.
+        KeyboardInterrupt: the loop was asked to stop, and did.
     """
+    import ray
     from ray.train import FailureConfig, RunConfig, ScalingConfig
     from ray.train.torch import TorchTrainer
 
+    class Trainer(TorchTrainer):
+        """Without Ray's watch over the placement group, which ends with this process anyway.
+
+        It asks the dashboard, and where there is none it delays the end by 12 seconds and prints a traceback.
+        """
+
+        def _create_default_callbacks(self) -> list[Any]:
+            callbacks = super()._create_default_callbacks()
+            return [callback for callback in callbacks if type(callback).__name__ != "PlacementGroupCleanerCallback"]
+
     require_places(workers, share)
     path = str(run.resolve())
-    trainer = TorchTrainer(
+    trainer = Trainer(
         loop,
         train_loop_config={"run": path},
         scaling_config=ScalingConfig(
@@ -200,10 +259,36 @@ def train_together(loop: Callable[[dict[str, str]], None], run: Path, workers: i
         ),
         run_config=RunConfig(name="ray", storage_path=path, failure_config=FailureConfig(max_failures=RESTARTS)),
     )
-    try:
-        trainer.fit()
-    except Exception as error:  # Ray has several kinds of its own, with the loop's inside
-        raise RunError(f"{own_words(error):.500}") from error
+    failed: list[Exception] = []
+
+    def fit() -> None:
+        try:
+            trainer.fit()
+        except Exception as error:  # Ray has several kinds of its own, with the loop's inside
+            failed.append(error)
+
+    stop_file(run).unlink(missing_ok=True)
+    # Not in the main thread, where Ray Train would answer Ctrl-C itself: by killing the processes before they save.
+    fitting = threading.Thread(target=fit, daemon=True)
+    with StopSignal() as stop:
+        fitting.start()
+        while fitting.is_alive() and not stop.asked:
+            fitting.join(0.2)
+        if stop.asked:
+            print("\nstopping when all have saved; once more to stop at once", file=sys.stderr, flush=True)
+            stop_file(run).touch()
+        cluster = ray.get_runtime_context().gcs_address
+        while fitting.is_alive():
+            fitting.join(0.2)
+            try:
+                reach(cluster)
+            except OSError:
+                break  # a SIGTERM to all has ended it too, which Ray would take a minute to notice
+    if stop_file(run).exists():
+        stop_file(run).unlink()
+        raise KeyboardInterrupt
+    if failed:
+        raise RunError(f"{own_words(failed[0]):.500}") from failed[0]
 
 
 def on_a_worker(function: Callable[[Argument], Value], argument: Argument, share: Share) -> Value:

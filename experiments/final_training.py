@@ -26,7 +26,7 @@ from envs import Task
 from envs.observation import TrainingState
 from envs.picture import mixed_picture
 from experiments.pages import NAME, write_training_report
-from experiments.run_folder import RunError, RunFolder, StopSignal
+from experiments.run_folder import RunError, RunFolder, StopSignal, stop_file
 
 CHUNK = 20  # updates between two looks at the clock, the bar and the signals
 
@@ -349,7 +349,7 @@ class FinalTraining:
         interactive = sys.stderr.isatty()
         with (
             self._method_runs,
-            # Several processes are stopped from outside, and not in their main threads.
+            # Several processes are not in their main threads, and all have to stop at the same update.
             StopSignal() if trainer.world == 1 else nullcontext() as stop,
             nullcontext(_NoEvents()) if self._run is None else self._writer(self._run) as writer,
             tqdm(
@@ -366,14 +366,19 @@ class FinalTraining:
                 if self._policy is None:
                     self._start_segment(writer)
                 self._stretch(writer, bar)
-                asked = stop is not None and stop.asked
-                if self._of_the_first(asked or time.monotonic() - saved >= self._config.checkpoint_seconds):
+                due = time.monotonic() - saved >= self._config.checkpoint_seconds
+                asked, due = self._of_the_first((self._asked(stop), due))
+                if asked or due:
                     self._save()
                     saved = time.monotonic()
                 if asked:
                     raise KeyboardInterrupt
             self._save()
         self.seconds = time.monotonic() - started
+
+    def _asked(self, stop: StopSignal | None) -> bool:
+        """Whether to stop: by a signal, or by a file in the folder of the first of several processes."""
+        return stop.asked if stop is not None else self._run is not None and stop_file(self._run.path).exists()
 
     def chosen_schedule(self) -> PolicySchedule:
         """The policies that were really used, as a schedule, and the probabilities that an agent gave."""

@@ -8,8 +8,8 @@ python experiments/replay_policy.py --resume runs/replay-20260101-130000
 With `--num-workers` Ray Train runs the training in several processes (gloo on CPUs, NCCL on GPUs, one each). The batch
 stays the one of `--batch-size` and is parted evenly; gradients are averaged. Each process mixes within its own part,
 and batch normalisation sees its own part, so that results are those of one process only as far as these do not matter.
-A process that is lost restarts all of them from the last checkpoint. The run folder must be one that the first process
-sees: on several machines, on storage that they share.
+A process that is lost restarts all of them from the last checkpoint; Ctrl-C and SIGTERM let them save first. The run
+folder must be one that the first process sees: on several machines, on storage that they share.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from agent.replay import Chooser, ask, follow
 from classifier.mixing import MixPolicy, PolicySchedule
 from experiments.cluster import connected, train_together
 from experiments.final_training import FinalConfig, load_data, resolve, train_to_the_end
-from experiments.run_folder import RunError, RunFolder, interrupt_on_sigterm, stored_config, user_errors
+from experiments.run_folder import RunError, RunFolder, interrupt_on_sigterm, stop_file, stored_config, user_errors
 
 KIND = "replay"
 
@@ -115,7 +115,12 @@ def one_of_several(parameters: dict[str, str]) -> None:
     run = RunFolder(path) if first else None
     config = stored_config(ReplayConfig, json.loads((path / "config.json").read_bytes())["config"])
     choose, segments, name = chooser(config, path)
-    train_to_the_end(config, run, load_data(config), choose, segments, name, together=True)
+    try:
+        train_to_the_end(config, run, load_data(config), choose, segments, name, together=True)
+    except KeyboardInterrupt:  # saved; Ray would take it for a failure and start again
+        return
+    if first:
+        stop_file(path).unlink(missing_ok=True)  # asked too late
 
 
 def chooser(config: ReplayConfig, run: Path | None) -> tuple[Chooser, Sequence[float], str]:

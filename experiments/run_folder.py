@@ -35,6 +35,9 @@ class RunError(ValueError):
     """A run that cannot start or go on; the message says what was expected, what came, and what to do."""
 
 
+USER_ERRORS = (RunError, PolicyError, DataError, DamagedFileError)  # what a user can mend, and another try cannot
+
+
 class RunFolder:
     """A folder that one process at a time owns.
 
@@ -144,6 +147,11 @@ class RunFolder:
         return None
 
 
+def stop_file(run: Path) -> Path:
+    """A run folder's file that asks a training in other processes to save and stop."""
+    return run / "stop"
+
+
 def read_config(path: str, kinds: Sequence[str]) -> tuple[str, dict[str, Any]]:
     """The kind of a run, one of `kinds`, and its configuration.
 
@@ -206,7 +214,7 @@ def user_errors(resume_hint: str | None = None) -> Iterator[None]:
     """
     try:
         yield
-    except (RunError, PolicyError, DataError, DamagedFileError) as error:
+    except USER_ERRORS as error:
         print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
         sys.exit(2)
     except KeyboardInterrupt:

@@ -34,7 +34,15 @@ from agent.replay import to_schedule
 from agent.workers import Position, episode_seed
 from classifier.mixing import PolicySchedule
 from envs import DIMENSIONS
-from experiments.cluster import connected, own_words, places, require_places, single_resources, trial_resources
+from experiments.cluster import (
+    connected,
+    own_words,
+    places,
+    require_places,
+    single_resources,
+    trial_resources,
+    tune_setting,
+)
 from experiments.presets import PRESETS, SearchConfig, named
 from experiments.run_folder import (
     LineLog,
@@ -245,7 +253,7 @@ def agents(config: TuneConfig, run: RunFolder) -> ResultGrid:
         tune_config=tune.TuneConfig(
             metric=METRIC, mode="max", scheduler=scheduler, max_concurrent_trials=config.at_once or None
         ),
-        run_config=run_config(run),
+        run_config=tune_setting(run.path, verbose=1),
     )
     return fit(tuner, trainable, run)
 
@@ -363,7 +371,7 @@ def population(config: TuneConfig, run: RunFolder) -> ResultGrid:
             },
         },
         tune_config=tune.TuneConfig(metric=METRIC, mode="max", scheduler=scheduler, reuse_actors=True),
-        run_config=run_config(run),
+        run_config=tune_setting(run.path, verbose=1),
     )
     return fit(tuner, members, run)
 
@@ -414,18 +422,6 @@ def provenance(config: TuneConfig) -> dict[str, Any]:
 
 
 # Tune
-
-
-def run_config(run: RunFolder) -> Any:
-    """Tune's own files go into the folder `ray` of the run's; a trial that fails goes on from its checkpoint twice."""
-    from ray import tune
-
-    return tune.RunConfig(
-        name="ray",
-        storage_path=str(run.path.resolve()),
-        failure_config=tune.FailureConfig(max_failures=2),
-        verbose=1,
-    )
 
 
 def fit(tuner: Callable[[], Tuner], trainable: Any, run: RunFolder) -> ResultGrid:

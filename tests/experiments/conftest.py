@@ -87,6 +87,23 @@ def members() -> Callable[[subprocess.Popen[str]], list[int]]:
     return _members
 
 
+@pytest.fixture(scope="session")
+def titled() -> Callable[[str, Sequence[int]], list[int]]:
+    """Those of some processes whose title begins so; Ray gives its processes titles."""
+
+    def find(title: str, processes: Sequence[int]) -> list[int]:
+        found = []
+        for process in processes:
+            try:
+                if Path(f"/proc/{process}/cmdline").read_bytes().startswith(title.encode()):
+                    found.append(process)
+            except OSError:
+                continue
+        return found
+
+    return find
+
+
 def _members(leader: subprocess.Popen[str]) -> list[int]:
     found = []
     for entry in Path("/proc").iterdir():

@@ -1,18 +1,12 @@
 """The measurement of Ray's cost: what it concludes follows from what it measured, and it runs."""
 
 import json
-import os
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from experiments import benchmark_ray
-
-# Clusters take minutes on a small machine, and their timing shows when it is busy: asked for by name.
-pytestmark = pytest.mark.skipif(
-    "RLMIX_TEST_RAY" not in os.environ, reason="starts Ray clusters: set RLMIX_TEST_RAY=1 to run it"
-)
 
 
 def test_workers_that_one_driver_feeds() -> None:

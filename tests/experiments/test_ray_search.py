@@ -4,11 +4,12 @@ import ast
 import os
 import random
 import re
+import signal
 import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -21,15 +22,12 @@ from experiments import train_agent
 from experiments.cluster import places
 from tests.experiments.test_train_agent import OPTIONS, outcome, status_of, workers_here
 
-# Clusters take minutes on a small machine, and their timing shows when it is busy: asked for by name.
-pytestmark = pytest.mark.skipif(
-    "RLMIX_TEST_RAY" not in os.environ, reason="starts Ray clusters: set RLMIX_TEST_RAY=1 to run it"
-)
-
 ROOT = Path(__file__).parents[2]
 NODE: dict[str, Any] = {"object_store_memory": 80 * 2**20, "include_dashboard": False}
-# Long enough to be disturbed twice.
-SEARCH = [*OPTIONS, "--updates", "60", "70", "--episodes", "24"]
+# Long enough to be disturbed four times.
+SEARCH = [*OPTIONS, "--updates", "60", "70", "--episodes", "32"]
+WORKER, DRIVER = "ray::RayWorker", "ray::ImplicitFunc"
+PATIENCE = 300  # seconds; a busy machine takes some
 
 
 @pytest.fixture(scope="module")
@@ -52,21 +50,18 @@ def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> dict[str, bytes]:
     return outcome(folder / "run")
 
 
-def actors() -> list[int]:
-    """The processes of environment workers on this machine."""
-    found = []
+def children(cluster: Cluster) -> dict[int, list[int]]:
+    """The processes that each node's raylet has started; other clusters may run on this machine."""
+    started: dict[int, list[int]] = {raylet(node): [] for node in cluster.list_all_nodes()}
     for entry in Path("/proc").iterdir():
         if entry.name.isdigit():
             try:
-                if (entry / "cmdline").read_bytes().startswith(b"ray::RayWorker"):
-                    found.append(int(entry.name))
+                above = int((entry / "stat").read_text().rpartition(")")[2].split()[1])
             except OSError:
                 continue
-    return found
-
-
-def parent(process: int) -> int:
-    return int(Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()[1])
+            if above in started:
+                started[above].append(int(entry.name))
+    return started
 
 
 def raylet(node: Any) -> int:
@@ -74,38 +69,63 @@ def raylet(node: Any) -> int:
 
 
 @pytest.mark.slow
-def test_worker_killed_and_node_lost(
-    cluster: Cluster, undisturbed: dict[str, bytes], tmp_path: Path, capfd: pytest.CaptureFixture[str]
+def test_interrupted_then_worker_driver_and_node_lost(
+    cluster: Cluster,
+    undisturbed: dict[str, bytes],
+    start: Any,
+    wait_until: Any,
+    titled: Any,
+    tmp_path: Path,
+    capfd: pytest.CaptureFixture[str],
 ) -> None:
-    run, lost = tmp_path / "run", []
+    run = tmp_path / "run"
+
+    def ours(title: str) -> list[int]:
+        return titled(title, [process for processes in children(cluster).values() for process in processes])
+
+    def newest() -> str:
+        return max((path.stem for path in run.glob("checkpoints/*.safetensors")), default="")
+
+    asked = [*SEARCH, "--backend", "ray", "--address", cluster.address, "--out", "run"]
+    process = start("train_agent.py", *asked, cwd=tmp_path)
+    wait_until("a checkpoint", newest, running=process)
+    os.killpg(process.pid, signal.SIGINT)
+    _, err = process.communicate(timeout=PATIENCE)
+    assert process.returncode == 130 and "Traceback" not in err, err
+    assert err.endswith("\nstopped; go on with: python experiments/train_agent.py --resume run\n")
+    wait_until("driver and workers to end", lambda: not ours(DRIVER) and not ours(WORKER))
+    assert not (run / "summary.json").exists()
+
+    before, lost = newest(), []
 
     def disturb() -> None:
-        wait_until(lambda: any(run.glob("checkpoints/*")))
+        wait_until("more of the search", lambda: newest() > before)
         time.sleep(random.uniform(0, 0.5))
-        os.kill(random.choice(actors()), 9)
+        os.kill(random.choice(ours(WORKER)), signal.SIGKILL)
         lost.append("worker")
-        wait_until(lambda: len(actors()) == 2)
+        wait_until("another worker", lambda: len(ours(WORKER)) == 2)
+        (driver,) = ours(DRIVER)
+        os.kill(driver, signal.SIGKILL)
+        lost.append("driver")
+        wait_until("another driver", lambda: len(ours(WORKER)) == 2 and ours(DRIVER) not in ([], [driver]))
         own = ray.get_runtime_context().get_node_id()
-        hosts = {parent(actor) for actor in actors()}
-        node = next(node for node in cluster.worker_nodes if raylet(node) in hosts and node.node_id != own)
+        by_raylet = children(cluster)
+        node = next(
+            node for node in cluster.worker_nodes if titled(WORKER, by_raylet[raylet(node)]) and node.node_id != own
+        )
         cluster.remove_node(node, allow_graceful=False)
         lost.append("node")
 
     disturbing = threading.Thread(target=disturb)
     disturbing.start()
-    train_agent.main([*SEARCH, "--backend", "ray", "--address", cluster.address, "--out", str(run)])
+    train_agent.main(["--resume", str(run)])
     disturbing.join()
-    assert lost == ["worker", "node"]
-    assert outcome(run) == undisturbed
     cluster.add_node(num_cpus=2, num_gpus=1, **NODE)
-    assert "it is replaced and its episode repeated" in "".join(capfd.readouterr())
-
-
-def wait_until(condition: Callable[[], object]) -> None:
-    end = time.monotonic() + 120
-    while not condition():
-        assert time.monotonic() < end
-        time.sleep(0.02)
+    assert lost == ["worker", "driver", "node"]
+    assert outcome(run) == undisturbed
+    told = "".join(capfd.readouterr())
+    assert "it is replaced and its episode repeated" in told
+    assert told.count("it is started again, from its checkpoint") == 1
 
 
 @pytest.mark.parametrize(

@@ -15,11 +15,6 @@ from torch import distributed, multiprocessing
 from classifier.mixing import MixPolicy, PolicySchedule
 from experiments import replay_policy
 
-# Clusters take minutes on a small machine, and their timing shows when it is busy: asked for by name.
-pytestmark = pytest.mark.skipif(
-    "RLMIX_TEST_RAY" not in os.environ, reason="starts Ray clusters: set RLMIX_TEST_RAY=1 to run it"
-)
-
 UPDATES = 600
 OPTIONS = (
     "--policy policy.json --dataset digits --model tests.envs.tiny:network --validation-size 200 --batch-size 40 "

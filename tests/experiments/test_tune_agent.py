@@ -20,11 +20,6 @@ from experiments.train_agent import Search
 from tests.envs.tiny import digits
 from tests.experiments.test_train_agent import OPTIONS, lines, workers_here
 
-# Clusters take minutes on a small machine, and their timing shows when it is busy: asked for by name.
-pytestmark = pytest.mark.skipif(
-    "RLMIX_TEST_RAY" not in os.environ, reason="starts Ray clusters: set RLMIX_TEST_RAY=1 to run it"
-)
-
 AGENT = [f"--agent.{word[2:]}" if word.startswith("--") else word for word in OPTIONS]
 SETTING = SearchConfig(
     dataset="digits", train_size=(100, 100), updates=(20, 20), validation_size=100, precision="fp32", device="cpu"
