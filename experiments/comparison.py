@@ -22,7 +22,8 @@ from experiments.measures import FIGURES
 RATIOS = ("within / between",)  # of the figures; all others are shares
 LOWER_IS_BETTER = ("calibration error", "within / between")
 UNKNOWN = "a processor that was not recorded"  # in the oldest logs
-PANEL = (2.5, 0.34)  # of the picture: width of a panel and height of a row, in inches
+ACROSS = 4  # panels of the picture beside each other
+PANEL = (2.2, 0.26)  # width of a panel and height of a row, in inches
 
 
 def pack_hits(hits: NDArray[np.bool_]) -> str:
@@ -212,10 +213,14 @@ def picture(report: Mapping[str, Any]) -> Figure:
     """Accuracy and every other figure side by side, a row for each contestant, with 95 % intervals over seeds."""
     rows = best_first(report)[::-1]
     panels = ["accuracy", *figures(report)]
+    across = min(len(panels), ACROSS)
+    down = -(-len(panels) // across)
     width, height = PANEL
-    figure = Figure(figsize=(2 + width * len(panels), 1.1 + height * len(rows)), layout="constrained")
-    axes = figure.subplots(1, len(panels), sharey=True, squeeze=False)[0]
-    for place, (panel, axis) in enumerate(zip(panels, axes, strict=True)):
+    figure = Figure(figsize=(2 + width * across, down * (0.9 + height * len(rows))), layout="constrained")
+    grid = figure.subplots(down, across, sharey=True, squeeze=False)
+    for axis in grid.flat[len(panels) :]:
+        axis.set_visible(False)
+    for place, (panel, axis) in enumerate(zip(panels, grid.flat, strict=False)):
         scale = 1 if panel in RATIOS else 100
         for number, (name, row) in enumerate(rows):
             value = row["accuracy"] if panel == "accuracy" else row["measures"].get(panel)
@@ -225,14 +230,13 @@ def picture(report: Mapping[str, Any]) -> Figure:
             axis.errorbar(
                 scale * value["mean"], number, xerr=scale * value["half_width"], fmt="o", color=colour, markersize=4
             )
-        better = " (lower is better)" if panel in LOWER_IS_BETTER else ""
-        axis.set_title(f"{panel}{better}", fontsize=9)
-        axis.set_xlabel("" if panel in RATIOS else "%", fontsize=8)
+        unit = "" if panel in RATIOS else ", %"
+        axis.set_title(f"{panel}{unit}{' (low is good)' if panel in LOWER_IS_BETTER else ''}", fontsize=9)
         axis.tick_params(labelsize=8)
+        axis.tick_params(axis="y", length=0)
         axis.grid(axis="x", color="#dddddd", linewidth=0.6)
         axis.spines[["top", "right", "left"]].set_visible(False)
-        axis.tick_params(axis="y", length=0)
-        if place == 0:
+        if place % across == 0:
             axis.set_yticks(range(len(rows)), [row["title"] for _, row in rows], fontsize=9)
     return figure
 

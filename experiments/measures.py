@@ -144,8 +144,5 @@ FIGURES: dict[str, dict[str, Callable[[Mapping[str, Any]], float | None]]] = {
     },
     "corruptions": {"corruptions": lambda seen: seen["mean_accuracy"]},
     "embeddings": {"within / between": lambda seen: seen["ratio"]},
-    "localisation": {
-        "localised": lambda seen: seen["known_class"],
-        "localised and named": lambda seen: seen["top1"],
-    },
+    "localisation": {"localised": lambda seen: seen["known_class"]},
 }
