@@ -27,7 +27,7 @@ NODE: dict[str, Any] = {"object_store_memory": 80 * 2**20, "include_dashboard": 
 # Long enough to be disturbed four times.
 SEARCH = [*OPTIONS, "--updates", "60", "70", "--episodes", "32"]
 WORKER, DRIVER = "ray::RayWorker", "ray::ImplicitFunc"
-PATIENCE = 300  # seconds; a busy machine takes some
+PATIENCE = 600  # seconds; a busy machine takes some
 
 
 @pytest.fixture(scope="module")
