@@ -80,8 +80,8 @@ def draw_labels(report: Report, runs: Runs) -> Figure:
     _title(
         figure,
         report,
-        f"soft labels (eq. 10, β = {beta:g}) above, global labels (eq. 9, at most {highest:.3f}) below; grey: 1/K; "
-        f"mean of {len(lines)} seeds",
+        f"soft labels (eq. 10, β = {beta:g}) above, global labels (eq. 9, at most {highest:.3f}) below\n"
+        f"grey: 1/K; mean of {len(lines)} seeds",
     )
     return figure
 
