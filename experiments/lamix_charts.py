@@ -1,6 +1,6 @@
 """How the figures of LaMix's paper are drawn, from their results.json and runs.jsonl.
 
-Colours are those of Okabe and Ito, whom the colour-blind can tell apart; dashes, hatching or marks differ as well.
+The colour-blind can tell the colours apart; dashes, hatching or marks differ as well.
 """
 
 from __future__ import annotations
@@ -12,7 +12,8 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-OKABE_ITO = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#000000", "#8C8C00")
+# Okabe and Ito's, with olive for their yellow, which is hard to see on white; wine and grey for two more classes.
+COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#000000", "#8C8C00", "#882255", "#999999")
 DASHES = ("-", "--", ":", "-.")
 MARKS = "os^DvPX*"
 
@@ -35,7 +36,7 @@ def draw_targets(report: Report, runs: Runs) -> Figure:
             panel.set_title(title, fontsize=9)
             panel.axis("off")
         names, weights = zip(*pair["top"], strict=True)
-        bars = panels[3].barh(names, weights, color=[OKABE_ITO[0 if name in (first, second) else 5] for name in names])
+        bars = panels[3].barh(names, weights, color=[COLOURS[0 if name in (first, second) else 5] for name in names])
         for bar, name in zip(bars, names, strict=True):
             bar.set_hatch("" if name in (first, second) else "///")
         panels[3].bar_label(bars, fmt="%.3f", fontsize=8, padding=2)
@@ -54,7 +55,7 @@ def draw_labels(report: Report, runs: Runs) -> Figure:
     epochs = report["setting"]["epochs"]
     classes = len(lines[0]["class_names"])
     highest = np.e / (np.e + classes - 1)  # of a class in the global label (eq. 9)
-    figure = Figure(figsize=(2.5 * len(epochs) + 1, 5.4), layout="constrained")
+    figure = Figure(figsize=(2.5 * len(epochs) + 1, 5.2), layout="constrained")
     rows = figure.subplots(2, len(epochs), sharex="row", sharey="row", squeeze=False)
     for kind, panels, end in (("soft", rows[0], 1.0), ("global", rows[1], highest)):
         for place, (panel, epoch) in enumerate(zip(panels, epochs, strict=True)):
@@ -64,7 +65,7 @@ def draw_labels(report: Report, runs: Runs) -> Figure:
                 panel.stairs(
                     shares,
                     np.linspace(0, end, len(shares) + 1),
-                    color=OKABE_ITO[number],
+                    color=COLOURS[number],
                     linestyle=DASHES[number],
                     linewidth=1.6,
                     fill=False,
@@ -104,8 +105,8 @@ def draw_smoothing(report: Report, runs: Runs) -> Figure:
     _intervals(panel, factors, [_end(arm) for arm in smoothed], 0, "label smoothing (0: plain)")
     lamix = _end(report["arms"]["lamix"])
     mean, half_width = 100 * lamix["mean"], 100 * lamix["half_width"]
-    panel.axhline(mean, color=OKABE_ITO[1], linestyle=DASHES[1], label="LaMix")
-    panel.axhspan(mean - half_width, mean + half_width, color=OKABE_ITO[1], alpha=0.15, linewidth=0)
+    panel.axhline(mean, color=COLOURS[1], linestyle=DASHES[1], label="LaMix")
+    panel.axhspan(mean - half_width, mean + half_width, color=COLOURS[1], alpha=0.15, linewidth=0)
     panel.set_xlabel("label smoothing's factor")
     panel.legend(fontsize=9, frameon=False)
     _title(figure, report, _seeds(report))
@@ -119,9 +120,9 @@ def draw_curves(report: Report, runs: Runs) -> Figure:
         epochs = [point["epoch"] for point in arm["points"]]
         mean = 100 * np.array([point["accuracy"]["mean"] for point in arm["points"]])
         half_width = 100 * np.array([point["accuracy"]["half_width"] for point in arm["points"]])
-        style = {"color": OKABE_ITO[number], "linestyle": DASHES[number % len(DASHES)]}
+        style = {"color": COLOURS[number], "linestyle": DASHES[number % len(DASHES)]}
         panel.plot(epochs, mean, marker=MARKS[number], markersize=4, label=arm["title"], **style)
-        panel.fill_between(epochs, mean - half_width, mean + half_width, color=OKABE_ITO[number], alpha=0.12)
+        panel.fill_between(epochs, mean - half_width, mean + half_width, color=COLOURS[number], alpha=0.12)
     # The first epochs are far below, and their wide intervals would press what matters into a strip.
     ends = [100 * point["accuracy"]["mean"] for arm in report["arms"].values() for point in arm["points"][1:]]
     panel.set_ylim(min(ends) - 2, max(ends) + 2)
@@ -134,7 +135,7 @@ def draw_curves(report: Report, runs: Runs) -> Figure:
 def draw_embedding(report: Report, runs: Runs) -> Figure:
     """A row for each way to train, a column for each epoch; axes are each panel's own."""
     epochs = report["setting"]["epochs"]
-    figure = Figure(figsize=(3.1 * len(epochs) + 1.4, 3.0 * len(runs) + 0.5), layout="constrained")
+    figure = Figure(figsize=(2.5 * len(epochs) + 1.4, 2.4 * len(runs) + 0.6), layout="constrained")
     rows = figure.subplots(len(runs), len(epochs), squeeze=False)
     for (name, lines), panels in zip(runs.items(), rows, strict=True):
         for panel, point, means in zip(panels, lines[0]["points"], report["arms"][name]["points"], strict=True):
@@ -142,11 +143,10 @@ def draw_embedding(report: Report, runs: Runs) -> Figure:
             for number, title in enumerate(lines[0]["class_names"]):
                 panel.scatter(
                     *places[labels == number].T,
-                    s=11,
-                    color=OKABE_ITO[number % len(OKABE_ITO)],
-                    marker=MARKS[(number + number // len(OKABE_ITO)) % len(MARKS)],
+                    s=8,
+                    color=COLOURS[number % len(COLOURS)],
+                    marker=MARKS[(number + number // len(COLOURS)) % len(MARKS)],
                     linewidth=0,
-                    alpha=0.8,
                     label=title,
                 )
             accuracy = 100 * means["accuracy"]["mean"]
@@ -194,7 +194,7 @@ def _intervals(panel: Axes, x: Sequence[float], accuracies: Sequence[Report], nu
         np.asarray(x)[order],
         means[order],
         half_widths[order],
-        color=OKABE_ITO[number],
+        color=COLOURS[number],
         linestyle=DASHES[number],
         marker=MARKS[number],
         capsize=3,

@@ -227,7 +227,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
         }
         write_atomic(out / "results.json", (json.dumps(report, indent=2, ensure_ascii=False) + "\n").encode())
         with matplotlib.rc_context({"savefig.facecolor": "white"}):
-            lamix_charts.CHARTS[plan.figure](report, runs).savefig(out / "figure.png", dpi=100)
+            lamix_charts.CHARTS[plan.figure](report, runs).savefig(
+                out / "figure.png", dpi=100, pil_kwargs={"optimize": True}
+            )
     print(f"\n{text_report(report)}\nwritten: {out}/figure.png, results.json")
 
 
