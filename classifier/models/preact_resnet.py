@@ -36,10 +36,19 @@ class PreActResNet(nn.Module):
         widths: channels of each stage.
         blocks: blocks of each stage.
         stem_stride: stride of the first convolution; 1 as published, 2 to see a quarter of the pixels.
+        bottleneck: units of a linear layer before the last one, the embedding; none = the embedding is the pooled
+            channels, as published.
     """
 
     def __init__(
-        self, num_classes: int, in_channels: int, *, widths: Sequence[int], blocks: Sequence[int], stem_stride: int = 1
+        self,
+        num_classes: int,
+        in_channels: int,
+        *,
+        widths: Sequence[int],
+        blocks: Sequence[int],
+        stem_stride: int = 1,
+        bottleneck: int | None = None,
     ) -> None:
         super().__init__()
         self.stem = nn.Conv2d(in_channels, widths[0], 3, stride=stem_stride, padding=1, bias=False)
@@ -55,11 +64,13 @@ class PreActResNet(nn.Module):
             channels = width
         self.stages = nn.Sequential(*stages)
         self.norm = nn.BatchNorm2d(channels)
-        self.head = nn.Linear(channels, num_classes)
+        self.bottleneck = None if bottleneck is None else nn.Linear(channels, bottleneck)
+        self.head = nn.Linear(channels if bottleneck is None else bottleneck, num_classes)
 
     def forward(self, x: Tensor) -> Tensor:
         """Images `[B, C, H, W]` to logits `[B, K]`."""
-        return self.head(torch.relu(self.norm(self.stages(self.stem(x)))).mean(dim=(2, 3)))
+        pooled = torch.relu(self.norm(self.stages(self.stem(x)))).mean(dim=(2, 3))
+        return self.head(pooled if self.bottleneck is None else self.bottleneck(pooled))
 
 
 def preact_resnet18(num_classes: int, in_channels: int) -> PreActResNet:
@@ -70,3 +81,8 @@ def preact_resnet18(num_classes: int, in_channels: int) -> PreActResNet:
 def search_network(num_classes: int, in_channels: int) -> PreActResNet:
     """A PreAct ResNet of 78 thousand parameters with a strided stem, to try many policies quickly."""
     return PreActResNet(num_classes, in_channels, widths=(16, 32, 64), blocks=(1, 1, 1), stem_stride=2)
+
+
+def search_bottleneck(num_classes: int, in_channels: int) -> PreActResNet:
+    """The search network with an embedding of 2 units, to be drawn in a plane as LaMix's paper does."""
+    return PreActResNet(num_classes, in_channels, widths=(16, 32, 64), blocks=(1, 1, 1), stem_stride=2, bottleneck=2)

@@ -88,6 +88,16 @@ def test_the_search_network_is_small() -> None:
     assert 50e3 <= parameters_of("search", 100, 3) < 300e3
 
 
+def test_the_bottleneck_is_two_units_before_the_last_layer_of_the_search_network() -> None:
+    # 64 channels to 2 units to 10 classes, with biases, in place of 64 channels to 10 classes.
+    more = (64 * 2 + 2) + (2 * 10 + 10) - (64 * 10 + 10)
+    assert parameters_of("search_bottleneck", 10, 1) == parameters_of("search", 10, 1) + more
+    model = build_model("search_bottleneck", num_classes=10, in_channels=1).eval()
+    with torch.no_grad():
+        logits = model(torch.randn(40, 1, 28, 28))
+    assert torch.linalg.matrix_rank((logits - logits.mean(dim=0)).double(), rtol=1e-4) == 2
+
+
 @pytest.mark.parametrize("name", ["resnet50", "densenet121"])
 def test_networks_for_large_images_take_torchvisions_weights(name: str) -> None:
     author = torchvision.models.get_model(name, num_classes=7)
