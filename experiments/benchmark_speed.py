@@ -35,7 +35,7 @@ from classifier.mixing import MixPolicy
 from classifier.models import build_model
 from classifier.trainer import BLOCK, TrainConfig, Trainer
 from envs import MixPolicyEnv, TaskDistribution
-from experiments.contestants import CONTESTANTS
+from experiments.contestants import CONTESTANTS, only_policy
 from experiments.run_folder import RunError, interrupt_on_sigterm, machine, user_errors
 
 COMMAND = "python experiments/benchmark_speed.py"
@@ -100,8 +100,7 @@ class Way:
     @property
     def policy(self) -> MixPolicy:
         """How it mixes."""
-        ((_, policy),) = CONTESTANTS[self.contestant].schedule.segments
-        return policy
+        return only_policy(CONTESTANTS[self.contestant])
 
     @property
     def saliency(self) -> str:

@@ -17,14 +17,10 @@ from __future__ import annotations
 import functools
 import io
 import json
-import multiprocessing
 import shlex
-import signal
 import sys
 import time
-from collections.abc import Iterator, Mapping, Sequence
-from concurrent.futures import ProcessPoolExecutor, as_completed
-from concurrent.futures.process import BrokenProcessPool
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -45,6 +41,7 @@ from experiments.comparison import as_csv, compare, markdown, pack_hits, picture
 from experiments.contestants import CONTESTANTS, Contestant, PerBatch
 from experiments.measures import MEASURES, NotMeasurable, Subject
 from experiments.pages import NAME, write_comparison_report
+from experiments.parallel import run_all
 from experiments.run_folder import LineLog, RunError, interrupt_on_sigterm, machine, user_errors
 
 COMMAND = "python experiments/compare.py"
@@ -138,8 +135,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
             LineLog(out / TEST_READS).append(
                 {"at": time.strftime("%Y-%m-%dT%H:%M:%S%z"), "command": command, "images": images}
             )
-        trained = run_all([(name, contestants[name], seed) for name, seed in missing], setting, config)
-        for done, run in enumerate(trained, start=len(wanted) - len(missing) + 1):
+        jobs = [functools.partial(train, name, contestants[name], seed, setting, config) for name, seed in missing]
+        for done, run in enumerate(run_all(jobs, config.processes), start=len(wanted) - len(missing) + 1):
             log.append(run)
             finished[run["method"], run["seed"]] = run
             print(
@@ -252,7 +249,7 @@ def open_log(
             difference = _first_difference(run.get("setting"), setting)
             if difference is None and run["method"] in contestants:
                 expected = _segments(run["method"], contestants[run["method"]])
-                if run.get("segments") != expected:
+                if run.get("segments", expected) != expected:
                     difference = f"another schedule by the name {run['method']}"
             if difference is not None:
                 raise RunError(
@@ -264,42 +261,6 @@ def open_log(
         raise RunError(f"--out {out}: cannot be written ({error.strerror}); choose another folder") from None
     finished = {(run["method"], run["seed"]): run for run in runs}
     return log, {job: run for job, run in finished.items() if set(measures) <= set(run.get("measures", {}))}
-
-
-def run_all(
-    jobs: Sequence[tuple[str, Contestant, int]], setting: Setting, config: ComparisonConfig
-) -> Iterator[dict[str, Any]]:
-    """Run trainings in processes of their own, each result as soon as it is there.
-
-    Args:
-        jobs: contestants by name, each with a seed.
-        setting: of every training.
-        config: for the number of processes, the data's folder and what is measured.
-
-    Raises:
-        RunError: a process died.
-    """
-    if not jobs:
-        return
-    executor = ProcessPoolExecutor(
-        min(config.processes, len(jobs)), mp_context=multiprocessing.get_context("spawn"), initializer=_start_worker
-    )
-    try:
-        futures = [executor.submit(train, *job, setting, config) for job in jobs]
-        for future in as_completed(futures):
-            yield future.result()
-        executor.shutdown()
-    except BaseException as error:
-        # Not waiting for trainings that nobody will read: they are run again next time.
-        executor.shutdown(wait=False, cancel_futures=True)
-        for process in multiprocessing.active_children():
-            process.terminate()
-        if isinstance(error, BrokenProcessPool):
-            raise RunError(
-                "a training's process died, perhaps for want of memory; the same command goes on, "
-                "with --processes 1 it needs less"
-            ) from None
-        raise
 
 
 def train(name: str, contestant: Contestant, seed: int, setting: Setting, config: ComparisonConfig) -> dict[str, Any]:
@@ -376,12 +337,6 @@ def train_per_batch(
         "seconds": seconds,
         "last_quarter": last_quarter([epoch.line() for epoch in epochs], training.updates),
     }
-
-
-def _start_worker() -> None:
-    # Ctrl-C reaches every process of the terminal; the parent alone decides what it means.
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    torch.set_num_threads(1)
 
 
 def _look(trainer: Trainer, seed: int, setting: Setting, config: ComparisonConfig) -> dict[str, Any]:

@@ -44,6 +44,12 @@ class Contestant:
     per_batch: PerBatch | None = None
 
 
+def only_policy(contestant: Contestant) -> MixPolicy:
+    """What one that mixes alike from start to end mixes by."""
+    ((_, policy),) = contestant.schedule.segments
+    return policy
+
+
 def _fixed(shares: dict[str, float], lam: str = "beta(1)", **label: Any) -> PolicySchedule:
     return PolicySchedule.fixed(MixPolicy(shares, lam=LamDistribution.parse(lam), **label))
 

@@ -5,6 +5,7 @@ The colour-blind can tell the colours apart; dashes, hatching or marks differ as
 
 from __future__ import annotations
 
+import textwrap
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -16,6 +17,7 @@ from matplotlib.figure import Figure
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#000000", "#8C8C00", "#882255", "#999999")
 DASHES = ("-", "--", ":", "-.")
 MARKS = "os^DvPX*"
+TITLE_COLUMNS = 13  # characters of a title for each inch of width
 
 Report = Mapping[str, Any]
 Runs = Mapping[str, Sequence[Mapping[str, Any]]]
@@ -218,7 +220,7 @@ def _plain(panel: Axes) -> None:
 
 def _title(figure: Figure, report: Report, what: str) -> None:
     setting = report["setting"]
-    figure.suptitle(
-        f"{setting['dataset']}, {setting['train_size']:,} training images, network {setting['model']}\n{what}",
-        fontsize=9,
-    )
+    title = f"{setting['dataset']}, {setting['train_size']:,} training images, network {setting['model']}\n{what}"
+    columns = int(TITLE_COLUMNS * figure.get_figwidth())
+    lines = [wrapped for line in title.splitlines() for wrapped in textwrap.wrap(line, columns)]
+    figure.suptitle("\n".join(lines), fontsize=9)

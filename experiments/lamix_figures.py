@@ -18,14 +18,10 @@ import copy
 import functools
 import json
 import math
-import multiprocessing
 import shlex
-import signal
 import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import ProcessPoolExecutor, as_completed
-from concurrent.futures.process import BrokenProcessPool
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -38,15 +34,16 @@ from classifier.data import evaluation_chunks, load_dataset, split
 from classifier.evaluation.embeddings import class_distances
 from classifier.evaluation.network import PixelNetwork, predict
 from classifier.files import write_atomic
-from classifier.mixing import MixPolicy, one_hot
+from classifier.mixing import MixPolicy, PolicySchedule, one_hot
 from classifier.mixing.average import average
 from classifier.mixing.blend import blend_targets
 from classifier.mixing.targets import global_label, lamix_target
 from classifier.trainer import EVALUATION_BATCH, Trainer
 from experiments import lamix_charts
 from experiments.compare import ComparisonConfig, Setting, open_log, resolve
-from experiments.contestants import CONTESTANTS, Contestant
+from experiments.contestants import CONTESTANTS, Contestant, only_policy
 from experiments.intervals import mean_interval, paired_difference
+from experiments.parallel import run_all
 from experiments.run_folder import RunError, interrupt_on_sigterm, machine, user_errors
 
 COMMAND = "python experiments/lamix_figures.py"
@@ -197,13 +194,13 @@ def main(arguments: Sequence[str] | None = None) -> None:
         plan = planned(config)
         setting = settled(config, plan)
         out = Path(config.out or f"runs/lamix/{plan.figure}")
-        log, finished = open_log(out, setting)
+        log, finished = open_log(out, setting, plan.arms, ())
         # Seed by seed: whenever it is stopped, what is there is nearly paired.
         wanted = [(name, seed) for seed in range(config.seeds) for name in plan.arms]
         missing = [job for job in wanted if job not in finished]
         print(f"{len(wanted)} trainings, {len(wanted) - len(missing)} of them finished before", flush=True)
         jobs = [
-            functools.partial(train, name, plan.arms[name].policy, seed, setting, config.data_root)
+            functools.partial(train, name, only_policy(plan.arms[name]), seed, setting, config.data_root)
             for name, seed in missing
         ]
         for done, run in enumerate(run_all(jobs, config.processes), start=len(wanted) - len(missing) + 1):
@@ -247,9 +244,11 @@ def planned(config: FigureConfig) -> Plan:
             at = _checked_epochs(config.at, config.epochs)
             return Plan("labels", _contestants("lamix"), None, at, _at_least_one(config.pairs, "pairs"))
         case BetaConfig():
-            shares, lam = CONTESTANTS["lamix"].policy.shares, CONTESTANTS["lamix"].policy.lam
+            lamix = only_policy(CONTESTANTS["lamix"])
             arms = {
-                f"beta {beta:g}": Contestant(f"LaMix, β = {beta:g}", MixPolicy(shares, lam, label_beta=beta))
+                f"beta {beta:g}": Contestant(
+                    f"LaMix, β = {beta:g}", PolicySchedule.fixed(replace(lamix, label_beta=beta))
+                )
                 for beta in config.betas
             }
             if len(arms) < 2 or len(arms) < len(config.betas):
@@ -260,7 +259,8 @@ def planned(config: FigureConfig) -> Plan:
                 raise RunError(f"--factors must be different values above 0 and at most 1, got {config.factors}")
             smoothed = {
                 f"smoothing {factor:g}": Contestant(
-                    f"label smoothing {factor:g}", MixPolicy({"clean": 1.0}, label_smoothing=factor)
+                    f"label smoothing {factor:g}",
+                    PolicySchedule.fixed(MixPolicy({"clean": 1.0}, label_smoothing=factor)),
                 )
                 for factor in config.factors
             }
@@ -294,7 +294,7 @@ def settled(config: FigureConfig, plan: Plan) -> FigureSetting:
             f"--train-size must be a multiple of --batch-size {config.batch_size}, so that an epoch is a whole number "
             f"of updates, got {config.train_size}"
         )
-    setting = resolve(
+    setting, _ = resolve(
         ComparisonConfig(
             contestants=("plain",),
             baseline="plain",
@@ -309,38 +309,6 @@ def settled(config: FigureConfig, plan: Plan) -> FigureSetting:
         )
     )
     return FigureSetting(**asdict(setting), figure=plan.figure, epochs=list(plan.at), looked_at=plan.looked_at)
-
-
-def run_all(jobs: Sequence[Callable[[], Run]], processes: int) -> Iterator[dict[str, Any]]:
-    """Run trainings in processes of their own, each result as soon as it is there.
-
-    Args:
-        jobs: what can be sent to another process.
-        processes: how many at a time.
-
-    Raises:
-        RunError: a process died.
-    """
-    if not jobs:
-        return
-    executor = ProcessPoolExecutor(
-        min(processes, len(jobs)), mp_context=multiprocessing.get_context("spawn"), initializer=_start_worker
-    )
-    try:
-        for future in as_completed([executor.submit(job) for job in jobs]):
-            yield dict(future.result())
-        executor.shutdown()
-    except BaseException as error:
-        # Not waiting for trainings that nobody will read: they are run again next time.
-        executor.shutdown(wait=False, cancel_futures=True)
-        for process in multiprocessing.active_children():
-            process.terminate()
-        if isinstance(error, BrokenProcessPool):
-            raise RunError(
-                "a training's process died, perhaps for want of memory; the same command goes on, "
-                "with --processes 1 it needs less"
-            ) from None
-        raise
 
 
 def train(name: str, policy: MixPolicy, seed: int, setting: FigureSetting, data_root: str | None) -> dict[str, Any]:
@@ -517,7 +485,7 @@ def summary(plan: Plan, runs: Runs) -> dict[str, Any]:
     for name, lines in runs.items():
         arm: dict[str, Any] = {
             "title": plan.arms[name].title,
-            "policy": plan.arms[name].policy.to_json(),
+            "policy": only_policy(plan.arms[name]).to_json(),
             "diverged": sum(run["diverged"] for run in lines),
             "seconds": _interval([run["seconds"] for run in lines]),
             "points": [_point([run["points"][place] for run in lines]) for place in range(len(plan.at))],
@@ -567,12 +535,6 @@ def _checked_epochs(at: Sequence[int], last: int) -> Sequence[int]:
     if not at or list(at) != sorted(set(at)) or at[0] < 1 or at[-1] > last:
         raise RunError(f"--at must be rising epochs in [1, {last}], the end of the training (--epochs), got {at}")
     return at
-
-
-def _start_worker() -> None:
-    # Ctrl-C reaches every process of the terminal; the parent alone decides what it means.
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    torch.set_num_threads(1)
 
 
 def _development(trainer: Trainer, count: int) -> tuple[Tensor, Tensor]:

@@ -19,7 +19,7 @@ from classifier.data import load_dataset, split
 from classifier.mixing import METHODS, MixPolicy, PolicySchedule
 from experiments import compare
 from experiments.comparison import unpack_hits
-from experiments.contestants import CONTESTANTS, Contestant
+from experiments.contestants import CONTESTANTS
 from experiments.intervals import paired_difference
 
 Refused = Callable[[Callable[[Sequence[str]], Any], Sequence[object]], str]
@@ -63,9 +63,9 @@ def trained(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, int]]:
     """Which trainings are asked for; they are run here instead of in other processes."""
     jobs: list[tuple[str, int]] = []
 
-    def run_all(asked: Sequence[tuple[str, Contestant, int]], setting: compare.Setting, config: Any) -> Any:
-        jobs.extend((name, seed) for name, _, seed in asked)
-        return (compare.train(*job, setting, config) for job in asked)
+    def run_all(asked: Sequence[Any], processes: int) -> Any:
+        jobs.extend((name, seed) for name, _, seed, *_ in (job.args for job in asked))
+        return (job() for job in asked)
 
     monkeypatch.setattr(compare, "run_all", run_all)
     return jobs

@@ -16,7 +16,7 @@ from classifier.data import load_dataset, split
 from classifier.mixing import MixPolicy
 from classifier.trainer import TrainConfig, Trainer
 from experiments import lamix_figures
-from experiments.contestants import CONTESTANTS
+from experiments.contestants import CONTESTANTS, only_policy
 
 Refused = Callable[[Callable[[Sequence[str]], Any], Sequence[object]], str]
 
@@ -29,7 +29,7 @@ FIGURES = {
     "curves": ("--points", "2", "--seeds", "2"),
     "embedding": ("--at", "1", "2", "--images", "60", "--seeds", "2"),
 }
-LAMIX = CONTESTANTS["lamix"].policy
+LAMIX = only_policy(CONTESTANTS["lamix"])
 
 
 def here(jobs: Sequence[Callable[[], Any]], processes: int) -> Iterator[Any]:
