@@ -37,6 +37,12 @@ class Alone(Member):
         super().setup(config, asdict(self.setting))
 
 
+@pytest.fixture(autouse=True)
+def no_folders_at_home(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """A trainable without Ray makes a folder under the user's home: here elsewhere."""
+    monkeypatch.setattr("ray.tune.trainable.trainable.DEFAULT_STORAGE_PATH", str(tmp_path / "ray_results"))
+
+
 def member(number: int, plan: list[list[int]], **changes: Any) -> Member:
     return Alone({"number": number, "perturbed": False, "plan": plan, **changes})
 
