@@ -1,4 +1,4 @@
-"""Final training in two processes through Ray Train: one of them killed, it ends as one never disturbed."""
+"""Final training in two processes through Ray Train: interrupted and killed, it ends as one never disturbed."""
 
 import json
 import os
@@ -15,7 +15,7 @@ from torch import distributed, multiprocessing
 from classifier.mixing import MixPolicy, PolicySchedule
 from experiments import replay_policy
 
-UPDATES = 600
+UPDATES = 1200
 OPTIONS = (
     "--policy policy.json --dataset digits --model tests.envs.tiny:network --validation-size 200 --batch-size 40 "
     f"--updates {UPDATES} --lr 0.05 --evaluations 4 --precision fp32 --compile off --checkpoint-seconds 0.2 --seed 3"
@@ -53,30 +53,33 @@ def in_two_processes(rank: int, folder: Path) -> None:
 
 
 @pytest.mark.slow
-def test_killed_goes_on_where_it_was_and_ends_near_one_process(
+def test_interrupted_and_killed_goes_on_where_it_was_and_ends_near_one_process(
     start: Any, wait_until: Any, policy: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     killed = tmp_path / "killed"
-    process = start(
-        "replay_policy.py",
-        *OPTIONS,
-        "--num-workers",
-        "2",
-        "--threads",
-        "1",
-        "--out",
-        "killed",
-        cwd=tmp_path,
-        modules=ROOT,
-    )
-    wait_until("a checkpoint", lambda: any((killed / "checkpoints").glob("*.safetensors")), running=process)
+
+    def newest() -> int:
+        return max((int(path.stem) for path in (killed / "checkpoints").glob("*.safetensors")), default=0)
+
+    asked = [*OPTIONS, "--num-workers", "2", "--threads", "1", "--out", "killed"]
+    process = start("replay_policy.py", *asked, cwd=tmp_path, modules=ROOT)
+    wait_until("a checkpoint", newest, running=process)
+    os.killpg(process.pid, signal.SIGINT)  # as a terminal sends Ctrl-C, to all of them
+    _, err = process.communicate(timeout=400)
+    assert process.returncode == 130 and "Traceback" not in err, err
+    assert err.endswith("\nstopped; go on with: python experiments/replay_policy.py --resume killed\n")
+    wait_until("all of them to end", lambda: not trainers())
+    saved = newest()
+    assert 0 < saved < UPDATES and not (killed / "stop").exists()
+
+    process = start("replay_policy.py", "--resume", "killed", cwd=tmp_path, modules=ROOT)
+    wait_until("another checkpoint", lambda: newest() > saved, running=process)
     os.kill(trainers()[0], signal.SIGKILL)
-    saved = max(int(path.stem) for path in (killed / "checkpoints").glob("*.safetensors"))
-    assert saved < UPDATES
+    assert newest() < UPDATES
     _, err = process.communicate(timeout=400)
     assert process.returncode == 0, err
 
-    # The same without Ray, and without a kill.
+    # The same without Ray, undisturbed.
     (tmp_path / "undisturbed").mkdir()
     for name in ("config.json", "policy.json"):
         shutil.copy(killed / name, tmp_path / "undisturbed" / name)
