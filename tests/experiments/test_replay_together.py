@@ -65,7 +65,7 @@ def test_interrupted_and_killed_goes_on_where_it_was_and_ends_near_one_process(
     process = start("replay_policy.py", *asked, cwd=tmp_path, modules=ROOT)
     wait_until("a checkpoint", newest, running=process)
     os.killpg(process.pid, signal.SIGINT)  # as a terminal sends Ctrl-C, to all of them
-    _, err = process.communicate(timeout=400)
+    _, err = process.communicate(timeout=900)
     assert process.returncode == 130 and "Traceback" not in err, err
     assert err.endswith("\nstopped; go on with: python experiments/replay_policy.py --resume killed\n")
     wait_until("all of them to end", lambda: not trainers())
@@ -76,7 +76,7 @@ def test_interrupted_and_killed_goes_on_where_it_was_and_ends_near_one_process(
     wait_until("another checkpoint", lambda: newest() > saved, running=process)
     os.kill(trainers()[0], signal.SIGKILL)
     assert newest() < UPDATES
-    _, err = process.communicate(timeout=400)
+    _, err = process.communicate(timeout=900)
     assert process.returncode == 0, err
 
     # The same without Ray, undisturbed.

@@ -143,7 +143,7 @@ def test_killed_run_goes_on_and_its_trials_are_searches_like_any(
     process.communicate(timeout=60)
     kept = {path: path.read_bytes() for path in run.glob("trials/*/policy.json")}
     process = start("tune_agent.py", "--resume", "run", cwd=tmp_path)
-    out, err = process.communicate(timeout=300)
+    out, err = process.communicate(timeout=900)
     assert process.returncode == 0, err
     assert all(path.read_bytes() == content for path, content in kept.items())
 
@@ -172,7 +172,7 @@ def test_population_leaves_the_winning_lineage(start: Any, tmp_path: Path) -> No
     run = tmp_path / "run"
     arguments = [*AGENT, "--search", "pbt", "--trainings", "4"]
     process = start("tune_agent.py", *arguments, "--out", "run", cwd=tmp_path)
-    _, err = process.communicate(timeout=400)
+    _, err = process.communicate(timeout=900)
     assert process.returncode == 0, err
     found = {entry["trial"]: entry for entry in lines(run / "members.jsonl")}
     assert len(found) == 4
