@@ -39,7 +39,7 @@ def test_it_runs(start: Any, tmp_path: Path) -> None:
         "--perturbations 1 --out report.json"
     )
     process = start("benchmark_ray.py", *options.split(), cwd=tmp_path)
-    _, err = process.communicate(timeout=400)
+    _, err = process.communicate(timeout=900)
     assert process.returncode == 0, err
     report = json.loads((tmp_path / "report.json").read_text())
     assert report["driver"][0]["workers"] == 2
