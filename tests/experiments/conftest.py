@@ -39,6 +39,9 @@ def process_as_before() -> Iterator[None]:
 @pytest.fixture(scope="session")
 def start() -> Iterator[Start]:
     """Starts commands; whatever is left of them at the end is killed."""
+    if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
+        # As a shell starts what it puts into the background; a command would inherit it, and never be interrupted.
+        signal.signal(signal.SIGINT, signal.default_int_handler)
     started: list[subprocess.Popen[str]] = []
 
     def run(script: str, *arguments: object, cwd: Path, modules: Path | None = None) -> subprocess.Popen[str]:
