@@ -31,7 +31,7 @@ from stable_baselines3.common.logger import Logger
 
 from agent.rl_mix import ThresholdPPO, last_quarter, play, random_thresholds
 from classifier.data import Splits, load_dataset, split
-from classifier.evaluation import predict, trained_network
+from classifier.evaluation import trained_network
 from classifier.files import write_atomic
 from classifier.hardware import resolve_device, resolve_precision
 from classifier.mixing import PolicySchedule
@@ -46,6 +46,7 @@ from experiments.run_folder import LineLog, RunError, interrupt_on_sigterm, mach
 
 COMMAND = "python experiments/compare.py"
 TEST_READS = "test_set_reads.jsonl"
+TRIED = 20  # images that measures are tried on, before the first training
 
 
 @dataclass(frozen=True)
@@ -126,7 +127,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
         contestants = asked_for(config)
         setting, images = resolve(config)
         out = Path(config.out)
-        log, finished = open_log(out, setting, contestants, config.measures)
+        count = min(config.measured_images or images, images)
+        log, finished = open_log(out, setting, contestants, config.measures, count)
         # Seed by seed: whenever it is stopped, what is there is nearly paired.
         wanted = [(name, seed) for seed in range(config.seeds) for name in contestants]
         missing = [job for job in wanted if job not in finished]
@@ -152,7 +154,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
             "setting": asdict(setting),
             "machine": machine(),
             "seeds": list(range(config.seeds)),
-            "measured_images": min(config.measured_images or images, images),
+            "measured_images": count,
             **compare(contestants, runs, config.baseline, images),
         }
         text = markdown(report)
@@ -210,7 +212,8 @@ def resolve(config: ComparisonConfig) -> tuple[Setting, int]:
     data = _splits(config.dataset, config.data_root).draw(config.train_size, data_seed=0)
     part = data.test if config.test_set else data.development
     if not len(part):
-        raise RunError(f"--dataset {config.dataset}: expected development images, got none; choose a larger data set")
+        kind = "test" if config.test_set else "development"
+        raise RunError(f"--dataset {config.dataset}: expected {kind} images, got none; choose a larger data set")
     try:
         device = resolve_device(config.device)
         setting = Setting(
@@ -224,18 +227,22 @@ def resolve(config: ComparisonConfig) -> tuple[Setting, int]:
             torch=torch.__version__,
             split="test" if config.test_set else "development",
         )
-        Trainer(setting.training("exact"), data)
+        trainer = Trainer(setting.training("exact"), data)
     except ValueError as error:
         raise RunError(str(error)) from error
+    # What cannot be measured is said before anything has been trained. Development images do, for this is no reading.
+    tried = _subject(trainer, 0, replace(setting, split="development"), min(config.measured_images or TRIED, TRIED))
+    _measured(tried, config.measures)
     return setting, len(part)
 
 
 def open_log(
-    out: Path, setting: Setting, contestants: Mapping[str, Contestant], measures: Sequence[str]
+    out: Path, setting: Setting, contestants: Mapping[str, Contestant], measures: Sequence[str], measured_images: int
 ) -> tuple[LineLog, dict[tuple[str, int], dict[str, Any]]]:
     """The log of finished trainings in a folder, and these trainings by contestant and seed.
 
-    A training that lacks one of the measures has not finished: its network is gone.
+    A training that lacks one of the measures, or was measured on another number of images, has not finished: its
+    network is gone.
 
     Raises:
         RunError: the folder cannot be written, or holds trainings of another setting, or of another schedule by the
@@ -260,7 +267,14 @@ def open_log(
     except OSError as error:
         raise RunError(f"--out {out}: cannot be written ({error.strerror}); choose another folder") from None
     finished = {(run["method"], run["seed"]): run for run in runs}
-    return log, {job: run for job, run in finished.items() if set(measures) <= set(run.get("measures", {}))}
+    if not measures:
+        return log, finished
+    there = {job: set(run.get("measures", {})) for job, run in finished.items()}
+    return log, {
+        job: run
+        for job, run in finished.items()
+        if set(measures) <= there[job] and (run["diverged"] or run.get("measured_images") == measured_images)
+    }
 
 
 def train(name: str, contestant: Contestant, seed: int, setting: Setting, config: ComparisonConfig) -> dict[str, Any]:
@@ -339,8 +353,8 @@ def train_per_batch(
     }
 
 
-def _look(trainer: Trainer, seed: int, setting: Setting, config: ComparisonConfig) -> dict[str, Any]:
-    """Which images a trained network gets right, and what else is measured of it."""
+def _subject(trainer: Trainer, seed: int, setting: Setting, count: int | None) -> Subject:
+    """The network that a Trainer has, and the first images of the split that is reported; none takes all."""
     data = trainer.data
     part = getattr(data, setting.split)
     network = trained_network(
@@ -352,14 +366,29 @@ def _look(trainer: Trainer, seed: int, setting: Setting, config: ComparisonConfi
         std=data.std,
     )
     network.to(trainer.device).to(memory_format=torch.channels_last)
-    whole = Subject(network, part, len(part), data.class_names, trainer.device, seed=seed)
-    seen = predict(network, whole.chunks())
-    hits = pack_hits((seen.logits.argmax(dim=1) == seen.labels).cpu().numpy())
-    subject = replace(whole, count=min(config.measured_images or len(part), len(part)))
+    return Subject(network, part, min(count or len(part), len(part)), data.class_names, trainer.device, seed=seed)
+
+
+def _measured(subject: Subject, measures: Sequence[str]) -> dict[str, Any]:
+    """The measures of a network, by name.
+
+    Raises:
+        RunError: one of them cannot be taken.
+    """
     try:
-        return {"hits": hits, "measures": {measure: MEASURES[measure](subject) for measure in config.measures}}
+        return {measure: MEASURES[measure](subject) for measure in measures}
     except (ImportError, NotMeasurable) as error:
-        raise RunError(f"--measures {' '.join(config.measures)}: {error}") from error
+        raise RunError(f"--measures {' '.join(measures)}: {error}") from error
+
+
+def _look(trainer: Trainer, seed: int, setting: Setting, config: ComparisonConfig) -> dict[str, Any]:
+    """Which images a trained network gets right, and what else is measured of it."""
+    whole = _subject(trainer, seed, setting, None)
+    seen = whole.predictions
+    hits = pack_hits((seen.logits.argmax(dim=1) == seen.labels).cpu().numpy())
+    count = min(config.measured_images or whole.count, whole.count)
+    subject = whole if count == whole.count else replace(whole, count=count)
+    return {"hits": hits, "measures": _measured(subject, config.measures), "measured_images": count}
 
 
 def _segments(name: str, contestant: Contestant) -> list[dict[str, Any]] | None:

@@ -194,7 +194,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         plan = planned(config)
         setting = settled(config, plan)
         out = Path(config.out or f"runs/lamix/{plan.figure}")
-        log, finished = open_log(out, setting, plan.arms, ())
+        log, finished = open_log(out, setting, plan.arms, (), 0)
         # Seed by seed: whenever it is stopped, what is there is nearly paired.
         wanted = [(name, seed) for seed in range(config.seeds) for name in plan.arms]
         missing = [job for job in wanted if job not in finished]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -13,6 +14,7 @@ from classifier.data import ImageFiles, Images, ImageSet, evaluation_chunks
 from classifier.evaluation import (
     BoxedImages,
     PixelNetwork,
+    Predictions,
     accuracy,
     attacked_accuracy,
     calibration,
@@ -63,10 +65,15 @@ class Subject:
             self.part, count=self.count, batch_size=self.batch_size, device=self.device, workers=self.readers
         )
 
+    @functools.cached_property
+    def predictions(self) -> Predictions:
+        """What the network makes of the images."""
+        return predict(self.network, self.chunks())
+
 
 def measure_accuracy(subject: Subject) -> dict[str, Any]:
     """Top-1, top-5, expected calibration error and reliability diagram."""
-    seen = predict(subject.network, subject.chunks())
+    seen = subject.predictions
     reliability = calibration(seen.logits, seen.labels)
     return {**asdict(accuracy(seen.logits, seen.labels)), "calibration": asdict(reliability)}
 
@@ -88,7 +95,7 @@ def measure_corruptions(subject: Subject) -> dict[str, Any]:
 
 def measure_embeddings(subject: Subject) -> dict[str, Any]:
     """Distances within and between classes."""
-    seen = predict(subject.network, subject.chunks())
+    seen = subject.predictions
     try:
         return asdict(class_distances(seen.embeddings, seen.labels))
     except ValueError as error:

@@ -91,8 +91,8 @@ def write_training_report(path: Path, data: Splits, model: nn.Module, device: to
         ("The policy", [timeline(schedule, title="What was mixed when"), *_given(schedule), _schedule_table(schedule)]),
     ]
     policies = {method: policy for _, policy in reversed(schedule.segments) for method in policy.shares}
-    rows = [(method, method, policies[method]) for method in METHODS if method in policies]
-    examples = list(_examples(rows, data, _gradient(model, data.num_classes), device))
+    mixing = [(method, method, policies[method]) for method in METHODS if method in policies]
+    examples = list(_examples(mixing, data, _gradient(model, data.num_classes), device))
     if examples:
         text = Markup(
             "<p>Training images as this schedule mixes them, without augmentation. Beside each, where the loss of the "

@@ -19,12 +19,9 @@ from pathlib import Path
 import torch
 import tyro
 
-from classifier.data import DataError
-from classifier.files import DamagedFileError
-from classifier.mixing import PolicyError
 from experiments import train_agent
 from experiments.pages import NAME, write_comparison_report, write_search_report, write_training_report
-from experiments.run_folder import RunError, interrupt_on_sigterm, read_config, user_errors
+from experiments.run_folder import USER_ERRORS, RunError, interrupt_on_sigterm, read_config, user_errors
 from experiments.trained_run import TRAININGS, TrainedRun
 
 
@@ -46,7 +43,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         path = Path(config.run)
         try:
             write(config, path)
-        except (RunError, DataError, PolicyError, DamagedFileError):
+        except USER_ERRORS:
             raise
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise RunError(

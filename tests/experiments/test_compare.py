@@ -4,6 +4,7 @@ import csv
 import json
 import math
 import signal
+import sys
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, replace
 from html import unescape
@@ -277,7 +278,7 @@ def test_a_schedule_is_followed_and_told_from_another_by_its_name(
 
 
 def test_measures_are_those_of_the_networks_and_intervals_go_over_images_too(
-    tmp_path: Path, trained: list[tuple[str, int]]
+    tmp_path: Path, trained: list[tuple[str, int]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for name in ("torchmetrics", "torchattack"):
         pytest.importorskip(name)
@@ -290,6 +291,12 @@ def test_measures_are_those_of_the_networks_and_intervals_go_over_images_too(
     trained.clear()
     compare.main([*options, "--measures", "attacks", "--measured-images", "50"])
     assert trained == []
+    log = (tmp_path / "runs.jsonl").read_bytes()
+    with monkeypatch.context() as patch:
+        patch.setattr(compare, "run_all", lambda asked, processes: trained.extend(asked) or iter(()))
+        with pytest.raises(KeyError):  # nobody trains them here
+            compare.main([*options, "--measures", "attacks", "--measured-images", "60"])
+    assert len(trained) == 6 and (tmp_path / "runs.jsonl").read_bytes() == log
     report = read_strictly(tmp_path / "results.json")
     lines = [json.loads(line) for line in (tmp_path / "runs.jsonl").read_text().splitlines()][6:]
     right = {}
@@ -363,3 +370,11 @@ def test_a_diverged_training_stands_at_chance_and_measures_nothing(
     row = read_strictly(tmp_path / "results.json")["methods"]["plain"]
     assert row["diverged"] == 2 and row["accuracy"]["mean"] == 0.1 and row["measures"] == {"calibration error": None}
     assert "| no mixing | – |" in (tmp_path / "results.md").read_text()
+
+
+def test_what_cannot_be_measured_is_said_before_anything_is_trained(
+    monkeypatch: pytest.MonkeyPatch, trained: list[tuple[str, int]], refused: Refused
+) -> None:
+    monkeypatch.setitem(sys.modules, "torchattack", None)
+    told = refused(compare.main, ["--contestants", "plain", *SETTING, "--measures", "attacks"])
+    assert "pip install 'rl-mix[evaluation]'" in told and trained == []

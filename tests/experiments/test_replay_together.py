@@ -4,6 +4,7 @@ import json
 import os
 import shutil
 import signal
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,7 @@ OPTIONS = (
     f"--updates {UPDATES} --lr 0.05 --evaluations 4 --precision fp32 --compile off --checkpoint-seconds 0.2 --seed 3"
 ).split()
 ROOT = Path(__file__).parents[2]
+TRAINER = "ray::RayTrainWorker"
 
 
 @pytest.fixture
@@ -54,9 +56,19 @@ def in_two_processes(rank: int, folder: Path) -> None:
 
 @pytest.mark.slow
 def test_interrupted_and_killed_goes_on_where_it_was_and_ends_near_one_process(
-    start: Any, wait_until: Any, policy: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    start: Any,
+    wait_until: Any,
+    members: Any,
+    titled: Any,
+    policy: None,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     killed = tmp_path / "killed"
+
+    def trainers() -> list[int]:
+        """The training processes, which a raylet of the command's group has started."""
+        return titled(TRAINER, children(members(process)))
 
     def newest() -> int:
         return max((int(path.stem) for path in (killed / "checkpoints").glob("*.safetensors")), default=0)
@@ -64,13 +76,14 @@ def test_interrupted_and_killed_goes_on_where_it_was_and_ends_near_one_process(
     asked = [*OPTIONS, "--num-workers", "2", "--threads", "1", "--out", "killed"]
     process = start("replay_policy.py", *asked, cwd=tmp_path, modules=ROOT)
     wait_until("a checkpoint", newest, running=process)
+    trained_by = trainers()
     os.killpg(process.pid, signal.SIGINT)  # as a terminal sends Ctrl-C, to all of them
     _, err = process.communicate(timeout=900)
     assert process.returncode == 130 and "Traceback" not in err, err
     assert err.endswith("\nstopped; go on with: python experiments/replay_policy.py --resume killed\n")
-    wait_until("all of them to end", lambda: not trainers())
+    wait_until("all of them to end", lambda: not titled(TRAINER, trained_by))
     saved = newest()
-    assert 0 < saved < UPDATES and not (killed / "stop").exists()
+    assert len(trained_by) == 2 and 0 < saved < UPDATES and not (killed / "stop").exists()
 
     process = start("replay_policy.py", "--resume", "killed", cwd=tmp_path, modules=ROOT)
     wait_until("another checkpoint", lambda: newest() > saved, running=process)
@@ -100,16 +113,16 @@ def test_interrupted_and_killed_goes_on_where_it_was_and_ends_near_one_process(
     assert abs(accuracies[0] - accuracies[1]) < 0.05
 
 
-def trainers() -> list[int]:
-    """Ray Train's processes on this machine."""
+def children(parents: Sequence[int]) -> list[int]:
     found = []
     for entry in Path("/proc").iterdir():
         if entry.name.isdigit():
             try:
-                if (entry / "cmdline").read_bytes().startswith(b"ray::RayTrainWorker"):
-                    found.append(int(entry.name))
+                parent = (entry / "stat").read_text().rpartition(")")[2].split()[1]
             except OSError:
                 continue
+            if int(parent) in parents:
+                found.append(int(entry.name))
     return found
 
 
