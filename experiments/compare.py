@@ -75,6 +75,8 @@ class ComparisonConfig:
     """Network by name, or package.module:function for your own function(num_classes, in_channels)."""
     train_size: int = 1000
     """Training images, drawn by the seed."""
+    development_size: int | None = None
+    """Development images; none takes 10,000, but no more than a fifth of the data set's pool."""
     updates: int = 1000
     """Length of each training."""
     batch_size: int = 100
@@ -104,6 +106,7 @@ class Setting:
     precision: str
     torch: str
     split: str = "development"
+    development_size: int | None = None
 
     def training(self, saliency: str) -> TrainConfig:
         """The Trainer's setting."""
@@ -209,7 +212,7 @@ def resolve(config: ComparisonConfig) -> tuple[Setting, int]:
             raise RunError(f"--{name} must be at least {least}, got {getattr(config, name)}")
     if config.measured_images is not None and config.measured_images < 2:
         raise RunError(f"--measured-images must be at least 2, got {config.measured_images}")
-    data = _splits(config.dataset, config.data_root).draw(config.train_size, data_seed=0)
+    data = _splits(config.dataset, config.data_root, config.development_size).draw(config.train_size, data_seed=0)
     part = data.test if config.test_set else data.development
     if not len(part):
         kind = "test" if config.test_set else "development"
@@ -226,6 +229,7 @@ def resolve(config: ComparisonConfig) -> tuple[Setting, int]:
             precision=resolve_precision(config.precision, device),
             torch=torch.__version__,
             split="test" if config.test_set else "development",
+            development_size=config.development_size,
         )
         trainer = Trainer(setting.training("exact"), data)
     except ValueError as error:
@@ -295,7 +299,8 @@ def train(name: str, contestant: Contestant, seed: int, setting: Setting, config
     Raises:
         RunError: a measure cannot be taken.
     """
-    data = _splits(setting.dataset, config.data_root).draw(setting.train_size, data_seed=seed)
+    splits = _splits(setting.dataset, config.data_root, setting.development_size)
+    data = splits.draw(setting.train_size, data_seed=seed)
     training = setting.training(contestant.saliency)
     if contestant.per_batch is None:
         trainer = Trainer(training, data, seed=seed)
@@ -397,14 +402,15 @@ def _segments(name: str, contestant: Contestant) -> list[dict[str, Any]] | None:
 
 
 @functools.cache
-def _splits(dataset: str, root: str | None) -> Splits:
-    return split(load_dataset(dataset, root))
+def _splits(dataset: str, root: str | None, development_size: int | None) -> Splits:
+    return split(load_dataset(dataset, root), development_size=development_size)
 
 
 def _first_difference(there: Any, setting: Setting) -> str | None:
     if not isinstance(there, dict):
         return "without a setting"
-    asked, there = asdict(setting), {"split": "development", **there}  # older logs know no other split
+    # Older logs know no other split, and none of another size.
+    asked, there = asdict(setting), {"split": "development", "development_size": None, **there}
     names = [name for name in {**asked, **there} if asked.get(name) != there.get(name)]
     return f"{names[0]} {there.get(names[0])!r:.80}, not {asked.get(names[0])!r}" if names else None
 
