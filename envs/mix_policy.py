@@ -94,7 +94,8 @@ class MixPolicyEnv(gym.Env[Any, Any]):
 
     ## Starting State
     A classifier with new weights. `reset(seed=s)` fixes task, images and training; without a seed the next one is drawn
-    from the environment's generator. `info["episode_seed"]` is the seed that gives this episode again.
+    from the environment's generator. `info["episode_seed"]` is the seed that gives this episode again. With
+    `options={"task": task}`, a `Task` or a dictionary of its fields, the seed fixes the training alone.
 
     ## Episode End
     Terminated after the last segment, or at once when a loss is not finite (`info["diverged"]`), which counts as
@@ -112,6 +113,7 @@ class MixPolicyEnv(gym.Env[Any, Any]):
     Args:
         dataset: name for `classifier.data.load_dataset`.
         data_root: folder where the data set lies; none = looked for.
+        image_size: side in pixels that its images are resized to; none = left as they are.
         training: the classifier's setting, a `TrainConfig` or a dictionary of its fields; a task sets `updates`.
         tasks: where episodes' tasks come from, a `TaskDistribution` or a dictionary of its fields.
         segments: number of equal segments, or the progress in (0, 1] at which each one ends.
@@ -136,6 +138,7 @@ class MixPolicyEnv(gym.Env[Any, Any]):
         dataset: str = "digits",
         data_root: str | None = None,
         *,
+        image_size: int | None = None,
         training: TrainConfig | Mapping[str, Any] | None = None,
         tasks: TaskDistribution | Mapping[str, Any] | None = None,
         segments: int | Sequence[float] = 4,
@@ -165,7 +168,8 @@ class MixPolicyEnv(gym.Env[Any, Any]):
         self.reference_seeds = reference_seeds
         self.validation_limit = validation_limit
         self.render_mode = render_mode
-        self._dataset, self._data_root, self._validation_size = dataset, data_root, validation_size
+        self._dataset, self._data_root, self._image_size = dataset, data_root, image_size
+        self._validation_size = validation_size
         self._reference_cache = None if reference_cache is None else Path(reference_cache)
         self._references: dict[Task, ReferenceCurve] = {}
         self._splits = splits
@@ -177,10 +181,20 @@ class MixPolicyEnv(gym.Env[Any, Any]):
     def reset(
         self, *, seed: int | None = None, options: dict[str, Any] | None = None
     ) -> tuple[NDArray[np.float32], dict[str, Any]]:
-        """Start a new training; see the class. `options` is not used."""
+        """Start a new training; see the class.
+
+        Args:
+            seed: of the episode.
+            options: `task`, what is trained instead of the task that the seed stands for.
+        """
         super().reset(seed=seed)
         self._episode_seed = int(self.np_random.integers(2**31)) if seed is None else seed
-        task = self.tasks.task(self._episode_seed)
+        given = (options or {}).get("task")
+        if given is None:
+            task = self.tasks.task(self._episode_seed)
+        else:
+            task = given if isinstance(given, Task) else Task(**given)
+            _require_updates(self.segments, task.updates, task.updates)
         trainer = self._prepare(task)
         train_seed = _train_seed(self._episode_seed)
         if self.reward == "relative":
@@ -242,6 +256,17 @@ class MixPolicyEnv(gym.Env[Any, Any]):
             self._state = None
         return observation, reward, terminated, False, info
 
+    @property
+    def trainer(self) -> Trainer:
+        """The classifier's training, as the last step left it.
+
+        Raises:
+            RuntimeError: there has been no episode.
+        """
+        if self._trainer is None:
+            raise RuntimeError("there is no training yet: call reset() first")
+        return self._trainer
+
     def render(self) -> NDArray[np.uint8] | None:
         """The last mixed images with their targets, `[H, W, 3]`; nothing before there were any."""
         if self.render_mode != "rgb_array" or self._trainer is None or self._trainer.last_mixed is None:
@@ -285,22 +310,18 @@ class MixPolicyEnv(gym.Env[Any, Any]):
     def _prepare(self, task: Task) -> Trainer:
         """The trainer, holding the images of `task`."""
         if self._splits is None:
-            data = load_dataset(self._dataset, self._data_root)
+            data = load_dataset(self._dataset, self._data_root, image_size=self._image_size)
             self._splits = split(data, validation_size=self._validation_size)
         if self._trainer is None:
             # The whole data set goes to the device once; tasks are drawn there.
-            first = self._draw(self._splits, task)
+            first = task.draw(self._splits)
             self._trainer = Trainer(replace(self.training, updates=task.updates), first)
             self._splits = self._splits.to(self._trainer.device)
             self._task = task
         elif task != self._task:
-            self._trainer.reset(0, data=self._draw(self._splits, task), updates=task.updates)
+            self._trainer.reset(0, data=task.draw(self._splits), updates=task.updates)
             self._task = task
         return self._trainer
-
-    @staticmethod
-    def _draw(splits: Splits, task: Task) -> Splits:
-        return splits.draw(task.train_size, data_seed=task.data_seed, label_noise=task.label_noise)
 
     def _reference_curve(self, trainer: Trainer, task: Task, train_seed: int) -> ReferenceCurve:
         own_seed = self.reference_seeds == 0

@@ -1,9 +1,11 @@
 """Which training an episode is: its images, its length and its wrong labels, drawn by a seed."""
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
+
+from classifier.data import NOISES, Splits
 
 
 @dataclass(frozen=True)
@@ -15,12 +17,22 @@ class Task:
         updates: length of the training.
         label_noise: share of the training labels that is wrong, in [0, 1).
         data_seed: which images and which wrong labels.
+        noise: what wrong labels are, `symmetric` or `pair`, as `Splits.draw` has it.
     """
 
     train_size: int
     updates: int
     label_noise: float
     data_seed: int
+    noise: str = "symmetric"
+
+    def draw(self, splits: Splits) -> Splits:
+        """A data set's splits with the training images and labels of this task.
+
+        Raises:
+            DataError: the data set has too few images.
+        """
+        return splits.draw(self.train_size, data_seed=self.data_seed, label_noise=self.label_noise, noise=self.noise)
 
 
 @dataclass(frozen=True)
@@ -33,6 +45,8 @@ class TaskDistribution:
         label_noise: lowest and highest share of wrong labels, drawn uniformly.
         pool: number of distinct tasks; none = every episode has a task of its own.
         seed: of the tasks; the same seed gives the same pool.
+        clean: probability in [0, 1] that a task has no wrong labels instead.
+        noise: what wrong labels are, `symmetric` or `pair`, as `Splits.draw` has it.
 
     Raises:
         ValueError: a range is empty or leaves what it can be.
@@ -43,6 +57,8 @@ class TaskDistribution:
     label_noise: tuple[float, float] = (0.0, 0.0)
     pool: int | None = 1
     seed: int = 0
+    clean: float = 0.0
+    noise: str = "symmetric"
 
     def __post_init__(self) -> None:
         for name, least, most in (("train_size", 1, math.inf), ("updates", 1, math.inf), ("label_noise", 0, 0.999)):
@@ -50,6 +66,10 @@ class TaskDistribution:
             object.__setattr__(self, name, (low, high))  # a list, as configuration files have it, becomes a tuple
             if not least <= low <= high <= most:
                 raise ValueError(f"{name} must be (low, high) with {least} <= low <= high <= {most}, got {low, high}")
+        if self.noise not in NOISES:
+            raise ValueError(f"noise must be one of {', '.join(NOISES)}, got {self.noise!r}")
+        if not 0 <= self.clean <= 1:
+            raise ValueError(f"clean must be a probability in [0, 1], got {self.clean}")
         if self.pool is not None and self.pool < 1:
             raise ValueError(f"pool must be at least 1 task, or none for a new one every episode, got {self.pool}")
 
@@ -58,12 +78,14 @@ class TaskDistribution:
         if self.pool is not None:
             number %= self.pool
         random = np.random.default_rng([self.seed, number])
-        return Task(
+        task = Task(
             train_size=_log_uniform(random, *self.train_size),
             updates=_log_uniform(random, *self.updates),
             label_noise=round(float(random.uniform(*self.label_noise)), 3),
             data_seed=int(random.integers(2**31)),
+            noise=self.noise,
         )
+        return replace(task, label_noise=0.0) if random.random() < self.clean else task
 
 
 def _log_uniform(random: np.random.Generator, low: int, high: int) -> int:

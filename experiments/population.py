@@ -48,8 +48,7 @@ class Member(tune.Trainable):
         setting = self._search.config
         self._task = self._search.tasks.task(0)
         data = split(load_dataset(setting.dataset, setting.data_root), validation_size=setting.validation_size)
-        images = data.draw(self._task.train_size, data_seed=self._task.data_seed, label_noise=self._task.label_noise)
-        self._trainer = Trainer(self._search.training, images)
+        self._trainer = Trainer(self._search.training, self._task.draw(data))
         self._start(config)
 
     def reset_config(self, new_config: dict[str, Any]) -> bool:

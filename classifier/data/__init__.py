@@ -10,11 +10,12 @@ from classifier.data.image_files import ImageFiles
 from classifier.data.image_folder import load_image_folder
 from classifier.data.image_set import DataError, ImageSet
 from classifier.data.registry import DATASETS, load_dataset
-from classifier.data.splits import Splits, split
+from classifier.data.splits import NOISES, Splits, split
 from classifier.data.streaming import StreamDraw, stream_batches, stream_evaluation
 
 __all__ = [
     "DATASETS",
+    "NOISES",
     "DataError",
     "Dataset",
     "ImageFiles",

@@ -18,6 +18,7 @@ SPLIT_SEED = 20_221_204
 MAX_VALIDATION_SIZE = 5_000
 MAX_DEVELOPMENT_SIZE = 10_000
 MAX_HELD_OUT_SHARE = 0.2  # of the pool, for each of the two
+NOISES = ("symmetric", "pair")
 
 
 @dataclass(frozen=True, eq=False)
@@ -64,7 +65,9 @@ class Splits:
         images = torch.cat((train.images, validation.images))
         return replace(self, train=ImageSet(images, torch.cat((train.labels, validation.labels))))
 
-    def draw(self, train_size: int | None, *, data_seed: int, label_noise: float = 0.0) -> "Splits":
+    def draw(
+        self, train_size: int | None, *, data_seed: int, label_noise: float = 0.0, noise: str = "symmetric"
+    ) -> "Splits":
         """Splits whose training set is a stratified subset of this one's, with a share of its labels made wrong.
 
         The images keep the order they have here. The same seed draws the same on every device. For one seed the
@@ -75,8 +78,9 @@ class Splits:
         Args:
             train_size: number of training images, K to all of them; None takes all.
             data_seed: what the images and the wrong labels are drawn by, 0 or above.
-            label_noise: share of the training images, in [0, 1), whose label is replaced by another class, each of
-                the K - 1 others being equally likely (symmetric noise).
+            label_noise: share of the training images, in [0, 1), whose label is replaced by another class.
+            noise: by which one: with `symmetric` each of the K - 1 others is equally likely; `pair` takes the next
+                class, and the first one after the last.
 
         Raises:
             DataError: an argument out of range.
@@ -92,6 +96,8 @@ class Splits:
                 f"{self.name}: expected a label_noise in [0, 1), got {label_noise}; "
                 "it is the share of wrong training labels, 0.2 for every fifth"
             )
+        if noise not in NOISES:
+            raise DataError(f"{self.name}: expected noise to be one of {', '.join(NOISES)}, got {noise!r}; choose one")
         if data_seed < 0:
             raise DataError(f"{self.name}: expected a data_seed of 0 or above, got {data_seed}; choose another")
 
@@ -108,7 +114,7 @@ class Splits:
             train = train.take(np.sort(np.concatenate(chosen)))
         wrong = round(label_noise * len(train))
         if wrong:
-            train = _with_wrong_labels(train, wrong, self.num_classes, random)
+            train = _with_wrong_labels(train, wrong, self.num_classes, noise, random)
         return self if train is self.train else replace(self, train=train)
 
     @cached_property
@@ -183,10 +189,13 @@ def split(dataset: Dataset, *, validation_size: int | None = None, development_s
     )
 
 
-def _with_wrong_labels(images: Images, wrong: int, num_classes: int, random: np.random.RandomState) -> Images:
+def _with_wrong_labels(
+    images: Images, wrong: int, num_classes: int, noise: str, random: np.random.RandomState
+) -> Images:
     labels = images.labels
     index = torch.from_numpy(random.permutation(len(labels))[:wrong]).to(labels.device)
     # Going 1 to K - 1 classes on reaches each other class equally often and never the true one.
-    step = torch.from_numpy(random.randint(1, num_classes, size=wrong)).to(labels.device)
+    most = num_classes if noise == "symmetric" else 2
+    step = torch.from_numpy(random.randint(1, most, size=wrong)).to(labels.device)
     spoiled = labels.index_copy(0, index, (labels[index] + step) % num_classes)
     return replace(images, labels=spoiled)

@@ -23,6 +23,7 @@ from torchvision.transforms import functional as reference
 
 from classifier.data import (
     DATASETS,
+    NOISES,
     DataError,
     Dataset,
     ImageSet,
@@ -679,6 +680,17 @@ def test_rare_classes_are_never_left_out() -> None:
 def test_draw_refuses_train_size(splits: Splits, train_size: int) -> None:
     with pytest.raises(DataError, match=rf"from 4 .* to 276 .* got {train_size}; choose"):
         splits.draw(train_size, data_seed=0)
+
+
+def test_pair_noise_takes_the_next_class_for_the_same_images(splits: Splits) -> None:
+    truth = splits.train.labels
+    symmetric, pair = (splits.draw(None, data_seed=3, label_noise=0.4, noise=noise).train.labels for noise in NOISES)
+    wrong = pair != truth
+    assert torch.equal(wrong, symmetric != truth)
+    assert torch.equal(pair[wrong], (truth[wrong] + 1) % splits.num_classes)
+    assert set(truth[wrong].tolist()) == set(range(splits.num_classes))
+    with pytest.raises(DataError, match="noise to be one of symmetric, pair"):
+        splits.draw(None, data_seed=3, label_noise=0.4, noise="gaussian")
 
 
 @pytest.mark.parametrize("label_noise", [-0.1, 1.0, float("nan")])

@@ -249,8 +249,8 @@ def test_rendering_shows_the_mixed_images() -> None:
     assert picture is not None
     assert picture.dtype == np.uint8
     assert picture.shape == (142, 896, 3)
-    assert env._trainer is not None and env._trainer.last_mixed is not None
-    pixels = env._trainer.last_mixed[0] * env._trainer._std[:, None, None] + env._trainer._mean[:, None, None]
+    assert env.trainer.last_mixed is not None
+    pixels = env.trainer.last_mixed[0] * env.trainer._std[:, None, None] + env.trainer._mean[:, None, None]
     for column in range(8):
         shown = picture[2:110, 112 * column + 2 : 112 * column + 110, 0].astype(float) / 255
         expected = pixels[column, 0].clamp(0, 1)

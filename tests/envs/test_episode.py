@@ -139,8 +139,7 @@ def test_train_under_a_schedule_is_stepping_through_it(segments: Any) -> None:
     accuracies = env.train_under(schedule, env.tasks.task(13), 13, splits=["validation", "development"])
     assert accuracies["validation"] == infos[-1]["validation_accuracy"]
     assert same_weights(weights(env), stepped)
-    assert env._trainer is not None
-    assert accuracies["development"] == env._trainer.evaluate("development").accuracy
+    assert accuracies["development"] == env.trainer.evaluate("development").accuracy
     assert [MixPolicy.from_json(info["policy"]) for info in infos[1:]] == policies
 
 
@@ -275,8 +274,7 @@ def test_after_a_divergence_everything_is_as_if_it_had_not_been() -> None:
     assert infos[-1]["diverged"]
     healthy = tiny(reward="change")
     expected = play(healthy, ACTIONS, seed=0)
-    assert env._trainer is not None and healthy._trainer is not None
-    env._trainer.config = healthy._trainer.config
+    env.trainer.config = healthy.trainer.config
     observations, rewards, infos = play(env, ACTIONS, seed=0)
     np.testing.assert_array_equal(observations, expected[0])
     assert (rewards, infos) == expected[1:]

@@ -2,17 +2,20 @@
 
 import math
 from collections import Counter
+from dataclasses import asdict, replace
 from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from classifier.data import load_dataset
-from envs import TaskDistribution
+from classifier.mixing import PolicySchedule
+from envs import MixPolicyEnv, Task, TaskDistribution
 from envs.mix_policy import segment_ends
-from tests.envs.tiny import play, tiny
+from tests.envs.tiny import arguments, digits, play, tiny
 
 WIDE = {"train_size": (50, 5000), "updates": (10, 4000), "label_noise": (0.1, 0.6), "pool": None}
 
@@ -77,6 +80,9 @@ def test_a_pool_wraps() -> None:
         ({"label_noise": (0.5, 0.4)}, "label_noise"),
         ({"label_noise": (0.0, float("nan"))}, "label_noise"),
         ({"pool": 0}, "pool"),
+        ({"clean": 1.1}, "clean"),
+        ({"clean": float("nan")}, "clean"),
+        ({"noise": "gaussian"}, "noise"),
     ],
 )
 def test_a_range_that_cannot_be_is_refused(changes: dict[str, Any], message: str) -> None:
@@ -96,24 +102,24 @@ def test_the_task_reaches_the_trainer(size: int, updates: int, noise: float) -> 
         tasks={"train_size": (size, size), "updates": (updates, updates), "label_noise": (noise, noise)}, reward="final"
     )
     _, _, infos = play(env, [[2, 0, 0, 0]] * 4, seed=1)
-    assert env._trainer is not None
-    train = env._trainer.data.train
+    train = env.trainer.data.train
     wrong = sum(
         truth[image.numpy().tobytes()] != int(label) for image, label in zip(train.images, train.labels, strict=True)
     )
     assert len(train) == size
     assert wrong == round(noise * size)
-    assert env._trainer.updates_done == updates
+    assert env.trainer.updates_done == updates
     assert infos[-1]["task"] == infos[0]["task"]
     assert infos[0]["task"] == {
         "train_size": size,
         "updates": updates,
         "label_noise": noise,
         "data_seed": env.tasks.task(1).data_seed,
+        "noise": "symmetric",
     }
     assert sum(info["images"] for info in infos[1:]) == updates * 20
     for split in ("validation", "development", "test"):
-        held_out = getattr(env._trainer.data, split)
+        held_out = getattr(env.trainer.data, split)
         inside = {image.numpy().tobytes() for image in train.images}
         assert not any(image.numpy().tobytes() in inside for image in held_out.images)
 
@@ -126,11 +132,42 @@ def test_every_episode_gets_the_task_of_its_seed() -> None:
     for seed in (0, 1, 2, 3, 4, 0, 7):
         _, info = env.reset(seed=seed)
         assert info["task"] == vars(env.tasks.task(seed % 4))
-        assert env._trainer is not None
-        assert len(env._trainer.data.train) == info["task"]["train_size"]
-        assert env._trainer.config.updates == info["task"]["updates"]
+        assert len(env.trainer.data.train) == info["task"]["train_size"]
+        assert env.trainer.config.updates == info["task"]["updates"]
         seen[tuple(info["task"].values())] += 1
     assert len(seen) == 4
+
+
+def test_a_share_of_the_tasks_is_clean_and_else_as_it_was() -> None:
+    noisy = [TaskDistribution(**WIDE).task(number) for number in range(1000)]
+    mixed = [TaskDistribution(**WIDE, clean=0.3).task(number) for number in range(1000)]
+    clean = [one.label_noise == 0 for one in mixed]
+    assert abs(np.mean(clean) - 0.3) < 4 * math.sqrt(0.3 * 0.7 / 1000)
+    assert all(other == (replace(one, label_noise=0.0) if is_clean else one)
+               for one, other, is_clean in zip(noisy, mixed, clean, strict=True))  # fmt: skip
+
+
+def test_an_episode_can_be_given_its_task() -> None:
+    env = tiny(tasks={"train_size": (50, 200), "updates": (8, 40), "pool": None}, reward="final")
+    _, drawn = env.reset(seed=3)
+    given = Task(120, 16, 0.5, 11, "pair")
+    for task in (given, asdict(given)):
+        actions = [[2, 0, 0, 0]] * 4
+        env.reset(seed=3, options={"task": task})
+        accuracies = [env.step(action)[-1]["validation_accuracy"] for action in actions]
+        assert env.trainer.updates_done == 16 and env.trainer.config.updates == 16
+        assert torch.equal(env.trainer.data.train.labels, given.draw(digits()).train.labels)
+        schedule = PolicySchedule.fixed(env.menu.policy(actions[0]))
+        assert env.train_under(schedule, given, 3, splits=["validation"])["validation"] == accuracies[-1]
+    assert env.reset(seed=3)[1] == drawn
+    with pytest.raises(ValueError, match="every segment needs an update"):
+        env.reset(seed=3, options={"task": replace(given, updates=3)})
+
+
+def test_images_are_resized_where_it_is_asked() -> None:
+    env = MixPolicyEnv("digits", image_size=14, **arguments(reward="final", training={"model": "search"}))
+    env.reset(seed=0)
+    assert env.trainer.data.train.image_shape == env.trainer.data.test.image_shape == (1, 14, 14)
 
 
 def test_segments_are_a_number_of_equal_parts_or_their_ends() -> None:

@@ -75,8 +75,7 @@ def play(
 
 
 def weights(env: MixPolicyEnv) -> dict[str, torch.Tensor]:
-    assert env._trainer is not None
-    return {name: tensor.clone() for name, tensor in env._trainer.network_state().items()}
+    return {name: tensor.clone() for name, tensor in env.trainer.network_state().items()}
 
 
 def same_weights(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> bool:

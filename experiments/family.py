@@ -1,0 +1,53 @@
+"""The family of tasks that the shipped agent is trained for, and what it chooses from.
+
+Trainings that last seconds: Fashion-MNIST at 14 x 14 pixels, 200 to 5,000 images, 200 to 2,000 updates of the search
+network, half of the tasks with up to 50 % wrong labels. Which policy is best changes from one to the next.
+"""
+
+from __future__ import annotations
+
+from classifier.mixing import MixPolicy
+from classifier.trainer import TrainConfig
+from envs import Menu, MixPolicyEnv, TaskDistribution
+
+SEGMENTS = (0.15, 0.4, 0.7, 0.9, 1.0)  # a short first one to look, short last ones for the finish
+TASKS = TaskDistribution(
+    train_size=(200, 5000), updates=(200, 2000), label_noise=(0.0, 0.5), clean=0.5, pool=None, seed=2212_04875
+)
+MENU = Menu(
+    sources=(
+        ("clean", {"clean": 1.0}),
+        ("mixup half", {"clean": 0.5, "mixup": 0.5}),
+        ("mixup all", {"mixup": 1.0}),
+        ("cutmix half", {"clean": 0.5, "cutmix": 0.5}),
+        ("cutmix all", {"cutmix": 1.0}),
+        ("average half", {"clean": 0.5, "average": 0.5}),
+        ("rmix half", {"clean": 0.5, "rmix": 0.5}),
+        ("rmix all", {"rmix": 1.0}),
+    ),
+    thresholds=(None,),
+    labels=((1.0, 0.0), (0.5, 0.0), (1.0, 0.1), (1.0, 0.3)),
+    lams=("beta(1)",),
+)
+PLAIN = MENU.find(MixPolicy({"clean": 1.0}))
+REFERENCE = MENU.find(MixPolicy({"clean": 0.5, "cutmix": 0.5}))
+
+
+def environment(*, precision: str, data_root: str | None = None) -> MixPolicyEnv:
+    """A training of the family as a game, in one process; the reward is the final validation accuracy.
+
+    Args:
+        precision: number format of the network, `bf16` or `fp32`.
+        data_root: folder where the data set lies; none = looked for.
+    """
+    return MixPolicyEnv(
+        "fashion_mnist",
+        data_root,
+        image_size=14,
+        training=TrainConfig(model="search", updates=TASKS.updates[1], device="cpu", precision=precision),
+        tasks=TASKS,
+        segments=SEGMENTS,
+        reward="final",
+        menu=MENU,
+        validation_size=3000,
+    )

@@ -1,0 +1,150 @@
+"""Which policy is best on which task, and how much of it is chance: fixed, switching and random policies, logged.
+
+python experiments/study_family.py --tasks 100 --out experiments/results/family
+
+Every task of the family (`experiments/family.py`) is trained under the reference (CutMix on half of the updates) twice,
+from two seeds, then from the first one plainly, under fixed policies of the menu, under policies that switch once, and
+under policies drawn for each segment. The log keeps what an agent would have seen at each segment's end, so that an
+agent can be started from it. Trainings that have finished are not run again: the same command goes on.
+"""
+
+from __future__ import annotations
+
+import functools
+import sys
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import tyro
+
+from classifier.hardware import resolve_device, resolve_precision
+from envs import MixPolicyEnv
+from envs.observation import FEATURES
+from experiments.family import MENU, PLAIN, REFERENCE, SEGMENTS, TASKS, environment
+from experiments.parallel import run_all
+from experiments.run_folder import LineLog, RunError, interrupt_on_sigterm, user_errors
+
+FIXED, SWITCHING, RANDOM = 4, 3, 1  # trainings of each task under drawn policies of each kind
+DIGITS = 4  # of a feature, as it is kept
+
+
+@dataclass(frozen=True)
+class StudyConfig:
+    """Train tasks of the family under many policies."""
+
+    tasks: int = 100
+    """Tasks 0, 1, 2, ... of the family."""
+    data_root: str | None = None
+    """Folder where the data set lies; none looks in the usual places, then downloads."""
+    processes: int = 2
+    """Trainings at a time, one thread each."""
+    out: str = "runs/family"
+    """Folder of episodes.jsonl, the trainings finished so far."""
+
+
+@dataclass(frozen=True)
+class Plan:
+    """One training of a task.
+
+    Attributes:
+        task: number of the task.
+        training: seed of the training.
+        kind: reference, plain, fixed, switching or random.
+        actions: of each segment.
+    """
+
+    task: int
+    training: int
+    kind: str
+    actions: tuple[tuple[int, ...], ...]
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Run the command."""
+    interrupt_on_sigterm()
+    with user_errors("the same command"):
+        config = tyro.cli(StudyConfig, args=sys.argv[1:] if arguments is None else arguments, description=__doc__)
+        for name, least in (("tasks", 1), ("processes", 1)):
+            if getattr(config, name) < least:
+                raise RunError(f"--{name} must be at least {least}, got {getattr(config, name)}")
+        out = Path(config.out)
+        out.mkdir(parents=True, exist_ok=True)
+        log = LineLog(out / "episodes.jsonl")
+        finished = log.read()
+        log.keep(len(finished))
+        seen = {(line["task"], line["training"], _hashable(line["actions"])) for line in finished}
+        wanted = [plan for task in range(config.tasks) for plan in plans(task)]
+        missing = [plan for plan in wanted if (plan.task, plan.training, plan.actions) not in seen]
+        print(f"{len(wanted)} trainings, {len(wanted) - len(missing)} of them finished before", flush=True)
+        precision = resolve_precision("auto", resolve_device("cpu"))
+        jobs = [functools.partial(play, plan, precision, config.data_root) for plan in missing]
+        for done, line in enumerate(run_all(jobs, config.processes), start=len(wanted) - len(missing) + 1):
+            log.append(line)
+            print(f"{done:>6} of {len(wanted)}  task {line['task']:<5} {line['kind']}", flush=True)
+
+
+def plans(task: int) -> list[Plan]:
+    """The trainings of a task; always the same ones."""
+    random = np.random.default_rng([task, 1])
+    choices = MENU.actions()
+    count = len(SEGMENTS)
+
+    def draw() -> tuple[int, ...]:
+        return choices[random.integers(len(choices))]
+
+    drawn = [Plan(task, 0, "fixed", (draw(),) * count) for _ in range(FIXED)]
+    for _ in range(SWITCHING):
+        place = int(random.integers(1, count))
+        drawn.append(Plan(task, 0, "switching", (draw(),) * place + (draw(),) * (count - place)))
+    drawn += [Plan(task, 0, "random", tuple(draw() for _ in range(count))) for _ in range(RANDOM)]
+    known = [
+        Plan(task, 0, "reference", (REFERENCE,) * count),
+        Plan(task, 1, "reference", (REFERENCE,) * count),
+        Plan(task, 0, "plain", (PLAIN,) * count),
+    ]
+    return list({(plan.training, plan.actions): plan for plan in (*drawn, *known)}.values())
+
+
+def play(plan: Plan, precision: str, data_root: str | None) -> dict[str, Any]:
+    """Train a task under a plan.
+
+    Returns:
+        The line of the log: what was seen before each choice and at the end, as `FEATURES`; validation accuracy after
+        each segment and development accuracy at the end, all in [0, 1]; at chance after a diverged training.
+    """
+    env = _environment(precision, data_root)
+    task = TASKS.task(plan.task)
+    observation, _ = env.reset(seed=plan.training, options={"task": task})
+    seen, accuracies, diverged = [observation], [], False
+    for action in plan.actions:
+        observation, _, terminated, _, info = env.step(action)
+        seen.append(observation)
+        accuracies.append(info["validation_accuracy"])
+        diverged = info["diverged"]
+        if terminated:
+            break
+    development = 1 / env.trainer.num_classes if diverged else env.trainer.evaluate("development").accuracy
+    return {
+        **asdict(plan),
+        "task_drawn": asdict(task),
+        "observations": [[round(float(value), DIGITS) for value in row[: len(FEATURES)]] for row in seen],
+        "validation": [round(accuracy, 5) for accuracy in accuracies],
+        "development": round(development, 5),
+        "diverged": diverged,
+    }
+
+
+@functools.cache
+def _environment(precision: str, data_root: str | None) -> MixPolicyEnv:
+    return environment(precision=precision, data_root=data_root)
+
+
+def _hashable(actions: Sequence[Sequence[int]]) -> tuple[tuple[int, ...], ...]:
+    return tuple(tuple(action) for action in actions)
+
+
+if __name__ == "__main__":
+    main()
