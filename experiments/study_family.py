@@ -2,9 +2,9 @@
 
 python experiments/study_family.py --tasks 100 --out experiments/results/family
 
-Every task of the family (`experiments/family.py`) is trained under the reference (CutMix on half of the updates) twice,
-from two seeds, then from the first one plainly, under fixed policies of the menu, under policies that switch once, and
-under policies drawn for each segment. The log keeps what an agent would have seen at each segment's end, so that an
+Every task of the family (`experiments/family.py`) is trained under the reference (CutMix on half of the updates) and
+plainly, from two seeds each, and from the first one under fixed policies of the menu, under policies that switch once,
+and under policies drawn for each segment. The log keeps what an agent would have seen at each segment's end, so that an
 agent can be started from it. Trainings that have finished are not run again: the same command goes on.
 """
 
@@ -101,9 +101,9 @@ def plans(task: int) -> list[Plan]:
         drawn.append(Plan(task, 0, "switching", (draw(),) * place + (draw(),) * (count - place)))
     drawn += [Plan(task, 0, "random", tuple(draw() for _ in range(count))) for _ in range(RANDOM)]
     known = [
-        Plan(task, 0, "reference", (REFERENCE,) * count),
-        Plan(task, 1, "reference", (REFERENCE,) * count),
-        Plan(task, 0, "plain", (PLAIN,) * count),
+        Plan(task, training, kind, (action,) * count)
+        for training in (0, 1)
+        for kind, action in (("reference", REFERENCE), ("plain", PLAIN))
     ]
     return list({(plan.training, plan.actions): plan for plan in (*drawn, *known)}.values())
 
