@@ -66,7 +66,13 @@ def load_state(path: Path) -> dict[str, Any]:
         raise DamagedFileError(f"{path}: checkpoint version {metadata.get('version')}, expected {STATE_VERSION}")
     if metadata.get("sha256") != _checksum(metadata.get("state", ""), tensors):
         raise DamagedFileError(f"{path}: the checksum does not fit the content; the file was altered or damaged")
-    return _put_tensors(json.loads(metadata["state"]), tensors)
+    try:
+        state = _put_tensors(json.loads(metadata["state"]), tensors)
+        if not isinstance(state, dict):
+            raise TypeError(f"a state is a dictionary, this is a {type(state).__name__}")
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
+        raise DamagedFileError(f"{path}: not a state that this program wrote ({error!s:.120})") from None
+    return state
 
 
 def _checksum(structure: str, tensors: dict[str, Tensor]) -> str:

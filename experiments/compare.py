@@ -42,10 +42,11 @@ from experiments.contestants import CONTESTANTS, Contestant, PerBatch
 from experiments.measures import MEASURES, NotMeasurable, Subject
 from experiments.pages import NAME, write_comparison_report
 from experiments.parallel import run_all
-from experiments.run_folder import LineLog, RunError, interrupt_on_sigterm, machine, user_errors
+from experiments.run_folder import LineLog, RunError, fitting, interrupt_on_sigterm, machine, user_errors
 
 COMMAND = "python experiments/compare.py"
 TEST_READS = "test_set_reads.jsonl"
+LOGGED = {"method": str, "seed": int, "accuracy": float, "diverged": bool, "measures": dict}  # of a line of runs.jsonl
 TRIED = 20  # images that measures are tried on, before the first training
 
 
@@ -150,6 +151,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
                 flush=True,
             )
         runs = {name: [finished[name, seed] for seed in range(config.seeds)] for name in contestants}
+        with fitting(log.path):
+            compared = compare(contestants, runs, config.baseline, images)
         report = {
             "kind": "comparison",
             "command": command,
@@ -158,7 +161,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
             "machine": machine(),
             "seeds": list(range(config.seeds)),
             "measured_images": count,
-            **compare(contestants, runs, config.baseline, images),
+            **compared,
         }
         text = markdown(report)
         png = io.BytesIO()
@@ -257,6 +260,10 @@ def open_log(
         out.mkdir(parents=True, exist_ok=True)
         runs = log.read()
         for run in runs:
+            with fitting(log.path):
+                for field, kind in LOGGED.items():
+                    if not isinstance(run.get(field, {}), kind):
+                        raise TypeError(f"{field} must be of type {kind.__name__}, got {run.get(field)!r:.80}")
             difference = _first_difference(run.get("setting"), setting)
             if difference is None and run["method"] in contestants:
                 expected = _segments(run["method"], contestants[run["method"]])

@@ -57,6 +57,8 @@ class EvaluateConfig:
     """auto, cpu, cuda or cuda:N."""
     threads: int = 0
     """Threads on a CPU; 0 takes one for each core."""
+    trust: bool = False
+    """The folder is your own: code that it names (package.module:function) may run."""
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -97,7 +99,7 @@ def open_run(config: EvaluateConfig) -> TrainedRun:
         device = resolve_device(config.device)
     except ValueError as error:
         raise RunError(str(error)) from error
-    run = TrainedRun.open(config.run, device=device, data_root=config.data_root)
+    run = TrainedRun.open(config.run, device=device, data_root=config.data_root, trust=config.trust)
     if not config.test_set and not len(run.data.development):
         raise RunError(
             f"{config.run}: this training kept no development images (--development-size 0), and those it learned from "

@@ -26,7 +26,7 @@ from envs import Task
 from envs.observation import TrainingState
 from envs.picture import mixed_picture
 from experiments.pages import NAME, write_training_report
-from experiments.run_folder import RunError, RunFolder, StopSignal, stop_file
+from experiments.run_folder import RunError, RunFolder, StopSignal, fitting, stop_file
 
 CHUNK = 20  # updates between two looks at the clock, the bar and the signals
 
@@ -106,6 +106,8 @@ class FinalConfig:
     """Run folder; none makes one under runs/."""
     resume: str | None = None
     """Run folder of a training to go on with; all other options are then read from it."""
+    trust: bool = False
+    """The run folder is your own: code that it names (package.module:function) or holds (Ray's files) may run."""
 
     def training(self) -> TrainConfig:
         """The Trainer's setting.
@@ -334,7 +336,8 @@ class FinalTraining:
         self.seconds = 0.0
         checkpoint = self._of_the_first(None if run is None else run.load_checkpoint())
         if checkpoint is not None:
-            self._restore(checkpoint)
+            with fitting("the checkpoint" if run is None else run.checkpoints):
+                self._restore(checkpoint)
         self._started_at = trainer.updates_done
 
     def run(self) -> None:

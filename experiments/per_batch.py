@@ -43,6 +43,7 @@ from experiments.run_folder import (
     RunError,
     RunFolder,
     StopSignal,
+    fitting,
     interrupt_on_sigterm,
     stored_config,
     user_errors,
@@ -133,6 +134,8 @@ class RLMixConfig:
     """Run folder; none makes one under runs/."""
     resume: str | None = None
     """Run folder of a training to go on with; all other options are then read from it."""
+    trust: bool = False
+    """The run folder is your own: code that it names (package.module:function) or holds (Ray's files) may run."""
 
     def environment(self, data: Splits) -> RLMixEnv:
         """The environment that the options describe.
@@ -168,7 +171,7 @@ def main(arguments: Sequence[str]) -> None:
     with user_errors():
         config = tyro.cli(RLMixConfig, args=arguments, description=__doc__)
         if config.resume is not None:
-            run, stored = RunFolder.open(config.resume, KIND)
+            run, stored = RunFolder.open(config.resume, KIND, trust=config.trust)
             config = stored_config(RLMixConfig, stored)
             data = load_data(config)
         else:
@@ -178,7 +181,7 @@ def main(arguments: Sequence[str]) -> None:
             if config.agent is not None:  # a copy, so that the training can go on without the original
                 ThresholdAgent.load(Path(config.agent)).save(run.path)
             run.write_config(KIND, asdict(config))
-    with user_errors(f"{COMMAND} --resume {run.path}"):
+    with user_errors(f"{COMMAND} {run.go_on}"):
         print(f"run folder: {run.path}\nwatch: tensorboard --logdir {run.events}", flush=True)
         train(config, run, data)
 
@@ -272,9 +275,10 @@ def train(config: RLMixConfig, run: RunFolder, data: Splits) -> None:
         observation, _ = env.reset(seed=config.seed)
         _writer(logger).add_custom_scalars(LAYOUT)
     else:
-        observation = env.load_state_dict(checkpoint["env"])
-        if learner is not None:
-            learner.load_state_dict(checkpoint["agent"], observation)
+        with fitting(run.checkpoints):
+            observation = env.load_state_dict(checkpoint["env"])
+            if learner is not None:
+                learner.load_state_dict(checkpoint["agent"], observation)
 
     def save_checkpoint() -> None:
         agent = None if learner is None else learner.state_dict()

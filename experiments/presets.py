@@ -82,6 +82,8 @@ class SearchConfig:
     """Run folder; none makes one under runs/."""
     resume: str | None = None
     """Run folder of a search to go on with; all other options are then read from it."""
+    trust: bool = False
+    """The run folder is your own: code that it names (package.module:function) or holds (Ray's files) may run."""
 
     @property
     def worker_count(self) -> int:

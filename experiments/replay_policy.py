@@ -56,7 +56,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         asked = tyro.cli(ReplayConfig, args=sys.argv[1:] if arguments is None else arguments, description=__doc__)
         config = asked
         if config.resume is not None:
-            run, stored = RunFolder.open(config.resume, KIND)
+            run, stored = RunFolder.open(config.resume, KIND, trust=config.trust)
             config = stored_config(ReplayConfig, stored)
             choose, segments, name = chooser(config, run.path)
             data = load_data(config)
@@ -67,7 +67,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
             run = RunFolder.create(config.out, KIND)
             keep_policy(config, run)
             run.write_config(KIND, asdict(config))
-    with user_errors(f"python experiments/replay_policy.py --resume {run.path}"):
+    with user_errors(f"python experiments/replay_policy.py {run.go_on}"):
         print(f"run folder: {run.path}", flush=True)
         if config.num_workers > 1:
             with connected(asked.address or config.address):

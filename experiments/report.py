@@ -11,6 +11,7 @@ a training shows what that has measured.
 from __future__ import annotations
 
 import json
+import os
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -21,7 +22,15 @@ import tyro
 
 from experiments import train_agent
 from experiments.pages import NAME, write_comparison_report, write_search_report, write_training_report
-from experiments.run_folder import USER_ERRORS, RunError, interrupt_on_sigterm, read_config, user_errors
+from experiments.run_folder import (
+    USER_ERRORS,
+    RunError,
+    code_of,
+    interrupt_on_sigterm,
+    read_config,
+    require_no_code,
+    user_errors,
+)
 from experiments.trained_run import TRAININGS, TrainedRun
 
 
@@ -33,6 +42,8 @@ class ReportConfig:
     """Folder of a training, a search or a comparison."""
     data_root: str | None = None
     """Folder where the data set of a training or comparison lies; none looks where that did."""
+    trust: bool = False
+    """The folder is your own: code that it names (package.module:function) may run."""
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -45,7 +56,16 @@ def main(arguments: Sequence[str] | None = None) -> None:
             write(config, path)
         except USER_ERRORS:
             raise
-        except (OSError, ValueError, KeyError, TypeError) as error:
+        except (
+            OSError,
+            ValueError,
+            LookupError,
+            TypeError,
+            AttributeError,
+            ArithmeticError,
+            RuntimeError,
+            MemoryError,
+        ) as error:
             raise RunError(
                 f"{path}: expected the files of a finished run, got {type(error).__name__}: {error}; let it end first "
                 "(--resume), or restore what is missing"
@@ -58,19 +78,21 @@ def write(config: ReportConfig, path: Path) -> None:
 
     Raises:
         RunError: there is no run that has finished.
-        OSError, ValueError, KeyError, TypeError: a file of the run is missing or damaged.
+        Exception: of nearly any kind, where a file of the run is missing or damaged.
     """
-    if (path / "results.json").exists() and not (path / "config.json").exists():
+    if os.path.exists(path / "results.json") and not os.path.exists(path / "config.json"):
         report = json.loads((path / "results.json").read_bytes())
         if report.get("kind") != "comparison":
             raise RunError(f"{path}/results.json: expected results of compare.py, got {report.get('kind')!r:.80}")
+        if not config.trust:
+            require_no_code(config.run, code_of("comparison", report["setting"]))
         write_comparison_report(path, report, config.data_root)
         return
-    kind, _ = read_config(config.run, (*TRAININGS, train_agent.KIND))
+    kind, _ = read_config(config.run, (*TRAININGS, train_agent.KIND), trust=config.trust)
     if kind == train_agent.KIND:
         write_search_report(path)
     else:
-        run = TrainedRun.open(config.run, device=torch.device("cpu"), data_root=config.data_root)
+        run = TrainedRun.open(config.run, device=torch.device("cpu"), data_root=config.data_root, trust=True)
         write_training_report(path, run.data, run.network.model, run.device)
 
 

@@ -7,22 +7,24 @@ import platform
 import signal
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import fields
+from dataclasses import is_dataclass
 from importlib.metadata import version
 from multiprocessing import resource_tracker
 from pathlib import Path
 from types import FrameType
-from typing import Any, NoReturn, TypeVar
+from typing import Any, NoReturn, TypeVar, get_type_hints
 
 import torch
+from typeguard import CollectionCheckStrategy, TypeCheckError, check_type
 
 from classifier.data import DataError
 from classifier.files import DamagedFileError, load_state, save_state, write_atomic
 from classifier.mixing import PolicyError
 
 VERSION = 1
+TUNE = "tune"  # the kind of run that is many searches
 KEPT_CHECKPOINTS = 2
 CPU_FLAGS = ("avx2", "avx512f", "avx512_bf16", "amx_tile", "amx_bf16")
 PACKAGES = ("torch", "torchvision", "gymnasium", "stable-baselines3", "numpy")
@@ -82,19 +84,30 @@ class RunFolder:
             )
         else:
             path = Path(out)
-            if (path / "config.json").exists():
+            if os.path.exists(path / "config.json"):
                 raise RunError(f"{path}: a run is there already; go on with --resume {path}, or choose another --out")
         return cls(path)
 
     @classmethod
-    def open(cls, path: str, kind: str) -> tuple["RunFolder", dict[str, Any]]:
+    def open(cls, path: str, kind: str, *, trust: bool) -> tuple["RunFolder", dict[str, Any]]:
         """The folder of an earlier run of the same kind, and its configuration.
 
+        Args:
+            path: of the folder.
+            kind: of the run.
+            trust: whether the folder is the user's own, and code that it names or holds may run.
+
         Raises:
-            RunError: there is none, or it is of another kind or version.
+            RunError: there is none, it is of another kind or version, or it would run code and is not trusted.
         """
-        _, config = read_config(path, (kind,))
+        _, config = read_config(path, (kind,), trust=trust)
         return cls(Path(path)), config
+
+    @property
+    def go_on(self) -> str:
+        """Options by which a command goes on with this run."""
+        kind, config = read_config(str(self.path), None, trust=True)
+        return f"--resume {self.path}{' --trust' if code_of(kind, config) else ''}"
 
     def release(self) -> None:
         """Let another process own the folder."""
@@ -127,7 +140,7 @@ class RunFolder:
         """
         try:
             return json.loads((self.path / name).read_bytes())
-        except (OSError, ValueError) as error:
+        except (OSError, ValueError, RecursionError) as error:
             raise RunError(f"{self.path / name}: cannot be read ({error}); delete it to have it made again") from None
 
     def save_checkpoint(self, number: int, state: dict[str, Any]) -> None:
@@ -152,28 +165,68 @@ def stop_file(run: Path) -> Path:
     return run / "stop"
 
 
-def read_config(path: str, kinds: Sequence[str]) -> tuple[str, dict[str, Any]]:
+def read_config(path: str, kinds: Sequence[str] | None, *, trust: bool) -> tuple[str, dict[str, Any]]:
     """The kind of a run, one of `kinds`, and its configuration.
 
+    Args:
+        path: of the run's folder.
+        kinds: that are expected; none = any.
+        trust: whether the folder is the user's own, and code that it names or holds may run.
+
     Raises:
-        RunError: there is no run, or it is of another kind or version.
+        RunError: there is no run, it is of another kind or version, or it would run code and is not trusted.
     """
     try:
         value = json.loads((Path(path) / "config.json").read_bytes())
         kind, found, config = value["kind"], value["version"], value["config"]
-        if not isinstance(config, dict):
+        if not isinstance(kind, str) or not isinstance(config, dict):
             raise TypeError
     except OSError:
         raise RunError(f"{path}: no run is there (config.json is missing); give a run's folder") from None
-    except (ValueError, KeyError, TypeError):
+    except (ValueError, KeyError, TypeError, RecursionError):
         raise RunError(f"{path}/config.json: not a run's configuration; the file is damaged") from None
-    if kind not in kinds or found != VERSION:
-        raise RunError(f"{path}: a run of {kind}, version {found}; expected {' or '.join(kinds)}, version {VERSION}")
+    if (kinds is not None and kind not in kinds) or found != VERSION:
+        expected = "" if kinds is None else f"{' or '.join(kinds)}, "
+        raise RunError(
+            f"{path}: a run of {kind:.80}, version {found!r:.80}; expected {expected}version {VERSION}, "
+            "as this RL-Mix writes it"
+        )
+    if not trust:
+        require_no_code(path, code_of(kind, config))
     return kind, config
+
+
+def code_of(kind: str, config: Mapping[str, Any]) -> list[str]:
+    """What would run as code if a run went on or were looked at: names of a user's functions, and Ray's files."""
+    code = ["files of Ray in it"] if kind == TUNE else []
+    for part in (config, config.get("agent")):
+        if isinstance(part, dict):
+            # What load_dataset and build_model would import; a `/` makes a name a folder or a library's network.
+            code += [
+                f"{name} {value}"
+                for name in ("dataset", "model")
+                if isinstance(value := part.get(name), str) and ":" in value and "/" not in value
+            ]
+    return code
+
+
+def require_no_code(path: str, code: Sequence[str]) -> None:
+    """Refuse a folder that would run code.
+
+    Raises:
+        RunError: there is some.
+    """
+    if code:
+        raise RunError(
+            f"{path}: would run code ({', '.join(code):.200}); add --trust if the folder is your own, "
+            "and nobody else could change it"
+        )
 
 
 class LineLog:
     """Results that are appended one JSON object a line; a torn last line is dropped when it is read.
+
+    A line is on the disk before the next one is written, so a stop can tear the last one only.
 
     Args:
         path: of the file; made when the first line is written.
@@ -183,18 +236,40 @@ class LineLog:
         self.path = path
 
     def read(self) -> list[dict[str, Any]]:
-        """Every whole line so far."""
+        """Every whole line so far.
+
+        Raises:
+            RunError: a line before the last one is damaged, which no stop of a program does.
+        """
+        lines = self.path.read_bytes().removesuffix(b"\n").split(b"\n") if self.path.exists() else []
         entries = []
-        for line in self.path.read_text().splitlines() if self.path.exists() else []:
+        for number, line in enumerate(lines, start=1):
             try:
-                entries.append(json.loads(line))
-            except ValueError:
-                break
+                entry = json.loads(line)
+                if not isinstance(entry, dict):
+                    raise ValueError("not an object")
+            except (ValueError, RecursionError) as error:
+                if number == len(lines):
+                    break
+                raise RunError(
+                    f"{self.path}: expected a JSON object in line {number}, got {type(error).__name__}: {error!s:.80}; "
+                    "restore the file, or delete it from this line on to have the rest made again"
+                ) from None
+            entries.append(entry)
         return entries
 
     def keep(self, count: int) -> None:
-        """Forget all lines after the first `count`: the search goes on from before they were written."""
+        """Forget all lines after the first `count`: the search goes on from before they were written.
+
+        Raises:
+            RunError: there are fewer, or one of them is damaged.
+        """
         entries = self.read()[:count]
+        if len(entries) < count:
+            raise RunError(
+                f"{self.path}: expected {count} lines, as many as the checkpoint has counted, got {len(entries)}; "
+                "restore the file, or start a new run"
+            )
         write_atomic(self.path, "".join(json.dumps(entry) + "\n" for entry in entries).encode())
 
     def append(self, entry: dict[str, Any]) -> None:
@@ -222,6 +297,27 @@ def user_errors(resume_hint: str | None = None) -> Iterator[None]:
         sys.exit(130)
 
 
+@contextmanager
+def fitting(what: object) -> Iterator[None]:
+    """Turn what goes wrong while a program takes over something that it has stored into one line.
+
+    Args:
+        what: the file or folder that it was read from.
+
+    Raises:
+        RunError: what was stored is whole, but not what this run would have stored.
+    """
+    try:
+        yield
+    except USER_ERRORS:
+        raise
+    except (LookupError, TypeError, ValueError, AttributeError, ArithmeticError, RuntimeError) as error:
+        reason = f"{type(error).__name__}: {' '.join(str(error).split()):.200}"
+        raise RunError(
+            f"{what}: does not fit this run ({reason}); it was changed, or is another run's: restore or delete it"
+        ) from error
+
+
 def _tuples(value: Any) -> Any:
     return tuple(_tuples(entry) for entry in value) if isinstance(value, list) else value
 
@@ -236,15 +332,24 @@ def stored_config(kind: type[Config], stored: dict[str, Any]) -> Config:
     Raises:
         RunError: it does not fit this version.
     """
+    types, values = get_type_hints(kind), {}
     try:
-        names = {entry.name: entry for entry in fields(kind)}  # type: ignore[arg-type]
-        values = {name: _tuples(value) for name, value in stored.items()}
         for name, value in stored.items():
-            if isinstance(value, dict):
-                values[name] = stored_config(names[name].default_factory, value)  # type: ignore[arg-type]
+            if name not in types:
+                raise TypeError(f"{name} is not known")
+            if is_dataclass(types[name]) and isinstance(value, dict):
+                values[name] = stored_config(types[name], value)
+                continue
+            try:
+                every = CollectionCheckStrategy.ALL_ITEMS
+                values[name] = check_type(_tuples(value), types[name], collection_check_strategy=every)
+            except TypeCheckError as error:
+                raise TypeError(f"{name}: {error}") from None
         return kind(**values)
-    except (TypeError, KeyError, ValueError) as error:
-        raise RunError(f"config.json does not fit this version of RL-Mix ({error}); start a new run") from None
+    except RunError:
+        raise
+    except (TypeError, ValueError, RecursionError) as error:
+        raise RunError(f"config.json does not fit this version of RL-Mix ({error!s:.300}); start a new run") from None
 
 
 class StopSignal:

@@ -55,6 +55,7 @@ from experiments.run_folder import (
     LineLog,
     RunError,
     RunFolder,
+    fitting,
     interrupt_later,
     interrupt_on_sigterm,
     stored_config,
@@ -171,7 +172,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         with user_errors():
             asked = parse(arguments)
             if asked.resume is not None:
-                run, stored = RunFolder.open(asked.resume, KIND)
+                run, stored = RunFolder.open(asked.resume, KIND, trust=asked.trust)
                 search = Search.of(stored_config(SearchConfig, stored))
                 if search.config.backend == "ray":
                     ray.enter_context(connected(asked.address or search.config.address))
@@ -187,7 +188,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
                 run = RunFolder.create(asked.out, KIND)
                 run.write_config(KIND, asdict(search.config))
                 print_data(data, search)
-        with user_errors(f"python experiments/train_agent.py --resume {run.path}"):
+        with user_errors(f"python experiments/train_agent.py {run.go_on}"):
             print(f"run folder: {run.path}\nwatch: tensorboard --logdir {run.events}", flush=True)
             if search.config.backend == "ray":
                 run.release()  # the trial's process owns it
@@ -210,7 +211,7 @@ def search_trial(parameters: dict[str, str]) -> None:
         parameters: `run`, the folder's path.
     """
     torch.set_num_threads(1)
-    run, stored = RunFolder.open(parameters["run"], KIND)
+    run, stored = RunFolder.open(parameters["run"], KIND, trust=True)
     execute(Search.of(stored_config(SearchConfig, stored)), run)
 
 
@@ -302,7 +303,8 @@ def execute(search: Search, run: RunFolder) -> None:
     started = time.monotonic()
     config = search.config
     checkpoint = run.load_checkpoint()
-    positions = positions_of(config, checkpoint)
+    with fitting(run.checkpoints):
+        positions = positions_of(config, checkpoint)
     workers = None
     try:
         workers = begin_workers(search, run, positions)
@@ -317,10 +319,10 @@ def execute(search: Search, run: RunFolder) -> None:
     except (EOFError, ConnectionError):
         raise RunError(
             "a worker process ended too early, by its own error above or killed from outside (is there enough "
-            f"memory?); go on with --resume {run.path}"
+            f"memory?); go on with {run.go_on}"
         ) from None
     except WorkerFailedError as error:
-        raise RunError(f"{error}; what was learned is saved, go on with --resume {run.path}") from None
+        raise RunError(f"{error}; what was learned is saved, go on with {run.go_on}") from None
     finally:
         end_workers(workers)
     timing = {
@@ -400,7 +402,8 @@ def learn(
     observations = workers.reset()
     assert isinstance(observations, np.ndarray)
     if checkpoint is not None:
-        restore_search(model, checkpoint["search"], observations)
+        with fitting(run.checkpoints):
+            restore_search(model, checkpoint["search"], observations)
     total = config.episodes * len(search.segments)
     left = total - model.num_timesteps
     learning_seconds = 0.0
@@ -547,7 +550,11 @@ class Trainings:
 
     def __init__(self, run: RunFolder, workers: VecEnv) -> None:
         self._log = LineLog(run.path / "trainings.jsonl")
-        self._done = {(e["stage"], e["number"]): e for e in self._log.read()}
+        with fitting(self._log.path):
+            self._done = {
+                (e["stage"], e["number"]): {split: float(value) for split, value in e["accuracy"].items()}
+                for e in self._log.read()
+            }
         self._log.keep(len(self._done))
         self._workers = workers
 
@@ -560,9 +567,9 @@ class Trainings:
             for number, (job, accuracy) in zip(left, finished, strict=True):
                 entry = {"stage": stage, "number": number, **asdict(job), "accuracy": accuracy}
                 self._log.append(entry)
-                self._done[stage, number] = entry
+                self._done[stage, number] = accuracy
                 bar.update(1)
-        return [self._done[stage, number]["accuracy"] for number in range(len(jobs))]
+        return [self._done[stage, number] for number in range(len(jobs))]
 
 
 def report(search: Search, run: RunFolder) -> None:

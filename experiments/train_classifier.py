@@ -39,7 +39,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
             print(what_it_takes(config))
             return
         if config.resume is not None:
-            run, stored = RunFolder.open(config.resume, KIND)
+            run, stored = RunFolder.open(config.resume, KIND, trust=config.trust)
             config = stored_config(ClassifierConfig, stored)
             policy, data = config.policy(), load_data(config)
         else:
@@ -47,7 +47,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
             config = resolve(config, data, [policy])
             run = RunFolder.create(config.out, KIND)
             run.write_config(KIND, asdict(config))
-    with user_errors(f"python experiments/train_classifier.py --resume {run.path}"):
+    with user_errors(f"python experiments/train_classifier.py {run.go_on}"):
         print(f"run folder: {run.path}")
         train_to_the_end(config, run, data, follow(PolicySchedule.fixed(policy)), [1.0], str(policy))
 

@@ -39,20 +39,21 @@ class TrainedRun:
     device: torch.device
 
     @classmethod
-    def open(cls, path: str, *, device: torch.device, data_root: str | None = None) -> TrainedRun:
+    def open(cls, path: str, *, device: torch.device, data_root: str | None = None, trust: bool) -> TrainedRun:
         """Read a run folder of `train_classifier.py` or `replay_policy.py`; nothing in it is changed.
 
         Args:
             path: the folder.
             device: where the network is put.
             data_root: where the data set lies; none = where the training looked.
+            trust: whether code that its configuration names may run.
 
         Raises:
             RunError: there is no such run, it has not finished, or its network cannot be built.
             DamagedFileError: the weights cannot be read.
             DataError: the images cannot be had.
         """
-        kind, stored = read_config(path, tuple(TRAININGS))
+        kind, stored = read_config(path, tuple(TRAININGS), trust=trust)
         config = stored_config(TRAININGS[kind], stored)
         weights = Path(path) / "model.safetensors"
         if not weights.exists():

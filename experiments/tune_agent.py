@@ -45,6 +45,7 @@ from experiments.cluster import (
 )
 from experiments.presets import PRESETS, SearchConfig, named
 from experiments.run_folder import (
+    TUNE,
     LineLog,
     RunError,
     RunFolder,
@@ -76,7 +77,7 @@ from experiments.train_agent import (
 if TYPE_CHECKING:
     from ray.tune import ResultGrid, Tuner
 
-KIND = "tune"
+KIND = TUNE
 RECENT = 20  # finished episodes whose mean validation accuracy an agent is compared by
 METRIC = "validation_accuracy"
 
@@ -106,7 +107,9 @@ class TuneConfig:
     out: str | None = None
     """Run folder; none makes one under runs/."""
     resume: str | None = None
-    """Run folder to go on with; all other options but --address are then read from it."""
+    """Run folder to go on with, for which add --trust; all other options but --address are then read from it."""
+    trust: bool = False
+    """The run folder is your own: code that it names (package.module:function) or holds (Ray's files) may run."""
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -117,7 +120,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         asked = parse(sys.argv[1:] if arguments is None else arguments)
         config = asked
         if asked.resume is not None:
-            run, stored = RunFolder.open(asked.resume, KIND)
+            run, stored = RunFolder.open(asked.resume, KIND, trust=asked.trust)
             config = stored_config(TuneConfig, stored)
         check(config)
     with user_errors(), connected(asked.address or config.address):
@@ -127,7 +130,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
             run = RunFolder.create(config.out, KIND)
             run.write_config(KIND, asdict(config))
         require_places(config.agent.workers if config.search == "asha" else 1, share)
-        with user_errors(f"python experiments/tune_agent.py --resume {run.path}"):
+        with user_errors(f"python experiments/tune_agent.py {run.go_on}"):
             print(f"run folder: {run.path}\nwatch: tensorboard --logdir {run.path}", flush=True)
             execute(config, run)
             report(Search.of(config.agent), run)
@@ -161,8 +164,8 @@ def check(config: TuneConfig) -> None:
             raise RunError(f"--{name.replace('_', '-')} must be at least {least}, got {getattr(config, name)}")
     if config.agent.backend != "ray":
         raise RunError("--agent.backend must be ray here; train_agent.py searches without it")
-    for name in ("out", "resume", "address"):
-        if getattr(config.agent, name) is not None:
+    for name in ("out", "resume", "address", "trust"):
+        if getattr(config.agent, name):
             raise RunError(f"--agent.{name} is not for many searches: give --{name}")
 
 
@@ -200,7 +203,7 @@ def execute(config: TuneConfig, run: RunFolder) -> None:
             images = sum(entry["images"] for entry in LineLog(run.path / "members.jsonl").read())
         contest = compare(search, run, schedule, trainings)
     except WorkerFailedError as error:
-        raise RunError(f"{error}; go on with --resume {run.path}") from None
+        raise RunError(f"{error}; go on with {run.go_on}") from None
     finally:
         end_workers(workers)
     summary = {"search": config.search, "images_trained": images, "policy": schedule.to_json(), "contest": contest}

@@ -43,15 +43,21 @@ def load_dataset(name: str, root: str | Path | None = None, *, image_size: int |
             image_size below 1.
     """
     if name in DATASETS:
-        dataset = DATASETS[name](None if root is None else Path(root).expanduser())
-    elif os.sep in name or (name and Path(name).expanduser().is_dir()):
+        try:
+            dataset = DATASETS[name](None if root is None else Path(root).expanduser())
+        except OSError as error:
+            raise DataError(
+                f"data set {name!r}: its files cannot be read ({error!s:.200}); let this user read them, "
+                "or give another data_root"
+            ) from error
+    elif os.sep in name or (name and os.path.isdir(os.path.expanduser(name))):
         return load_image_folder(name, image_size=image_size)
     elif ":" in name:
         dataset = _load_own(name)
     else:
         raise DataError(
-            f"data set {name!r}: expected one of {', '.join(sorted(DATASETS))}, the path of a folder of images (./NAME "
-            "for one that lies here), or package.module:function for your own; check the spelling"
+            f"data set {name!r:.200}: expected one of {', '.join(sorted(DATASETS))}, the path of a folder of images "
+            "(./NAME for one that lies here), or package.module:function for your own; check the spelling"
         )
     return dataset if image_size is None else resized(dataset, image_size)
 

@@ -96,9 +96,9 @@ def status_of(main: Callable[[list[str]], None], *arguments: object) -> object:
     return status
 
 
-def resume(run: Path) -> tuple[bytes, dict[str, Any]]:
+def resume(run: Path, *options: str) -> tuple[bytes, dict[str, Any]]:
     gc.collect()
-    replay_policy.main(["--resume", str(run)])
+    replay_policy.main(["--resume", str(run), *options])
     return outcome(run)
 
 
@@ -468,19 +468,19 @@ def test_own_network_and_data_killed_and_terminated_as_by_a_user(
     policy.unlink()
 
     before = newest()
-    process = start("replay_policy.py", "--resume", "run", cwd=tmp_path, modules=modules)
+    process = start("replay_policy.py", "--resume", "run", "--trust", cwd=tmp_path, modules=modules)
     wait_until("more checkpoints", lambda: newest() > before, running=process)
     process.terminate()
     _, err = process.communicate(timeout=60)
     assert process.returncode == 130 and "Traceback" not in err, err
-    assert err.endswith("\nstopped; go on with: python experiments/replay_policy.py --resume run\n")
+    assert err.endswith("\nstopped; go on with: python experiments/replay_policy.py --resume run --trust\n")
     assert not members(process)
     assert not (run / "summary.json").exists()
 
     monkeypatch.syspath_prepend(modules)
     SCHEDULE.save(tmp_path / "again.json")
     undisturbed = replay(tmp_path / "undisturbed", "--policy", tmp_path / "again.json", *options)
-    weights, summary = resume(run)
+    weights, summary = resume(run, "--trust")
     assert weights == undisturbed[0]
     assert {**summary, "trained_under": None} == {**undisturbed[1], "trained_under": None}
     model = importlib.import_module("own_for_replay").build(10, 1)  # as its author wrote it: no head, no wrapper

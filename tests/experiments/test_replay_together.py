@@ -80,12 +80,12 @@ def test_interrupted_and_killed_goes_on_where_it_was_and_ends_near_one_process(
     os.killpg(process.pid, signal.SIGINT)  # as a terminal sends Ctrl-C, to all of them
     _, err = process.communicate(timeout=900)
     assert process.returncode == 130 and "Traceback" not in err, err
-    assert err.endswith("\nstopped; go on with: python experiments/replay_policy.py --resume killed\n")
+    assert err.endswith("\nstopped; go on with: python experiments/replay_policy.py --resume killed --trust\n")
     wait_until("all of them to end", lambda: not titled(TRAINER, trained_by))
     saved = newest()
     assert len(trained_by) == 2 and 0 < saved < UPDATES and not (killed / "stop").exists()
 
-    process = start("replay_policy.py", "--resume", "killed", cwd=tmp_path, modules=ROOT)
+    process = start("replay_policy.py", "--resume", "killed", "--trust", cwd=tmp_path, modules=ROOT)
     wait_until("another checkpoint", lambda: newest() > saved, running=process)
     os.kill(trainers()[0], signal.SIGKILL)
     assert newest() < UPDATES

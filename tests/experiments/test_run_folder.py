@@ -57,7 +57,7 @@ def test_configuration_comes_back(tmp_path: Path) -> None:
     assert torch.__version__.startswith(written["machine"]["torch"])
     assert written["machine"]["threads"] == torch.get_num_threads()
     del run
-    _, stored = RunFolder.open(str(tmp_path / "run"), "agent")
+    _, stored = RunFolder.open(str(tmp_path / "run"), "agent", trust=False)
     assert stored_config(Outer, stored) == config
 
 
@@ -80,7 +80,7 @@ def test_second_owner_is_refused_and_told_the_first(tmp_path: Path) -> None:
     run.write_config("agent", {})
     for _ in range(2):  # being refused leaves the owner's name where it stands
         with pytest.raises(RunError, match=f"process {os.getpid()} is running"):
-            RunFolder.open(str(tmp_path), "agent")
+            RunFolder.open(str(tmp_path), "agent", trust=False)
 
 
 def test_lock_goes_with_its_process(tmp_path: Path) -> None:
@@ -115,14 +115,14 @@ def test_lock_goes_with_its_process(tmp_path: Path) -> None:
 def test_configuration_that_is_none(content: bytes, tmp_path: Path) -> None:
     (tmp_path / "config.json").write_bytes(content)
     with pytest.raises(RunError, match=str(tmp_path)):
-        RunFolder.open(str(tmp_path), "agent")
+        RunFolder.open(str(tmp_path), "agent", trust=False)
     assert [path.name for path in tmp_path.iterdir()] == ["config.json"]
 
 
 @pytest.mark.parametrize("folder", ["", "missing"])
 def test_folder_that_is_no_run(folder: str, tmp_path: Path) -> None:
     with pytest.raises(RunError, match="no run is there"):
-        RunFolder.open(str(tmp_path / folder), "agent")
+        RunFolder.open(str(tmp_path / folder), "agent", trust=False)
     assert list(tmp_path.iterdir()) == []
 
 

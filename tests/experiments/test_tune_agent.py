@@ -142,7 +142,7 @@ def test_killed_run_goes_on_and_its_trials_are_searches_like_any(
     os.killpg(process.pid, signal.SIGKILL)
     process.communicate(timeout=60)
     kept = {path: path.read_bytes() for path in run.glob("trials/*/policy.json")}
-    process = start("tune_agent.py", "--resume", "run", cwd=tmp_path)
+    process = start("tune_agent.py", "--resume", "run", "--trust", cwd=tmp_path)
     out, err = process.communicate(timeout=900)
     assert process.returncode == 0, err
     assert all(path.read_bytes() == content for path, content in kept.items())

@@ -1,0 +1,62 @@
+"""Try for hours what the tests try for minutes.
+
+python experiments/soak.py inputs --out experiments/results/soak
+
+inputs: files of every kind that the program reads, and command lines, made wrong by chance; none may end in an error
+that is not the program's own, take 10 seconds, or ask for 1 GiB.
+
+What fails is told in full, with the command that tries it alone; the exit status is then 1.
+"""
+
+from __future__ import annotations
+
+import json
+import shlex
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Annotated
+
+import tyro
+
+from classifier.files import write_atomic
+from experiments.faults.inputs import InputsSoak
+from experiments.run_folder import interrupt_on_sigterm, machine, user_errors
+
+COMMAND = "python experiments/soak.py"
+SOAKS = {"inputs": InputsSoak}
+Command = Annotated[InputsSoak, tyro.conf.subcommand("inputs")]
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Run the command."""
+    arguments = sys.argv[1:] if arguments is None else arguments
+    interrupt_on_sigterm()
+    command = shlex.join([*COMMAND.split(), *arguments])
+    with user_errors(command):
+        soak = tyro.cli(Command, args=arguments, description=__doc__)  # type: ignore[arg-type]
+        started = time.monotonic()
+        result, failed = soak.run()
+        report = {
+            "command": command,
+            "config": asdict(soak),
+            "seconds": round(time.monotonic() - started, 1),
+            "machine": machine(),
+            **result,
+            "failed": len(failed),
+        }
+        text = json.dumps(report, indent=2, ensure_ascii=False) + "\n"
+        if soak.out is not None:
+            name = next(name for name, kind in SOAKS.items() if isinstance(soak, kind))
+            Path(soak.out).mkdir(parents=True, exist_ok=True)
+            write_atomic(Path(soak.out) / f"{name}.json", text.encode())
+    print(text)
+    if failed:
+        print("\n\n".join(failed), file=sys.stderr)
+        sys.exit(1)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,277 @@
+"""Bad input of every kind, by chance and by malice: it is read or refused, and never runs."""
+
+import contextlib
+import hashlib
+import json
+import os
+import pickle
+import signal
+from collections.abc import Iterator
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import save
+
+from classifier.data import DataError
+from classifier.data import idx as idx_files
+from classifier.files import STATE_VERSION, DamagedFileError, load_state
+from experiments import evaluate, per_batch, replay_policy, report, train_agent, train_classifier, tune_agent
+from experiments.faults import inputs
+from experiments.faults.inputs import KINDS, Kind, Outcome, Workshop, cut_policies, survey, tally
+from experiments.presets import SearchConfig
+from experiments.run_folder import USER_ERRORS, LineLog, RunError, RunFolder, stored_config
+
+
+@pytest.mark.slow
+def test_bad_input_is_read_or_refused() -> None:
+    outcomes = [outcome for _, outcome in survey(1500, seed=1)]
+    assert [outcome for outcome in outcomes if not outcome.kept] == []
+    counts = tally(outcomes)
+    assert len(counts) >= len(KINDS) - 5  # command lines are rare ones
+    assert sum(row["tried"] for row in counts.values()) == 1500
+    assert sum(row["refused"] for row in counts.values()) > 750
+
+
+def test_bad_command_lines_are_refused() -> None:
+    kinds = [kind for kind in KINDS if "command" in kind]
+    assert [outcome for _, outcome in survey(60, seed=2, kinds=kinds) if not outcome.kept] == []
+
+
+def test_every_cut_of_a_policy_is_refused(tmp_path: Path) -> None:
+    KINDS["policy"].make(tmp_path)
+    outcomes = cut_policies()
+    assert {outcome.result for outcome in outcomes} == {"refused"}
+    assert len(outcomes) == len((tmp_path / "policy.json").read_bytes().rstrip())
+
+
+def _hang(_: Path) -> None:
+    while True:
+        pass
+
+
+def _raise(error: BaseException) -> Any:
+    def read(_: Path) -> None:
+        raise error
+
+    return read
+
+
+@pytest.mark.parametrize(
+    ("read", "result"),
+    [
+        (lambda _: None, "read"),
+        (_raise(RunError("no")), "refused"),
+        (_raise(KeyError("segments")), "another error"),
+        (_raise(MemoryError()), "too much memory"),
+        (_hang, "too long"),
+    ],
+)
+def test_what_breaks_the_contract_is_noticed(
+    read: Any, result: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def make(folder: Path) -> None:
+        (folder / "file").write_bytes(b"whole")
+
+    monkeypatch.setitem(KINDS, "tried", Kind(make, {"file": lambda content, _: content[:2]}, read, 1))
+    monkeypatch.setattr(inputs, "SECONDS", 0.2)
+    before = signal.signal(signal.SIGALRM, inputs._out_of_time)
+    try:
+        outcome = Workshop(tmp_path, 0, ["tried"]).attempt(5)
+    finally:
+        signal.signal(signal.SIGALRM, before)
+    assert (outcome.kind, outcome.result) == ("tried", result)
+    assert outcome.kept == (result in ("read", "refused"))
+
+
+def test_a_number_is_always_the_same_input(tmp_path: Path) -> None:
+    made = []
+    for name in ("one", "other"):
+        (tmp_path / name / "place").mkdir(parents=True)
+        kind = Workshop(tmp_path / name, 7).make(11, tmp_path / name / "place")
+        made.append((kind, {path.name: path.read_bytes() for path in (tmp_path / name / "place").rglob("*.*")}))
+    assert made[0] == made[1]
+
+
+# Logs
+
+
+@pytest.mark.parametrize(
+    "damaged", [b'{"n": 2', b"\xff\xfe", b"[2]", b"2", b"null", b"", b"[" * 100_000], ids=lambda line: repr(line[:8])
+)
+def test_a_damaged_line_is_an_error_before_the_end_and_dropped_there(damaged: bytes, tmp_path: Path) -> None:
+    log = LineLog(tmp_path / "log.jsonl")
+    content = b'{"n": 0}\n{"n": 1}\n' + damaged + b'\n{"n": 3}\n'
+    log.path.write_bytes(content)
+    for use in (log.read, lambda: log.keep(2)):
+        with pytest.raises(RunError, match=r"log\.jsonl: expected a JSON object in line 3"):
+            use()
+    assert log.path.read_bytes() == content  # nothing is lost
+    log.path.write_bytes(b'{"n": 0}\n{"n": 1}\n' + damaged)
+    assert log.read() == [{"n": 0}, {"n": 1}]
+    log.keep(2)
+    log.append({"n": 2})
+    assert log.read() == [{"n": 0}, {"n": 1}, {"n": 2}]
+
+
+def test_a_log_that_is_shorter_than_what_was_counted_is_an_error(tmp_path: Path) -> None:
+    log = LineLog(tmp_path / "log.jsonl")
+    log.append({"n": 0})
+    with pytest.raises(RunError, match="expected 2 lines, as many as the checkpoint has counted, got 1"):
+        log.keep(2)
+    assert log.read() == [{"n": 0}]
+
+
+# Stored values of the wrong kind
+
+
+@pytest.mark.parametrize(
+    ("changes", "named"),
+    [
+        ({"updates": "abc"}, "updates"),
+        ({"updates": [8]}, "updates"),
+        ({"train_size": [100, "120"]}, "train_size"),
+        ({"lr": None}, "lr"),
+        ({"reward": "nothing"}, "reward"),
+        ({"ppo": {"hidden": "x"}}, "hidden"),
+        ({"ppo": 3}, "ppo"),
+        ({"unknown": 1}, "unknown"),
+        ({"dataset": {"dataset": "digits"}}, "dataset"),
+    ],
+)
+def test_a_configuration_of_wrong_types_is_refused_by_name(changes: dict[str, Any], named: str) -> None:
+    stored = json.loads(json.dumps(asdict(SearchConfig())))
+    assert stored_config(SearchConfig, stored) == SearchConfig()
+    with pytest.raises(RunError, match=rf"config\.json does not fit this version.*{named}"):
+        stored_config(SearchConfig, {**stored, **changes})
+
+
+@pytest.mark.parametrize(
+    "structure", ['{"pairs": 3}', '{"tensor": "nothing"}', "[1]", '{"pairs": [[[], 1]]}', "{", "[" * 100_000]
+)
+def test_a_sealed_state_of_another_structure_is_damaged(structure: str, tmp_path: Path) -> None:
+    seal = hashlib.sha256(structure.encode()).hexdigest()
+    metadata = {"version": str(STATE_VERSION), "state": structure, "sha256": seal}
+    (tmp_path / "state").write_bytes(save({}, metadata=metadata))
+    with pytest.raises(DamagedFileError, match="not a state that this program wrote"):
+        load_state(tmp_path / "state")
+
+
+def test_what_unpacks_to_more_than_a_data_set_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    KINDS["IDX files"].make(tmp_path)
+    monkeypatch.setattr(idx_files, "MOST_BYTES", 47)  # labels have 48
+    with pytest.raises(DataError, match="at most 47 bytes"):
+        KINDS["IDX files"].read(tmp_path)
+    monkeypatch.setattr(idx_files, "MOST_BYTES", 10_000)
+    KINDS["IDX files"].read(tmp_path)
+
+
+# Code
+
+
+class Hostile:
+    """Makes a file when it is unpickled."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+
+    def __reduce__(self) -> Any:
+        return (os.mkdir, (str(self._path),))
+
+
+FILES = [(kind, file) for kind, entry in KINDS.items() if "command" not in kind for file in entry.mutations]
+
+
+@pytest.mark.parametrize(("kind", "file"), FILES, ids=str)
+def test_no_file_is_unpickled(kind: str, file: str, tmp_path: Path) -> None:
+    place, proof = tmp_path / "place", tmp_path / "it ran"
+    place.mkdir()
+    KINDS[kind].make(place)
+    hostile = pickle.dumps(Hostile(proof))
+    (place / file).write_bytes(hostile)
+    with contextlib.suppress(*USER_ERRORS):  # a log of one line is taken for one with a torn line
+        KINDS[kind].read(place)
+    assert not proof.exists()
+    pickle.loads(hostile)
+    assert proof.exists()  # so it would have run
+
+
+@pytest.fixture
+def received(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """A run folder with a module in it that tells when it is imported, in the folder that the user stands in."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    (tmp_path / "received").mkdir()
+    (tmp_path / "received" / "hook.py").write_text("raise ZeroDivisionError('it ran')\n")
+    yield tmp_path / "received"
+
+
+def write_config(folder: Path, kind: str, config: Any) -> None:
+    value = {"kind": kind, "version": 1, "config": asdict(config), "machine": {}, "command": []}
+    (folder / "config.json").write_text(json.dumps(value))
+
+
+HOOK = "received.hook:build"
+TRAINING = train_classifier.ClassifierConfig(**inputs.FINAL)
+RECEIVED = {
+    "train_agent.py": (train_agent, replace(inputs.SEARCH, model=HOOK)),
+    "train_agent.py, data": (train_agent, replace(inputs.SEARCH, dataset=HOOK)),
+    "train_classifier.py": (train_classifier, replace(TRAINING, model=HOOK)),
+    "train_classifier.py, data": (train_classifier, replace(TRAINING, dataset=HOOK)),
+    "replay_policy.py": (replay_policy, replace(inputs.REPLAY, dataset=HOOK)),
+    "per_batch.py": (per_batch, replace(per_batch.RLMixConfig(**inputs.FINAL), model=HOOK)),
+    "tune_agent.py": (tune_agent, inputs.MANY),
+    "tune_agent.py, model": (tune_agent, replace(inputs.MANY, agent=replace(inputs.MANY.agent, model=HOOK))),
+}
+
+
+@pytest.mark.parametrize("name", RECEIVED)
+def test_a_received_run_runs_no_code_unless_it_is_trusted(name: str, received: Path, refused: Any) -> None:
+    module, config = RECEIVED[name]
+    write_config(received, module.KIND, config)
+    said = refused(module.main, ["--resume", "received"])
+    assert "would run code (" in said and "add --trust" in said
+    assert (HOOK in said) == (HOOK in str(config))
+    assert "received.hook" not in os.sys.modules  # type: ignore[attr-defined]
+    run, _ = RunFolder.open("received", module.KIND, trust=True)
+    assert run.go_on == "--resume received --trust"
+    run.release()
+
+
+@pytest.mark.parametrize("main", [evaluate.main, report.main])
+def test_looking_at_a_received_run_runs_no_code_unless_it_is_trusted(
+    main: Any, received: Path, refused: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_config(received, train_classifier.KIND, replace(TRAINING, dataset=HOOK))
+    (received / "model.safetensors").write_bytes(save({"weight": torch.zeros(1)}))
+    assert HOOK in refused(main, ["--run", "received"])
+    with pytest.raises((ZeroDivisionError, SystemExit)):
+        main(["--run", "received", "--trust"])
+
+
+def test_results_of_a_received_comparison_run_no_code(received: Path, refused: Any) -> None:
+    KINDS["results of a comparison"].make(received)
+    results = json.loads((received / "results.json").read_text())
+    results["setting"]["dataset"] = HOOK
+    (received / "results.json").write_text(json.dumps(results))
+    assert HOOK in refused(report.main, ["--run", "received"])
+
+
+def test_a_run_without_code_of_its_own_needs_no_trust(tmp_path: Path) -> None:
+    for number, config in enumerate((TRAINING, replace(TRAINING, dataset="./images:here", model="timm/hf_hub:a"))):
+        folder = tmp_path / str(number)
+        folder.mkdir()
+        write_config(folder, train_classifier.KIND, config)
+        run, _ = RunFolder.open(str(folder), train_classifier.KIND, trust=False)
+        assert run.go_on == f"--resume {folder}"
+        run.release()
+
+
+def test_outcomes_are_tallied_by_kind() -> None:
+    outcomes = [Outcome("a", "read"), Outcome("b", "refused"), Outcome("a", "too long", "x")]
+    assert tally(outcomes) == {
+        "a": {"tried": 2, "read": 1, "refused": 0, "too long": 1},
+        "b": {"tried": 1, "read": 0, "refused": 1},
+    }
