@@ -163,6 +163,21 @@ def test_results_of_another_setting_are_not_mixed_in(finished: Path, refused: Re
     assert "batch_size 20, not 30" in refused(compare.main, arguments)
 
 
+def test_fewer_development_images_leave_more_to_train_on(
+    tmp_path: Path, refused: Refused, trained: list[tuple[str, int]]
+) -> None:
+    images = len(load_dataset("digits").pool)
+    validation = split(load_dataset("digits")).validation
+    everything = images - len(validation) - 50
+    asked = [*PAIR, "--dataset", "digits", "--train-size", str(everything), *SETTING[4:], "--seeds", "2"]
+    assert "expected a train_size" in refused(compare.main, [*asked, "--out", tmp_path])
+    compare.main([*asked, "--development-size", "50", "--out", str(tmp_path)])
+    report = read_strictly(tmp_path / "results.json")
+    assert report["measured_images"] == 50 and len(trained) == 4
+    said = refused(compare.main, [*asked, "--development-size", "49", "--out", tmp_path])
+    assert "development_size 50, not 49" in said
+
+
 def test_a_seed_gives_both_contestants_the_same_training_but_for_the_saliency(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
