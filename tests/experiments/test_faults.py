@@ -5,6 +5,7 @@ import hashlib
 import json
 import os
 import pickle
+import re
 import signal
 from collections.abc import Iterator
 from dataclasses import asdict, replace
@@ -19,8 +20,9 @@ from classifier.data import DataError
 from classifier.data import idx as idx_files
 from classifier.files import STATE_VERSION, DamagedFileError, load_state
 from experiments import evaluate, per_batch, replay_policy, report, train_agent, train_classifier, tune_agent
-from experiments.faults import inputs
+from experiments.faults import inputs, kills
 from experiments.faults.inputs import KINDS, Kind, Outcome, Workshop, cut_policies, survey, tally
+from experiments.faults.kills import PROGRAMS, KillsSoak, Program, Undisturbed, tell
 from experiments.presets import SearchConfig
 from experiments.run_folder import USER_ERRORS, LineLog, RunError, RunFolder, stored_config
 
@@ -275,3 +277,65 @@ def test_outcomes_are_tallied_by_kind() -> None:
         "a": {"tried": 2, "read": 1, "refused": 0, "too long": 1},
         "b": {"tried": 1, "read": 0, "refused": 1},
     }
+
+
+# Kills
+
+
+@pytest.mark.slow
+def test_a_training_that_is_killed_goes_on_to_the_same_result(tmp_path: Path) -> None:
+    soak = KillsSoak(count=1, seed=1, programs=("train_classifier.py",), processes=1, out=str(tmp_path))
+    result, failed = soak.run()
+    assert failed == []
+    assert result["total"]["kills"] >= 1 and result["total"]["runs"] == result["total"]["ended as undisturbed"] >= 1
+    logged = LineLog(tmp_path / "kills.jsonl").read()
+    assert sum(len(line["kills"]) for line in logged) == result["total"]["kills"]
+
+
+BREAKAGES = {
+    "another result": (
+        "",
+        "(run / 'result').write_text(f'{time.time()}')",
+        "differ from the undisturbed run's: result",
+    ),
+    "cannot go on": ("if resumed: sys.exit(3)", "", "status 3"),
+    "a traceback": ("", "", r"after .*SIGTERM.*: status 1(.|\n)*ZeroDivisionError"),
+    "a process is left": (
+        "subprocess.Popen([sys.executable, '-c', 'import time; time.sleep(60)'], start_new_session=True)",
+        "",
+        "left behind after 0.5 s",
+    ),
+    "does not end": ("signal.signal(signal.SIGTERM, signal.SIG_IGN)", "", "did not end within 0.5 s"),
+}
+STAND_IN = """
+import pathlib, signal, subprocess, sys, time
+run, resumed = pathlib.Path("run"), "--resume" in sys.argv
+run.mkdir(exist_ok=True)
+(run / "config.json").write_text("{{}}")
+signal.signal(signal.SIGTERM, lambda *_: {handler})
+print("run folder: run", flush=True)
+{first}
+time.sleep(0 if resumed else 2)
+(run / "result").write_text("the same")
+{last}
+"""
+
+
+@pytest.mark.parametrize("breakage", [None, *BREAKAGES])
+def test_what_a_kill_breaks_is_noticed(breakage: str | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    first, last, told = BREAKAGES.get(breakage or "", ("", "", ""))
+    handler = "1 / 0" if breakage == "a traceback" else "sys.exit(130)"
+    (tmp_path / "stand_in.py").write_text(STAND_IN.format(first=first, last=last, handler=handler))
+    monkeypatch.setattr(kills, "EXPERIMENTS", tmp_path)
+    monkeypatch.setattr(kills, "PATIENCE", 0.5)
+    monkeypatch.setattr(kills, "SIGNALS", {"SIGTERM": 1})
+    program = Program("stand_in.py", "", ("result",))
+    monkeypatch.setitem(PROGRAMS, "stand in", program)
+    whole = {"stand in": Undisturbed(1.5, {"result": b"the same"})}
+    line = tell(0, 3, ["stand in"], whole, tmp_path / "stories")
+    if breakage is None:
+        assert line["failed"] is None and len(line["kills"]) >= 1
+        assert not any((tmp_path / "stories").iterdir())
+    else:
+        assert re.search(told, line["failed"])
+        assert (tmp_path / "stories" / "00000" / "run").is_dir()  # to be looked at
