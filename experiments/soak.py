@@ -41,12 +41,14 @@ def main(arguments: Sequence[str] | None = None) -> None:
     command = shlex.join([*COMMAND.split(), *arguments])
     with user_errors(command):
         soak = tyro.cli(Command, args=arguments, description=__doc__)  # type: ignore[arg-type]
+        if soak.out is not None:
+            Path(soak.out).mkdir(parents=True, exist_ok=True)
         started = time.monotonic()
         result, failed = soak.run()
         report = {
             "command": command,
             "config": asdict(soak),
-            "seconds": round(time.monotonic() - started, 1),
+            "seconds_this_time": round(time.monotonic() - started, 1),
             "machine": machine(),
             **result,
             "failed": len(failed),
@@ -54,7 +56,6 @@ def main(arguments: Sequence[str] | None = None) -> None:
         text = json.dumps(report, indent=2, ensure_ascii=False) + "\n"
         if soak.out is not None:
             name = next(name for name, kind in SOAKS.items() if isinstance(soak, kind))
-            Path(soak.out).mkdir(parents=True, exist_ok=True)
             write_atomic(Path(soak.out) / f"{name}.json", text.encode())
     print(text)
     if failed:

@@ -27,7 +27,7 @@ import warnings
 import zlib
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import asdict, dataclass, replace
 from functools import cache
@@ -76,6 +76,7 @@ from experiments.run_folder import USER_ERRORS, LineLog, RunError, RunFolder, fi
 SECONDS = 10.0
 MEMORY = 2**30  # bytes beyond what the process holds when it begins
 CHUNK = 500  # inputs that a process is given at once
+PART = 5000  # inputs whose counts are kept together
 RESULTS = Path(__file__).parents[1] / "results"
 MAIN: dict[str, Callable[[Sequence[str]], object]] = {
     "train_agent": train_agent.main,
@@ -742,8 +743,10 @@ class InputsSoak:
     """Of all inputs."""
     kinds: tuple[str, ...] = ()
     """Kinds of input, by the names in the result; none takes all, some more often."""
+    processes: int = 2
+    """Inputs at a time."""
     out: str | None = None
-    """Folder that the result is written to; none writes nothing."""
+    """Folder of the result, and of inputs.jsonl, what was tried so far: the same command goes on."""
 
     def run(self) -> tuple[dict[str, Any], list[str]]:
         """Try them; gives the result, and what failed with the command that tries it alone.
@@ -754,18 +757,55 @@ class InputsSoak:
         for kind in self.kinds:
             if kind not in KINDS:
                 raise RunError(f"--kinds must be among {', '.join(KINDS)}, got {kind!r}")
-        if self.count < 1 or self.first < 0:
-            raise RunError(f"--count must be at least 1 and --first 0, got {self.count} and {self.first}")
-        tried = [(-1, outcome) for outcome in cut_policies()]
-        numbered = survey(self.count, self.seed, self.kinds, first=self.first)
-        tried += tqdm(numbered, total=self.count, unit="input", mininterval=20)
+        for name, least in (("count", 1), ("first", 0), ("processes", 1)):
+            if getattr(self, name) < least:
+                raise RunError(f"--{name} must be at least {least}, got {getattr(self, name)}")
+        end = self.first + self.count
+        parts = {(first, min(first + PART, end), self.seed, self.kinds): None for first in range(self.first, end, PART)}
+        done: dict[tuple[Any, ...], dict[str, Any]] = {}
+        log = None
+        if self.out is not None:
+            log = LineLog(Path(self.out) / "inputs.jsonl")
+            lines = log.read()
+            log.keep(len(lines))
+            done = {(line["first"], line["end"], line["seed"], tuple(line["kinds"])): line for line in lines}
+        left = [part for part in parts if part not in done]
+        with (
+            ThreadPoolExecutor(self.processes) as pool,
+            tqdm(total=self.count, initial=PART * (len(parts) - len(left)), unit="input", mininterval=20) as bar,
+        ):
+            for future in as_completed([pool.submit(self._part, *part[:2]) for part in left]):
+                line = future.result()
+                done[line["first"], line["end"], self.seed, self.kinds] = line
+                if log is not None:
+                    log.append(line)
+                bar.update(line["end"] - line["first"])
+        lines = [{"counts": tally(cuts := cut_policies()), "failed": _failures(cuts)}, *(done[part] for part in parts)]
+        counts: dict[str, Counter[str]] = {}
+        for line in lines:
+            for kind, row in line["counts"].items():
+                counts.setdefault(kind, Counter(tried=0, read=0, refused=0)).update(row)
+        total = {name: sum(row[name] for row in counts.values()) for name in ("tried", "read", "refused")}
+        by_kind = {kind: dict(counts[kind]) for kind in sorted(counts)}
+        return {"total": total, "kinds": by_kind}, [told for line in lines for told in line["failed"]]
+
+    def _part(self, first: int, end: int) -> dict[str, Any]:
+        outcomes = list(survey(end - first, self.seed, self.kinds, first=first))
         kinds = f" --kinds {shlex.join(self.kinds)}" if self.kinds else ""
         failed = [
-            f"{outcome.kind}: {outcome.result}\n{outcome.told}\nagain: python experiments/soak.py inputs "
-            f"--first {number} --count 1 --seed {self.seed}{kinds}"
-            for number, outcome in tried
-            if not outcome.kept
+            f"{told}\nagain: python experiments/soak.py inputs --first {number} --count 1 --seed {self.seed}{kinds}"
+            for number, outcome in outcomes
+            for told in _failures([outcome])
         ]
-        counts = tally([outcome for _, outcome in tried])
-        total = {name: sum(row[name] for row in counts.values()) for name in ("tried", "read", "refused")}
-        return {"total": total, "kinds": counts}, failed
+        return {
+            "first": first,
+            "end": end,
+            "seed": self.seed,
+            "kinds": self.kinds,
+            "counts": tally([outcome for _, outcome in outcomes]),
+            "failed": failed,
+        }
+
+
+def _failures(outcomes: Sequence[Outcome]) -> list[str]:
+    return [f"{outcome.kind}: {outcome.result}\n{outcome.told}" for outcome in outcomes if not outcome.kept]

@@ -343,7 +343,6 @@ class KillsSoak:
         told: dict[int, dict[str, Any]] = {}
         log = None
         if self.out is not None:
-            Path(self.out).mkdir(parents=True, exist_ok=True)
             log = LineLog(Path(self.out) / "kills.jsonl")
             told = {line["story"]: line for line in log.read()}
             log.keep(len(told))
