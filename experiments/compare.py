@@ -58,6 +58,8 @@ class ComparisonConfig:
     """Ways to train, by their names in experiments/contestants.py; all of them by default."""
     schedules: tuple[str, ...] = ()
     """Policy schedules beside them, each as NAME=FILE, such as learned=runs/agent-DATE-TIME/policy.json."""
+    collect: tuple[str, ...] = ()
+    """Folders of other comparisons with the same setting, whose trainings are taken over instead of made again."""
     baseline: str = "plain"
     """The contestant that the others are compared with."""
     measures: tuple[str, ...] = ()
@@ -132,7 +134,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
         setting, images = resolve(config)
         out = Path(config.out)
         count = min(config.measured_images or images, images)
+        others = [collected(Path(folder), setting, contestants, config.measures, count) for folder in config.collect]
         log, finished = open_log(out, setting, contestants, config.measures, count)
+        for job, run in (entry for other in others for entry in other.items()):
+            if job not in finished and job[0] in contestants and job[1] < config.seeds:
+                log.append(run)
+                finished[job] = run
         # Seed by seed: whenever it is stopped, what is there is nearly paired.
         wanted = [(name, seed) for seed in range(config.seeds) for name in contestants]
         missing = [job for job in wanted if job not in finished]
@@ -259,32 +266,71 @@ def open_log(
     try:
         out.mkdir(parents=True, exist_ok=True)
         runs = log.read()
-        for run in runs:
-            with fitting(log.path):
-                for field, kind in LOGGED.items():
-                    if not isinstance(run.get(field, {}), kind):
-                        raise TypeError(f"{field} must be of type {kind.__name__}, got {run.get(field)!r:.80}")
-            difference = _first_difference(run.get("setting"), setting)
-            if difference is None and run["method"] in contestants:
-                expected = _segments(run["method"], contestants[run["method"]])
-                if run.get("segments", expected) != expected:
-                    difference = f"another schedule by the name {run['method']}"
-            if difference is not None:
-                raise RunError(
-                    f"--out {out}: holds trainings of another setting ({difference}); "
-                    "choose another folder, or delete its runs.jsonl"
-                )
+        finished = _usable(log.path, runs, setting, contestants, measures, measured_images)
         log.keep(len(runs))  # a line that an interruption tore would spoil the next one
     except OSError as error:
         raise RunError(f"--out {out}: cannot be written ({error.strerror}); choose another folder") from None
+    return log, finished
+
+
+def collected(
+    folder: Path,
+    setting: Setting,
+    contestants: Mapping[str, Contestant],
+    measures: Sequence[str],
+    measured_images: int,
+) -> dict[tuple[str, int], dict[str, Any]]:
+    """The finished trainings of another comparison, by contestant and seed; nothing in its folder is changed.
+
+    Raises:
+        RunError: there is none, or it has another setting, or another schedule by the same name.
+    """
+    path = folder / "runs.jsonl"
+    try:
+        runs = LineLog(path).read()
+    except OSError as error:
+        raise RunError(f"--collect {folder}: cannot be read ({error.strerror})") from None
+    if not runs:
+        raise RunError(f"--collect {folder}: expected a comparison's folder, got no training in its runs.jsonl")
+    return _usable(path, runs, setting, contestants, measures, measured_images)
+
+
+def _usable(
+    path: Path,
+    runs: Sequence[dict[str, Any]],
+    setting: Setting,
+    contestants: Mapping[str, Contestant],
+    measures: Sequence[str],
+    measured_images: int,
+) -> dict[tuple[str, int], dict[str, Any]]:
+    """The trainings of a log that need not be made again.
+
+    Raises:
+        RunError: one is of another setting, or of another schedule by the same name, or damaged.
+    """
+    for run in runs:
+        with fitting(path):
+            _ = run["method"], run["seed"]
+            for field, kind in LOGGED.items():
+                if field in run and not isinstance(run[field], kind):
+                    raise TypeError(f"{field} must be of type {kind.__name__}, got {run[field]!r:.80}")
+        difference = _first_difference(run.get("setting"), setting)
+        if difference is None and run["method"] in contestants:
+            expected = _segments(run["method"], contestants[run["method"]])
+            if run.get("segments", expected) != expected:
+                difference = f"another schedule by the name {run['method']}"
+        if difference is not None:
+            raise RunError(
+                f"{path}: holds trainings of another setting ({difference}); choose another folder, or delete it"
+            )
     finished = {(run["method"], run["seed"]): run for run in runs}
     if not measures:
-        return log, finished
-    there = {job: set(run.get("measures", {})) for job, run in finished.items()}
-    return log, {
+        return finished
+    return {
         job: run
         for job, run in finished.items()
-        if set(measures) <= there[job] and (run["diverged"] or run.get("measured_images") == measured_images)
+        if set(measures) <= set(run.get("measures", {}))
+        and (run["diverged"] or run.get("measured_images") == measured_images)
     }
 
 

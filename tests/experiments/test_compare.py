@@ -163,6 +163,21 @@ def test_results_of_another_setting_are_not_mixed_in(finished: Path, refused: Re
     assert "batch_size 20, not 30" in refused(compare.main, arguments)
 
 
+def test_trainings_of_another_comparison_are_taken_over(
+    comparison: Path, tmp_path: Path, trained: list[tuple[str, int]], refused: Refused
+) -> None:
+    before = {path.name: path.read_bytes() for path in comparison.iterdir()}
+    asked = [*PAIR[:3], "plain", *PAIR[3:], *SETTING, "--seeds", "2", "--out", str(tmp_path), "--collect"]
+    compare.main([*asked, str(comparison)])
+    assert sorted(trained) == [("plain", 0), ("plain", 1)]
+    one, other = (read_strictly(folder / "results.json")["methods"] for folder in (comparison, tmp_path))
+    assert other["rmix-exact"] == one["rmix-exact"]
+    assert {path.name: path.read_bytes() for path in comparison.iterdir()} == before
+    assert "expected a comparison's folder" in refused(compare.main, [*asked, tmp_path / "nothing"])
+    elsewhere = [*PAIR, *SETTING[:-1], "30", "--seeds", "2", "--out", tmp_path / "other", "--collect", comparison]
+    assert "batch_size 20, not 30" in refused(compare.main, elsewhere)
+
+
 def test_fewer_development_images_leave_more_to_train_on(
     tmp_path: Path, refused: Refused, trained: list[tuple[str, int]]
 ) -> None:
