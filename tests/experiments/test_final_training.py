@@ -753,9 +753,9 @@ def test_a_validation_loss_that_is_not_finite_is_a_divergence(
 def test_killed_around_a_divergence_and_resumed(
     who: str, policy: Path, agent: Path, tmp_path: Path, spoil: Callable[..., None], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    # The agent is asked at 15, 30 and 45 too, where evaluations are; of the policy's checkpoints one lies between the
+    # The agent is asked at 15, 30 and 45 too, where evaluations are; of the policy's checkpoints two lie between the
     # last good state and the divergence.
-    chosen, evaluations, spoilt, back_to = {"policy": (policy, 3, 36, 20), "agent": (agent, 4, 47, 45)}[who]
+    chosen, evaluations, spoilt, back_to = {"policy": (policy, 2, 55, 30), "agent": (agent, 4, 47, 45)}[who]
     spoil(spoilt)
     arguments = (f"--{who}", chosen, "--checkpoint-seconds", 0, "--evaluations", evaluations)
     choose, save, seen = Agent.choose, RunFolder.save_checkpoint, []
