@@ -156,7 +156,8 @@ class TrainStats:
         mixed: means over the other updates; none if there was none.
         saliency_entropy: mean entropy of the last clean batches' patch saliency, over its highest value, in [0, 1].
         gradient_norm: norm of the parameters' gradient over that of the parameters, at the last clean updates.
-        diverged: a loss was not finite.
+        diverged: a loss was not finite, or a weight after the last update, which is where a gradient that was not
+            finite shows.
     """
 
     updates: int
@@ -468,8 +469,11 @@ class Trainer:
                 self._end_update()
         counts = Counter(plan)
         self._average(*sums.values(), probe_sums)
-        clean, other, probed_means = _to_host(sums["clean"], sums["mixed"], probe_sums)
-        finite = all(math.isfinite(value) for value in (*clean, *other))
+        weights = [parameter.detach() for parameter in self.model.parameters()]
+        # The largest weight, for a sum of squares can overflow though every weight is finite.
+        largest = nn.utils.get_total_norm(weights, math.inf)
+        clean, other, probed_means, weight = _to_host(sums["clean"], sums["mixed"], probe_sums, largest[None])
+        finite = all(math.isfinite(value) for value in (*clean, *other, *weight))
         measured = bool(probes) and all(math.isfinite(value) for value in probed_means)
         return TrainStats(
             updates=updates,
@@ -543,6 +547,18 @@ class Trainer:
         self.optimizer.zero_grad(set_to_none=True)
         self._lr_schedule.step()
         self.updates_done += 1
+
+    def scale_lr(self, factor: float) -> None:
+        """Multiply the learning rate of all updates to come, until a reset; `state_dict` keeps it.
+
+        Args:
+            factor: above 0.
+        """
+        for group in self.optimizer.param_groups:
+            # Where it stands, and what `onecycle` moves between; the other schedules reckon from their own base.
+            for name in {"lr", "initial_lr", "max_lr", "min_lr"} & group.keys():
+                group[name] *= factor
+        self._lr_schedule.base_lrs = [factor * lr for lr in self._lr_schedule.base_lrs]
 
     def check(self, policy: MixPolicy) -> None:
         """Refuse a policy that this network or these images cannot be trained under.

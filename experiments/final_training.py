@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import sys
 import time
 from collections.abc import Callable, Iterable, Sequence
@@ -25,13 +26,18 @@ from classifier.tuning import compiling_pays
 from envs import Task
 from envs.observation import TrainingState
 from envs.picture import mixed_picture
-from experiments.pages import NAME, write_training_report
+from experiments.pages import NAME, told_going_back, write_training_report
 from experiments.run_folder import RunError, RunFolder, StopSignal, fitting, stop_file
 
 CHUNK = 20  # updates between two looks at the clock, the bar and the signals
+METHOD_RUN = "policy_"  # and a method: the run of TensorBoard that shows its share
 
 
 Final = TypeVar("Final", bound="FinalConfig")
+
+
+class DivergedError(Exception):
+    """A training cannot go on from where it is; the message says what was not finite, and when."""
 
 
 @dataclass(frozen=True)
@@ -252,6 +258,7 @@ def train_to_the_end(
         "development": asdict(trainer.evaluate("development")) if len(data.development) else None,
         "test": asdict(test),
         "images_trained": config.updates * config.batch_size,
+        "went_back": training.went_back,
         "seconds_this_time": round(training.seconds, 1),
     }
     if run is None:
@@ -262,11 +269,12 @@ def train_to_the_end(
     write_atomic(run.path / "model.safetensors", save(weights, metadata=metadata))
     run.write_json("summary.json", summary)
     write_training_report(run.path, data, trainer.model, trainer.device)
+    went_back = "" if training.went_back is None else f"{told_going_back(training.went_back)}\n"
     print(
         f"\ntest accuracy {100 * test.accuracy:.2f} % on {test.images:,} images (calibration error "
         f"{100 * test.calibration_error:.1f} %), network of {100 * training.best_progress:.0f} % progress, "
         f"{training.selected_by}\n"
-        f"written: {run.path}/model.safetensors, summary.json, {NAME}\n"
+        f"{went_back}written: {run.path}/model.safetensors, summary.json, {NAME}\n"
         f"watch: tensorboard --logdir {run.events}"
     )
     return summary
@@ -302,6 +310,10 @@ def layout(*, validated: bool) -> dict[str, dict[str, list[Any]]]:
 class FinalTraining:
     """One long training in small stretches, with evaluations, checkpoints and TensorBoard between them.
 
+    When it diverges it goes back once to its last good state, the one at the last evaluation or the start, with half
+    the learning rate. That state does not depend on when checkpoints are made, and each of them holds it, so that a
+    resumed training goes back where one never stopped does.
+
     Args:
         config: with nothing left to `auto`.
         run: where checkpoints and events go; the training goes on from the newest checkpoint. None in every process but
@@ -326,46 +338,70 @@ class FinalTraining:
         self._probabilities: list[Probabilities | None] = []  # of each that was chosen
         self._policy: MixPolicy | None = None
         self._parts: list[TrainStats] = []
-        self._methods: dict[str, SummaryWriter] = {}
-        self._method_runs = ExitStack()
         self._state = self._training_state()
         self.best_network: dict[str, Tensor] = {}
         self.best_progress = 0.0
         self.best_validation = EvalStats(0.0, 0.0, 0.0, 0.0, 0)
         self.selected_by = "the last one" if config.train_on_validation else "best on validation"
         self.seconds = 0.0
+        self.went_back: dict[str, Any] | None = None
         checkpoint = self._of_the_first(None if run is None else run.load_checkpoint())
         if checkpoint is not None:
             with fitting("the checkpoint" if run is None else run.checkpoints):
                 self._restore(checkpoint)
+                best = checkpoint["best"]
+                self.best_network, self.best_progress = best["network"], best["progress"]
+                self.best_validation = EvalStats(**best["validation"])
+                self.went_back = checkpoint.get("went_back")
+        # Where a divergence goes back to: the last evaluation or the start, places that do not depend on the clock; the
+        # best network cannot change in between. None once that was done. Checkpoints of before it was kept have none.
+        self._good: dict[str, Any] | None = None
+        if self.went_back is None:
+            self._good = (checkpoint or {}).get("good") or self._progress()
         self._started_at = trainer.updates_done
 
     def run(self) -> None:
-        """Train to the end.
+        """Train to the end; go back to the last good state, with half the learning rate, the first time it diverges.
 
         Raises:
-            RunError: the training diverged.
+            RunError: the training diverged twice.
             KeyboardInterrupt: after saving.
         """
-        trainer, total = self._trainer, self._config.updates
-        started = saved = time.monotonic()
-        interactive = sys.stderr.isatty()
+        started = time.monotonic()
         with (
-            self._method_runs,
             # Several processes are not in their main threads, and all have to stop at the same update.
-            StopSignal() if trainer.world == 1 else nullcontext() as stop,
-            nullcontext(_NoEvents()) if self._run is None else self._writer(self._run) as writer,
+            StopSignal() if self._trainer.world == 1 else nullcontext() as stop,
             tqdm(
-                total=total,
-                initial=trainer.updates_done,
+                total=self._config.updates,
+                initial=self._trainer.updates_done,
                 desc="training",
                 unit="update",
-                mininterval=0.5 if interactive else 20,
+                mininterval=0.5 if sys.stderr.isatty() else 20,
                 disable=self._run is None,
             ) as bar,
         ):
+            while self._trainer.updates_done < self._config.updates:
+                try:
+                    self._train_on(stop, bar)
+                except DivergedError as error:
+                    self._go_back(str(error), bar)
+            self._save()
+        self.seconds = time.monotonic() - started
+
+    def _train_on(self, stop: StopSignal | None, bar: tqdm[Any]) -> None:
+        """Train from where the training stands to its end, in events of its own."""
+        saved = time.monotonic()
+        with (
+            nullcontext(_NoEvents()) if self._run is None else self._writer(self._run) as writer,
+            ExitStack() as self._method_runs,
+        ):
+            self._methods = {}
+            if self._run is not None:
+                # Those of an earlier start too, that what it wrote after its checkpoint is not shown.
+                for folder in sorted(self._run.events.glob(f"{METHOD_RUN}*")):
+                    self._open_method(self._run, folder.name.removeprefix(METHOD_RUN))
             writer.add_custom_scalars(layout(validated=not self._config.train_on_validation))
-            while trainer.updates_done < total:
+            while self._trainer.updates_done < self._config.updates:
                 if self._policy is None:
                     self._start_segment(writer)
                 self._stretch(writer, bar)
@@ -376,8 +412,36 @@ class FinalTraining:
                     saved = time.monotonic()
                 if asked:
                     raise KeyboardInterrupt
-            self._save()
-        self.seconds = time.monotonic() - started
+
+    def _go_back(self, reason: str, bar: tqdm[Any]) -> None:
+        """Go on from the last good state with half the learning rate, the first time.
+
+        Every process of several comes here at the same update, for what they look at is the same in all of them.
+
+        Raises:
+            RunError: it is the second time.
+        """
+        if self._good is None:
+            first = self.went_back
+            assert first is not None
+            raise RunError(
+                f"{reason}; it had gone back to update {first['to_update']} once, with the learning rate halved to "
+                f"{first['lr']:g}, because {first['reason']}: start again with an --lr lower than {first['lr']:g}"
+            )
+        left = self._trainer.updates_done
+        self._restore(self._good)
+        self._good = None
+        self._trainer.scale_lr(0.5)
+        self._started_at = self._trainer.updates_done
+        self.went_back = {
+            "from_update": left,
+            "to_update": self._started_at,
+            "reason": reason,
+            "lr": self._config.lr / 2,
+        }
+        bar.update(self._started_at - bar.n)
+        if self._run is not None:
+            tqdm.write(f"warning: {told_going_back(self.went_back)}", file=sys.stderr)
 
     def _asked(self, stop: StopSignal | None) -> bool:
         """Whether to stop: by a signal, or by a file in the folder of the first of several processes."""
@@ -404,15 +468,18 @@ class FinalTraining:
             return
         for method in dict.fromkeys(method for _, chosen in self._chosen for method in chosen.shares):
             if method not in self._methods:
-                self._methods[method] = self._method_runs.enter_context(self._writer(self._run, f"policy_{method}"))
+                self._open_method(self._run, method)
             self._methods[method].add_scalar("policy/share", policy.shares.get(method, 0.0), update)
+
+    def _open_method(self, run: RunFolder, method: str) -> None:
+        self._methods[method] = self._method_runs.enter_context(self._writer(run, f"{METHOD_RUN}{method}"))
 
     def _writer(self, run: RunFolder, name: str = "") -> SummaryWriter:
         """A writer of events, shown instead of those that an earlier start wrote after its checkpoint."""
         return SummaryWriter(str(run.events / name), purge_step=self._started_at + 1)
 
     def _stretch(self, writer: SummaryWriter | _NoEvents, bar: tqdm[Any]) -> None:
-        trainer, total = self._trainer, self._config.updates
+        trainer = self._trainer
         done = trainer.updates_done
         segment_end = next(end for end in self._segment_ends if end > done)
         evaluation_end = min(end for end in self._evaluation_ends if end > done)
@@ -420,10 +487,8 @@ class FinalTraining:
         assert self._policy is not None
         stats = trainer.train(self._policy, end - done, probe=end == segment_end)
         if stats.diverged:
-            raise RunError(
-                f"the loss was not finite before update {end} of {total}; start again with a lower --lr than "
-                f"{self._config.lr:g}"
-            )
+            losses = [part.loss for part in (stats.clean, stats.mixed) if part is not None]
+            raise self._diverged("a weight" if all(map(math.isfinite, losses)) else "the loss")
         self._parts.append(stats)
         bar.update(end - done)
         for kind, part in (("clean", stats.clean), ("mixed", stats.mixed)):
@@ -437,13 +502,31 @@ class FinalTraining:
             self._evaluate(writer, bar)
         if end == segment_end:
             self._end_segment(writer)
+        if end in self._evaluation_ends and self.went_back is None:
+            self._good = self._progress()
+
+    def _diverged(self, what: str) -> DivergedError:
+        return DivergedError(
+            f"{what} was not finite before update {self._trainer.updates_done:,} of {self._config.updates:,}"
+        )
+
+    def _validated(self, limit: int | None = None) -> EvalStats:
+        """How well the network does on validation images.
+
+        Raises:
+            DivergedError: its loss is not finite.
+        """
+        result = self._trainer.evaluate("validation", limit=limit)
+        if not math.isfinite(result.loss):
+            raise self._diverged("the validation loss")
+        return result
 
     def _evaluate(self, writer: SummaryWriter | _NoEvents, bar: tqdm[Any]) -> None:
         trainer = self._trainer
         if self._config.train_on_validation:
             better = trainer.updates_done == self._config.updates
         else:
-            result = trainer.evaluate("validation")
+            result = self._validated()
             writer.add_scalar("validation/accuracy", result.accuracy, trainer.updates_done)
             writer.add_scalar("validation/loss", result.loss, trainer.updates_done)
             writer.add_scalar("validation/calibration_error", result.calibration_error, trainer.updates_done)
@@ -467,7 +550,7 @@ class FinalTraining:
             writer.add_image("mixed_images", picture, trainer.updates_done, dataformats="HWC")
         self._state = self._training_state(
             stretch=merge_stats(self._parts),
-            evaluation=trainer.evaluate("validation", limit=1000),
+            evaluation=self._validated(1000),
             accuracy_before=self._state.evaluation.accuracy if self._state.evaluation else 1 / trainer.num_classes,
             action=self._action,
         )
@@ -492,44 +575,48 @@ class FinalTraining:
         distributed.broadcast_object_list(shared, 0)
         return shared[0]
 
+    def _progress(self) -> dict[str, Any]:
+        """Where the training stands, as `_restore` takes it; what goes on does not change it."""
+        state = self._state
+        return {
+            "trainer": self._trainer.state_dict(),
+            "chosen": [[until, policy.to_json()] for until, policy in self._chosen],
+            "probabilities": list(self._probabilities),
+            "running": self._policy is not None,
+            "action": None if self._policy is None or self._action is None else list(self._action),
+            "parts": [asdict(part) for part in self._parts],
+            "state": {
+                "progress": state.progress,
+                "relative_lr": state.relative_lr,
+                "stretch": None if state.stretch is None else asdict(state.stretch),
+                "evaluation": None if state.evaluation is None else asdict(state.evaluation),
+                "accuracy_before": state.accuracy_before,
+                "action": None if state.action is None else list(state.action),
+            },
+        }
+
     def _save(self) -> None:
-        state, trainer = self._state, self._trainer.state_dict()
+        progress = self._progress()
         if self._run is None:
             return
-        self._run.save_checkpoint(
-            self._trainer.updates_done,
-            {
-                "trainer": trainer,
-                "chosen": [[until, policy.to_json()] for until, policy in self._chosen],
-                "probabilities": self._probabilities,
-                "running": self._policy is not None,
-                "action": None if self._policy is None or self._action is None else list(self._action),
-                "parts": [asdict(part) for part in self._parts],
-                "state": {
-                    "progress": state.progress,
-                    "relative_lr": state.relative_lr,
-                    "stretch": None if state.stretch is None else asdict(state.stretch),
-                    "evaluation": None if state.evaluation is None else asdict(state.evaluation),
-                    "accuracy_before": state.accuracy_before,
-                    "action": None if state.action is None else list(state.action),
-                },
-                "best": {
-                    "network": self.best_network,
-                    "progress": self.best_progress,
-                    "validation": asdict(self.best_validation),
-                },
-            },
-        )
+        best = {
+            "network": self.best_network,
+            "progress": self.best_progress,
+            "validation": asdict(self.best_validation),
+        }
+        # After going back, above all numbers of before: the newest checkpoints are those with the highest.
+        number = self._trainer.updates_done + (0 if self.went_back is None else self._config.updates)
+        self._run.save_checkpoint(number, {**progress, "best": best, "good": self._good, "went_back": self.went_back})
 
-    def _restore(self, checkpoint: dict[str, Any]) -> None:
-        self._trainer.load_state_dict(checkpoint["trainer"])
-        self._chosen = [(until, MixPolicy.from_json(policy)) for until, policy in checkpoint["chosen"]]
+    def _restore(self, progress: dict[str, Any]) -> None:
+        self._trainer.load_state_dict(progress["trainer"])
+        self._chosen = [(until, MixPolicy.from_json(policy)) for until, policy in progress["chosen"]]
         # Trainings that were begun before probabilities were kept go on without.
-        self._probabilities = checkpoint.get("probabilities", [None] * len(self._chosen))
-        self._policy = self._chosen[-1][1] if checkpoint["running"] else None
-        self._action = None if checkpoint["action"] is None else tuple(checkpoint["action"])
-        self._parts = [_stats(part) for part in checkpoint["parts"]]
-        state = checkpoint["state"]
+        self._probabilities = progress.get("probabilities", [None] * len(self._chosen))
+        self._policy = self._chosen[-1][1] if progress["running"] else None
+        self._action = None if progress["action"] is None else tuple(progress["action"])
+        self._parts = [_stats(part) for part in progress["parts"]]
+        state = progress["state"]
         self._state = replace(
             self._state,
             progress=state["progress"],
@@ -539,9 +626,6 @@ class FinalTraining:
             accuracy_before=state["accuracy_before"],
             action=None if state["action"] is None else tuple(state["action"]),
         )
-        best = checkpoint["best"]
-        self.best_network, self.best_progress = best["network"], best["progress"]
-        self.best_validation = EvalStats(**best["validation"])
 
 
 class _NoEvents:

@@ -65,6 +65,8 @@ def write_training_report(path: Path, data: Splits, model: nn.Module, device: to
         f"{100 * test['accuracy']:.2f} % of {test['images']:,} test images are right; they were read once, at the end. "
         f"Kept: the network of {100 * summary['kept']['progress']:.0f} % progress, {summary['kept']['selected_by']}."
     )
+    if (went_back := summary.get("went_back")) is not None:  # runs of before it was kept have none
+        lead += f" Once {told_going_back(went_back)}."
     rows = [
         (split, _percent(seen["accuracy"]), _percent(seen["calibration_error"]), f"{seen['loss']:.3f}", seen["images"])
         for split in ("validation", "development", "test")
@@ -100,6 +102,14 @@ def write_training_report(path: Path, data: Splits, model: nn.Module, device: to
         )
         sections.append(("Mixed images", [text, *examples]))
     _write(path, title, lead, sections, described)
+
+
+def told_going_back(went_back: Mapping[str, Any]) -> str:
+    """How a training diverged and what was done about it, as half a sentence; `went_back` as `summary.json` has it."""
+    return (
+        f"{went_back['reason']}: went back to update {went_back['to_update']:,} and on with half the learning rate, "
+        f"at most {went_back['lr']:g}"
+    )
 
 
 def write_search_report(path: Path) -> None:

@@ -695,6 +695,53 @@ def test_a_diverging_training_says_so_and_goes_on(policy: MixPolicy) -> None:
     assert not trainer.train(policy, 5).diverged
 
 
+def test_a_gradient_that_is_not_finite_is_seen_at_the_last_update_too() -> None:
+    updates = 5
+    for number, bad in ((0, math.nan), (-1, math.inf)):
+        trainer = trainer_of()
+        calls = 0
+
+        def spoil(gradient: Tensor, bad: float = bad) -> Tensor:
+            nonlocal calls
+            calls += 1
+            return torch.full_like(gradient, bad) if calls == updates else gradient
+
+        list(trainer.model.parameters())[number].register_hook(spoil)
+        stats = trainer.train(CLEAN, updates, probe=False)
+        assert stats.clean is not None and math.isfinite(stats.clean.loss), "no loss shows it yet"
+        assert stats.diverged
+
+
+@pytest.mark.parametrize("schedule", ["onecycle", "multistep", "piecewise"])
+def test_a_halved_learning_rate_is_that_of_a_training_with_half_of_it(schedule: str) -> None:
+    def trained(lr: float, halved_at: int | None = None, through_a_file: bool = False) -> Trainer:
+        trainer = trainer_of(lr=lr, lr_schedule=schedule, lr_milestones=(0.3, 0.6))
+        for update in range(trainer.config.updates):
+            if update == halved_at:
+                trainer.scale_lr(0.5)
+            rates.append(trainer.optimizer.param_groups[0]["lr"])
+            trainer.train(CUTMIX, 1)
+            if through_a_file and update == 20:
+                state = trainer.state_dict()
+                trainer = trainer_of(lr=lr, lr_schedule=schedule, lr_milestones=(0.3, 0.6))
+                trainer.load_state_dict(state)
+        return trainer
+
+    rates: list[float] = []
+    whole, half = trained(0.2), trained(0.1)
+    full_rates, half_rates = rates[:40], rates[40:]
+    assert half_rates == [rate / 2 for rate in full_rates] and len(set(full_rates)) > 2
+    assert not same(weights(whole), weights(half))
+    for through_a_file in (False, True):
+        assert same(weights(trained(0.2, 0, through_a_file)), weights(half))
+        rates.clear()
+        trained(0.2, 13, through_a_file)
+        assert rates == full_rates[:13] + half_rates[13:]
+    trainer = trained(0.2, 13)
+    trainer.reset(0)
+    assert trainer.optimizer.param_groups[0]["lr"] == full_rates[0], "a new training knows nothing of it"
+
+
 def test_a_healthy_training_learns_and_has_not_diverged() -> None:
     digits = split(load_dataset("digits"))
     config = TrainConfig(updates=60, batch_size=50, device="cpu", precision="fp32")

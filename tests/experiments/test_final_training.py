@@ -10,7 +10,7 @@ import shutil
 import signal
 import time
 from collections.abc import Callable
-from dataclasses import fields
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -36,8 +36,9 @@ from experiments.train_classifier import ClassifierConfig
 from tests import board
 
 UPDATES, EVALUATIONS, TEST_IMAGES = 60, 3, 359
+LR, LR_RISE = 0.1, 100  # highest learning rate, and that over the first one
 OPTIONS = (
-    f"--dataset digits --train-size 100 --updates {UPDATES} --batch-size 50 --validation-size 100 --lr 0.1 "
+    f"--dataset digits --train-size 100 --updates {UPDATES} --batch-size 50 --validation-size 100 --lr {LR} "
     f"--evaluations {EVALUATIONS} --threads 1 --precision fp32"
 ).split()
 # Methods of every kind, ends that meet no evaluation, and at the first one a recycled batch that the next update uses.
@@ -84,6 +85,17 @@ def replay(run: Path, *arguments: object) -> tuple[bytes, dict[str, Any]]:
     """A training that is not disturbed."""
     replay_policy.main([*OPTIONS, "--out", str(run), *map(str, arguments)])
     return outcome(run)
+
+
+def scalars(run: Path) -> dict[tuple[str, str], list[tuple[int, float]]]:
+    """What TensorBoard shows as curves, all but the speed, by run and tag: updates and values."""
+    events = board.read(run / "tensorboard")
+    return {
+        (name, tag): [(event.step, event.value) for event in events.Scalars(name, tag)]
+        for name, tags in events.Runs().items()
+        for tag in tags["scalars"]
+        if tag != "train/images_per_second"
+    }
 
 
 def status_of(main: Callable[[list[str]], None], *arguments: object) -> object:
@@ -340,15 +352,6 @@ def test_killed_between_any_two_updates_and_resumed(
 def test_curves_of_a_resumed_training_are_those_of_one_never_stopped(
     policy: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def curves(run: Path) -> dict[tuple[str, str], list[tuple[int, float]]]:
-        events = board.read(run / "tensorboard")
-        return {
-            (name, tag): [(event.step, event.value) for event in events.Scalars(name, tag)]
-            for name, tags in events.Runs().items()
-            for tag in tags["scalars"]
-            if tag != "train/images_per_second"
-        }
-
     save, saves = RunFolder.save_checkpoint, 0
 
     def save_or_die(self: RunFolder, number: int, state: Any) -> None:
@@ -367,7 +370,7 @@ def test_curves_of_a_resumed_training_are_those_of_one_never_stopped(
             replay(tmp_path / "run", *arguments)
     time.sleep(1)  # TensorBoard reads files in the order of their names, which tell the second
     resume(tmp_path / "run")
-    assert curves(tmp_path / "run") == curves(tmp_path / "undisturbed")
+    assert scalars(tmp_path / "run") == scalars(tmp_path / "undisturbed")
 
 
 def test_goes_on_from_a_checkpoint_of_before_probabilities_were_kept(
@@ -633,11 +636,191 @@ def test_refuses_the_run_of_another_command(refused: Any, tmp_path: Path) -> Non
     assert "--resume run" in refused(train_classifier.main, [*OPTIONS, "--out", "run"])
 
 
-def test_divergence_is_told_with_the_way_out(policy: Path, tmp_path: Path, capsys: Any) -> None:
+# Divergence
+
+
+@pytest.fixture
+def spoil(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
+    """Makes every gradient of one update NaN for as long as the learning rate is that of OPTIONS, or at any."""
+
+    def run(update: int, *, always: bool = False, pause: float = 0) -> None:
+        end_update = Trainer._end_update
+
+        def end_spoiled(self: Trainer) -> None:
+            full = self.optimizer.param_groups[0]["initial_lr"] > 0.75 * LR / LR_RISE
+            if self.updates_done == update and (always or full):
+                time.sleep(pause)
+                for parameter in self.model.parameters():
+                    assert parameter.grad is not None
+                    parameter.grad.fill_(float("nan"))
+            end_update(self)
+
+        monkeypatch.setattr(Trainer, "_end_update", end_spoiled)
+
+    return run
+
+
+@pytest.fixture
+def halve(monkeypatch: pytest.MonkeyPatch) -> Callable[[int], None]:
+    """Halves the learning rate before an update, in a training that never diverged."""
+
+    def run(update: int) -> None:
+        train = Trainer.train
+
+        def train_with_half(self: Trainer, *arguments: Any, **keywords: Any) -> Any:
+            if self.updates_done == update:
+                self.scale_lr(0.5)
+            return train(self, *arguments, **keywords)
+
+        monkeypatch.setattr(Trainer, "train", train_with_half)
+
+    return run
+
+
+# Stretches end at 15, 20, 33, 40, 60; the second update of each pair is the last of its stretch.
+@pytest.mark.parametrize(
+    ("update", "seen_at", "back_to", "what"),
+    [
+        (3, 15, 0, "the loss"),
+        (14, 15, 0, "a weight"),
+        (34, 40, 20, "the loss"),  # after methods that were first used in what is given up
+        (45, 60, 40, "the loss"),
+        (59, 60, 40, "a weight"),
+    ],
+)
+def test_a_divergence_goes_back_and_on_with_half_the_learning_rate(
+    update: int,
+    seen_at: int,
+    back_to: int,
+    what: str,
+    policy: Path,
+    tmp_path: Path,
+    spoil: Callable[..., None],
+    halve: Callable[[int], None],
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    spoil(update, pause=1)  # TensorBoard reads files in the order of their names, which tell the second
+    weights, summary = replay(tmp_path / "run", "--policy", policy)
+    reason = f"{what} was not finite before update {seen_at} of {UPDATES}"
+    told = f"{reason}: went back to update {back_to} and on with half the learning rate, at most 0.05"
+    out, err = capsys.readouterr()
+    assert err.count(f"warning: {told}\n") == 1 and f"\n{told}\n" in out
+    assert told in (tmp_path / "run/report.html").read_text()
+    assert summary.pop("went_back") == {"from_update": seen_at, "to_update": back_to, "reason": reason, "lr": 0.05}
+
+    monkeypatch.undo()
+    halve(back_to)
+    expected = replay(tmp_path / "half", "--policy", policy)
+    assert expected[1].pop("went_back") is None
+    assert (weights, summary) == expected
+    # The policy that begins where it went back to is told once more; what was given up is not shown.
+    shown = [
+        {key: list(dict.fromkeys(points)) for key, points in scalars(tmp_path / name).items()}
+        for name in ("run", "half")
+    ]
+    assert shown[0] == shown[1]
+    if back_to == 0:
+        monkeypatch.undo()
+        assert weights == replay(tmp_path / "plain", "--policy", policy, "--lr", LR / 2)[0]
+
+
+@pytest.mark.parametrize("limit", [None, 1000])
+def test_a_validation_loss_that_is_not_finite_is_a_divergence(
+    limit: int | None, policy: Path, tmp_path: Path, halve: Callable[[int], None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    evaluate, at = Trainer.evaluate, {None: 40, 1000: 33}[limit]
+
+    def evaluate_badly(self: Trainer, split: str, *, limit: int | None = None) -> Any:
+        result = evaluate(self, split, limit=limit)
+        full = self.optimizer.param_groups[0]["initial_lr"] > 0.75 * LR / LR_RISE
+        bad = full and (self.updates_done, limit) == (at, expected_limit)
+        return replace(result, accuracy=1.0, loss=float("inf")) if bad else result
+
+    expected_limit = limit
+    with monkeypatch.context() as patch:
+        patch.setattr(Trainer, "evaluate", evaluate_badly)
+        weights, summary = replay(tmp_path / "run", "--policy", policy)
+    reason = f"the validation loss was not finite before update {at} of {UPDATES}"
+    assert summary["went_back"] == {"from_update": at, "to_update": 20, "reason": reason, "lr": LR / 2}
+    assert summary["validation"]["accuracy"] < 1
+    halve(20)
+    assert weights == replay(tmp_path / "half", "--policy", policy)[0]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("who", ["policy", "agent"])
+def test_killed_around_a_divergence_and_resumed(
+    who: str, policy: Path, agent: Path, tmp_path: Path, spoil: Callable[..., None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # The agent is asked at 15, 30 and 45 too, where evaluations are; of the policy's checkpoints two lie between the
+    # last good state and the divergence.
+    chosen, evaluations, spoilt, back_to = {"policy": (policy, 2, 55, 30), "agent": (agent, 4, 47, 45)}[who]
+    spoil(spoilt)
+    arguments = (f"--{who}", chosen, "--checkpoint-seconds", 0, "--evaluations", evaluations)
+    choose, save, seen = Agent.choose, RunFolder.save_checkpoint, []
+
+    def choose_and_note(self: Agent, observation: Any) -> Any:
+        seen.append(observation.tolist())
+        return choose(self, observation)
+
+    monkeypatch.setattr(Agent, "choose", choose_and_note)
+    undisturbed = replay(tmp_path / "undisturbed", *arguments)
+    assert undisturbed[1]["went_back"]["to_update"] == back_to
+    all_seen = seen[:]
+    if who == "agent":
+        assert len(all_seen) == 5 and all_seen[3] == all_seen[4], "asked again about the state it went back to"
+    for moment in range(1, 20):
+        seen.clear()
+        run, saves = tmp_path / str(moment), 0
+
+        def save_and_die(self: RunFolder, number: int, state: Any, moment: int = moment) -> None:
+            nonlocal saves
+            save(self, number, state)
+            assert f"{number:010d}" == max(path.stem for path in self.checkpoints.iterdir()), (
+                "the newest is the highest"
+            )
+            saves += 1
+            if saves == moment:
+                raise Killed
+
+        with monkeypatch.context() as patch:
+            patch.setattr(RunFolder, "save_checkpoint", save_and_die)
+            try:
+                replay(run, *arguments)
+                break
+            except Killed:
+                pass
+        assert resume(run) == undisturbed
+        assert seen == all_seen
+    assert moment >= 5  # two around the divergence among them
+
+
+def test_a_second_divergence_stops_with_the_reason_and_loses_nothing(
+    policy: Path, tmp_path: Path, spoil: Callable[..., None], monkeypatch: pytest.MonkeyPatch, capsys: Any
+) -> None:
+    run, undisturbed = tmp_path / "run", replay(tmp_path / "undisturbed", "--policy", policy)
+    spoil(50, always=True)
+    for arguments in ([*OPTIONS, "--policy", policy, "--out", run, "--checkpoint-seconds", 0], ["--resume", run]):
+        assert status_of(replay_policy.main, *arguments) == 2
+        (line,) = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error: ")]
+        assert line == (
+            "error: the loss was not finite before update 60 of 60; it had gone back to update 40 once, with the "
+            "learning rate halved to 0.05, because the loss was not finite before update 60 of 60: "
+            "start again with an --lr lower than 0.05"
+        )
+    assert not (run / "model.safetensors").exists() and len(list((run / "checkpoints").iterdir())) == 2
+    monkeypatch.undo()  # as if it had been the machine
+    assert resume(run) == undisturbed
+
+
+def test_a_learning_rate_that_is_far_too_high_is_told_with_the_way_out(
+    policy: Path, tmp_path: Path, capsys: Any
+) -> None:
     arguments = [*OPTIONS, "--policy", policy, "--lr", "1e30", "--out", tmp_path / "run"]
     assert status_of(replay_policy.main, *arguments) == 2
     (line,) = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error: ")]
-    assert "--lr" in line
+    assert line.endswith("start again with an --lr lower than 5e+29")
     assert not (tmp_path / "run/model.safetensors").exists()
 
 
