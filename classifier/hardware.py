@@ -4,6 +4,7 @@ import contextlib
 import functools
 import os
 import shutil
+from collections.abc import Iterator
 from pathlib import Path
 
 import torch
@@ -89,14 +90,46 @@ def why_not_compile(device: torch.device) -> str | None:
     return None
 
 
-def available_memory() -> int:
-    """Bytes of memory that can be taken without swapping, within this process's container."""
+def available_memory(*, system: Path = Path("/proc"), groups: Path = Path("/sys/fs/cgroup")) -> int:
+    """Bytes of memory that can be taken without swapping, within the control groups (v2 or v1) of this process.
+
+    Args:
+        system: where Linux tells of memory and processes.
+        groups: where it tells of control groups.
+    """
     free = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    with contextlib.suppress(OSError, ValueError, StopIteration):  # Linux
-        lines = Path("/proc/meminfo").read_text().splitlines()
-        free = int(next(line for line in lines if line.startswith("MemAvailable:")).split()[1]) * 1024
-    with contextlib.suppress(OSError, ValueError):  # "max": no limit
-        group = Path("/sys/fs/cgroup")
-        limit = int((group / "memory.max").read_text())
-        free = min(free, limit - int((group / "memory.current").read_text()))
-    return free
+    with contextlib.suppress(OSError, ValueError, KeyError):  # not Linux
+        free = _counts(system / "meminfo")["MemAvailable:"] * 1024
+    for limit, used, cache in _memory_groups(system, groups):
+        with contextlib.suppress(OSError, ValueError, KeyError):  # "max": no limit; or no such group to be seen here
+            # Cached files count as used, but make room; as container runtimes reckon it.
+            taken = int(used.read_text()) - _counts(used.parent / "memory.stat")[cache]
+            free = min(free, int(limit.read_text()) - taken)
+    return max(free, 0)
+
+
+def _memory_groups(system: Path, groups: Path) -> Iterator[tuple[Path, Path, str]]:
+    """Files with the limit and use of every control group around this process, and the name of its cache's size."""
+    try:
+        lines = (system / "self/cgroup").read_text().splitlines()
+    except OSError:
+        return
+    for line in lines:
+        _, controllers, own = line.split(":", 2)
+        if not controllers:
+            root, names = groups, ("memory.max", "memory.current", "inactive_file")
+        elif "memory" in controllers.split(","):
+            root, names = groups / "memory", ("memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file")
+        else:
+            continue
+        # Inside a container the group may be named as the host sees it, and lie at the root.
+        for folder in (root / own.strip("/"), *(root / own.strip("/")).parents):
+            yield folder / names[0], folder / names[1], names[2]
+            if folder == root:
+                break
+
+
+def _counts(path: Path) -> dict[str, int]:
+    """The numbers of a file whose lines are a name and a number."""
+    entries = (line.split() for line in path.read_text().splitlines())
+    return {entry[0]: int(entry[1]) for entry in entries if len(entry) > 1}

@@ -38,6 +38,7 @@ from classifier.mixing.rmix import THRESHOLDS
 from classifier.trainer import TrainConfig
 from classifier.tuning import compiling_pays
 from envs import RLMixEnv
+from experiments.memory import shortage
 from experiments.run_folder import (
     LineLog,
     RunError,
@@ -137,13 +138,13 @@ class RLMixConfig:
     trust: bool = False
     """The run folder is your own: code that it names (package.module:function) or holds (Ray's files) may run."""
 
-    def environment(self, data: Splits) -> RLMixEnv:
-        """The environment that the options describe.
+    def training(self) -> TrainConfig:
+        """The classifier's setting.
 
         Raises:
             ValueError: an option is out of range.
         """
-        training = TrainConfig(
+        return TrainConfig(
             model=self.model,
             embedding=self.embedding,
             updates=self.updates,
@@ -155,8 +156,15 @@ class RLMixConfig:
             precision=self.precision,
             compile=self.compile == "on",
         )
+
+    def environment(self, data: Splits) -> RLMixEnv:
+        """The environment that the options describe.
+
+        Raises:
+            ValueError: an option is out of range.
+        """
         return RLMixEnv(
-            training=training,
+            training=self.training(),
             splits=data,
             reward=self.reward,
             grid=self.grid,
@@ -177,6 +185,8 @@ def main(arguments: Sequence[str]) -> None:
         else:
             data = load_data(config)
             config = resolve(config, data)
+            for line in shortage(config.training(), data, data, workers=1, on_one_gpu=1, own_processes=False):
+                print(line, file=sys.stderr, flush=True)
             run = RunFolder.create(config.out, KIND)
             if config.agent is not None:  # a copy, so that the training can go on without the original
                 ThresholdAgent.load(Path(config.agent)).save(run.path)

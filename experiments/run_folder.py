@@ -67,6 +67,10 @@ class RunFolder:
         self._lock.truncate(0)
         self._lock.write(f"{os.getpid()}\n")
         self._lock.flush()
+        # What a kill left half written; nobody else writes here now.
+        for folder in (path, self.checkpoints, path / "references"):
+            for left in folder.glob(".*.part"):
+                left.unlink(missing_ok=True)
 
     @classmethod
     def create(cls, out: str | None, kind: str) -> "RunFolder":
@@ -157,6 +161,8 @@ class RunFolder:
             except DamagedFileError as error:
                 print(f"{error}; going back to the checkpoint before", file=sys.stderr)
                 path.rename(path.with_suffix(".damaged"))
+                for old in sorted(self.checkpoints.glob("*.damaged"))[:-KEPT_CHECKPOINTS]:
+                    old.unlink()
         return None
 
 

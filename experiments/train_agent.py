@@ -49,6 +49,7 @@ from envs.mix_policy import segment_ends
 from experiments import per_batch
 from experiments.cluster import connected, on_a_worker, places, require_places, run_trial
 from experiments.intervals import mean_interval, paired_difference, verdict
+from experiments.memory import shortage
 from experiments.pages import NAME, write_search_report
 from experiments.presets import PRESETS, SearchConfig, named
 from experiments.run_folder import (
@@ -185,6 +186,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
                         asked = replace(asked, workers=asked.most_workers(max(places(share), 1)))
                     require_places(asked.workers, share)
                 search, data = resolve_with_gpus(asked) if asked.gpus_per_worker else resolve(asked)
+                warn_of_memory(search, data)
                 run = RunFolder.create(asked.out, KIND)
                 run.write_config(KIND, asdict(search.config))
                 print_data(data, search)
@@ -284,6 +286,19 @@ def resolve_with_gpus(asked: SearchConfig) -> tuple[Search, Splits]:
 
 def _resolved_config(asked: SearchConfig) -> SearchConfig:
     return resolve(asked)[0].config
+
+
+def warn_of_memory(search: Search, data: Splits) -> None:
+    """Say what will not fit into this machine's memory, or its GPUs', if the workers run here."""
+    config = search.config
+    if config.address is not None:
+        return
+    workers, gpus = config.worker_count, config.gpus_per_worker
+    # Ray puts as many on a GPU as their shares allow; local workers all take the same one.
+    on_one_gpu = min(workers, max(int(1 / gpus + 1e-6), 1)) if gpus else workers
+    task = data.draw(config.train_size[1], data_seed=0)
+    for line in shortage(search.training, data, task, workers=workers, on_one_gpu=on_one_gpu):
+        print(line, file=sys.stderr, flush=True)
 
 
 def print_data(data: Splits, search: Search) -> None:

@@ -28,6 +28,8 @@ from classifier.models import MODELS, build_model
 from classifier.trainer import EvalStats, TrainConfig, Trainer, TrainStats, UpdateStats, merge_stats
 
 BATCH = 12
+LOGITS_BOUND = 0.05  # between bf16 and fp32, relative to the largest logit
+ACCURACY_BOUND = 0.05  # between bf16 and fp32, of means over 3 seeds
 CLEAN = MixPolicy({"clean": 1.0})
 MIXUP = MixPolicy({"clean": 0.5, "mixup": 0.5})
 CUTMIX = MixPolicy({"clean": 0.5, "cutmix": 0.5})
@@ -1006,6 +1008,34 @@ def test_low_precision_trains_much_the_same() -> None:
     assert one.clean.loss == pytest.approx(other.clean.loss, rel=0.05)
     assert one.clean != other.clean
     assert all(value.dtype != torch.bfloat16 for value in weights(low).values())
+
+
+@pytest.mark.parametrize("model", ["search", "preact_resnet18"])
+def test_logits_in_low_precision_are_those_in_full_within_a_bound(model: str) -> None:
+    digits = split(load_dataset("digits"))
+    images = torch.randn(8, 1, 8, 8, generator=torch.Generator().manual_seed(0))
+    logits = []
+    for precision in ("fp32", "bf16"):
+        trainer = Trainer(TrainConfig(model=model, updates=10, device="cpu", precision=precision), digits)
+        trainer.model.eval()
+        with torch.no_grad():
+            logits.append(torch.cat(trainer._logits(trainer.model, images)))
+    full, low = logits
+    assert 0 < (low - full).abs().max() <= LOGITS_BOUND * full.abs().max()
+
+
+def test_accuracy_in_low_precision_is_that_in_full_within_a_bound() -> None:
+    digits = split(load_dataset("digits"))
+    means = []
+    for precision in ("fp32", "bf16"):
+        config = TrainConfig(updates=60, batch_size=50, device="cpu", precision=precision)
+        trainer, accuracies = Trainer(config, digits), []
+        for seed in range(3):
+            trainer.reset(seed)
+            trainer.train(RMIX, 60)
+            accuracies.append(trainer.evaluate("validation").accuracy)
+        means.append(sum(accuracies) / len(accuracies))
+    assert means[0] > 0.8 and abs(means[0] - means[1]) <= ACCURACY_BOUND
 
 
 def test_without_a_compiler_training_is_eager_and_says_so(monkeypatch: pytest.MonkeyPatch) -> None:

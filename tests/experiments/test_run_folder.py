@@ -275,3 +275,20 @@ def test_processes_that_a_sigterm_ended_are_no_error_of_their_own() -> None:
         raise EOFError
     with pytest.raises(EOFError), interrupt_later():
         raise EOFError
+
+
+def test_what_kills_and_damage_leave_behind_does_not_pile_up(tmp_path: Path) -> None:
+    run = RunFolder(tmp_path / "run")
+    for number in range(1, 6):
+        run.save_checkpoint(number, {"number": number})
+        (run.checkpoints / f"{number:010d}.safetensors").write_bytes(b"torn")
+        run.load_checkpoint()
+        for name in (".config.json.1.part", f"checkpoints/.{number}.safetensors.1.part"):
+            (run.path / name).write_bytes(b"half")
+    assert sorted(path.name for path in run.checkpoints.glob("*.damaged")) == [
+        "0000000004.damaged",
+        "0000000005.damaged",
+    ]
+    run.release()
+    again = RunFolder(tmp_path / "run")
+    assert not list(again.path.rglob("*.part")) and len(list(again.checkpoints.iterdir())) == 2
