@@ -27,13 +27,14 @@ import warnings
 import zlib
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor, as_completed
+from concurrent.futures import Executor, ProcessPoolExecutor, ThreadPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import asdict, dataclass, replace
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
+from threading import Event
 from types import FrameType
-from typing import Any, NoReturn
+from typing import Any, NoReturn, TypeVar
 
 import numpy as np
 import torch
@@ -72,6 +73,8 @@ from experiments.presets import SearchConfig
 from experiments.recipes import ClassifierConfig
 from experiments.replay_policy import ReplayConfig
 from experiments.run_folder import USER_ERRORS, LineLog, RunError, RunFolder, fitting, read_config, stored_config
+
+Result = TypeVar("Result")
 
 SECONDS = 10.0
 MEMORY = 2**30  # bytes beyond what the process holds when it begins
@@ -770,13 +773,12 @@ class InputsSoak:
             lines = log.read()
             log.keep(len(lines))
             done = {(line["first"], line["end"], line["seed"], tuple(line["kinds"])): line for line in lines}
-        left = [part for part in parts if part not in done]
+        left, stop = [part for part in parts if part not in done], Event()
         with (
             ThreadPoolExecutor(self.processes) as pool,
             tqdm(total=self.count, initial=PART * (len(parts) - len(left)), unit="input", mininterval=20) as bar,
         ):
-            for future in as_completed([pool.submit(self._part, *part[:2]) for part in left]):
-                line = future.result()
+            for line in _results(pool, [partial(self._part, stop, *part[:2]) for part in left], stop):
                 done[line["first"], line["end"], self.seed, self.kinds] = line
                 if log is not None:
                     log.append(line)
@@ -790,8 +792,12 @@ class InputsSoak:
         by_kind = {kind: dict(counts[kind]) for kind in sorted(counts)}
         return {"total": total, "kinds": by_kind}, [told for line in lines for told in line["failed"]]
 
-    def _part(self, first: int, end: int) -> dict[str, Any]:
-        outcomes = list(survey(end - first, self.seed, self.kinds, first=first))
+    def _part(self, stop: Event, first: int, end: int) -> dict[str, Any]:
+        outcomes = []
+        for entry in survey(end - first, self.seed, self.kinds, first=first):
+            if stop.is_set():
+                raise KeyboardInterrupt
+            outcomes.append(entry)
         kinds = f" --kinds {shlex.join(self.kinds)}" if self.kinds else ""
         failed = [
             f"{told}\nagain: python experiments/soak.py inputs --first {number} --count 1 --seed {self.seed}{kinds}"
@@ -806,6 +812,17 @@ class InputsSoak:
             "counts": tally([outcome for _, outcome in outcomes]),
             "failed": failed,
         }
+
+
+def _results(pool: Executor, jobs: Sequence[Callable[[], Result]], stop: Event) -> Iterator[Result]:
+    """Results as they come; what still runs is asked to stop when nobody waits for more."""
+    try:
+        for future in as_completed([pool.submit(job) for job in jobs]):
+            yield future.result()
+    except BaseException:
+        stop.set()
+        pool.shutdown(wait=False, cancel_futures=True)
+        raise
 
 
 def _failures(outcomes: Sequence[Outcome]) -> list[str]:

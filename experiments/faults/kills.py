@@ -363,9 +363,13 @@ class KillsSoak:
         ):
             running = {pool.submit(next_story) for _ in range(self.processes)}
             while running:
-                future = next(as_completed(running))
-                running.remove(future)
-                line = future.result()
+                try:
+                    future = next(as_completed(running))
+                    running.remove(future)
+                    line = future.result()
+                except BaseException:
+                    enough.set()  # the stories that have begun come to their end, no other begins
+                    raise
                 if line is None:
                     continue
                 told[line["story"]] = line
