@@ -15,8 +15,8 @@ from classifier.data import Images, ImageSet, Splits
 from classifier.hardware import available_memory
 from classifier.trainer import EVALUATION_BATCH, TrainConfig, Trainer
 
-# Bytes of its own that a worker takes with nothing but its libraries, measured on Linux with Python 3.11 and torch 2.9
-# for the CPU: resident memory without the pages that workers share.
+# Bytes of its own that a worker takes with nothing but its libraries, measured on Linux with Python 3.11 and torch 2.14
+# on a CPU: resident memory without the pages that workers share.
 PROCESS = 450 * 2**20
 GPU_CONTEXT = 500 * 2**20  # bytes that CUDA takes for each process; an assumption, not measured
 IMAGE_COPIES = 6  # of a batch, in float32: as drawn, mixed, with gradients, and kept for the update that follows
