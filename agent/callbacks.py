@@ -20,6 +20,7 @@ from tqdm import tqdm
 
 from agent.ppo import search_state
 from agent.workers import Position
+from classifier.files import naming
 from envs import DIMENSIONS, Menu
 
 # What TensorBoard's custom scalars show side by side, by category and chart; tags are regular expressions. Each choice
@@ -129,7 +130,7 @@ class SearchLog(BaseCallback):
 
     def _on_rollout_end(self) -> None:
         if self._finished:
-            with open(self._file, "a") as file:
+            with naming(self._file), open(self._file, "a") as file:
                 file.writelines(json.dumps(episode) + "\n" for episode in self._finished)
                 file.flush()
                 os.fsync(file.fileno())

@@ -3,6 +3,8 @@
 import hashlib
 import json
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -12,28 +14,43 @@ from safetensors.torch import save as serialise
 from torch import Tensor
 
 STATE_VERSION = 1
+PART = ".part"  # how the names of files end that are being written
 
 
 class DamagedFileError(ValueError):
     """A state file that is torn, altered, or of another version; the message names it."""
 
 
+@contextmanager
+def naming(path: Path) -> Iterator[None]:
+    """Let an OSError say which file it is about: those of a write and a flush do not."""
+    try:
+        yield
+    except OSError as error:
+        raise OSError(error.errno, error.strerror, str(path)) from error
+
+
 def write_atomic(path: Path, content: bytes) -> None:
-    """Write `content` so that `path` holds it whole, or what it held before: write beside, flush, rename."""
-    beside = path.with_name(f".{path.name}.{os.getpid()}.part")
-    try:
-        with open(beside, "wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(beside, path)
-    finally:
-        beside.unlink(missing_ok=True)
-    folder = os.open(path.parent, os.O_RDONLY)
-    try:
-        os.fsync(folder)
-    finally:
-        os.close(folder)
+    """Write `content` so that `path` holds it whole, or what it held before: write beside, flush, rename.
+
+    Raises:
+        OSError: it cannot be written; names `path`.
+    """
+    beside = path.with_name(f".{path.name}.{os.getpid()}{PART}")
+    with naming(path):
+        try:
+            with open(beside, "wb") as file:
+                file.write(content)
+                file.flush()
+                os.fsync(file.fileno())
+            os.replace(beside, path)
+        finally:
+            beside.unlink(missing_ok=True)
+        folder = os.open(path.parent, os.O_RDONLY)
+        try:
+            os.fsync(folder)
+        finally:
+            os.close(folder)
 
 
 def save_state(path: Path, state: dict[str, Any]) -> None:

@@ -1,11 +1,13 @@
 """A run's folder: its configuration, its lock, its checkpoints and its results."""
 
+import errno
 import fcntl
 import json
 import os
 import platform
 import signal
 import sys
+import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -20,7 +22,7 @@ import torch
 from typeguard import CollectionCheckStrategy, TypeCheckError, check_type
 
 from classifier.data import DataError
-from classifier.files import DamagedFileError, load_state, save_state, write_atomic
+from classifier.files import PART, DamagedFileError, load_state, naming, save_state, write_atomic
 from classifier.mixing import PolicyError
 
 VERSION = 1
@@ -38,6 +40,15 @@ class RunError(ValueError):
 
 
 USER_ERRORS = (RunError, PolicyError, DataError, DamagedFileError)  # what a user can mend, and another try cannot
+STORAGE = {  # what is wrong with a disk, not with the program
+    errno.ENOSPC,
+    errno.EDQUOT,
+    errno.EFBIG,
+    errno.EIO,
+    errno.EACCES,
+    errno.EPERM,
+    errno.EROFS,
+}
 
 
 class RunFolder:
@@ -64,13 +75,14 @@ class RunFolder:
             self._lock.seek(0)
             owner = self._lock.read().strip() or "unknown"
             raise RunError(f"{path}: process {owner} is running there; wait for it, stop it, or use another") from None
-        self._lock.truncate(0)
-        self._lock.write(f"{os.getpid()}\n")
-        self._lock.flush()
+        with naming(path / "lock"):
+            self._lock.truncate(0)
+            self._lock.write(f"{os.getpid()}\n")
+            self._lock.flush()
         # What a kill left half written; nobody else writes here now.
         for folder in (path, self.checkpoints, path / "references"):
-            for left in folder.glob(".*.part"):
-                left.unlink(missing_ok=True)
+            for torn in folder.glob(f".*{PART}"):
+                torn.unlink(missing_ok=True)
 
     @classmethod
     def create(cls, out: str | None, kind: str) -> "RunFolder":
@@ -280,7 +292,7 @@ class LineLog:
 
     def append(self, entry: dict[str, Any]) -> None:
         """Write one more line and flush it to the disk."""
-        with open(self.path, "a") as file:
+        with naming(self.path), open(self.path, "a") as file:
             file.write(json.dumps(entry) + "\n")
             file.flush()
             os.fsync(file.fileno())
@@ -291,8 +303,9 @@ def user_errors(resume_hint: str | None = None) -> Iterator[None]:
     """Turn what a user can mend into one line on standard error and exit status 2, and an interrupt into status 130.
 
     Args:
-        resume_hint: how to go on after an interrupt; none = nothing to go on with.
+        resume_hint: how to go on after an interrupt or a full disk; none = nothing to go on with.
     """
+    hook, threading.excepthook = threading.excepthook, _thread_error
     try:
         yield
     except USER_ERRORS as error:
@@ -301,6 +314,25 @@ def user_errors(resume_hint: str | None = None) -> Iterator[None]:
     except KeyboardInterrupt:
         print(f"\nstopped{'' if resume_hint is None else '; go on with: ' + resume_hint}", file=sys.stderr)
         sys.exit(130)
+    except OSError as error:
+        if error.errno not in STORAGE:
+            raise
+        print(
+            f"error: {error.filename or 'a file of this run'}: {error.strerror}; make room there or give permission, "
+            f"then {'start again' if resume_hint is None else 'go on with: ' + resume_hint}",
+            file=sys.stderr,
+        )
+        sys.exit(2)
+    finally:
+        threading.excepthook = hook
+
+
+def _thread_error(failed: threading.ExceptHookArgs) -> None:
+    """TensorBoard writes in a thread; a disk that fails there is told in one line, as elsewhere."""
+    if isinstance(failed.exc_value, OSError) and failed.exc_value.errno in STORAGE:
+        print(f"warning: TensorBoard's events cannot be written: {failed.exc_value}", file=sys.stderr)
+    else:
+        threading.__excepthook__(failed)
 
 
 @contextmanager

@@ -7,7 +7,7 @@ import os
 import pickle
 import re
 import signal
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -18,13 +18,14 @@ from safetensors.torch import save
 
 from classifier.data import DataError
 from classifier.data import idx as idx_files
-from classifier.files import STATE_VERSION, DamagedFileError, load_state
+from classifier.files import STATE_VERSION, DamagedFileError, load_state, write_atomic
 from experiments import evaluate, per_batch, replay_policy, report, train_agent, train_classifier, tune_agent
-from experiments.faults import inputs, kills
+from experiments.faults import inputs, kills, writes
 from experiments.faults.inputs import KINDS, Kind, Outcome, Workshop, cut_policies, survey, tally
 from experiments.faults.kills import PROGRAMS, KillsSoak, Program, Undisturbed, tell
+from experiments.faults.writes import Cases, Disk, Failed, WritesSoak
 from experiments.presets import SearchConfig
-from experiments.run_folder import USER_ERRORS, LineLog, RunError, RunFolder, stored_config
+from experiments.run_folder import USER_ERRORS, LineLog, RunError, RunFolder, stored_config, user_errors
 
 
 @pytest.mark.slow
@@ -339,3 +340,59 @@ def test_what_a_kill_breaks_is_noticed(breakage: str | None, tmp_path: Path, mon
     else:
         assert re.search(told, line["failed"])
         assert (tmp_path / "stories" / "00000" / "run").is_dir()  # to be looked at
+
+
+# Writes
+
+
+@pytest.mark.slow
+def test_a_training_whose_disk_fails_goes_on_to_the_same_result() -> None:
+    result, failed = WritesSoak(programs=("train_classifier.py",), every=10**6).run()
+    assert failed == []
+    assert result["total"]["survived"] == result["total"]["tried"] >= 35
+
+
+def careful(arguments: Sequence[str]) -> None:
+    """A program that writes a checkpoint and a result, each whole or not at all."""
+    with user_errors("--resume"):
+        run = RunFolder(Path(arguments[-1]))
+        run.save_checkpoint(1, {"number": 1})
+        run.write_config("copy", {})
+        write_atomic(run.path / "result", b"the same")
+
+
+def careless(arguments: Sequence[str]) -> None:
+    """Likewise, but its result grows by each start."""
+    with user_errors("--resume"):
+        run = RunFolder(Path(arguments[-1]))
+        run.write_config("copy", {})
+        with open(run.path / "result", "ab") as file:
+            file.write(b"the same")
+        write_atomic(run.path / "done", b"")
+
+
+def traced(arguments: Sequence[str]) -> None:
+    """Likewise, but its errors are nobody's."""
+    run = RunFolder(Path(arguments[-1]))
+    run.save_checkpoint(1, {"number": 1})
+
+
+@pytest.mark.parametrize(
+    ("main", "told"), [(careful, None), (careless, "differ from the undisturbed"), (traced, "not told in a line")]
+)
+def test_what_a_failing_disk_breaks_is_noticed(main: Any, told: str | None, tmp_path: Path) -> None:
+    program = writes.Program(main, "", ("result",))
+    run = tmp_path / "counted"
+    with (disk := Disk(run)).watched():
+        writes.start(program, run)
+    assert [done.split()[0] for done in disk.operations[:5]] == ["write", "write", "flush", "rename", "flush"]
+    cases = object.__new__(Cases)
+    cases._program, cases._whole = program, writes.outcome(program, run)
+    failures = []
+    for number in range(0, len(disk.operations), 3):
+        for error in (None, "ENOSPC"):
+            try:
+                cases._operation(number, error, tmp_path / f"{number} {error}")
+            except Failed as failed:
+                failures.append(str(failed))
+    assert (told is None and not failures) or (told is not None and any(told in failure for failure in failures))

@@ -1,10 +1,12 @@
 """A run's folder: one owner, files that are whole, and what is read back after a crash."""
 
+import errno
 import json
 import os
 import signal
 import subprocess
 import sys
+import threading
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -240,6 +242,53 @@ def test_interrupt_says_how_to_go_on(capsys: pytest.CaptureFixture[str]) -> None
 def test_other_errors_are_not_hidden() -> None:
     with pytest.raises(ZeroDivisionError), user_errors():
         _ = 1 / 0
+    with pytest.raises(ConnectionResetError), user_errors():
+        raise ConnectionResetError(errno.ECONNRESET, "reset")
+
+
+@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EACCES, errno.EROFS])
+def test_a_disk_that_fails_is_told_in_one_line_with_the_file(
+    number: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = RunFolder(tmp_path / "run")
+
+    def fail(_handle: int) -> None:
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr(os, "fsync", fail)
+    log, path = LineLog(run.path / "log"), run.checkpoints / f"{1:010d}.safetensors"
+    for file, write in ((path, lambda: run.save_checkpoint(1, {})), (log.path, lambda: log.append({}))):
+        with pytest.raises(SystemExit) as stopped, user_errors("go"):
+            write()
+        assert stopped.value.code == 2
+        advice = "make room there or give permission, then go on with: go"
+        assert capsys.readouterr() == ("", f"error: {file}: {os.strerror(number)}; {advice}\n")
+
+
+def test_a_disk_that_fails_in_a_thread_is_told_in_one_line(capsys: pytest.CaptureFixture[str]) -> None:
+    def run(error: Exception) -> str:
+        def fail() -> None:
+            raise error
+
+        with user_errors():
+            thread = threading.Thread(target=fail)
+            thread.start()
+            thread.join()
+        return capsys.readouterr().err
+
+    told = "warning: TensorBoard's events cannot be written: [Errno 28] full\n"
+    assert run(OSError(errno.ENOSPC, "full")) == told
+    assert "ZeroDivisionError" in run(ZeroDivisionError())
+
+
+def test_what_a_killed_process_was_writing_is_deleted_by_the_next(tmp_path: Path) -> None:
+    first = RunFolder(tmp_path / "run")
+    first.save_checkpoint(1, {"a": 1})
+    first.release()
+    for torn in (first.path / ".config.json.123.part", first.checkpoints / ".0000000002.safetensors.123.part"):
+        torn.write_bytes(b"half")
+    RunFolder(tmp_path / "run")
+    assert sorted(path.name for path in first.path.rglob("*")) == ["0000000001.safetensors", "checkpoints", "lock"]
 
 
 # Signals
