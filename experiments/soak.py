@@ -3,6 +3,7 @@
 python experiments/soak.py inputs --out experiments/results/soak
 python experiments/soak.py kills --out experiments/results/soak
 python experiments/soak.py writes --out experiments/results/soak
+python experiments/soak.py memory --out experiments/results/soak
 
 inputs: files of every kind that the program reads, and command lines, made wrong by chance; none may end in an error
 that is not the program's own, take 10 seconds, or ask for 1 GiB.
@@ -10,6 +11,7 @@ kills: searches and trainings killed at random moments by SIGKILL, SIGTERM and C
 must go on to the result of a run that nobody stopped, and leave no process behind.
 writes: runs whose disk fails, is full or lies at every place where they use it; each must say so in one line that names
 the file, keep a whole checkpoint, and go on to the same result when the disk is well.
+memory: a worker that plays hundreds of episodes; its resident memory must be flat.
 
 What fails is told in full, with the command that tries it alone; the exit status is then 1.
 """
@@ -30,15 +32,17 @@ import tyro
 from classifier.files import write_atomic
 from experiments.faults.inputs import InputsSoak
 from experiments.faults.kills import KillsSoak
+from experiments.faults.memory import MemorySoak
 from experiments.faults.writes import WritesSoak
 from experiments.run_folder import interrupt_on_sigterm, machine, user_errors
 
 COMMAND = "python experiments/soak.py"
-SOAKS: dict[str, type] = {"inputs": InputsSoak, "kills": KillsSoak, "writes": WritesSoak}
+SOAKS: dict[str, type] = {"inputs": InputsSoak, "kills": KillsSoak, "writes": WritesSoak, "memory": MemorySoak}
 Command = (
     Annotated[InputsSoak, tyro.conf.subcommand("inputs")]
     | Annotated[KillsSoak, tyro.conf.subcommand("kills")]
     | Annotated[WritesSoak, tyro.conf.subcommand("writes")]
+    | Annotated[MemorySoak, tyro.conf.subcommand("memory")]
 )
 
 
