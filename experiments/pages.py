@@ -344,7 +344,9 @@ def _mixed_by_each(report: Mapping[str, Any], data_root: str | None) -> list[Mar
         if method != "clean" or len(policy.shares) == 1
     ]
     try:
-        data = split(load_dataset(setting["dataset"], data_root or report["config"]["data_root"]))
+        dataset = load_dataset(setting["dataset"], data_root or report["config"]["data_root"])
+        # As many development images as the comparison had, without which there may be too few to train on.
+        data = split(dataset, development_size=setting.get("development_size"))
         data = data.draw(setting["train_size"], data_seed=0)
         training = TrainConfig(
             updates=EXAMPLE_UPDATES, batch_size=setting["batch_size"], device="cpu", precision="fp32"

@@ -24,6 +24,7 @@ from typeguard import CollectionCheckStrategy, TypeCheckError, check_type
 from classifier.data import DataError
 from classifier.files import PART, DamagedFileError, load_state, naming, save_state, write_atomic
 from classifier.mixing import PolicyError
+from classifier.models import LIBRARIES
 
 VERSION = 1
 TUNE = "tune"  # the kind of run that is many searches
@@ -218,13 +219,13 @@ def code_of(kind: str, config: Mapping[str, Any]) -> list[str]:
     """What would run as code if a run went on or were looked at: names of a user's functions, and Ray's files."""
     code = ["files of Ray in it"] if kind == TUNE else []
     for part in (config, config.get("agent")):
-        if isinstance(part, dict):
-            # What load_dataset and build_model would import; a `/` makes a name a folder or a library's network.
-            code += [
-                f"{name} {value}"
-                for name in ("dataset", "model")
-                if isinstance(value := part.get(name), str) and ":" in value and "/" not in value
-            ]
+        for name in ("dataset", "model") if isinstance(part, dict) else ():
+            value = part.get(name)
+            if isinstance(value, str) and ":" in value:
+                # What load_dataset and build_model do not import: the path of a folder, and a library's network.
+                path, library = name == "dataset" and os.sep in value, value.partition("/")[0] in LIBRARIES
+                if not (path or (name == "model" and library)):
+                    code.append(f"{name} {value}")
     return code
 
 

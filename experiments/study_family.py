@@ -11,6 +11,7 @@ agent can be started from it. Trainings that have finished are not run again: th
 from __future__ import annotations
 
 import functools
+import shlex
 import sys
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
@@ -27,6 +28,7 @@ from experiments.family import MENU, PLAIN, REFERENCE, SEGMENTS, TASKS, environm
 from experiments.parallel import run_all
 from experiments.run_folder import LineLog, RunError, interrupt_on_sigterm, user_errors
 
+COMMAND = "python experiments/study_family.py"
 FIXED, SWITCHING, RANDOM = 4, 3, 1  # trainings of each task under drawn policies of each kind
 DIGITS = 4  # of a feature, as it is kept
 
@@ -65,8 +67,9 @@ class Plan:
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run the command."""
     interrupt_on_sigterm()
-    with user_errors("the same command"):
-        config = tyro.cli(StudyConfig, args=sys.argv[1:] if arguments is None else arguments, description=__doc__)
+    arguments = sys.argv[1:] if arguments is None else arguments
+    with user_errors(shlex.join([*COMMAND.split(), *arguments])):
+        config = tyro.cli(StudyConfig, args=arguments, description=__doc__)
         for name, least in (("tasks", 1), ("processes", 1)):
             if getattr(config, name) < least:
                 raise RunError(f"--{name} must be at least {least}, got {getattr(config, name)}")

@@ -108,6 +108,14 @@ class Failed(Exception):
     """The story did not end as it should; the message tells what happened."""
 
 
+def lasting(path: Path) -> bytes:
+    """What of a run's file must not depend on how the run went: all of it, but a summary's timings."""
+    content = path.read_bytes()
+    if path.name != "summary.json":
+        return content
+    return json.dumps({key: entry for key, entry in json.loads(content).items() if key not in TIMINGS}).encode()
+
+
 class Stage:
     """Where runs of one program are made and told apart from each other.
 
@@ -190,11 +198,7 @@ class Stage:
         found = {}
         for pattern in self._program.outcome:
             for path in sorted(self.run.glob(pattern)):
-                content = path.read_bytes()
-                if path.name == "summary.json":
-                    summary = json.loads(content)
-                    content = json.dumps({key: entry for key, entry in summary.items() if key not in TIMINGS}).encode()
-                found[str(path.relative_to(self.run))] = content
+                found[str(path.relative_to(self.run))] = lasting(path)
         return found
 
 

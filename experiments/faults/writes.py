@@ -13,7 +13,6 @@ import contextlib
 import errno
 import gc
 import io
-import json
 import os
 import random
 import resource
@@ -38,15 +37,13 @@ from classifier import files
 from classifier.files import PART, load_state
 from envs import MixPolicyEnv
 from experiments import train_agent, train_classifier
-from experiments.faults.kills import TIMINGS
+from experiments.faults.kills import LEARNED, TRAINED, lasting
 from experiments.run_folder import RunError
 
 ERRORS = ("ENOSPC", "EIO", "EACCES", "EDQUOT", "EROFS")
 LAST = 10**9  # an operation that no run comes to
 DAY = 86400.0
 DATA = "--dataset digits --train-size 100 --validation-size 100 --device cpu --precision fp32 --compile off"
-TRAINED = ("model.safetensors", "summary.json")
-LEARNED = ("policy.json", "agent.safetensors", "agent.json", "episodes.jsonl", "trainings.jsonl", "summary.json")
 
 
 @dataclass(frozen=True)
@@ -255,12 +252,9 @@ def start(program: Program, run: Path) -> Ended:
     return Ended(status, err.getvalue())
 
 
-def outcome(program: Program, run: Path) -> dict[str, Any]:
+def outcome(program: Program, run: Path) -> dict[str, bytes]:
     """Everything that must not depend on faults."""
-    found: dict[str, Any] = {name: (run / name).read_bytes() for name in program.outcome if (run / name).exists()}
-    if "summary.json" in found:
-        found["summary.json"] = {k: v for k, v in json.loads(found["summary.json"]).items() if k not in TIMINGS}
-    return found
+    return {name: lasting(run / name) for name in program.outcome if (run / name).exists()}
 
 
 def require_line(ended: Ended, *words: str) -> None:

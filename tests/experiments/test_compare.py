@@ -189,6 +189,7 @@ def test_fewer_development_images_leave_more_to_train_on(
     compare.main([*asked, "--development-size", "50", "--out", str(tmp_path)])
     report = read_strictly(tmp_path / "results.json")
     assert report["measured_images"] == 50 and len(trained) == 4
+    assert "<img" in (tmp_path / "report.html").read_text()  # the same images as each contestant mixes them
     said = refused(compare.main, [*asked, "--development-size", "49", "--out", tmp_path])
     assert "development_size 50, not 49" in said
 

@@ -222,6 +222,7 @@ RECEIVED = {
     "train_agent.py": (train_agent, replace(inputs.SEARCH, model=HOOK)),
     "train_agent.py, data": (train_agent, replace(inputs.SEARCH, dataset=HOOK)),
     "train_classifier.py": (train_classifier, replace(TRAINING, model=HOOK)),
+    "train_classifier.py, a slash": (train_classifier, replace(TRAINING, model=f"a/{HOOK}")),
     "train_classifier.py, data": (train_classifier, replace(TRAINING, dataset=HOOK)),
     "replay_policy.py": (replay_policy, replace(inputs.REPLAY, dataset=HOOK)),
     "per_batch.py": (per_batch, replace(per_batch.RLMixConfig(**inputs.FINAL), model=HOOK)),
