@@ -7,21 +7,18 @@ takes to replace one that died or hangs: a new actor repeats the running episode
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
-import gymnasium as gym
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from stable_baselines3.common.env_util import is_wrapped
-from stable_baselines3.common.vec_env import VecEnv
 from stable_baselines3.common.vec_env.base_vec_env import VecEnvIndices, VecEnvStepReturn
 
-from agent.workers import Position, Worker
-from envs import MixPolicyEnv
+from agent.vec_env import AskedVecEnv, Make, Served
+from agent.workers import Position
 
 NOTICE_SECONDS = 20.0  # a worker that has not started after so long is told about,
 START_SECONDS = 600.0  # and after so long is taken for one that failed
@@ -62,7 +59,7 @@ class WorkerFailedError(RuntimeError):
     """A worker failed again and again; the message holds its own error."""
 
 
-class RayWorker:
+class RayWorker(Served):
     """A `Worker` in an actor's process.
 
     Args:
@@ -72,42 +69,13 @@ class RayWorker:
         threads: torch's.
     """
 
-    def __init__(self, make: Callable[[int, Position], Worker], index: int, position: Position, threads: int) -> None:
+    def __init__(self, make: Make, index: int, position: Position, threads: int) -> None:
         torch.set_num_threads(threads)
         self._make = partial(make, index, position)
 
     def build(self) -> None:
         """Build the worker: not when the actor is made, since Ray would hide an error's own words."""
-        self._worker = self._make()
-
-    def spaces(self) -> tuple[gym.Space[Any], gym.Space[Any]]:
-        """Spaces of observations and actions."""
-        return self._worker.observation_space, self._worker.action_space
-
-    def reset(self) -> tuple[NDArray[np.float32], dict[str, Any]]:
-        """Start the next episode."""
-        return self._worker.reset()
-
-    def step(self, action: Any) -> tuple[NDArray[np.float32], float, bool, dict[str, Any]]:
-        """Make a step; an episode's end starts the next one, as Stable-Baselines3 has it."""
-        observation, reward, terminated, truncated, info = self._worker.step(action)
-        info["TimeLimit.truncated"] = truncated and not terminated
-        if terminated or truncated:
-            info["terminal_observation"] = observation
-            observation, _ = self._worker.reset()
-        return observation, float(reward), terminated or truncated, info
-
-    def attribute(self, name: str) -> Any:
-        """An attribute of the worker or of what it wraps."""
-        return self._worker.get_wrapper_attr(name)
-
-    def call(self, name: str, arguments: tuple[Any, ...], keywords: dict[str, Any]) -> Any:
-        """Call a method of the worker or of what it wraps."""
-        return self._worker.get_wrapper_attr(name)(*arguments, **keywords)
-
-    def is_wrapped(self, wrapper: type[gym.Wrapper[Any, Any, Any, Any]]) -> bool:
-        """Whether the environment has a wrapper of this kind."""
-        return is_wrapped(self._worker, wrapper)
+        super().__init__(self._make())
 
 
 @dataclass
@@ -126,7 +94,7 @@ class _Log:
         self.running, self.coming = self.coming, Position(self.coming.stream, self.coming.episode + 1)
 
 
-class RayVecEnv(VecEnv):
+class RayVecEnv(AskedVecEnv):
     """Environments in Ray actors, one each; Ray must be connected.
 
     A worker that dies, hangs or raises is replaced, its running episode repeated and the question asked again, so that
@@ -148,7 +116,7 @@ class RayVecEnv(VecEnv):
 
     def __init__(
         self,
-        make: Callable[[int, Position], Worker],
+        make: Make,
         positions: Sequence[Position],
         *,
         share: Share,
@@ -167,44 +135,33 @@ class RayVecEnv(VecEnv):
         started = [self._new_actor(index, position) for index, position in enumerate(positions)]
         self._actors, self._born = [actor for actor, _ in started], [born for _, born in started]
         try:
-            observation_space, action_space = self._ask("spaces")[0]
-            super().__init__(len(positions), observation_space, action_space)
+            super().__init__(len(positions))
         except BaseException:
             self.close()
             raise
 
     def reset(self) -> NDArray[np.float32]:
         """Start the next episode of every worker; seeds and options are not used."""
-        answers = self._ask("reset")
+        observations = super().reset()
         for log in self._logs:
             log.started()
-        observations, self.reset_infos = zip(*answers, strict=True)  # type: ignore[assignment]
-        return np.stack(observations)
-
-    def step_async(self, actions: NDArray[Any]) -> None:
-        """Send every worker its action."""
-        self._actions = actions
-        self._futures = [actor.step.remote(action) for actor, action in zip(self._actors, actions, strict=True)]
+        return observations
 
     def step_wait(self) -> VecEnvStepReturn:
         """Every worker's observation, reward, whether its episode ended, and info."""
-        answers = [
-            self._answer(index, "step", (action,), future)
-            for index, (action, future) in enumerate(zip(self._actions, self._futures, strict=True))
-        ]
-        observations, rewards, dones, infos = zip(*answers, strict=True)
+        observations, rewards, dones, infos = super().step_wait()
         for log, action, done in zip(self._logs, self._actions, dones, strict=True):
             if done:
                 log.started()
             elif log.running is not None:
                 log.running = replace(log.running, actions=(*log.running.actions, _plain(action)))
-        return np.stack(observations), np.stack(rewards), np.stack(dones), list(infos)
+        return observations, rewards, dones, infos
 
     def env_method(
         self, method_name: str, *method_args: Any, indices: VecEnvIndices = None, **method_kwargs: Any
     ) -> list[Any]:
         """Call a method of workers; what it changes is kept by a replacement for `Worker`'s own methods only."""
-        answers = self._ask("call", method_name, method_args, method_kwargs, indices=indices)
+        answers = super().env_method(method_name, *method_args, indices=indices, **method_kwargs)
         for index in self._get_indices(indices):
             if method_name == "move":
                 (self._logs[index].coming,) = method_args
@@ -212,48 +169,24 @@ class RayVecEnv(VecEnv):
                 self._logs[index].running = None
         return answers
 
-    def get_attr(self, attr_name: str, indices: VecEnvIndices = None) -> list[Any]:
-        """An attribute of workers."""
-        return self._ask("attribute", attr_name, indices=indices)
-
-    def set_attr(self, attr_name: str, value: Any, indices: VecEnvIndices = None) -> None:
-        """Refused: a worker that is replaced would have lost it.
-
-        Raises:
-            NotImplementedError: always.
-        """
-        raise NotImplementedError(f"{attr_name} cannot be set in Ray workers: give it to what makes them")
-
-    def env_is_wrapped(
-        self, wrapper_class: type[gym.Wrapper[Any, Any, Any, Any]], indices: VecEnvIndices = None
-    ) -> list[bool]:
-        """Whether workers have a wrapper of this kind."""
-        return self._ask("is_wrapped", wrapper_class, indices=indices)
-
     def close(self) -> None:
         """End every worker at once, whatever it is doing."""
         for actor in self._actors:
             self._ray.kill(actor)
         self._actors = []
 
-    def _get_indices(self, indices: VecEnvIndices) -> list[int]:
-        # Before the base class is set up, spaces are asked of everybody.
-        return list(range(len(self._actors))) if indices is None else list(super()._get_indices(indices))
+    def _send(self, index: int, method: str, arguments: tuple[Any, ...]) -> Any:
+        return getattr(self._actors[index], method).remote(*arguments)
 
-    def _ask(self, method: str, *arguments: Any, indices: VecEnvIndices = None) -> list[Any]:
-        asked = self._get_indices(indices)
-        futures = [getattr(self._actors[index], method).remote(*arguments) for index in asked]
-        return [self._answer(index, method, arguments, future) for index, future in zip(asked, futures, strict=True)]
-
-    def _answer(self, index: int, method: str, arguments: tuple[Any, ...], future: Any) -> Any:
+    def _receive(self, index: int, method: str, arguments: tuple[Any, ...], sent: Any) -> Any:
         """What a worker answers; where it fails, what its replacement answers to the same question."""
         failures = 0
         while True:
             try:
                 if failures:
                     self._replace(index)
-                    future = getattr(self._actors[index], method).remote(*arguments)
-                return self._wait(index, future, self._timeout)
+                    sent = self._send(index, method, arguments)
+                return self._wait(index, sent, self._timeout)
             except self._ray.exceptions.RayError as error:
                 failures += 1
                 reason = self._reason(error)
@@ -300,25 +233,6 @@ class RayVecEnv(VecEnv):
         if isinstance(error, exceptions.RayTaskError):
             return f"{type(error.cause).__name__}: {error.cause}"
         return f"was lost ({' '.join(str(error).split()):.240})"
-
-
-def start_ray_workers(
-    environment: dict[str, Any], *, search_seed: int, positions: Sequence[Position], share: Share, timeout: float
-) -> RayVecEnv:
-    """Start one actor for each position; each loads its data itself.
-
-    Args:
-        environment: arguments of `MixPolicyEnv`.
-        search_seed: of the search.
-        positions: where each worker starts.
-        share: what each worker has of its machine.
-        timeout: seconds after which a worker that has not answered is replaced.
-    """
-    return RayVecEnv(partial(_make_worker, environment, search_seed), positions, share=share, timeout=timeout)
-
-
-def _make_worker(environment: dict[str, Any], search_seed: int, index: int, position: Position) -> Worker:
-    return Worker(MixPolicyEnv(**environment), search_seed, index, position)
 
 
 def _plain(action: NDArray[Any]) -> tuple[int, ...]:

@@ -1,16 +1,13 @@
-"""Environment workers: one process and one thread each, behind Stable-Baselines3's VecEnv."""
+"""Environment workers: which episodes they play, and trainings that they are given."""
 
-import signal
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
-from functools import partial
 from typing import Any
 
 import gymnasium as gym
 import numpy as np
-import torch
 from numpy.typing import NDArray
-from stable_baselines3.common.vec_env import SubprocVecEnv, VecEnv
+from stable_baselines3.common.vec_env import VecEnv
 
 from classifier.mixing import PolicySchedule
 from envs import MixPolicyEnv, Task
@@ -113,18 +110,16 @@ class Job:
         return cls(name, PolicySchedule(schedule.segments).to_json(), asdict(task), seed, tuple(splits))
 
 
-def start_workers(environment: dict[str, Any], *, search_seed: int, positions: Sequence[Position]) -> VecEnv:
-    """Start one process for each position; none is forked from this (threaded) process.
+def make_worker(environment: dict[str, Any], search_seed: int, index: int, position: Position) -> Worker:
+    """A worker with an environment of its own.
 
     Args:
         environment: arguments of `MixPolicyEnv`.
         search_seed: of the search.
-        positions: where each worker starts.
+        index: number of the worker.
+        position: where it starts.
     """
-    factories: list[Callable[[], gym.Env[Any, Any]]] = [
-        partial(_make_worker, environment, search_seed, index, position) for index, position in enumerate(positions)
-    ]
-    return SubprocVecEnv(factories, start_method="spawn")
+    return Worker(MixPolicyEnv(**environment), search_seed, index, position)
 
 
 def run_jobs(workers: VecEnv, jobs: Sequence[Job]) -> Iterator[tuple[Job, dict[str, float]]]:
@@ -133,10 +128,3 @@ def run_jobs(workers: VecEnv, jobs: Sequence[Job]) -> Iterator[tuple[Job, dict[s
         together = jobs[start : start + workers.num_envs]
         results = workers.env_method("train_under", together)
         yield from zip(together, results, strict=False)
-
-
-def _make_worker(environment: dict[str, Any], search_seed: int, index: int, position: Position) -> Worker:
-    # Ctrl-C reaches every process of the terminal; the parent alone decides what it means.
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    torch.set_num_threads(1)
-    return Worker(MixPolicyEnv(**environment), search_seed, index, position)

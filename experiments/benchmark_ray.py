@@ -19,6 +19,7 @@ import tempfile
 import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -29,8 +30,8 @@ import tyro
 
 from agent.baselines import FIXED
 from agent.ppo import PPOConfig, build_agent
-from agent.ray_env import RayVecEnv, Share, start_ray_workers
-from agent.workers import Position
+from agent.ray_env import RayVecEnv, Share
+from agent.workers import Position, make_worker
 from classifier.files import write_atomic
 from envs import Menu
 from envs.observation import observation_space
@@ -172,9 +173,7 @@ def scaling(config: BenchmarkConfig, search: Search) -> tuple[dict[str, Any], An
     import ray
 
     vectors = {
-        workers: start_ray_workers(
-            search.environment(None), search_seed=0, positions=[Position()] * workers, share=Share(), timeout=3600
-        )
+        workers: RayVecEnv(partial(make_worker, search.environment(None), 0), [Position()] * workers, share=Share())
         for workers in (1, 2)
     }
     action = search.menu.find(FIXED[START])

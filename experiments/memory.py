@@ -74,7 +74,14 @@ def worker_memory(training: TrainConfig, data: Splits, task: Splits) -> WorkerMe
 
 
 def shortage(
-    training: TrainConfig, data: Splits, task: Splits, *, workers: int, on_one_gpu: int, own_processes: bool = True
+    training: TrainConfig,
+    data: Splits,
+    task: Splits,
+    *,
+    workers: int,
+    on_one_gpu: int,
+    held: int = 1,
+    own_processes: bool = True,
 ) -> list[str]:
     """What does not fit, a line for each kind of memory, with the sum; nothing where all fits.
 
@@ -84,9 +91,10 @@ def shortage(
         task: those of the largest task, drawn from `data`.
         workers: how many run on this machine.
         on_one_gpu: how many of them share a GPU.
+        held: environments that each of them holds.
         own_processes: whether each is a process of its own, rather than this one.
     """
-    parts = worker_memory(training, data, task).parts
+    parts = {part: held * size for part, size in worker_memory(training, data, task).parts.items()}
     process = {"process": PROCESS} if own_processes else {}
     if not training.device.startswith("cuda"):
         lines = [_shortage("memory", workers, {**process, **parts}, available_memory())]

@@ -54,6 +54,8 @@ class SearchConfig:
     """Classifier trainings of the search, rounded up to whole updates of the agent."""
     workers: int = 0
     """Worker processes, one thread each; 0 takes as many as cores allow and as share an update's episodes evenly."""
+    environments: int = 0
+    """Trainings side by side, shared out among local workers; 0: one each. Results depend on this, not on workers."""
     backend: Literal["local", "ray"] = "local"
     """Where workers run: processes of this machine, or actors of a Ray cluster."""
     address: str | None = None
@@ -88,7 +90,13 @@ class SearchConfig:
     @property
     def worker_count(self) -> int:
         """Number of workers on this machine."""
-        return self.workers or self.most_workers(len(os.sched_getaffinity(0)))
+        cores = len(os.sched_getaffinity(0))
+        return self.workers or (min(self.environments, cores) if self.environments else self.most_workers(cores))
+
+    @property
+    def environment_count(self) -> int:
+        """Number of trainings side by side."""
+        return self.environments or self.worker_count
 
     def most_workers(self, places: int) -> int:
         """The largest number of workers, up to `places`, that shares an update's episodes evenly."""

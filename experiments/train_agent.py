@@ -17,11 +17,13 @@ The per-batch agent of RL-Mix as published, beside it, has options of its own:
 
 from __future__ import annotations
 
+import math
 import sys
 import time
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -29,16 +31,17 @@ import torch
 import tyro
 from stable_baselines3 import PPO
 from stable_baselines3.common.logger import HParam, configure
-from stable_baselines3.common.vec_env import DummyVecEnv, SubprocVecEnv, VecEnv
+from stable_baselines3.common.vec_env import DummyVecEnv, VecEnv
 from torch.utils.tensorboard.writer import SummaryWriter
 from tqdm import tqdm
 
 from agent.baselines import FIXED, random_schedule
 from agent.callbacks import SearchLog
 from agent.ppo import Agent, build_agent, restore_search
-from agent.ray_env import Share, WorkerFailedError, start_ray_workers
+from agent.ray_env import RayVecEnv, Share, WorkerFailedError
 from agent.replay import candidates, greedy_schedules
-from agent.workers import Job, Position, episode_seed, run_jobs, start_workers
+from agent.vec_env import ProcessVecEnv
+from agent.workers import Job, Position, episode_seed, make_worker, run_jobs
 from classifier.data import Splits, load_dataset, split
 from classifier.hardware import resolve_device, resolve_precision
 from classifier.mixing import PolicySchedule
@@ -71,6 +74,7 @@ START = "CutMix half"  # what the untrained agent leans to: the rival it has to 
 LEAST = (  # (part of the config or none, option, its least value): what nothing further down checks
     (None, "episodes", 1),
     (None, "workers", 0),
+    (None, "environments", 0),
     (None, "candidate_seeds", 1),
     (None, "contest_seeds", 1),
     (None, "worker_timeout", 1),
@@ -125,6 +129,12 @@ class Search:
                 if value < least:
                     option = name if part is None else f"{part}.{name}"
                     raise ValueError(f"{option} must be at least {least}, got {value}")
+            if config.environments and config.backend == "ray":
+                raise ValueError("each of Ray's workers holds one environment: use --workers for --environments")
+            if config.environments and config.environments < config.workers:
+                raise ValueError(
+                    f"--environments must be at least --workers ({config.workers}), got {config.environments}"
+                )
             if config.backend == "local" and (config.address is not None or config.gpus_per_worker):
                 raise ValueError("--address and --gpus-per-worker are for Ray's workers: add --backend ray")
             search.share  # noqa: B018, raises ValueError where it is out of range
@@ -250,7 +260,7 @@ def resolve(asked: SearchConfig) -> tuple[Search, Splits]:
         tried = Trainer(replace(search.training, device="cpu", precision="fp32", compile=False), largest)
         for action in search.menu.actions():
             tried.check(search.menu.policy(action))
-        environments = DummyVecEnv([lambda: MixPolicyEnv(**search.environment(None))] * asked.worker_count)
+        environments = DummyVecEnv([lambda: MixPolicyEnv(**search.environment(None))] * asked.environment_count)
         new_agent(search, environments)
         compiled = asked.compile == "on"
         if asked.compile == "auto":
@@ -297,7 +307,8 @@ def warn_of_memory(search: Search, data: Splits) -> None:
     # Ray puts as many on a GPU as their shares allow; local workers all take the same one.
     on_one_gpu = min(workers, max(int(1 / gpus + 1e-6), 1)) if gpus else workers
     task = data.draw(config.train_size[1], data_seed=0)
-    for line in shortage(search.training, data, task, workers=workers, on_one_gpu=on_one_gpu):
+    held = math.ceil(config.environment_count / workers)
+    for line in shortage(search.training, data, task, workers=workers, on_one_gpu=on_one_gpu, held=held):
         print(line, file=sys.stderr, flush=True)
 
 
@@ -339,7 +350,8 @@ def execute(search: Search, run: RunFolder) -> None:
     except WorkerFailedError as error:
         raise RunError(f"{error}; what was learned is saved, go on with {run.go_on}") from None
     finally:
-        end_workers(workers)
+        if workers is not None:
+            workers.close()
     timing = {
         "seconds_this_time": round(time.monotonic() - started, 1),
         "search_seconds_this_time": round(search_seconds, 1),
@@ -352,7 +364,7 @@ def execute(search: Search, run: RunFolder) -> None:
 def positions_of(config: SearchConfig, checkpoint: dict[str, Any] | None) -> list[Position]:
     """Where each worker stands: at the start, or where the checkpoint left it."""
     if checkpoint is None:
-        return [Position() for _ in range(config.worker_count)]
+        return [Position() for _ in range(config.environment_count)]
     return [
         Position("search", entry["episode"], tuple(tuple(action) for action in entry["actions"]))
         for entry in checkpoint["positions"]
@@ -361,24 +373,11 @@ def positions_of(config: SearchConfig, checkpoint: dict[str, Any] | None) -> lis
 
 def begin_workers(search: Search, run: RunFolder, positions: Sequence[Position]) -> VecEnv:
     """Start the workers where the search wants them."""
-    environment, seed = search.environment(run), search.config.seed
-    if search.config.backend == "ray":
-        timeout = search.config.worker_timeout
-        return start_ray_workers(
-            environment, search_seed=seed, positions=positions, share=search.share, timeout=timeout
-        )
+    make, config = partial(make_worker, search.environment(run), search.config.seed), search.config
+    if config.backend == "ray":
+        return RayVecEnv(make, positions, share=search.share, timeout=config.worker_timeout)
     with interrupt_later():
-        return start_workers(environment, search_seed=seed, positions=positions)
-
-
-def end_workers(workers: VecEnv | None) -> None:
-    """End the workers at once, whatever they are doing: a run that goes on does that again."""
-    if isinstance(workers, SubprocVecEnv):
-        for process in workers.processes:
-            process.terminate()
-            process.join()
-    elif workers is not None:
-        workers.close()
+        return ProcessVecEnv(make, positions, processes=config.worker_count)
 
 
 def prepare_references(search: Search, workers: VecEnv) -> None:

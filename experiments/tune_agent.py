@@ -62,7 +62,6 @@ from experiments.train_agent import (
     Trainings,
     begin_workers,
     compare,
-    end_workers,
     facts_of,
     keep_best,
     learn,
@@ -205,7 +204,7 @@ def execute(config: TuneConfig, run: RunFolder) -> None:
     except WorkerFailedError as error:
         raise RunError(f"{error}; go on with {run.go_on}") from None
     finally:
-        end_workers(workers)
+        workers.close()
     summary = {"search": config.search, "images_trained": images, "policy": schedule.to_json(), "contest": contest}
     run.write_json("summary.json", summary)
 
@@ -292,7 +291,7 @@ def agent_trial(parameters: dict[str, Any], base: dict[str, Any]) -> None:
             trainings = Trainings(run, workers)
             keep_best(search, run, trainings, offer(run, workers, agent), agent.provenance)
         finally:
-            end_workers(workers)
+            workers.close()
     policy = PolicySchedule.load(run.path / "policy.json")
     tune.report({METRIC: policy.provenance["validation_accuracy"], "episodes": total})
 

@@ -12,19 +12,20 @@ import os
 import random
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from matplotlib.figure import Figure
 from scipy.stats import linregress, t
-from stable_baselines3.common.vec_env import SubprocVecEnv
 from tqdm import tqdm
 
-from agent.workers import Position, start_workers
+from agent.vec_env import ProcessVecEnv
+from agent.workers import Position, make_worker
 from experiments.presets import SearchConfig
 from experiments.run_folder import RunError
-from experiments.train_agent import Search, end_workers
+from experiments.train_agent import Search
 
 BLOCKS = 10  # of the second half
 LEAST = 2 * 2 * BLOCKS  # episodes: two readings a block
@@ -93,9 +94,9 @@ def measure(episodes: int, seed: int) -> list[float]:
         workers=1,
     )
     draw_action = random.Random(seed)
-    workers = start_workers(Search.of(config).environment(None), search_seed=seed, positions=[Position()])
+    make = partial(make_worker, Search.of(config).environment(None), seed)
+    workers = ProcessVecEnv(make, [Position()], processes=1)
     try:
-        assert isinstance(workers, SubprocVecEnv)
         statistics = Path(f"/proc/{workers.processes[0].pid}/statm")
         workers.reset()
         readings: list[float] = []
@@ -109,7 +110,7 @@ def measure(episodes: int, seed: int) -> list[float]:
                     )
                     bar.update()
     finally:
-        end_workers(workers)
+        workers.close()
     return readings
 
 

@@ -32,10 +32,10 @@ import torch
 from stable_baselines3.common.vec_env import DummyVecEnv, VecEnv
 from tqdm import tqdm
 
-from agent.workers import Position, Worker
+from agent.vec_env import Make
+from agent.workers import Position
 from classifier import files
 from classifier.files import PART, load_state
-from envs import MixPolicyEnv
 from experiments import train_agent, train_classifier
 from experiments.faults.kills import LEARNED, TRAINED, lasting
 from experiments.run_folder import RunError
@@ -219,13 +219,9 @@ class Ended:
     err: str
 
 
-def workers_here(environment: dict[str, Any], *, search_seed: int, positions: Sequence[Position]) -> VecEnv:
+def workers_here(make: Make, positions: Sequence[Position], *, processes: int) -> VecEnv:
     """A search's workers in this process, one after the other, where its disk is watched."""
-
-    def worker(index: int) -> Callable[[], Worker]:
-        return lambda: Worker(MixPolicyEnv(**environment), search_seed, index, positions[index])
-
-    return DummyVecEnv([worker(index) for index in range(len(positions))])
+    return DummyVecEnv([partial(make, index, position) for index, position in enumerate(positions)])
 
 
 def start(program: Program, run: Path) -> Ended:
@@ -236,7 +232,7 @@ def start(program: Program, run: Path) -> Ended:
     status: int | None = 0
     err = io.StringIO()
     with (
-        mock.patch.object(train_agent, "start_workers", workers_here),
+        mock.patch.object(train_agent, "ProcessVecEnv", workers_here),
         contextlib.redirect_stdout(io.StringIO()),
         contextlib.redirect_stderr(err),
     ):

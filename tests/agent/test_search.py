@@ -15,7 +15,8 @@ from stable_baselines3.common.distributions import MultiCategoricalDistribution
 from stable_baselines3.common.vec_env import DummyVecEnv, VecEnv
 
 from agent.ppo import PPOConfig, build_agent, restore_search, search_state
-from agent.workers import Position, Worker, episode_seed, start_workers
+from agent.vec_env import ProcessVecEnv
+from agent.workers import Position, Worker, episode_seed, make_worker
 from classifier.files import load_state, save_state
 from envs import Menu
 from tests.agent.stub import CONFIG, DIVERGES, SEGMENTS, search, stub_workers
@@ -164,7 +165,7 @@ def test_a_search_over_real_trainings_goes_on_in_another_process_bit_for_bit(tmp
         return DummyVecEnv([lambda: Worker(tiny(reward="change"), 3, 0, positions[0])])
 
     def in_a_process(positions: list[Position]) -> VecEnv:
-        return start_workers(arguments(reward="change"), search_seed=3, positions=positions)
+        return ProcessVecEnv(partial(make_worker, arguments(reward="change"), 3), positions, processes=1)
 
     search(tmp_path / "straight", here, rollouts=2, workers=1, config=config)
     first = tmp_path / "straight" / "8.checkpoint"

@@ -92,6 +92,11 @@ def test_the_warning_tells_the_sum(digits: Splits, monkeypatch: pytest.MonkeyPat
     assert "--workers" in line and "--batch-size" in line
     (line,) = shortage(TRAINING, digits, digits, workers=4, on_one_gpu=1)
     assert numbers_of(line)[0] == 4
+    # Two environments in a process need the process once.
+    monkeypatch.setattr(memory, "available_memory", lambda: 2 * needed - 3 * PROCESS - 1)
+    assert len(shortage(TRAINING, digits, digits, workers=3, on_one_gpu=3, held=2)) == 1
+    monkeypatch.setattr(memory, "available_memory", lambda: 2 * needed - 3 * PROCESS)
+    assert shortage(TRAINING, digits, digits, workers=3, on_one_gpu=3, held=2) == []
     # In this process nothing is started, and one training fits where three workers nearly do.
     assert shortage(TRAINING, digits, digits, workers=1, on_one_gpu=1, own_processes=False) == []
 

@@ -20,7 +20,8 @@ from ray.cluster_utils import Cluster
 from agent.ray_env import Share
 from experiments import train_agent
 from experiments.cluster import places
-from tests.experiments.test_train_agent import OPTIONS, outcome, status_of, workers_here
+from experiments.faults.writes import workers_here
+from tests.experiments.test_train_agent import OPTIONS, outcome, status_of
 
 ROOT = Path(__file__).parents[2]
 NODE: dict[str, Any] = {"object_store_memory": 80 * 2**20, "include_dashboard": False}
@@ -45,7 +46,7 @@ def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> dict[str, bytes]:
     """What the same search leaves without Ray."""
     folder = tmp_path_factory.mktemp("undisturbed")
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(train_agent, "start_workers", workers_here)
+        patch.setattr(train_agent, "ProcessVecEnv", workers_here)
         train_agent.main([*SEARCH, "--out", str(folder / "run")])
     return outcome(folder / "run")
 

@@ -10,7 +10,6 @@ import shutil
 import signal
 import subprocess
 import sys
-from collections.abc import Callable, Sequence
 from dataclasses import fields, replace
 from html import unescape
 from pathlib import Path
@@ -24,11 +23,12 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from agent.ppo import Agent, PPOConfig
 from agent.replay import probabilities_of, to_schedule
-from agent.workers import Position, Worker, episode_seed
+from agent.workers import episode_seed
 from classifier.mixing import PolicySchedule
 from classifier.trainer import Trainer
 from envs import Menu, MixPolicyEnv
 from experiments import presets, report, train_agent
+from experiments.faults.writes import workers_here
 from experiments.presets import PRESETS, SearchConfig
 from tests import board
 
@@ -47,19 +47,10 @@ class Killed(BaseException):
     """Stands for SIGKILL in this process: nothing but `finally` sees it."""
 
 
-def workers_here(environment: dict[str, Any], *, search_seed: int, positions: Sequence[Position]) -> DummyVecEnv:
-    """The workers in this process, one after the other."""
-
-    def worker(index: int) -> Callable[[], Worker]:
-        return lambda: Worker(MixPolicyEnv(**environment), search_seed, index, positions[index])
-
-    return DummyVecEnv([worker(index) for index in range(len(positions))])
-
-
 @pytest.fixture
 def here(monkeypatch: pytest.MonkeyPatch) -> None:
     """Searches of this test run in this process alone, which saves the start of others."""
-    monkeypatch.setattr(train_agent, "start_workers", workers_here)
+    monkeypatch.setattr(train_agent, "ProcessVecEnv", workers_here)
 
 
 def status_of(arguments: list[str]) -> object:
@@ -101,6 +92,16 @@ def user(start: Any, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, st
 def run(user: tuple[Path, str, str]) -> Path:
     """The run folder of a finished search; not to be changed."""
     return user[0]
+
+
+@pytest.fixture(scope="module")
+def four(tmp_path_factory: pytest.TempPathFactory) -> dict[str, bytes]:
+    """What the search leaves with four environments, all in this process."""
+    folder = tmp_path_factory.mktemp("four")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(train_agent, "ProcessVecEnv", workers_here)
+        train_agent.main([*OPTIONS, "--environments", "4", "--out", str(folder / "run")])
+    return outcome(folder / "run")
 
 
 def test_the_report_shows_contest_and_choices(run: Path) -> None:
@@ -328,6 +329,18 @@ def test_workers_do_not_change_the_search(here: None, run: Path, tmp_path: Path)
     assert outcome(tmp_path / "here") == outcome(run)
 
 
+@pytest.mark.parametrize("workers", [1, 2, pytest.param(4, marks=pytest.mark.slow)])
+def test_results_depend_on_the_environments_and_not_on_the_processes_that_hold_them(
+    start: Any, workers: int, four: dict[str, bytes], tmp_path: Path
+) -> None:
+    process: subprocess.Popen[str] = start(
+        "train_agent.py", *OPTIONS, "--environments", "4", "--workers", str(workers), "--out", "run", cwd=tmp_path
+    )
+    _, err = process.communicate(timeout=300)
+    assert process.returncode == 0, err
+    assert outcome(tmp_path / "run") == four
+
+
 def test_killed_at_any_write_and_resumed(
     here: None, run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -532,6 +545,10 @@ def test_own_data_and_network_and_no_look_at_the_test_set(
         ("--contest-seeds 0", "contest_seeds"),
         ("--reference-seeds -1", "reference_seeds"),
         ("--workers -1", "workers"),
+        ("--environments -1", "environments"),
+        ("--environments 1", "at least --workers"),
+        ("--environments 3", "episodes_per_update"),
+        ("--environments 2 --backend ray", "use --workers"),
         ("--seed -1", "seed"),
         ("--tasks 0", "pool"),
         ("--segments 0.5", "segments"),
@@ -655,7 +672,11 @@ def test_default_search_starts_on_any_number_of_cores(
 ) -> None:
     monkeypatch.setattr(presets.os, "sched_getaffinity", lambda _: set(range(cores)))
     assert SearchConfig().worker_count == workers
-    assert SearchConfig(workers=3).worker_count == 3
+    assert SearchConfig().environment_count == workers
+    assert SearchConfig(workers=3).worker_count == SearchConfig(workers=3).environment_count == 3
+    held = SearchConfig(environments=6)
+    assert held.environment_count == 6 and held.worker_count == min(cores, 6)
+    assert SearchConfig(environments=6, workers=4).worker_count == 4
 
 
 def test_no_command_hides_a_module_of_python() -> None:

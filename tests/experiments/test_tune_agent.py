@@ -14,11 +14,12 @@ from classifier.mixing import PolicySchedule
 from classifier.trainer import Trainer
 from envs import DIMENSIONS
 from experiments import train_agent, tune_agent
+from experiments.faults.writes import workers_here
 from experiments.population import Member
 from experiments.presets import SearchConfig
 from experiments.train_agent import Search
 from tests.envs.tiny import digits
-from tests.experiments.test_train_agent import OPTIONS, lines, workers_here
+from tests.experiments.test_train_agent import OPTIONS, lines
 
 AGENT = [f"--agent.{word[2:]}" if word.startswith("--") else word for word in OPTIONS]
 SETTING = SearchConfig(
@@ -161,7 +162,7 @@ def test_killed_run_goes_on_and_its_trials_are_searches_like_any(
     assert "Development-test accuracy" in out
 
     # Trial 0 is the search that train_agent.py makes of the same options.
-    monkeypatch.setattr(train_agent, "start_workers", workers_here)
+    monkeypatch.setattr(train_agent, "ProcessVecEnv", workers_here)
     train_agent.main([*OPTIONS, "--out", str(tmp_path / "alone")])
     for file in ("policy.json", "agent.safetensors", "episodes.jsonl"):
         assert (run / "trials/0000" / file).read_bytes() == (tmp_path / "alone" / file).read_bytes()

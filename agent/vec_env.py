@@ -1,0 +1,190 @@
+"""Environments in other processes behind Stable-Baselines3's VecEnv: what it asks is asked of numbered workers."""
+
+from __future__ import annotations
+
+import multiprocessing
+import signal
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Sequence
+from multiprocessing.connection import Connection
+from typing import Any
+
+import gymnasium as gym
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from stable_baselines3.common.env_util import is_wrapped
+from stable_baselines3.common.vec_env import VecEnv
+from stable_baselines3.common.vec_env.base_vec_env import VecEnvIndices, VecEnvStepReturn
+
+from agent.workers import Position, Worker
+
+Make = Callable[[int, Position], Worker]  # builds a worker from its number and position, wherever it will live
+
+
+class Served:
+    """A `Worker` in the process where it lives, as it answers what `AskedVecEnv` asks.
+
+    Args:
+        worker: who answers.
+    """
+
+    def __init__(self, worker: Worker) -> None:
+        self._worker = worker
+
+    def spaces(self) -> tuple[gym.Space[Any], gym.Space[Any]]:
+        """Spaces of observations and actions."""
+        return self._worker.observation_space, self._worker.action_space
+
+    def reset(self) -> tuple[NDArray[np.float32], dict[str, Any]]:
+        """Start the next episode."""
+        return self._worker.reset()
+
+    def step(self, action: Any) -> tuple[NDArray[np.float32], float, bool, dict[str, Any]]:
+        """Make a step; an episode's end starts the next one, as Stable-Baselines3 has it."""
+        observation, reward, terminated, truncated, info = self._worker.step(action)
+        info["TimeLimit.truncated"] = truncated and not terminated
+        if terminated or truncated:
+            info["terminal_observation"] = observation
+            observation, _ = self._worker.reset()
+        return observation, float(reward), terminated or truncated, info
+
+    def attribute(self, name: str) -> Any:
+        """An attribute of the worker or of what it wraps."""
+        return self._worker.get_wrapper_attr(name)
+
+    def call(self, name: str, arguments: tuple[Any, ...], keywords: dict[str, Any]) -> Any:
+        """Call a method of the worker or of what it wraps."""
+        return self._worker.get_wrapper_attr(name)(*arguments, **keywords)
+
+    def is_wrapped(self, wrapper: type[gym.Wrapper[Any, Any, Any, Any]]) -> bool:
+        """Whether the environment has a wrapper of this kind."""
+        return is_wrapped(self._worker, wrapper)
+
+
+class AskedVecEnv(VecEnv, ABC):
+    """Environments that live elsewhere; each question is a method of `Served`, by name.
+
+    Args:
+        count: number of environments, which can be asked already.
+    """
+
+    def __init__(self, count: int) -> None:
+        self._everybody = range(count)
+        super().__init__(count, *self._ask("spaces", indices=0)[0])
+
+    @abstractmethod
+    def _send(self, index: int, method: str, arguments: tuple[Any, ...]) -> Any:
+        """Ask environment `index`; gives what `_receive` needs to get the answer."""
+
+    @abstractmethod
+    def _receive(self, index: int, method: str, arguments: tuple[Any, ...], sent: Any) -> Any:
+        """Wait for an answer; those of one environment are waited for in the order of their questions."""
+
+    def reset(self) -> NDArray[np.float32]:
+        """Start the next episode of every environment; seeds and options are not used."""
+        observations, self.reset_infos = zip(*self._ask("reset"), strict=True)  # type: ignore[assignment]
+        return np.stack(observations)
+
+    def step_async(self, actions: NDArray[Any]) -> None:
+        """Send every environment its action."""
+        self._actions = actions
+        self._sent = [self._send(index, "step", (action,)) for index, action in enumerate(actions)]
+
+    def step_wait(self) -> VecEnvStepReturn:
+        """Every environment's observation, reward, whether its episode ended, and info."""
+        answers = [
+            self._receive(index, "step", (action,), sent)
+            for index, (action, sent) in enumerate(zip(self._actions, self._sent, strict=True))
+        ]
+        observations, rewards, dones, infos = zip(*answers, strict=True)
+        return np.stack(observations), np.stack(rewards), np.stack(dones), list(infos)
+
+    def env_method(
+        self, method_name: str, *method_args: Any, indices: VecEnvIndices = None, **method_kwargs: Any
+    ) -> list[Any]:
+        """Call a method of environments."""
+        return self._ask("call", method_name, method_args, method_kwargs, indices=indices)
+
+    def get_attr(self, attr_name: str, indices: VecEnvIndices = None) -> list[Any]:
+        """An attribute of environments."""
+        return self._ask("attribute", attr_name, indices=indices)
+
+    def set_attr(self, attr_name: str, value: Any, indices: VecEnvIndices = None) -> None:
+        """Refused: what an environment is follows from what makes it, so that it can be made again.
+
+        Raises:
+            NotImplementedError: always.
+        """
+        raise NotImplementedError(f"{attr_name} cannot be set in workers: give it to what makes them")
+
+    def env_is_wrapped(
+        self, wrapper_class: type[gym.Wrapper[Any, Any, Any, Any]], indices: VecEnvIndices = None
+    ) -> list[bool]:
+        """Whether environments have a wrapper of this kind."""
+        return self._ask("is_wrapped", wrapper_class, indices=indices)
+
+    def _get_indices(self, indices: VecEnvIndices) -> list[int]:
+        return list(self._everybody) if indices is None else list(super()._get_indices(indices))
+
+    def _ask(self, method: str, *arguments: Any, indices: VecEnvIndices = None) -> list[Any]:
+        asked = self._get_indices(indices)
+        sent = [self._send(index, method, arguments) for index in asked]
+        return [self._receive(index, method, arguments, each) for index, each in zip(asked, sent, strict=True)]
+
+
+class ProcessVecEnv(AskedVecEnv):
+    """Environments in processes of this machine, which may hold several each; none is forked from this process.
+
+    An environment's answers do not depend on how many a process holds, nor on the number of processes.
+
+    Args:
+        make: builds a worker from its number and position; it travels to the process.
+        positions: where each environment starts.
+        processes: number of processes, each with one thread; environments go to them in turn.
+
+    Raises:
+        EOFError, ConnectionError: a process ended, here or in any method; its own error is on standard error.
+    """
+
+    def __init__(self, make: Make, positions: Sequence[Position], *, processes: int) -> None:
+        context = multiprocessing.get_context("spawn")
+        self._pipes: list[Connection] = []
+        self.processes: list[Any] = []
+        for first in range(processes):
+            ours, theirs = context.Pipe()
+            held = dict(list(enumerate(positions))[first::processes])
+            # As a daemon it ends with this process, however that ends.
+            process = context.Process(target=_serve, args=(theirs, make, held), daemon=True)
+            process.start()
+            theirs.close()
+            self._pipes.append(ours)
+            self.processes.append(process)
+        super().__init__(len(positions))
+
+    def close(self) -> None:
+        """End every process at once, whatever it is doing."""
+        for process, pipe in zip(self.processes, self._pipes, strict=True):
+            process.terminate()
+            process.join()
+            pipe.close()
+
+    def _send(self, index: int, method: str, arguments: tuple[Any, ...]) -> None:
+        self._pipes[index % len(self._pipes)].send((index, method, arguments))
+
+    def _receive(self, index: int, _method: str, _arguments: tuple[Any, ...], _sent: None) -> Any:
+        # A process answers in the order in which it was asked.
+        return self._pipes[index % len(self._pipes)].recv()
+
+
+def _serve(pipe: Connection, make: Make, positions: dict[int, Position]) -> None:
+    # Ctrl-C reaches every process of the terminal; the parent alone decides what it means.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    torch.set_num_threads(1)
+    served = {index: Served(make(index, position)) for index, position in positions.items()}
+    while True:
+        try:
+            index, method, arguments = pipe.recv()
+        except EOFError:
+            return
+        pipe.send(getattr(served[index], method)(*arguments))
