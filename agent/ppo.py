@@ -21,6 +21,7 @@ from stable_baselines3.common.policies import ActorCriticPolicy
 from stable_baselines3.common.vec_env import VecEnv
 
 from classifier.files import DamagedFileError, write_atomic
+from classifier.hardware import require_memory
 from classifier.mixing.policy import require_fields
 from envs import DIMENSIONS, Menu
 from envs.mix_policy import segment_ends
@@ -29,6 +30,7 @@ from envs.observation import observation_space
 
 FORMAT = "rl-mix agent"
 VERSION = 1
+MOST_UNITS = 4096  # of a hidden layer
 
 
 @dataclass(frozen=True)
@@ -72,8 +74,8 @@ def build_agent(config: PPOConfig, workers: VecEnv, *, segments: int, seed: int,
         start: the action that is likely at first: an index into each dimension of the menu.
 
     Raises:
-        ValueError: episodes do not divide among the workers, or steps among minibatches, or the start probability is
-            not between 0 and 1.
+        ValueError: episodes do not divide among the workers, or steps among minibatches, a rollout does not fit into
+            memory, or an option is out of range.
     """
     if not 0 < config.start_probability < 1:
         raise ValueError(f"start_probability must be between 0 and 1, got {config.start_probability}")
@@ -87,6 +89,10 @@ def build_agent(config: PPOConfig, workers: VecEnv, *, segments: int, seed: int,
         raise ValueError(
             f"minibatches must divide the {steps} steps of a rollout into parts of at least 2, got {config.minibatches}"
         )
+    if not 1 <= config.hidden <= MOST_UNITS:
+        raise ValueError(f"hidden must be from 1 to {MOST_UNITS} units, got {config.hidden}")
+    shapes = [workers.observation_space.shape or (), workers.action_space.shape or ()]
+    require_memory(4 * steps * sum(math.prod(shape) for shape in shapes), f"a rollout of {steps:,} steps")
     model = PPO(
         "MlpPolicy",
         workers,
@@ -224,8 +230,8 @@ class Agent:
                 raise ValueError(f"it sees observations of version {value['observation_version']}")
             menu = Menu.from_json(value["menu"])
             hidden = [int(units) for units in value["hidden"]]
-            if len(hidden) > 8 or any(not 1 <= units <= 4096 for units in hidden):
-                raise ValueError(f"hidden must be up to 8 layers of 1 to 4096 units, got {hidden}")
+            if len(hidden) > 8 or any(not 1 <= units <= MOST_UNITS for units in hidden):
+                raise ValueError(f"hidden must be up to 8 layers of 1 to {MOST_UNITS} units, got {hidden}")
             if not isinstance(value["segments"], list) or not isinstance(value["provenance"], dict):
                 raise ValueError("segments must be a list and provenance an object")
             segments = segment_ends(value["segments"])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -28,6 +29,7 @@ from torch.distributions import Categorical
 
 from agent.ppo import restore_search, search_state
 from classifier.files import DamagedFileError, write_atomic
+from classifier.hardware import require_memory
 from classifier.mixing.policy import require_fields
 from classifier.mixing.rmix import THRESHOLDS
 from envs import RLMixEnv
@@ -239,6 +241,9 @@ class ThresholdPPO:
                 "n_steps of the agent must be a multiple of its batch_size, "
                 f"got {config.n_steps} and {config.batch_size}"
             )
+        shapes = [space.shape or () for space in env.observation_space.spaces.values()]
+        rollout = 4 * config.n_steps * sum(math.prod(shape) for shape in shapes)
+        require_memory(rollout, f"a rollout of n_steps {config.n_steps:,}")
         if not 0 < config.learning_rate < 1:
             raise ValueError(f"learning_rate of the agent must be in (0, 1), got {config.learning_rate}")
         self.model = PPO(

@@ -376,6 +376,9 @@ class Trainer:
             self.data = data.to(self.device)
             padding = self.data.crop_padding if self.config.crop_padding is None else self.config.crop_padding
             self._padding = padding if self.config.augmentation else 0
+            side = min(self.data.train.image_shape[1:])
+            if self._padding > side:
+                raise ValueError(f"crop_padding must be at most the images' side ({side}), got {self._padding}")
             self._train_labels = self.data.train.labels.to(self.device)
             self._padded = None
             if isinstance(self.data.train, ImageFiles):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -10,6 +11,7 @@ from typing import Any
 from classifier.mixing import METHODS, LamDistribution, MixPolicy
 from classifier.mixing.policy import require_fields
 
+MOST_ACTIONS = 10_000
 DIMENSIONS = ("source", "threshold", "label", "lam")
 
 
@@ -41,6 +43,8 @@ class Menu:
         for size, name in zip(self.sizes, ("sources", "thresholds", "labels", "lams"), strict=True):
             if size == 0:
                 raise ValueError(f"a menu needs at least one choice in {name}, got none")
+        if math.prod(self.sizes) > MOST_ACTIONS:
+            raise ValueError(f"a menu holds at most {MOST_ACTIONS:,} combinations of choices, got {self.sizes}")
         for action in itertools.product(*(range(size) for size in self.sizes)):
             self.policy(action)  # raises PolicyError for a choice that is out of range
 

@@ -384,9 +384,12 @@ def segment_ends(segments: int | Sequence[float]) -> tuple[float, ...]:
         if segments < 1:
             raise ValueError(f"segments must be at least 1, got {segments}")
         return tuple((index + 1) / segments for index in range(segments))
-    ends = tuple(float(end) for end in segments)
+    try:
+        ends = tuple(float(end) for end in segments)
+    except OverflowError:
+        ends = ()
     if not ends or ends[-1] != 1 or any(not low < high for low, high in zip((0.0, *ends), ends, strict=False)):
-        raise ValueError(f"segments must be a number, or ends that rise in (0, 1] to 1, got {ends}")
+        raise ValueError(f"segments must be a number, or ends that rise in (0, 1] to 1, got {segments!s:.200}")
     return ends
 
 
@@ -397,7 +400,7 @@ def _require_updates(segments: Sequence[float], fewest: int, most: int) -> None:
         ValueError: there is such a training.
     """
     shortest = min(high - low for low, high in zip((0.0, *segments), segments, strict=False))
-    for updates in range(fewest, min(most, int(1 / shortest) + 1) + 1):  # beyond, every segment is above one update
+    for updates in range(fewest, int(min(most, 1 / shortest + 1)) + 1):  # beyond, every segment is above one update
         ends = [0, *(round(end * updates) for end in segments)]
         if any(low == high for low, high in pairwise(ends)):
             raise ValueError(

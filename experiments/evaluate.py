@@ -20,11 +20,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import torch
 import tyro
 
 from classifier.files import write_atomic
-from classifier.hardware import resolve_device
+from classifier.hardware import resolve_device, set_threads
 from experiments.measures import MEASURES, NotMeasurable, Subject
 from experiments.run_folder import LineLog, RunError, interrupt_on_sigterm, machine, user_errors
 from experiments.trained_run import TrainedRun
@@ -84,7 +83,7 @@ def open_run(config: EvaluateConfig) -> TrainedRun:
     Raises:
         RunError: an option is out of range, or the run cannot be evaluated.
     """
-    for name, least in (("images", 2), ("batch_size", 1), ("threads", 0), ("seed", 0)):
+    for name, least in (("images", 2), ("batch_size", 1), ("seed", 0)):
         value = getattr(config, name)
         if value is not None and value < least:
             raise RunError(f"--{name.replace('_', '-')} must be at least {least}, got {value}")
@@ -93,9 +92,8 @@ def open_run(config: EvaluateConfig) -> TrainedRun:
             raise RunError(f"--measures must be among {', '.join(MEASURES)}, got {measure!r}")
     if config.boxes is not None and config.measures and "localisation" not in config.measures:
         raise RunError("--boxes is for localisation, which --measures leaves out; name it too")
-    if config.threads:
-        torch.set_num_threads(config.threads)
     try:
+        set_threads(config.threads)
         device = resolve_device(config.device)
     except ValueError as error:
         raise RunError(str(error)) from error

@@ -19,7 +19,7 @@ from tqdm import tqdm
 from agent.replay import Chooser, Probabilities, as_provenance
 from classifier.data import Dataset, Splits, load_dataset, split
 from classifier.files import write_atomic
-from classifier.hardware import resolve_device, resolve_precision
+from classifier.hardware import resolve_device, resolve_precision, set_threads
 from classifier.mixing import MixPolicy, PolicySchedule
 from classifier.trainer import EvalStats, TrainConfig, Trainer, TrainStats, UpdateStats, merge_stats
 from classifier.tuning import compiling_pays
@@ -29,6 +29,7 @@ from envs.picture import mixed_picture
 from experiments.pages import NAME, told_going_back, write_training_report
 from experiments.run_folder import RunError, RunFolder, StopSignal, fitting, stop_file
 
+MOST_EPOCHS = 1_000_000
 CHUNK = 20  # updates between two looks at the clock, the bar and the signals
 METHOD_RUN = "policy_"  # and a method: the run of TensorBoard that shows its share
 
@@ -178,16 +179,15 @@ def resolve(config: Final, data: Splits, policies: Iterable[MixPolicy] = ()) -> 
         RunError: an option is out of range, the network cannot be built, or not trained under one of the policies.
     """
     try:
-        for name, least in (("evaluations", 1), ("threads", 0), ("seed", 0)):
+        for name, least in (("evaluations", 1), ("seed", 0)):
             if getattr(config, name) < least:
                 raise ValueError(f"{name} must be at least {least}, got {getattr(config, name)}")
         if config.epochs is not None:
-            if not 0 < config.epochs < float("inf"):
-                raise ValueError(f"epochs must be a finite number above 0, got {config.epochs:g}")
+            if not 0 < config.epochs < MOST_EPOCHS:
+                raise ValueError(f"epochs must be a number above 0 and below {MOST_EPOCHS:,}, got {config.epochs}")
             updates = max(1, round(config.epochs * len(data.train) / config.batch_size))
             config = replace(config, updates=updates, epochs=None)
-        if config.threads:
-            torch.set_num_threads(config.threads)
+        set_threads(config.threads)
         device = resolve_device(config.device)
         precision = resolve_precision(config.precision, device)
         compiled = config.compile == "on"
@@ -233,8 +233,8 @@ def train_to_the_end(
     Returns:
         What `summary.json` holds.
     """
-    torch.set_num_threads(config.threads)
     try:
+        set_threads(config.threads)
         trainer = Trainer(config.training(), data, seed=config.seed, together=together)
     except ValueError as error:
         raise RunError(str(error)) from error

@@ -158,6 +158,9 @@ def write_search_report(path: Path) -> None:
         )
         if line
     ]
+    for entry in episodes:
+        if any(not 0 <= index < size for a in entry["actions"] for index, size in zip(a, menu.sizes, strict=True)):
+            raise ValueError(f"episode {entry['number']} of worker {entry['worker']} chose what the menu does not have")
     late = [e for e in episodes[-max(1, round(LATE * len(episodes))) :] if len(e["actions"]) == len(schedule.segments)]
     chosen = [
         sum(menu.policy(e["actions"][place]) == policy for e in late) / len(late) if late else None

@@ -33,7 +33,7 @@ from agent.rl_mix import Choose, Learn, PerBatchConfig, ThresholdAgent, Threshol
 from agent.rl_mix import random_thresholds as drawn
 from classifier.data import Splits, load_dataset, split
 from classifier.files import write_atomic
-from classifier.hardware import resolve_device, resolve_precision
+from classifier.hardware import resolve_device, resolve_precision, set_threads
 from classifier.mixing.rmix import THRESHOLDS
 from classifier.trainer import TrainConfig
 from classifier.tuning import compiling_pays
@@ -216,11 +216,9 @@ def resolve(config: RLMixConfig, data: Splits) -> RLMixConfig:
     if (config.thresholds == "frozen") != (config.agent is not None):
         raise RunError("give --agent RUN (the run folder of an agent) with --thresholds frozen, and with nothing else")
     try:
-        for name in ("threads", "seed"):
-            if getattr(config, name) < 0:
-                raise ValueError(f"{name} must be at least 0, got {getattr(config, name)}")
-        if config.threads:
-            torch.set_num_threads(config.threads)
+        if config.seed < 0:
+            raise ValueError(f"seed must be at least 0, got {config.seed}")
+        set_threads(config.threads)
         device = resolve_device(config.device)
         precision = resolve_precision(config.precision, device)
         # What is wrong with network or agent is said here, before there is a run folder.

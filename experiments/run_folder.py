@@ -361,6 +361,21 @@ def _tuples(value: Any) -> Any:
     return tuple(_tuples(entry) for entry in value) if isinstance(value, list) else value
 
 
+def _require_numbers(value: Any, hint: Any) -> None:
+    """Refuse what Python takes for numbers and a configuration does not: truth values, and integers beyond 64 bits.
+
+    Raises:
+        TypeError: there is one.
+    """
+    if isinstance(value, tuple):
+        for entry in value:
+            _require_numbers(entry, hint)
+    elif isinstance(value, bool) and hint is not bool:
+        raise TypeError(f"expected no truth value, got {value}")
+    elif isinstance(value, int) and not -(2**63) <= value < 2**63:
+        raise TypeError(f"expected an integer of 64 bits, got one of {value.bit_length()}")
+
+
 def stored_config(kind: type[Config], stored: dict[str, Any]) -> Config:
     """The configuration of a run's `config.json`, as a dataclass that may hold another one.
 
@@ -382,7 +397,8 @@ def stored_config(kind: type[Config], stored: dict[str, Any]) -> Config:
             try:
                 every = CollectionCheckStrategy.ALL_ITEMS
                 values[name] = check_type(_tuples(value), types[name], collection_check_strategy=every)
-            except TypeCheckError as error:
+                _require_numbers(values[name], types[name])
+            except (TypeCheckError, TypeError) as error:
                 raise TypeError(f"{name}: {error}") from None
         return kind(**values)
     except RunError:

@@ -7,6 +7,7 @@ import torch
 
 from classifier.data.image_files import ImageFiles
 from classifier.data.image_set import DataError, ImageSet
+from classifier.hardware import require_memory
 
 Images = ImageSet | ImageFiles  # pixels in memory, or files that are streamed
 
@@ -105,6 +106,10 @@ def _resized(images: Images, size: int) -> Images:
     # Here, not above: it takes seconds, and only resizing needs it.
     from torchvision.transforms.v2 import functional
 
+    try:
+        require_memory(len(images) * channels * size * size, f"{len(images):,} images of {size:,} x {size:,} pixels")
+    except ValueError as error:
+        raise DataError(f"{error}; use a smaller image_size, or a folder of images, which can be streamed") from None
     out = images.images.new_empty(len(images), channels, size, size)
     for start in range(0, len(images), RESIZE_CHUNK):
         chunk = functional.resize(images.images[start : start + RESIZE_CHUNK], [size], antialias=True)

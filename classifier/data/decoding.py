@@ -5,6 +5,7 @@ the same on every machine. `torchvision.io` is a little faster (1.1 against 1.5 
 kinds and is deprecated from torchvision 0.29 on.
 """
 
+import io
 import os
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -12,7 +13,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from PIL import Image
+from PIL import Image, UnidentifiedImageError
 from torch import Tensor
 
 from classifier.data.image_set import DataError
@@ -21,6 +22,8 @@ from classifier.data.image_set import DataError
 ENDINGS = (".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".pgm", ".tif", ".tiff", ".webp")
 
 MAX_THREADS = 32
+MAX_BYTES = 2**28
+MAX_PIXELS = 2**26  # what Pillow itself lets through may take a gigabyte; no photograph of ImageNet has more
 
 
 def printable(path: str | Path) -> str:
@@ -38,7 +41,17 @@ def read_rgb(path: str | Path) -> Image.Image:
         DataError: the file cannot be read, is no image, is cut or damaged, or has values that are no colours.
     """
     try:
-        with Image.open(path) as image:
+        with open(path, "rb") as file:
+            if os.fstat(file.fileno()).st_size > MAX_BYTES:
+                raise DataError(f"{printable(path)}: expected a file of at most {MAX_BYTES:,} bytes; make it smaller")
+            content = file.read()
+        # From memory, since Pillow asks a file for as many bytes as a damaged header tells.
+        with Image.open(io.BytesIO(content)) as image:
+            if image.width * image.height > MAX_PIXELS:
+                raise DataError(
+                    f"{printable(path)}: expected an image of at most {MAX_PIXELS:,} pixels, got {image.width:,} x "
+                    f"{image.height:,}; make it smaller"
+                )
             if image.mode.startswith("I;16") or (image.mode == "I" and image.format == "PNG"):  # older Pillow: "I"
                 return Image.fromarray((np.asarray(image) >> 8).astype(np.uint8)).convert("RGB")
             if image.mode in ("I", "F"):
@@ -69,7 +82,10 @@ def read_size(path: str | Path) -> tuple[int, int]:
 
 def unreadable(path: str | Path, error: Exception) -> DataError:
     """The error of a file that is no whole image."""
-    came = printable(str(error)).replace(repr(str(path)), "this file") or type(error).__name__
+    if isinstance(error, UnidentifiedImageError):
+        came = "no kind of image that Pillow knows"
+    else:
+        came = printable(str(error)) or type(error).__name__
     return DataError(
         f"{printable(path)}: expected a whole image, got {type(error).__name__}: {came}; replace or remove this file"
     )

@@ -122,8 +122,8 @@ class PolicySchedule:
         try:
             with open(path, "rb") as file:
                 raw = file.read(MAX_BYTES + 1)
-        except OSError as error:
-            raise PolicyError(f"{path}: cannot be read ({error.strerror})") from None
+        except (OSError, ValueError) as error:  # ValueError: a name that no file can have
+            raise PolicyError(f"{path!s:.300}: cannot be read ({getattr(error, 'strerror', error)})") from None
         if len(raw) > MAX_BYTES:
             raise PolicyError(f"{path}: larger than {MAX_BYTES:,} bytes, which no policy schedule is")
         try:

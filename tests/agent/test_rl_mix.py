@@ -238,6 +238,7 @@ def test_stopped_between_epochs_and_resumed_learns_the_same(tmp_path: Path, stop
         ({"extractor": "none"}, "extractor must be one of batch, image, got 'none'"),
         ({"n_steps": 0}, "n_steps"),
         ({"n_steps": 10, "batch_size": 4}, "multiple of its batch_size, got 10 and 4"),
+        ({"n_steps": 10**12, "batch_size": 10**12}, "n_steps 1,000,000,000,000 would take"),
         ({"batch_size": 1}, "batch_size"),
         ({"epochs": 0}, "epochs"),
         ({"learning_rate": 0.0}, "learning_rate"),

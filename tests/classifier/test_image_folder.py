@@ -1,7 +1,9 @@
 """A user's own folder of images: as torchvision's ImageFolder sees it, whatever lies in it."""
 
+import contextlib
 import io
 import os
+import tracemalloc
 import warnings
 from collections.abc import Callable
 from pathlib import Path
@@ -283,6 +285,28 @@ def test_values_of_32_bits_are_refused(tmp_path: Path, dtype: type) -> None:
     with pytest.raises(DataError, match="of 8 or 16 bits") as refused:
         read_rgb(path)
     assert str(path) in str(refused.value)
+
+
+def test_images_of_too_many_pixels_are_refused_before_they_are_decoded(tmp_path: Path) -> None:
+    path = tmp_path / "a.png"
+    Image.new("1", (2**13, 2**13 + 1)).save(path)  # in a file of a few kilobytes
+    with pytest.raises(DataError, match="at most 67,108,864 pixels, got 8,192 x 8,193"):
+        read_rgb(path)
+
+
+def test_a_length_that_a_damaged_file_tells_is_not_allocated(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The first chunk of pixels of a PNG says that 4 GB follow; Pillow asks for as many."""
+    whole = encoded(picture(0), "PNG")
+    start = whole.index(b"IDAT") - 4
+    path = tmp_path / "a.png"
+    path.write_bytes(whole[:start] + (2**32 - 1).to_bytes(4, "big") + whole[start + 4 :])
+    tracemalloc.start()
+    try:
+        with contextlib.suppress(DataError):
+            read_rgb(path)
+        assert tracemalloc.get_traced_memory()[1] < 2**24
+    finally:
+        tracemalloc.stop()
 
 
 def encoded(image: Image.Image, kind: str) -> bytes:

@@ -124,6 +124,7 @@ def test_an_action_outside_the_menu_is_refused(action: list[int]) -> None:
         ({"segments": (float("nan"), 1.0)}, "rise"),
         ({"segments": 21}, "every segment needs an update"),
         ({"segments": (0.01, 1.0)}, "every segment needs an update"),
+        ({"segments": (1e-320, 1.0)}, "every segment needs an update"),
         ({"segments": (0.5, 0.51, 1.0)}, "every segment needs an update"),
         ({"segments": (0.05, 1.0), "tasks": {"updates": (10, 1000)}}, "every segment needs an update"),
         ({"reference_seeds": -1}, "reference_seeds.*-1"),

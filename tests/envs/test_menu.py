@@ -98,6 +98,7 @@ def test_json_round_trip() -> None:
         ({"lams": ["beta(-1)"], "sources": [["m", {"mixup": 1.0}]]}, "lam"),
         ({"lams": ["gamma(1)"], "sources": [["m", {"mixup": 1.0}]]}, "lam"),
         ({"colours": []}, "colours"),
+        ({"thresholds": "a" * 100_000}, "at most 10,000 combinations"),
     ],
 )
 def test_a_bad_menu_is_refused(change: dict[str, Any], message: str) -> None:

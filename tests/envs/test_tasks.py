@@ -174,6 +174,6 @@ def test_segments_are_a_number_of_equal_parts_or_their_ends() -> None:
     assert segment_ends(4) == (0.25, 0.5, 0.75, 1.0)
     assert segment_ends(1) == segment_ends([1.0]) == (1.0,)
     assert segment_ends([0.1, 1.0]) == (0.1, 1.0)
-    for wrong in (0, [0.0], [-3.0], [4.0], [0.5], [0.5, 0.5, 1.0], [0.5, 2.0], []):
+    for wrong in (0, [0.0], [-3.0], [4.0], [0.5], [0.5, 0.5, 1.0], [0.5, 2.0], [], [0.5, 10**400]):
         with pytest.raises(ValueError, match="segments"):
             segment_ends(wrong)

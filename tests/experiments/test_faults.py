@@ -141,6 +141,9 @@ def test_a_log_that_is_shorter_than_what_was_counted_is_an_error(tmp_path: Path)
         ({"ppo": {"hidden": "x"}}, "hidden"),
         ({"ppo": 3}, "ppo"),
         ({"unknown": 1}, "unknown"),
+        ({"workers": True}, "workers.*truth value"),
+        ({"train_size": [100, True]}, "train_size.*truth value"),
+        ({"lr": 10**400}, "lr.*64 bits"),
         ({"dataset": {"dataset": "digits"}}, "dataset"),
     ],
 )

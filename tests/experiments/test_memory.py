@@ -1,6 +1,7 @@
 """What a search needs of memory: counted by hand on small networks; a warning with the sum where it does not fit."""
 
 import re
+import resource
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -9,8 +10,9 @@ import pytest
 import torch
 from torch import nn
 
+from classifier import hardware
 from classifier.data import Splits, load_dataset, split
-from classifier.hardware import available_memory
+from classifier.hardware import available_memory, require_memory
 from classifier.trainer import EVALUATION_BATCH, TrainConfig
 from experiments import memory, per_batch, train_agent
 from experiments.memory import GPU_CONTEXT, IMAGE_COPIES, PROCESS, WorkerMemory, shortage, worker_memory
@@ -184,3 +186,19 @@ def test_available_memory_within_control_groups(
     groups: str, files: dict[str, str], expected: int, tmp_path: Path
 ) -> None:
     assert system_of(tmp_path, free=8 * GIB, groups=groups, files=files) == expected
+
+
+def test_available_memory_within_the_process_limit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "proc/self").mkdir(parents=True)
+    (tmp_path / "proc/self/statm").write_text(f"{GIB // resource.getpagesize()} 5 5 5 0 5 0")
+    monkeypatch.setattr(resource, "getrlimit", lambda _: (3 * GIB, resource.RLIM_INFINITY))
+    assert system_of(tmp_path, free=8 * GIB, groups=V2, files={}) == 2 * GIB
+    monkeypatch.setattr(resource, "getrlimit", lambda _: (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
+    assert system_of(tmp_path, free=8 * GIB, groups=V2, files={}) == 8 * GIB
+
+
+def test_what_does_not_fit_is_refused_before_it_is_allocated(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(hardware, "available_memory", lambda: 3_000_000_000)
+    require_memory(3_000_000_000, "a rollout")
+    with pytest.raises(ValueError, match=r"a rollout would take 3\.1 GB of memory, and 3\.0 GB are free"):
+        require_memory(3_100_000_000, "a rollout")

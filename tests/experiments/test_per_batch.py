@@ -264,7 +264,7 @@ def test_a_learned_agent_is_replayed_in_another_training(tmp_path: Path) -> None
         ("--ppo.n-steps 5", "multiple of its batch_size"),
         ("--validation-limit 0", "validation_limit"),
         ("--seed -1", "seed must be at least 0"),
-        ("--threads -1", "threads must be at least 0"),
+        ("--threads -1", "threads must be from 0"),
         ("--model nonsense", "'nonsense'"),
         ("--dataset nonsense", "'nonsense'"),
         ("--device cuda:99", "cuda:99"),

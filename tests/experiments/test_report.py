@@ -29,7 +29,8 @@ from experiments.charts import (
     timeline,
 )
 from experiments.contestants import CONTESTANTS
-from experiments.pages import write_comparison_report
+from experiments.faults.inputs import KINDS
+from experiments.pages import write_comparison_report, write_search_report
 
 Refused = Callable[[Callable[[Sequence[str]], Any], Sequence[object]], str]
 OPTIONS = (
@@ -275,6 +276,18 @@ def test_what_is_no_finished_run_is_refused(run: Path, tmp_path: Path, refused: 
     assert "expected results of compare.py, got 'benchmark'" in refused(report.main, ["--run", other])
     (other / "results.json").write_text('{"kind": "comparison"}')
     assert "expected the files of a finished run, got KeyError: 'setting'" in refused(report.main, ["--run", other])
+
+
+def test_choices_that_the_menu_does_not_have_are_refused(tmp_path: Path) -> None:
+    """One huge number in a log must not become an array of as many counts."""
+    KINDS["run folder of a search"].make(tmp_path)
+    log = tmp_path / "episodes.jsonl"
+    first, *rest = log.read_text().splitlines()
+    entry = json.loads(first)
+    entry["actions"][0][0] = 4 * 10**9
+    log.write_text("\n".join([json.dumps(entry), *rest]) + "\n")
+    with pytest.raises(ValueError, match="what the menu does not have"):
+        write_search_report(tmp_path)
 
 
 # Comparisons

@@ -580,6 +580,8 @@ def test_own_data_and_network_and_no_look_at_the_test_set(
         ("--ppo.minibatches 0", "minibatches"),
         ("--ppo.epochs 0", "epochs"),
         ("--ppo.hidden 0", "hidden"),
+        ("--ppo.hidden 100000000000000000000", "hidden"),
+        ("--ppo.episodes-per-update 100000000000 --ppo.minibatches 1", "would take"),
         ("--ppo.start-probability 1", "start_probability"),
         ("--ppo.learning-rate -1", "learning rate"),
         ("--out file/run", "file/run"),
