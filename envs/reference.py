@@ -3,6 +3,7 @@
 import hashlib
 import json
 import math
+import sys
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -49,7 +50,7 @@ def measure_reference(
         ends: update at which each segment ends.
         seeds: training seeds, at least one.
         validation_limit: validation images at the end of every segment but the last.
-        cache: folder of earlier results; none = not kept.
+        cache: folder of earlier results; none = not kept. One that is damaged or cannot be written is done without.
     """
     # The device and thread count change results in the last bits only; those of one run folder are always the same.
     key = json.dumps(
@@ -57,9 +58,8 @@ def measure_reference(
         sort_keys=True,
     )
     file = None if cache is None else cache / f"{hashlib.sha256(key.encode()).hexdigest()[:32]}.json"
-    if file is not None and file.exists():
-        entry = json.loads(file.read_text())
-        return ReferenceCurve(tuple(entry["accuracies"]), tuple(entry["scales"]))
+    if file is not None and (known := _kept(file, key, len(ends))) is not None:
+        return known
     curves, counts = [], []
     for seed in seeds:
         trainer.reset(seed, updates=task.updates)
@@ -82,10 +82,29 @@ def measure_reference(
     scales = np.maximum(spread, np.sqrt(likely * (1 - likely) / np.array(counts)))
     reference = ReferenceCurve(tuple(mean.tolist()), tuple(scales.tolist()))
     if file is not None:
-        file.parent.mkdir(parents=True, exist_ok=True)
         content = {"key": json.loads(key), **asdict(reference)}
-        write_atomic(file, (json.dumps(content, indent=2) + "\n").encode())
+        try:
+            file.parent.mkdir(parents=True, exist_ok=True)
+            write_atomic(file, (json.dumps(content, indent=2) + "\n").encode())
+        except OSError as error:
+            print(f"warning: {file}: {error.strerror}; this reference will be measured again", file=sys.stderr)
     return reference
+
+
+def _kept(file: Path, key: str, segments: int) -> ReferenceCurve | None:
+    """What an earlier run found, or none; says so where it was found and cannot be used."""
+    try:
+        entry = json.loads(file.read_bytes())
+        curve = ReferenceCurve(tuple(map(float, entry["accuracies"])), tuple(map(float, entry["scales"])))
+        whole = entry["key"] == json.loads(key) and len(curve.accuracies) == len(curve.scales) == segments
+        if not whole or not all(0 <= accuracy <= 1 for accuracy in curve.accuracies) or not min(curve.scales) > 0:
+            raise ValueError
+        return curve
+    except FileNotFoundError:
+        return None
+    except (OSError, ValueError, TypeError, LookupError, ArithmeticError, RecursionError):
+        print(f"warning: {file}: not a reference as this program writes it; it is measured again", file=sys.stderr)
+        return None
 
 
 def _config_key(trainer: Trainer) -> dict[str, object]:

@@ -171,6 +171,37 @@ def test_what_the_cache_says_is_what_is_paid(tmp_path: Path) -> None:
     assert rewards == pytest.approx(differences([*before, (last - 0.05) / 0.5]))
 
 
+@pytest.mark.parametrize("damage", ["cut", "another key", "no scale", "an infinite one", "a list", "zero scale"])
+def test_a_damaged_reference_is_told_and_measured_again(
+    damage: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    expected = play(tiny(reference_seeds=2, reference_cache=tmp_path), ACTIONS, seed=1)[1]
+    (file,) = cached(tmp_path)
+    content = file.read_bytes()
+    entry = json.loads(content)
+    scales = entry["scales"]
+    file.write_bytes(
+        {
+            "cut": content[: len(content) // 2],
+            "another key": json.dumps({**entry, "key": [*entry["key"][:-1], {}]}).encode(),
+            "no scale": json.dumps({**entry, "scales": scales[:-1]}).encode(),
+            "an infinite one": json.dumps({**entry, "accuracies": [math.inf] * len(scales)}).encode(),
+            "a list": b"[]",
+            "zero scale": json.dumps({**entry, "scales": [0.0] * len(scales)}).encode(),
+        }[damage]
+    )
+    assert play(tiny(reference_seeds=2, reference_cache=tmp_path), ACTIONS, seed=1)[1] == expected
+    assert str(file) in capsys.readouterr().err
+    assert file.read_bytes() == content
+
+
+def test_a_reference_that_cannot_be_kept_is_done_without(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    expected = play(tiny(reference_seeds=2), ACTIONS, seed=1)[1]
+    (tmp_path / "kept").write_text("a file where a folder should be")
+    assert play(tiny(reference_seeds=2, reference_cache=tmp_path / "kept"), ACTIONS, seed=1)[1] == expected
+    assert "File exists; this reference will be measured again" in capsys.readouterr().err
+
+
 def test_prepare_reference_fills_the_cache_ahead_of_time(tmp_path: Path) -> None:
     env = tiny(reference_cache=tmp_path, tasks={"pool": 2})
     env.prepare_reference(0)
