@@ -32,7 +32,6 @@ from experiments.run_folder import LineLog, RunError
 
 EXPERIMENTS = Path(__file__).parents[1]
 MARK = "RLMIX_SOAK_STORY"  # an environment variable by which a story's processes are known, wherever they have gone
-PATIENCE = 60.0  # seconds that a process may take to end after a signal, and its own processes after it
 LONGEST = 600.0  # seconds of a run that nobody disturbs
 SIGNALS = {"SIGKILL": 5, "SIGTERM": 3, "SIGINT": 2}  # and how often each is sent
 TIMINGS = ("timing", "seconds_this_time", "seconds")  # what two equal runs' summaries differ in
@@ -49,6 +48,7 @@ class Program:
         resume: options beside `--resume`.
         worker: text in the command line of its worker processes, one of which may be killed alone; none = has none.
         weight: how often it is chosen.
+        patience: seconds that it may take to end after a signal, and its own processes after it.
     """
 
     script: str
@@ -57,6 +57,7 @@ class Program:
     resume: str = ""
     worker: str | None = None
     weight: int = 3
+    patience: float = 60.0
 
 
 DATA = "--dataset digits --train-size 100 --validation-size 100 --device cpu --precision fp32"
@@ -85,6 +86,7 @@ PROGRAMS = {
         tuple(f"trials/*/{name}" for name in LEARNED[:-1]),
         resume="--trust",
         weight=1,
+        patience=180.0,  # Ray's agents tell a control service that has died with them, and wait for its answer
     ),
 }
 
@@ -171,11 +173,11 @@ class Stage:
             self.clear()
             process.wait()
             raise Failed(f"did not end within {patience:g} s\n{self._read('err')[-3000:]}") from None
-        until = time.monotonic() + PATIENCE
+        until = time.monotonic() + self._program.patience
         while left := self.living():
             if time.monotonic() > until:
                 self.clear()
-                raise Failed(f"left behind after {PATIENCE:g} s: {list(left.values())}\n{self._read('err')[-3000:]}")
+                raise Failed(f"left behind after {self._program.patience:g} s: {list(left.values())}\n{self._read('err')[-3000:]}")
             time.sleep(0.05)
         began = any(line.startswith("run folder: ") for line in self._read("out").splitlines())
         return Start(process.returncode, self._read("err"), began)
@@ -251,10 +253,12 @@ def tell(
             kill = _plan(draw, program, whole.seconds)
             process = stage.start()
             if not _strike(stage, process, program, kill):
-                _judge(stage.end(process, PATIENCE), None)
+                _judge(stage.end(process, program.patience), None)
                 break  # it was faster than its kill
             kills.append(kill)
-            _judge(stage.end(process, PATIENCE), kill)
+            ended = stage.end(process, program.patience)
+            if stage.outcome() != whole.outcome:  # once all is written, a signal does what it does to any program
+                _judge(ended, kill)
         if not (stage.run / "config.json").exists() or stage.outcome() != whole.outcome:
             ended = stage.end(stage.start(), LONGEST)
             if ended.status:
