@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import time
 from collections.abc import Callable
@@ -37,7 +38,7 @@ LAYOUT = {
         },
     }
 }
-PICTURE_EVERY = 4  # rollouts between two pictures of what changes slowly; drawing takes longer than learning
+MOST_PICTURES = 16  # of each kind over a search, evenly spread: drawing takes longer than learning, and 80 kB each
 
 
 class SearchLog(BaseCallback):
@@ -49,6 +50,7 @@ class SearchLog(BaseCallback):
         episodes_file: JSON lines, one for each finished episode, appended at the end of a rollout.
         positions: where each worker stands at the start.
         bar: shows finished episodes.
+        rollouts: how many the search will have.
         save: called with the search's state after each rollout that was learned from.
         checkpoint: what `save` was given last, when a search goes on; none = it starts.
     """
@@ -61,12 +63,14 @@ class SearchLog(BaseCallback):
         episodes_file: Path,
         positions: list[Position],
         bar: tqdm[Any],
+        rollouts: int,
         save: Callable[[dict[str, Any]], None],
         checkpoint: dict[str, Any] | None = None,
     ) -> None:
         super().__init__()
         self._menu, self._segments = menu, segments
         self._file, self._bar, self._save = episodes_file, bar, save
+        self._picture_every = math.ceil(rollouts / MOST_PICTURES)
         self._episode = [position.episode for position in positions]
         self._actions = [list(position.actions) for position in positions]
         before = checkpoint or {"running": [[] for _ in positions], "episodes_done": 0, "history": []}
@@ -149,8 +153,8 @@ class SearchLog(BaseCallback):
             chosen = dict(zip(self._menu.names(dimension), shares[-1], strict=True))
             self._writer.add_scalars(f"policy/{dimension}", chosen, self.num_timesteps)
         self.history.append(shares)
-        self._draw_progress()
-        if len(self.history) % PICTURE_EVERY == 1:
+        if (len(self.history) - 1) % self._picture_every == 0:
+            self._draw_progress()
             self._writer.add_figure("policy/over_the_search", self.search_figure(), self.num_timesteps)
             assert self.training_env is not None
             (picture,) = self.training_env.env_method("render", indices=0)

@@ -26,6 +26,7 @@ from classifier.tuning import compiling_pays
 from envs import Task
 from envs.observation import TrainingState
 from envs.picture import mixed_picture
+from experiments.disk import tell_disk, training_bytes
 from experiments.pages import NAME, told_going_back, write_training_report
 from experiments.run_folder import RunError, RunFolder, StopSignal, fitting, stop_file
 
@@ -247,6 +248,11 @@ def train_to_the_end(
             f"{f', {trainer.world} processes' if together else ''}\nunder: {name}",
             flush=True,
         )
+        stretches = config.updates // CHUNK + len(segments) + config.evaluations
+        most = training_bytes(
+            trainer.model, stretches=stretches, evaluations=config.evaluations, segments=len(segments)
+        )
+        tell_disk(run.path, most)
     training.run()
     trainer.model.load_state_dict(training.best_network)
     test = trainer.evaluate("test")  # the one time that it is read

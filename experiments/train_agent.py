@@ -51,6 +51,7 @@ from envs import Menu, MixPolicyEnv, TaskDistribution
 from envs.mix_policy import segment_ends
 from experiments import per_batch
 from experiments.cluster import connected, on_a_worker, places, require_places, run_trial
+from experiments.disk import search_bytes, tell_disk
 from experiments.intervals import mean_interval, paired_difference, verdict
 from experiments.memory import shortage
 from experiments.pages import NAME, write_search_report
@@ -411,6 +412,9 @@ def learn(
     log = LineLog(run.path / "episodes.jsonl")
     log.keep(0 if checkpoint is None else checkpoint["episodes_done"])
     model = new_agent(search, workers)
+    jobs = MOST_CANDIDATES * config.candidate_seeds + (len(FIXED) + 2) * config.contest_seeds
+    segments, choices = len(search.segments), sum(search.menu.sizes)
+    tell_disk(run.path, search_bytes(config, model.policy, segments=segments, choices=choices, jobs=jobs))
     model.set_logger(configure(str(run.events), ["tensorboard"]))
     model.logger.record("hparams", HParam(_flat(asdict(config)), {"reward/return_mean": 0.0}))
     observations = workers.reset()
@@ -441,6 +445,7 @@ def learn(
                 episodes_file=log.path,
                 positions=positions,
                 bar=bar,
+                rollouts=math.ceil(config.episodes / config.ppo.episodes_per_update),
                 save=save,
                 checkpoint=checkpoint,
             )

@@ -112,6 +112,7 @@ def search(
             episodes_file=folder / "episodes.jsonl",
             positions=positions,
             bar=tqdm(disable=True),
+            rollouts=rollouts,
             save=lambda kept: save_state(folder / f"{kept['search']['timesteps']}.checkpoint", kept),
             checkpoint=state,
         )
