@@ -567,10 +567,14 @@ class Trainer:
         """Refuse a policy that this network or these images cannot be trained under.
 
         Raises:
-            ValueError: it mixes hidden states of a network whose stages are not known, or needs a library that is not
-                installed.
+            ValueError: it mixes hidden states of a network whose stages are not known, has no grid for images of this
+                size, or needs a library that is not installed.
         """
+        sizes = [self._image_shape[1:], *((side, side) for _, side in self.config.image_sizes)]
         for method in policy.shares:
+            if (fits := METHODS[method].fits) is not None:
+                for height, width in sizes:
+                    fits(height, width)
             if (library := METHODS[method].library) is not None:
                 try:
                     library()

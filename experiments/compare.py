@@ -20,7 +20,7 @@ import json
 import shlex
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -131,7 +131,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     with user_errors(command):
         config = tyro.cli(ComparisonConfig, args=arguments, description=__doc__)
         contestants = asked_for(config)
-        setting, images = resolve(config)
+        setting, images = resolve(config, contestants.values())
         out = Path(config.out)
         count = min(config.measured_images or images, images)
         others = [collected(Path(folder), setting, contestants, config.measures, count) for folder in config.collect]
@@ -210,11 +210,15 @@ def asked_for(config: ComparisonConfig) -> dict[str, Contestant]:
     return asked
 
 
-def resolve(config: ComparisonConfig) -> tuple[Setting, int]:
+def resolve(config: ComparisonConfig, contestants: Collection[Contestant]) -> tuple[Setting, int]:
     """The setting with nothing left to `auto`, tried out (data drawn, network built), and how many images are read.
 
+    Args:
+        config: what was asked for.
+        contestants: who will train.
+
     Raises:
-        RunError: an option is out of range.
+        RunError: an option is out of range, or a contestant cannot train this network on these images.
         DataError: the data set cannot be had or is too small.
     """
     for name, least in (("seeds", 2), ("processes", 1)):
@@ -242,6 +246,9 @@ def resolve(config: ComparisonConfig) -> tuple[Setting, int]:
             development_size=config.development_size,
         )
         trainer = Trainer(setting.training("exact"), data)
+        for contestant in contestants:
+            for _, policy in contestant.schedule.segments:
+                trainer.check(policy)
     except ValueError as error:
         raise RunError(str(error)) from error
     # What cannot be measured is said before anything has been trained. Development images do, for this is no reading.

@@ -183,6 +183,7 @@ class Method:
         stage: for methods that mix hidden states: a uniform draw to the stage, 0 the images themselves (which `mix`
             then has mixed), i the output of the network's stage i (which is left to the caller).
         library: imports what `mix` needs beyond this project's dependencies; raises ImportError where it is absent.
+        fits: takes an image's height and width; raises ValueError where `mix` has no grid for such images.
     """
 
     mix: Callable[[MixInput, MixPolicy, MixDraw], Mixed]
@@ -191,20 +192,22 @@ class Method:
     needs_threshold: bool = False
     stage: Callable[[float], int] | None = None
     library: Callable[[], object] | None = None
+    fits: Callable[[int, int], object] | None = None
 
+
+# Puzzle Mix, or what is mixed as it is: its saliency, its graph cuts, its blocks.
+_over_blocks = partial(Method, needs_gradient=True, gradient_in_eval=True, library=graph_cuts, fits=block_counts)
 
 METHODS = {
     "clean": Method(_clean),
     "mixup": Method(_mixup),
     "cutmix": Method(_cutmix),
     "average": Method(_average),
-    "rmix": Method(_rmix, needs_gradient=True, needs_threshold=True),
+    "rmix": Method(_rmix, needs_gradient=True, needs_threshold=True, fits=rmix_grids),
     "manifold": Method(_manifold, stage=drawn_stage),
     "saliencymix": Method(_saliencymix),
-    "puzzlemix": Method(_puzzlemix, needs_gradient=True, gradient_in_eval=True, library=graph_cuts),
-    "puzzlemix_no_transport": Method(
-        partial(_puzzlemix, transport=False), needs_gradient=True, gradient_in_eval=True, library=graph_cuts
-    ),
-    "lamix_rmix": Method(_lamix_over(_rmix), needs_gradient=True, needs_threshold=True),
-    "lamix_puzzlemix": Method(_lamix_over(_puzzlemix), needs_gradient=True, gradient_in_eval=True, library=graph_cuts),
+    "puzzlemix": _over_blocks(_puzzlemix),
+    "puzzlemix_no_transport": _over_blocks(partial(_puzzlemix, transport=False)),
+    "lamix_rmix": Method(_lamix_over(_rmix), needs_gradient=True, needs_threshold=True, fits=rmix_grids),
+    "lamix_puzzlemix": _over_blocks(_lamix_over(_puzzlemix)),
 }

@@ -17,7 +17,9 @@ def rmix_grids(height: int, width: int) -> list[int]:
     """
     grids = [grid for grid in GRIDS if height % grid == 0 and width % grid == 0]
     if not grids:
-        raise ValueError(f"R-Mix needs image sides that one of {GRIDS} divides, got {height} x {width} pixels")
+        raise ValueError(
+            f"R-Mix needs image sides that one of {GRIDS} divides, got {height} x {width} pixels; resize them"
+        )
     return grids
 
 

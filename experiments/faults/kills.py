@@ -177,9 +177,8 @@ class Stage:
         while left := self.living():
             if time.monotonic() > until:
                 self.clear()
-                raise Failed(
-                    f"left behind after {self._program.patience:g} s: {list(left.values())}\n{self._read('err')[-3000:]}"
-                )
+                told = f"left behind after {self._program.patience:g} s: {list(left.values())}"
+                raise Failed(f"{told}\n{self._read('err')[-3000:]}")
             time.sleep(0.05)
         began = any(line.startswith("run folder: ") for line in self._read("out").splitlines())
         return Start(process.returncode, self._read("err"), began)
