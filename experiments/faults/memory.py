@@ -40,11 +40,14 @@ def growth(mebibytes: Sequence[float]) -> dict[str, Any]:
     """
     second = np.asarray(mebibytes[len(mebibytes) // 2 :])
     blocks = np.array_split(np.arange(len(second)), BLOCKS)
-    fit = linregress([block.mean() for block in blocks], [second[block].mean() for block in blocks])
-    width = float(t.ppf(0.975, BLOCKS - 2) * fit.stderr)
-    rise = (float(fit.slope) + width) * len(mebibytes)
+    means = [second[block].mean() for block in blocks]
+    fit = linregress([block.mean() for block in blocks], means)
+    # Readings that are all the same have no slope, and no error of one that could be computed.
+    slope, error = (float(fit.slope), float(fit.stderr)) if np.ptp(means) else (0.0, 0.0)
+    width = float(t.ppf(0.975, BLOCKS - 2)) * error
+    rise = (slope + width) * len(mebibytes)
     return {
-        "slope_mib_per_episode": float(fit.slope),
+        "slope_mib_per_episode": slope,
         "interval": width,
         "mean_mib": float(second.mean()),
         "highest_rise_mib": rise,

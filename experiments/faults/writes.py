@@ -38,7 +38,7 @@ from classifier import files
 from classifier.files import PART, load_state
 from experiments import train_agent, train_classifier
 from experiments.faults.kills import LEARNED, TRAINED, lasting
-from experiments.run_folder import RunError
+from experiments.run_folder import LineLog, RunError
 
 ERRORS = ("ENOSPC", "EIO", "EACCES", "EDQUOT", "EROFS")
 LAST = 10**9  # an operation that no run comes to
@@ -456,7 +456,7 @@ class WritesSoak:
     every: int = 1
     """Operations from one that is stopped or fails to the next."""
     out: str | None = None
-    """Folder of the result."""
+    """Folder of the result, and of writes.jsonl, the faults so far: the same command goes on."""
 
     def run(self) -> tuple[dict[str, Any], list[str]]:
         """Try every fault; gives the result and what failed.
@@ -470,6 +470,11 @@ class WritesSoak:
         if self.every < 1:
             raise RunError(f"--every must be at least 1, got {self.every}")
         torch.set_num_threads(1)
+        log = None if self.out is None else LineLog(Path(self.out) / "writes.jsonl")
+        lines = [] if log is None else log.read()
+        if log is not None:
+            log.keep(len(lines))
+        told = {(line["program"], line["kind"], line["name"]): line["failed"] for line in lines}
         result: dict[str, Any] = {}
         failed: list[str] = []
         with tempfile.TemporaryDirectory(prefix="rlmix-writes-") as folder:
@@ -478,14 +483,26 @@ class WritesSoak:
                 table: dict[str, dict[str, int]] = {}
                 for case in tqdm(cases.all(self.every), desc=name, unit="fault", mininterval=20):
                     row = table.setdefault(case.kind, {"tried": 0, "survived": 0})
+                    key = (name, case.kind, case.name)
+                    if key not in told:
+                        told[key] = _wrong(case, folder)
+                        if log is not None:
+                            log.append({"program": name, "kind": case.kind, "name": case.name, "failed": told[key]})
                     row["tried"] += 1
-                    try:
-                        with tempfile.TemporaryDirectory(dir=folder) as place:
-                            case.play(Path(place))
-                        row["survived"] += 1
-                    except Failed as error:
-                        failed.append(f"{name}, {case.kind}, {case.name}: {error}")
+                    row["survived"] += told[key] is None
+                    if told[key] is not None:
+                        failed.append(f"{name}, {case.kind}, {case.name}: {told[key]}")
                 result[name] = {"operations": len(cases.operations), "faults": table}
         rows = [row for entry in result.values() for row in entry["faults"].values()]
         total = {key: sum(row[key] for row in rows) for key in ("tried", "survived")}
         return {"total": total, "programs": result}, failed
+
+
+def _wrong(case: Case, folder: str) -> str | None:
+    """What went wrong when a fault was played in a folder of its own; none = nothing."""
+    try:
+        with tempfile.TemporaryDirectory(dir=folder) as place:
+            case.play(Path(place))
+    except Failed as error:
+        return str(error)
+    return None

@@ -354,10 +354,20 @@ def test_what_a_kill_breaks_is_noticed(breakage: str | None, tmp_path: Path, mon
 
 
 @pytest.mark.slow
-def test_a_training_whose_disk_fails_goes_on_to_the_same_result() -> None:
-    result, failed = WritesSoak(programs=("train_classifier.py",), every=10**6).run()
+def test_a_training_whose_disk_fails_goes_on_to_the_same_result(tmp_path: Path) -> None:
+    result, failed = WritesSoak(programs=("train_classifier.py",), every=10**6, out=str(tmp_path)).run()
     assert failed == []
     assert result["total"]["survived"] == result["total"]["tried"] >= 35
+    # What was tried is kept, a failure too, and not tried again.
+    log = LineLog(tmp_path / "writes.jsonl")
+    lines = log.read()
+    assert len(lines) == result["total"]["tried"] and all(line["failed"] is None for line in lines)
+    log.keep(0)
+    for line in [*lines[1:], {**lines[0], "failed": "told"}]:
+        log.append(line)
+    result, failed = WritesSoak(programs=("train_classifier.py",), every=10**6, out=str(tmp_path)).run()
+    assert len(failed) == 1 and failed[0].endswith("told")
+    assert result["total"]["survived"] == result["total"]["tried"] - 1 == len(lines) - 1
 
 
 def careful(arguments: Sequence[str]) -> None:

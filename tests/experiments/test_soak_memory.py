@@ -20,6 +20,14 @@ def test_growth_is_told_from_noise(slope: float, flat: bool) -> None:
     assert abs(result["slope_mib_per_episode"] - slope) < 2 * result["interval"]
 
 
+def test_readings_without_any_noise_are_judged() -> None:
+    constant = growth([500.0] * 300)
+    assert constant["flat"] and constant["slope_mib_per_episode"] == constant["interval"] == 0
+    rising = growth([500.0 + 0.1 * (number // 15) for number in range(300)])
+    assert not growth([500 + 0.1 * number for number in range(300)])["flat"]
+    assert rising["slope_mib_per_episode"] == pytest.approx(0.1 / 15, rel=0.05)
+
+
 def test_too_few_episodes_are_refused() -> None:
     with pytest.raises(RunError, match=str(LEAST)):
         MemorySoak(episodes=LEAST - 1).run()
