@@ -142,10 +142,12 @@ def chooser(config: ReplayConfig, run: Path | None) -> tuple[Chooser, Sequence[f
 
 
 def policies(config: ReplayConfig) -> list[MixPolicy]:
-    """What a schedule will mix with; an agent's choices are not known before it is asked."""
-    if config.policy is None:
-        return []
-    return [policy for _, policy in PolicySchedule.load(config.policy).segments]
+    """What a schedule will mix with, or whatever an agent may choose."""
+    if config.policy is not None:
+        return [policy for _, policy in PolicySchedule.load(config.policy).segments]
+    assert config.agent is not None
+    menu = Agent.load(Path(config.agent)).menu
+    return [menu.policy(action) for action in menu.actions()]
 
 
 def keep_policy(config: ReplayConfig, run: RunFolder) -> None:

@@ -5,16 +5,18 @@ import os
 import shutil
 import signal
 from collections.abc import Sequence
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
-from torch import distributed, multiprocessing
+from torch import Tensor, distributed, multiprocessing, nn
 
 from classifier.mixing import MixPolicy, PolicySchedule
 from experiments import replay_policy
+from tests.envs.tiny import network
 
 UPDATES = 1200
 OPTIONS = (
@@ -23,6 +25,7 @@ OPTIONS = (
 ).split()
 ROOT = Path(__file__).parents[2]
 TRAINER = "ray::RayTrainWorker"
+BREAKS_AT = 80  # pass of a network in training
 
 
 @pytest.fixture
@@ -46,12 +49,48 @@ def test_refused_in_one_line(refused: Any, policy: None, options: str, told: str
     assert told in refused(replay_policy.main, [*OPTIONS, "--out", "run", *options.split()])
 
 
-def in_two_processes(rank: int, folder: Path) -> None:
-    os.chdir(folder)
+def in_two_processes(rank: int, run: Path) -> None:
+    os.chdir(run.parent)
     torch.set_num_threads(1)
-    distributed.init_process_group("gloo", init_method=f"file://{folder}/meeting", rank=rank, world_size=2)
-    replay_policy.one_of_several({"run": str(folder / "undisturbed")})
+    distributed.init_process_group("gloo", init_method=f"file://{run.parent}/meeting", rank=rank, world_size=2)
+    replay_policy.one_of_several({"run": str(run)})
     distributed.destroy_process_group()
+
+
+class BreaksOnce(nn.Module):
+    """A network whose output is not a number once, in the second process alone, at a pass of its training."""
+
+    def __init__(self, num_classes: int, in_channels: int) -> None:
+        super().__init__()
+        self.network = network(num_classes, in_channels)
+        self.passes = 0
+
+    def forward(self, images: Tensor) -> Tensor:
+        self.passes += self.training and torch.is_grad_enabled()
+        wrong = self.passes == BREAKS_AT and distributed.is_initialized() and distributed.get_rank() == 1
+        output: Tensor = self.network(images)
+        return output * torch.nan if wrong else output
+
+
+def test_what_one_process_sees_takes_all_of_them_back(
+    policy: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    def without_ray(_loop: Any, run: Path, workers: int, _share: Any) -> None:
+        multiprocessing.spawn(in_two_processes, (run.resolve(),), nprocs=workers)
+
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(replay_policy, "connected", lambda _: nullcontext())
+    monkeypatch.setattr(replay_policy, "train_together", without_ray)
+    options = ["--model", f"{__name__}:BreaksOnce", "--updates", "160", "--num-workers", "2", "--threads", "1"]
+    replay_policy.main([*OPTIONS, *options, "--out", "run"])
+    summary = json.loads((tmp_path / "run/summary.json").read_text())
+    told = summary["went_back"]
+    # Evaluations come every 40 updates, a look at the loss every 20; an update of these policies takes a pass or two.
+    assert told["to_update"] % 40 == 0 and 0 < told["from_update"] - told["to_update"] <= 40
+    assert BREAKS_AT / 2 - 1 <= told["from_update"] <= BREAKS_AT + 20
+    assert told["lr"] == 0.025 and "was not finite before update" in told["reason"]
+    assert summary["test"]["accuracy"] > 0.5
+    assert capfd.readouterr().err.count("and on with half the learning rate") == 1
 
 
 @pytest.mark.slow
@@ -96,7 +135,7 @@ def test_interrupted_and_killed_goes_on_where_it_was_and_ends_near_one_process(
     (tmp_path / "undisturbed").mkdir()
     for name in ("config.json", "policy.json"):
         shutil.copy(killed / name, tmp_path / "undisturbed" / name)
-    multiprocessing.spawn(in_two_processes, (tmp_path,), nprocs=2)
+    multiprocessing.spawn(in_two_processes, (tmp_path / "undisturbed",), nprocs=2)
     assert (killed / "model.safetensors").read_bytes() == (tmp_path / "undisturbed/model.safetensors").read_bytes()
 
     # Batch statistics and partners are those of half a batch: near one process, not equal to it.
