@@ -20,6 +20,7 @@ from experiments.run_folder import KEPT_CHECKPOINTS
 
 FIXED = 2**20  # report, summary and whatever else does not grow, in bytes
 SCALAR = 100  # bytes of one number in TensorBoard's events
+HISTOGRAM = 2**14  # bytes of a distribution there
 PICTURES = 2**19  # bytes of the pictures that a search draws at a time
 COPIES = KEPT_CHECKPOINTS + 1  # of a checkpoint: those that are kept, and the one that is being written
 
@@ -65,6 +66,25 @@ def training_bytes(network: nn.Module, *, stretches: int, evaluations: int, segm
     checkpoint = 5 * parameters_of(network) + 1500 * stretches + 2**16
     events = (20 * stretches + 5 * evaluations) * SCALAR + segments * PICTURES
     return FIXED + COPIES * checkpoint + 2 * parameters_of(network) + events
+
+
+def per_batch_bytes(network: nn.Module, agent: BasePolicy | None, *, rollout: int, epochs: int, choices: int) -> int:
+    """What a training under the per-batch agent takes at most.
+
+    Args:
+        network: the classifier.
+        agent: that learns; none = none does.
+        rollout: bytes of its rollout's arrays.
+        epochs: of the training.
+        choices: thresholds that there are.
+    """
+    learner = (
+        0 if agent is None else 4 * parameters_of(agent) + rollout
+    )  # weights, Adam's means, and the agent's own file
+    checkpoint = 3 * parameters_of(network) + learner + 2**16
+    line = 500 + 25 * choices
+    events = epochs * ((20 + choices) * SCALAR + HISTOGRAM) + PICTURES
+    return FIXED + COPIES * checkpoint + 2 * parameters_of(network) + epochs * line + events
 
 
 def tell_disk(folder: Path, needed: int) -> None:

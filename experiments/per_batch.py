@@ -13,6 +13,7 @@ The defaults train the search network on 1,000 Fashion-MNIST images for 3,000 up
 
 from __future__ import annotations
 
+import math
 import sys
 import time
 from collections.abc import Mapping, Sequence
@@ -38,6 +39,7 @@ from classifier.mixing.rmix import THRESHOLDS
 from classifier.trainer import TrainConfig
 from classifier.tuning import compiling_pays
 from envs import RLMixEnv
+from experiments.disk import per_batch_bytes, tell_disk
 from experiments.memory import shortage
 from experiments.run_folder import (
     LineLog,
@@ -270,7 +272,8 @@ def train(config: RLMixConfig, run: RunFolder, data: Splits) -> None:
         RunError: the classifier diverged.
         KeyboardInterrupt: after saving.
     """
-    torch.set_num_threads(config.threads)
+    with fitting(run.path / "config.json"):
+        set_threads(config.threads)
     started = saved = time.monotonic()
     env = config.environment(data)
     logger = configure(str(run.events), ["tensorboard"])
@@ -294,6 +297,11 @@ def train(config: RLMixConfig, run: RunFolder, data: Splits) -> None:
         run.save_checkpoint(env.trainer.updates_done, state)
 
     print_setting(config, data, env)
+    rollout = 0 if learner is None else sum(values.nbytes for values in learner.rows().values())
+    agent = None if learner is None else learner.model.policy
+    total = math.ceil(config.updates / env.epoch_updates)
+    most = per_batch_bytes(env.trainer.model, agent, rollout=rollout, epochs=total, choices=len(THRESHOLDS))
+    tell_disk(run.path, most)
     interactive = sys.stderr.isatty()
     with (
         StopSignal() as stop,

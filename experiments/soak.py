@@ -4,6 +4,7 @@ python experiments/soak.py inputs --out experiments/results/soak
 python experiments/soak.py kills --out experiments/results/soak
 python experiments/soak.py writes --out experiments/results/soak
 python experiments/soak.py memory --out experiments/results/soak
+python experiments/soak.py table --results experiments/results/soak
 
 inputs: files of every kind that the program reads, and command lines, made wrong by chance; none may end in an error
 that is not the program's own, take 10 seconds, or ask for 1 GiB.
@@ -12,6 +13,7 @@ must go on to the result of a run that nobody stopped, and leave no process behi
 writes: runs whose disk fails, is full or lies at every place where they use it; each must say so in one line that names
 the file, keep a whole checkpoint, and go on to the same result when the disk is well.
 memory: a worker that plays hundreds of episodes; its resident memory must be flat.
+table: the results of all four as one table.
 
 What fails is told in full, with the command that tries it alone; the exit status is then 1.
 """
@@ -33,6 +35,7 @@ from classifier.files import write_atomic
 from experiments.faults.inputs import InputsSoak
 from experiments.faults.kills import KillsSoak
 from experiments.faults.memory import MemorySoak
+from experiments.faults.table import TableSoak, table
 from experiments.faults.writes import WritesSoak
 from experiments.run_folder import interrupt_on_sigterm, machine, user_errors
 
@@ -43,6 +46,7 @@ Command = (
     | Annotated[KillsSoak, tyro.conf.subcommand("kills")]
     | Annotated[WritesSoak, tyro.conf.subcommand("writes")]
     | Annotated[MemorySoak, tyro.conf.subcommand("memory")]
+    | Annotated[TableSoak, tyro.conf.subcommand("table")]
 )
 
 
@@ -53,6 +57,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     command = shlex.join([*COMMAND.split(), *arguments])
     with user_errors(command):
         soak = tyro.cli(Command, args=arguments, description=__doc__)  # type: ignore[arg-type]
+        if isinstance(soak, TableSoak):
+            print(table(Path(soak.results)), end="")
+            return
         if soak.out is not None:
             Path(soak.out).mkdir(parents=True, exist_ok=True)
         started = time.monotonic()

@@ -11,6 +11,8 @@ agent can be started from it. Trainings that have finished are not run again: th
 from __future__ import annotations
 
 import functools
+import io
+import json
 import shlex
 import sys
 from collections.abc import Sequence
@@ -21,12 +23,14 @@ from typing import Any
 import numpy as np
 import tyro
 
+from classifier.files import write_atomic
 from classifier.hardware import resolve_device, resolve_precision
 from envs import MixPolicyEnv
 from envs.observation import FEATURES
 from experiments.family import MENU, PLAIN, REFERENCE, SEGMENTS, TASKS, environment
+from experiments.family_summary import markdown, picture, summary
 from experiments.parallel import run_all
-from experiments.run_folder import LineLog, RunError, interrupt_on_sigterm, user_errors
+from experiments.run_folder import LineLog, RunError, interrupt_on_sigterm, machine, user_errors
 
 COMMAND = "python experiments/study_family.py"
 FIXED, SWITCHING, RANDOM = 4, 3, 1  # trainings of each task under drawn policies of each kind
@@ -86,7 +90,23 @@ def main(arguments: Sequence[str] | None = None) -> None:
         jobs = [functools.partial(play, plan, precision, config.data_root) for plan in missing]
         for done, line in enumerate(run_all(jobs, config.processes), start=len(wanted) - len(missing) + 1):
             log.append(line)
+            finished.append(line)
             print(f"{done:>6} of {len(wanted)}  task {line['task']:<5} {line['kind']}", flush=True)
+        write(out, finished)
+
+
+def write(out: Path, lines: Sequence[dict[str, Any]]) -> None:
+    """Write what the trainings so far say: results.json, results.md and results.png."""
+    result = {"command": COMMAND, "machine": machine(), **summary(lines)}
+    png = io.BytesIO()
+    picture(lines).savefig(png, format="png", dpi=110)
+    for name, content in (
+        ("results.json", (json.dumps(result, indent=2) + "\n").encode()),
+        ("results.md", markdown(result).encode()),
+        ("results.png", png.getvalue()),
+    ):
+        write_atomic(out / name, content)
+    print(f"\n{markdown(result)}\nwritten: {out}/results.json, results.md, results.png")
 
 
 def plans(task: int) -> list[Plan]:

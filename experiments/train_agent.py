@@ -70,6 +70,7 @@ from experiments.run_folder import (
 KIND = "agent"
 GREEDY_EPISODES = 4  # for each worker's share of at least one: what the majority is taken over
 MOST_CANDIDATES = 3
+MOST_ENVIRONMENTS = 1000  # to be tried out before a search starts
 MOST_VALIDATION = 3000  # more take time at the end of every training of a search
 START = "CutMix half"  # what the untrained agent leans to: the rival it has to leave behind
 LEAST = (  # (part of the config or none, option, its least value): what nothing further down checks
@@ -130,6 +131,11 @@ class Search:
                 if value < least:
                     option = name if part is None else f"{part}.{name}"
                     raise ValueError(f"{option} must be at least {least}, got {value}")
+            if max(config.workers, config.environments) > MOST_ENVIRONMENTS:
+                raise ValueError(
+                    f"--workers and --environments must be at most {MOST_ENVIRONMENTS:,}, got {config.workers} and "
+                    f"{config.environments}"
+                )
             if config.environments and config.backend == "ray":
                 raise ValueError("each of Ray's workers holds one environment: use --workers for --environments")
             if config.environments and config.environments < config.workers:

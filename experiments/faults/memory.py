@@ -122,6 +122,7 @@ def draw(mebibytes: Sequence[float]) -> Figure:
     figure = Figure(figsize=(6, 3), layout="constrained")
     axes = figure.add_subplot()
     axes.plot(range(1, len(mebibytes) + 1), mebibytes)
-    axes.axvline(len(mebibytes) / 2, color="grey", linestyle=":")
-    axes.set(xlabel="episode", ylabel="resident memory of a worker, MiB", ylim=(0, None))
+    axes.axvline(len(mebibytes) / 2, color="grey", linestyle=":", label="judged from here on")
+    axes.set(xlabel="episode", ylabel="resident memory of a worker, MiB", ylim=(0, 1.25 * max(mebibytes)))
+    axes.legend(loc="lower right")
     return figure

@@ -17,6 +17,10 @@ FINAL = (
     "--dataset digits --train-size 200 --batch-size 50 --validation-size 100 --precision fp32 --compile off "
     "--threads 1 --method rmix --checkpoint-seconds 0"
 ).split()
+PER_BATCH = (
+    "--env rl-mix --dataset digits --train-size 60 --batch-size 20 --validation-size 100 --device cpu --precision fp32 "
+    "--compile off --threads 1 --checkpoint-seconds 0 --ppo.n-steps 12 --ppo.batch-size 4 --ppo.epochs 1"
+)
 
 
 def taken(run: Path) -> int:
@@ -65,6 +69,17 @@ def test_a_training_takes_no_more_than_it_tells(
     # Three at a time: two that are kept, and the one that is being written.
     largest = max(checkpoint.stat().st_size for checkpoint in (run / "checkpoints").iterdir())
     assert 3 * largest < bound - disk.FIXED / 2
+
+
+@pytest.mark.parametrize(("thresholds", "updates"), [("learned", 24), ("random", 24), ("random", 240)])
+def test_a_per_batch_training_takes_no_more_than_it_tells(
+    thresholds: str, updates: int, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = tmp_path / "run"
+    options = f"{PER_BATCH} --thresholds {thresholds} --updates {updates} --out {run}"
+    train_agent.main(options.split())
+    bound = told(capsys.readouterr().out, run)
+    assert taken(run) < bound < 12 * taken(run)
 
 
 def test_a_full_disk_is_told_before_the_run(

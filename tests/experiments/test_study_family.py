@@ -1,8 +1,17 @@
-"""The study of the family of tasks: which trainings a task gets."""
+"""The study of the family of tasks: which trainings a task gets, and what they say."""
 
+import json
 from collections import Counter
+from pathlib import Path
+from typing import Any
 
+import numpy as np
+import pytest
+
+from classifier.mixing import MixPolicy
 from experiments.family import MENU, PLAIN, REFERENCE, SEGMENTS
+from experiments.family_summary import markdown, picture, summary
+from experiments.run_folder import LineLog
 from experiments.study_family import FIXED, RANDOM, SWITCHING, plans
 
 
@@ -24,3 +33,68 @@ def test_every_task_gets_the_same_kinds_of_trainings_again() -> None:
     assert 0.8 * 30 * FIXED <= counts["fixed"] <= 30 * FIXED
     assert 0.9 * 30 * SWITCHING <= counts["switching"] <= 30 * SWITCHING
     assert counts["random"] == 30 * RANDOM
+
+
+def line(task: int, training: int, kind: str, action: tuple[int, ...], points: float) -> dict[str, Any]:
+    """A training of which nothing but its result matters."""
+    drawn = {"train_size": 1000, "updates": 100, "label_noise": 0.3 if task % 2 else 0.0, "data_seed": task}
+    actions = [list(action)] * len(SEGMENTS)
+    return {
+        "task": task, "training": training, "kind": kind, "actions": actions, "task_drawn": drawn,
+        "development": points / 100,
+    }  # fmt: skip
+
+
+def test_the_summary_finds_what_was_put_in() -> None:
+    """Plain training is 2 points above the reference on even tasks and 1 below on odd ones, with noise of 0.3."""
+    draw, lines = np.random.default_rng(0), []
+    other = MENU.find(MixPolicy({"rmix": 1.0}))
+    for task in range(400):
+        level = draw.uniform(50, 90)
+        effect = -1.0 if task % 2 else 2.0
+        for training in (0, 1):
+            seed = draw.normal(0, 3)  # of the training, the same under every policy
+            lines.append(line(task, training, "reference", REFERENCE, level + seed))
+            lines.append(line(task, training, "plain", PLAIN, level + seed + effect + draw.normal(0, 0.3)))
+            if training == 0:
+                lines.append(line(task, 0, "fixed", other, level + seed + 4 + draw.normal(0, 0.3)))
+    lines.append(line(400, 0, "reference", REFERENCE, 50))  # has not finished, and does not count
+    found = summary(lines)
+    assert found["tasks"] == 400 and found["trainings"] == 5 * 400
+    assert found["plain"]["mean"] == pytest.approx(0.5, abs=0.05)
+    assert found["plain"]["over_tasks"] == pytest.approx(1.5, abs=0.1)
+    assert found["plain"]["noise"] == pytest.approx(0.3, abs=0.03)
+    # Plain training and the other lie 2 or 5 apart: their variances, of two values each, are 2 and 12.5.
+    assert found["policies"]["variance"] == pytest.approx((2 + 12.5) / 2, abs=0.5)
+    assert found["choosing"]["against_reference"][0] == pytest.approx(1, abs=0.1)  # 2 where it is better, or 0
+    assert found["choosing"]["against_plain"][0] == pytest.approx(0.5, abs=0.1)
+    cells = found["sources"]
+    assert cells["clean"]["clean labels"]["mean"] == pytest.approx(2, abs=0.1)
+    assert cells["clean"]["wrong labels"]["mean"] == pytest.approx(-1, abs=0.1)
+    assert cells["rmix all"]["clean labels"]["mean"] == pytest.approx(4, abs=0.1)
+    assert cells["mixup all"]["clean labels"] == {"mean": None, "interval": None, "trainings": 0}
+    text = markdown(found)
+    assert "| mixup all | (0 trainings) | (0 trainings) |" in text and "400 tasks, 2,000 trainings" in text
+    assert len(picture(lines).axes) == len(MENU.sources) + 1
+
+
+def test_a_few_tasks_say_nothing() -> None:
+    lines = [line(0, seed, kind, action, 50) for seed in (0, 1) for kind, action in (("plain", PLAIN),)]
+    assert "at least 3 are needed" in markdown(summary(lines))
+    picture(lines)
+
+
+def rounded(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {name: rounded(entry) for name, entry in value.items()}
+    if isinstance(value, list):
+        return [rounded(entry) for entry in value]
+    return round(value, 8) if isinstance(value, float) else value
+
+
+def test_the_committed_summary_follows_from_the_committed_log() -> None:
+    folder = Path(__file__).parents[2] / "experiments/results/family"
+    written = json.loads((folder / "results.json").read_text())
+    found = json.loads(json.dumps(summary(LineLog(folder / "episodes.jsonl").read())))
+    assert {name: rounded(written[name]) for name in found} == rounded(found)
+    assert (folder / "results.md").read_text() == markdown(written)
