@@ -19,6 +19,7 @@ from stable_baselines3.common.vec_env.base_vec_env import VecEnvIndices, VecEnvS
 
 from agent.workers import Position, Worker
 
+MOST_HELD = 64  # environments of a process: more answers at a time than a pipe holds would let both its ends wait
 Make = Callable[[int, Position], Worker]  # builds a worker from its number and position, wherever it will live
 
 
@@ -144,10 +145,13 @@ class ProcessVecEnv(AskedVecEnv):
         processes: number of processes, each with one thread; environments go to them in turn.
 
     Raises:
+        ValueError: a process would hold more than `MOST_HELD`.
         EOFError, ConnectionError: a process ended, here or in any method; its own error is on standard error.
     """
 
     def __init__(self, make: Make, positions: Sequence[Position], *, processes: int) -> None:
+        if len(positions) > MOST_HELD * processes:
+            raise ValueError(f"a process holds at most {MOST_HELD} environments, got {len(positions)} for {processes}")
         context = multiprocessing.get_context("spawn")
         self._pipes: list[Connection] = []
         self.processes: list[Any] = []

@@ -13,6 +13,7 @@ from torch import nn
 
 BF16_TOLERANCE = 0.05  # largest error of a bf16 convolution, relative to the largest value; rounding gives about 0.01
 MOST_THREADS = 64  # or as many as there are processors: each takes memory of its own
+MOST_STORED_THREADS = 4096
 
 
 def resolve_device(name: str) -> torch.device:
@@ -92,13 +93,17 @@ def why_not_compile(device: torch.device) -> str | None:
     return None
 
 
-def set_threads(threads: int) -> None:
+def set_threads(threads: int, *, stored: bool = False) -> None:
     """Set torch's threads on the CPU; 0 leaves them as they are.
+
+    Args:
+        threads: their number.
+        stored: whether it is that of a training that goes on, perhaps from a larger machine.
 
     Raises:
         ValueError: the number is out of range.
     """
-    most = max(MOST_THREADS, os.cpu_count() or 1)
+    most = MOST_STORED_THREADS if stored else max(MOST_THREADS, os.cpu_count() or 1)
     if not 0 <= threads <= most:
         raise ValueError(f"threads must be from 0 (one for each core) to {most}, got {threads}")
     if threads:
@@ -106,7 +111,7 @@ def set_threads(threads: int) -> None:
 
 
 def require_memory(needed: int, what: str) -> None:
-    """Refuse what will not fit before anything is allocated.
+    """Refuse what will not fit into memory, or into this process's limit, before anything is allocated.
 
     Args:
         needed: bytes.
@@ -116,12 +121,17 @@ def require_memory(needed: int, what: str) -> None:
         ValueError: fewer are free.
     """
     free = available_memory()
+    limit, _ = resource.getrlimit(resource.RLIMIT_AS)
+    if limit != resource.RLIM_INFINITY:
+        with contextlib.suppress(OSError):  # not Linux
+            taken = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
+            free = max(min(free, limit - taken), 0)
     if needed > free:
         raise ValueError(f"{what} would take {needed / 1e9:,.1f} GB of memory, and {free / 1e9:.1f} GB are free")
 
 
 def available_memory(*, system: Path = Path("/proc"), groups: Path = Path("/sys/fs/cgroup")) -> int:
-    """Bytes of memory to be had without swapping, within the limit and the control groups (v2 or v1) of this process.
+    """Bytes of memory that can be taken without swapping, within the control groups (v2 or v1) of this process.
 
     Args:
         system: where Linux tells of memory and processes.
@@ -130,10 +140,6 @@ def available_memory(*, system: Path = Path("/proc"), groups: Path = Path("/sys/
     free = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
     with contextlib.suppress(OSError, ValueError, KeyError):  # not Linux
         free = _counts(system / "meminfo")["MemAvailable:"] * 1024
-    most, _ = resource.getrlimit(resource.RLIMIT_AS)
-    with contextlib.suppress(OSError, ValueError, IndexError):
-        if most != resource.RLIM_INFINITY:
-            free = min(free, most - int((system / "self/statm").read_text().split()[0]) * resource.getpagesize())
     for limit, used, cache in _memory_groups(system, groups):
         with contextlib.suppress(OSError, ValueError, KeyError):  # "max": no limit; or no such group to be seen here
             # Cached files count as used, but make room; as container runtimes reckon it.

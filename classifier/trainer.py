@@ -570,7 +570,7 @@ class Trainer:
             ValueError: it mixes hidden states of a network whose stages are not known, has no grid for images of this
                 size, or needs a library that is not installed.
         """
-        sizes = [self._image_shape[1:], *((side, side) for _, side in self.config.image_sizes)]
+        sizes = [(side, side) for _, side in self.config.image_sizes] or [self._image_shape[1:]]
         for method in policy.shares:
             if (fits := METHODS[method].fits) is not None:
                 for height, width in sizes:

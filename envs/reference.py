@@ -97,7 +97,10 @@ def _kept(file: Path, key: str, segments: int) -> ReferenceCurve | None:
         entry = json.loads(file.read_bytes())
         curve = ReferenceCurve(tuple(map(float, entry["accuracies"])), tuple(map(float, entry["scales"])))
         whole = entry["key"] == json.loads(key) and len(curve.accuracies) == len(curve.scales) == segments
-        if not whole or not all(0 <= accuracy <= 1 for accuracy in curve.accuracies) or not min(curve.scales) > 0:
+        usable = all(0 <= accuracy <= 1 for accuracy in curve.accuracies) and all(
+            0 < s < math.inf for s in curve.scales
+        )
+        if not (whole and usable):
             raise ValueError
         return curve
     except FileNotFoundError:

@@ -1,7 +1,8 @@
 """What a run's folder takes at most, and a warning where that is not free.
 
 Bounds, not forecasts: what a run writes once or rarely is counted at its largest, and what it writes again and again by
-the size of one record. Every start after the first adds a file of events, some kilobytes.
+the size of one record. Every start after the first adds a file of events, some kilobytes, and a damaged checkpoint that
+is kept for a look comes on top.
 """
 
 from __future__ import annotations
@@ -95,11 +96,12 @@ def tell_disk(folder: Path, needed: int) -> None:
         needed: bytes, at most.
     """
     free = shutil.disk_usage(folder).free
+    there = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())  # of an earlier start
     print(f"disk: at most {needed / 1e6:,.0f} MB in {folder}", flush=True)
-    if needed > free:
+    if needed - there > free:
         print(
-            f"warning: {folder} may come to need {needed / 1e6:,.0f} MB, and {free / 1e6:,.0f} MB are free there; "
-            "make room, or choose another --out",
+            f"warning: {folder} may come to need {(needed - there) / 1e6:,.0f} MB more, and {free / 1e6:,.0f} MB are "
+            "free there; make room, or choose another --out",
             file=sys.stderr,
             flush=True,
         )

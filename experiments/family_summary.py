@@ -29,10 +29,10 @@ def summary(lines: Sequence[Line]) -> dict[str, Any]:
         tasks, trainings: that were counted, those of tasks whose reference and plain trainings have finished.
         plain: plain training's differences: mean and interval over tasks (each the mean of its two seeds), their
             standard deviation over tasks, and that of one seed's difference around its task's: the noise.
-        policies: variance between fixed policies of one task, noise taken off; and the noise's.
+        policies: variance between fixed policies of one task, noise taken off; and the noise's, of one training.
         choosing: what is gained by choosing between plain training and the reference for each task by its first seed,
             measured on the second seed, against always the one and always the other: mean and interval.
-        sources: each source's fixed policies on tasks with clean and with wrong labels: mean, interval, trainings.
+        sources: each source's fixed policies on tasks with clean and with wrong labels: mean, interval, tasks.
     """
     accuracy = {(line["task"], line["training"], _key(line)): 100 * line["development"] for line in lines}
     plain: dict[int, list[float]] = {}
@@ -54,12 +54,12 @@ def summary(lines: Sequence[Line]) -> dict[str, Any]:
         for line in counted
         if line["kind"] in ("fixed", "plain") and line["training"] == 0
     ]
-    within = [
-        np.var(values, ddof=1)
-        for task in plain
-        if len(values := [value for line, value in differences if line["task"] == task]) > 1
-    ]
+    by_task: dict[int, list[float]] = {}
+    for line, value in differences:
+        by_task.setdefault(line["task"], []).append(value)
+    within = [np.var(values, ddof=1) for values in by_task.values() if len(values) > 1]
     chosen = np.where(pairs[:, 0] > 0, pairs[:, 1], 0.0)  # against the reference, on the second seed
+    # A difference holds the chance of two trainings, and policies of one task share the reference's.
     return {
         "tasks": len(plain),
         "trainings": len(counted),
@@ -69,7 +69,7 @@ def summary(lines: Sequence[Line]) -> dict[str, Any]:
             "over_tasks": float(pairs.mean(axis=1).std(ddof=1)),
             "noise": math.sqrt(noise),
         },
-        "policies": {"variance": max(float(np.mean(within)) - noise, 0.0), "noise_variance": noise},
+        "policies": {"variance": max(float(np.mean(within)) - noise / 2, 0.0), "noise_variance": noise / 2},
         "choosing": {
             "against_reference": mean_interval(chosen.tolist()),
             "against_plain": mean_interval((chosen - pairs[:, 1]).tolist()),
@@ -131,13 +131,13 @@ def picture(lines: Sequence[Line]) -> Figure:
 def _by_labels(differences: Sequence[tuple[Line, float]], source: int) -> dict[str, dict[str, Any]]:
     cells = {}
     for name, wrong in (("clean labels", False), ("wrong labels", True)):
-        values = [
-            value
-            for line, value in differences
-            if line["actions"][0][0] == source and (line["task_drawn"]["label_noise"] > 0) == wrong
-        ]
-        mean, width = mean_interval(values) if len(values) >= LEAST else (None, None)
-        cells[name] = {"mean": mean, "interval": width, "trainings": len(values)}
+        by_task: dict[int, list[float]] = {}
+        for line, value in differences:
+            if line["actions"][0][0] == source and (line["task_drawn"]["label_noise"] > 0) == wrong:
+                by_task.setdefault(line["task"], []).append(value)
+        means = [float(np.mean(values)) for values in by_task.values()]
+        mean, width = mean_interval(means) if len(means) >= LEAST else (None, None)
+        cells[name] = {"mean": mean, "interval": width, "tasks": len(means)}
     return cells
 
 
@@ -159,5 +159,5 @@ def _signed(mean: float, width: float) -> str:
 
 def _cell(cell: Mapping[str, Any]) -> str:
     if cell["mean"] is None:
-        return f"({cell['trainings']} trainings)"
-    return f"{_signed(cell['mean'], cell['interval'])} ({cell['trainings']})"
+        return f"({cell['tasks']} tasks)"
+    return f"{_signed(cell['mean'], cell['interval'])} ({cell['tasks']})"

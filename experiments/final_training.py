@@ -235,7 +235,7 @@ def train_to_the_end(
         What `summary.json` holds.
     """
     try:
-        set_threads(config.threads)
+        set_threads(config.threads, stored=True)
         trainer = Trainer(config.training(), data, seed=config.seed, together=together)
     except ValueError as error:
         raise RunError(str(error)) from error

@@ -272,12 +272,14 @@ def train(config: RLMixConfig, run: RunFolder, data: Splits) -> None:
         RunError: the classifier diverged.
         KeyboardInterrupt: after saving.
     """
-    with fitting(run.path / "config.json"):
-        set_threads(config.threads)
     started = saved = time.monotonic()
-    env = config.environment(data)
     logger = configure(str(run.events), ["tensorboard"])
-    choose, learn, learner = chooser(config, env, logger, run.path)
+    try:
+        set_threads(config.threads, stored=True)
+        env = config.environment(data)
+        choose, learn, learner = chooser(config, env, logger, run.path)
+    except ValueError as error:
+        raise RunError(str(error)) from error
     checkpoint = run.load_checkpoint()
     log = LineLog(run.path / "epochs.jsonl")
     log.keep(0 if checkpoint is None else checkpoint["epochs"])

@@ -40,7 +40,7 @@ from agent.callbacks import SearchLog
 from agent.ppo import Agent, build_agent, restore_search
 from agent.ray_env import RayVecEnv, Share, WorkerFailedError
 from agent.replay import candidates, greedy_schedules
-from agent.vec_env import ProcessVecEnv
+from agent.vec_env import MOST_HELD, ProcessVecEnv
 from agent.workers import Job, Position, episode_seed, make_worker, run_jobs
 from classifier.data import Splits, load_dataset, split
 from classifier.hardware import resolve_device, resolve_precision
@@ -135,6 +135,11 @@ class Search:
                 raise ValueError(
                     f"--workers and --environments must be at most {MOST_ENVIRONMENTS:,}, got {config.workers} and "
                     f"{config.environments}"
+                )
+            if config.environments > MOST_HELD * config.worker_count:
+                raise ValueError(
+                    f"--environments must be at most {MOST_HELD} for each of {config.worker_count} workers, "
+                    f"got {config.environments}"
                 )
             if config.environments and config.backend == "ray":
                 raise ValueError("each of Ray's workers holds one environment: use --workers for --environments")
@@ -417,7 +422,10 @@ def learn(
     config = search.config
     log = LineLog(run.path / "episodes.jsonl")
     log.keep(0 if checkpoint is None else checkpoint["episodes_done"])
-    model = new_agent(search, workers)
+    try:
+        model = new_agent(search, workers)
+    except ValueError as error:
+        raise RunError(str(error)) from error
     jobs = MOST_CANDIDATES * config.candidate_seeds + (len(FIXED) + 2) * config.contest_seeds
     segments, choices = len(search.segments), sum(search.menu.sizes)
     tell_disk(run.path, search_bytes(config, model.policy, segments=segments, choices=choices, jobs=jobs))

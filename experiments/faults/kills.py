@@ -258,8 +258,9 @@ def tell(
                 break  # it was faster than its kill
             kills.append(kill)
             ended = stage.end(process, program.patience)
-            if stage.outcome() != whole.outcome:  # once all is written, a signal does what it does to any program
-                _judge(ended, kill)
+            if stage.outcome() == whole.outcome:
+                break  # all is written, and while Python ends a signal does what it does to any program
+            _judge(ended, kill)
         if not (stage.run / "config.json").exists() or stage.outcome() != whole.outcome:
             ended = stage.end(stage.start(), LONGEST)
             if ended.status:

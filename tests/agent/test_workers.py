@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from stable_baselines3.common.vec_env import DummyVecEnv
 
+from agent.vec_env import ProcessVecEnv
 from agent.workers import STREAMS, Job, Position, Worker, episode_seed, run_jobs
 from classifier.mixing import MixPolicy, PolicySchedule
 from tests.agent.stub import Stub, stub_workers
@@ -40,6 +41,11 @@ def test_a_worker_gives_its_episodes_their_seeds() -> None:
     worker.move(Position("contest", 7))
     assert seeds(worker, 1) == [episode_seed(3, "contest", 0, 7)]
     assert worker.reset(seed=12345)[1]["episode_seed"] == episode_seed(3, "contest", 0, 8), "a seed is not used"
+
+
+def test_a_process_holds_no_more_environments_than_its_pipe_has_room_for() -> None:
+    with pytest.raises(ValueError, match="at most 64 environments, got 129 for 2"):
+        ProcessVecEnv(stub, [Position()] * 129, processes=2)
 
 
 def test_vector_environments_start_the_next_episode_by_themselves() -> None:

@@ -99,6 +99,15 @@ def test_crops_have_the_side_that_progress_asks_for(streamed: Splits, monkeypatc
     assert sides == [8] * 3 + [12] * 3 + [16] * 6
 
 
+def test_sides_that_are_trained_on_need_a_grid_and_no_other(streamed: Splits) -> None:
+    odd = replace(streamed, train=replace(streamed.train, size=SIDE - 1))
+    mixed = MixPolicy({"rmix": 1.0})
+    Trainer(replace(CONFIG, image_sizes=((0.5, 8), (1.0, 12))), odd).check(mixed)
+    for sizes in ((), ((0.5, 8), (1.0, 13))):
+        with pytest.raises(ValueError, match="R-Mix needs image sides"):
+            Trainer(replace(CONFIG, image_sizes=sizes), odd).check(mixed)
+
+
 def test_a_recycled_batch_is_the_clean_one_partly_mirrored(streamed: Splits) -> None:
     trainer = Trainer(CONFIG, streamed)
     trainer.train(MixPolicy({"clean": 0.5, "rmix": 0.5}), 1)  # its batch now waits

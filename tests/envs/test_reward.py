@@ -171,7 +171,10 @@ def test_what_the_cache_says_is_what_is_paid(tmp_path: Path) -> None:
     assert rewards == pytest.approx(differences([*before, (last - 0.05) / 0.5]))
 
 
-@pytest.mark.parametrize("damage", ["cut", "another key", "no scale", "an infinite one", "a list", "zero scale"])
+@pytest.mark.parametrize(
+    "damage",
+    ["cut", "another key", "no scale", "an infinite one", "a list", "zero scale", "NaN scale", "infinite scale"],
+)
 def test_a_damaged_reference_is_told_and_measured_again(
     damage: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -187,6 +190,8 @@ def test_a_damaged_reference_is_told_and_measured_again(
             "no scale": json.dumps({**entry, "scales": scales[:-1]}).encode(),
             "an infinite one": json.dumps({**entry, "accuracies": [math.inf] * len(scales)}).encode(),
             "a list": b"[]",
+            "NaN scale": json.dumps({**entry, "scales": [*scales[:-1], math.nan]}).encode(),
+            "infinite scale": json.dumps({**entry, "scales": [*scales[:-1], math.inf]}).encode(),
             "zero scale": json.dumps({**entry, "scales": [0.0] * len(scales)}).encode(),
         }[damage]
     )

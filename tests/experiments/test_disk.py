@@ -93,4 +93,7 @@ def test_a_full_disk_is_told_before_the_run(
     out, err = capsys.readouterr()
     assert told(out, tmp_path) == 30_000_000 and not err
     tell_disk(tmp_path, 31_000_000)
-    assert "may come to need 31 MB, and 30 MB are free there" in capsys.readouterr().err
+    assert "may come to need 31 MB more, and 30 MB are free there" in capsys.readouterr().err
+    (tmp_path / "of an earlier start").write_bytes(bytes(1_000_000))
+    tell_disk(tmp_path, 31_000_000)
+    assert not capsys.readouterr().err

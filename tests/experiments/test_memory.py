@@ -1,5 +1,6 @@
 """What a search needs of memory: counted by hand on small networks; a warning with the sum where it does not fit."""
 
+import os
 import re
 import resource
 from dataclasses import replace
@@ -12,7 +13,7 @@ from torch import nn
 
 from classifier import hardware
 from classifier.data import Splits, load_dataset, split
-from classifier.hardware import available_memory, require_memory
+from classifier.hardware import available_memory, require_memory, set_threads
 from classifier.trainer import EVALUATION_BATCH, TrainConfig
 from experiments import memory, per_batch, train_agent
 from experiments.memory import GPU_CONTEXT, IMAGE_COPIES, PROCESS, WorkerMemory, shortage, worker_memory
@@ -188,17 +189,29 @@ def test_available_memory_within_control_groups(
     assert system_of(tmp_path, free=8 * GIB, groups=groups, files=files) == expected
 
 
-def test_available_memory_within_the_process_limit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    (tmp_path / "proc/self").mkdir(parents=True)
-    (tmp_path / "proc/self/statm").write_text(f"{GIB // resource.getpagesize()} 5 5 5 0 5 0")
-    monkeypatch.setattr(resource, "getrlimit", lambda _: (3 * GIB, resource.RLIM_INFINITY))
-    assert system_of(tmp_path, free=8 * GIB, groups=V2, files={}) == 2 * GIB
-    monkeypatch.setattr(resource, "getrlimit", lambda _: (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
-    assert system_of(tmp_path, free=8 * GIB, groups=V2, files={}) == 8 * GIB
-
-
 def test_what_does_not_fit_is_refused_before_it_is_allocated(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(hardware, "available_memory", lambda: 3_000_000_000)
     require_memory(3_000_000_000, "a rollout")
     with pytest.raises(ValueError, match=r"a rollout would take 3\.1 GB of memory, and 3\.0 GB are free"):
         require_memory(3_100_000_000, "a rollout")
+    taken = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
+    monkeypatch.setattr(resource, "getrlimit", lambda _: (taken + GIB, resource.RLIM_INFINITY))
+    require_memory(GIB // 2, "a rollout")
+    with pytest.raises(ValueError, match=r"would take 2\.1 GB of memory, and 1\.\d GB are free"):
+        require_memory(2 * GIB, "a rollout")
+
+
+def test_threads_of_a_training_that_goes_on_may_be_those_of_a_larger_machine(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[int] = []
+    monkeypatch.setattr(torch, "set_num_threads", asked.append)
+    monkeypatch.setattr(os, "cpu_count", lambda: 8)
+    set_threads(0)
+    set_threads(64)
+    set_threads(96, stored=True)
+    assert asked == [64, 96]
+    for threads, stored in ((65, False), (-1, False), (10**6, True)):
+        with pytest.raises(ValueError, match="threads must be from 0"):
+            set_threads(threads, stored=stored)
+    monkeypatch.setattr(os, "cpu_count", lambda: 96)
+    set_threads(96)
+    assert asked == [64, 96, 96]

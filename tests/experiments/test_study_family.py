@@ -1,12 +1,14 @@
 """The study of the family of tasks: which trainings a task gets, and what they say."""
 
 import json
+import math
 from collections import Counter
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from scipy.stats import norm
 
 from classifier.mixing import MixPolicy
 from experiments.family import MENU, PLAIN, REFERENCE, SEGMENTS
@@ -46,36 +48,53 @@ def line(task: int, training: int, kind: str, action: tuple[int, ...], points: f
 
 
 def test_the_summary_finds_what_was_put_in() -> None:
-    """Plain training is 2 points above the reference on even tasks and 1 below on odd ones, with noise of 0.3."""
-    draw, lines = np.random.default_rng(0), []
+    """Plain training is 2 points above the reference on even tasks and 1 below on odd ones, all with noise."""
+    draw, lines, tasks = np.random.default_rng(0), [], 2000
     other = MENU.find(MixPolicy({"rmix": 1.0}))
-    for task in range(400):
-        level = draw.uniform(50, 90)
-        effect = -1.0 if task % 2 else 2.0
+    for task in range(tasks):
+        level, effect = draw.uniform(50, 90), -1.0 if task % 2 else 2.0
         for training in (0, 1):
-            seed = draw.normal(0, 3)  # of the training, the same under every policy
-            lines.append(line(task, training, "reference", REFERENCE, level + seed))
-            lines.append(line(task, training, "plain", PLAIN, level + seed + effect + draw.normal(0, 0.3)))
+            seed = level + draw.normal(0, 3)  # of the training, the same under every policy
+            lines.append(line(task, training, "reference", REFERENCE, seed + draw.normal()))
+            lines.append(line(task, training, "plain", PLAIN, seed + effect + draw.normal()))
             if training == 0:
-                lines.append(line(task, 0, "fixed", other, level + seed + 4 + draw.normal(0, 0.3)))
-    lines.append(line(400, 0, "reference", REFERENCE, 50))  # has not finished, and does not count
+                lines.append(line(task, 0, "fixed", other, seed + 4 + draw.normal()))
+    lines.append(line(tasks, 0, "reference", REFERENCE, 50))  # has not finished, and does not count
     found = summary(lines)
-    assert found["tasks"] == 400 and found["trainings"] == 5 * 400
-    assert found["plain"]["mean"] == pytest.approx(0.5, abs=0.05)
-    assert found["plain"]["over_tasks"] == pytest.approx(1.5, abs=0.1)
-    assert found["plain"]["noise"] == pytest.approx(0.3, abs=0.03)
+    assert found["tasks"] == tasks and found["trainings"] == 5 * tasks
+    assert found["plain"]["mean"] == pytest.approx(0.5, abs=0.1)
+    assert found["plain"]["noise"] == pytest.approx(math.sqrt(2), abs=0.1)
+    assert found["plain"]["over_tasks"] == pytest.approx(math.sqrt(1.5**2 + 1), abs=0.1)  # of means of two seeds
     # Plain training and the other lie 2 or 5 apart: their variances, of two values each, are 2 and 12.5.
-    assert found["policies"]["variance"] == pytest.approx((2 + 12.5) / 2, abs=0.5)
-    assert found["choosing"]["against_reference"][0] == pytest.approx(1, abs=0.1)  # 2 where it is better, or 0
-    assert found["choosing"]["against_plain"][0] == pytest.approx(0.5, abs=0.1)
+    assert found["policies"]["variance"] == pytest.approx((2 + 12.5) / 2, abs=0.4)
+    assert found["policies"]["noise_variance"] == pytest.approx(1, abs=0.1)
+    right, wrong = norm.cdf(2 / math.sqrt(2)), norm.cdf(-1 / math.sqrt(2))  # how often plain training is chosen
+    gain = (2 * right - wrong) / 2
+    assert found["choosing"]["against_reference"][0] == pytest.approx(gain, abs=0.1)
+    assert found["choosing"]["against_plain"][0] == pytest.approx(gain - 0.5, abs=0.1)
     cells = found["sources"]
-    assert cells["clean"]["clean labels"]["mean"] == pytest.approx(2, abs=0.1)
-    assert cells["clean"]["wrong labels"]["mean"] == pytest.approx(-1, abs=0.1)
-    assert cells["rmix all"]["clean labels"]["mean"] == pytest.approx(4, abs=0.1)
-    assert cells["mixup all"]["clean labels"] == {"mean": None, "interval": None, "trainings": 0}
+    assert cells["clean"]["clean labels"]["mean"] == pytest.approx(2, abs=0.15)
+    assert cells["clean"]["wrong labels"]["mean"] == pytest.approx(-1, abs=0.15)
+    assert cells["rmix all"]["clean labels"]["mean"] == pytest.approx(4, abs=0.15)
+    assert cells["rmix all"]["clean labels"]["tasks"] == tasks / 2
+    assert cells["mixup all"]["clean labels"] == {"mean": None, "interval": None, "tasks": 0}
     text = markdown(found)
-    assert "| mixup all | (0 trainings) | (0 trainings) |" in text and "400 tasks, 2,000 trainings" in text
+    assert "| mixup all | (0 tasks) | (0 tasks) |" in text and "2000 tasks, 10,000 trainings" in text
     assert len(picture(lines).axes) == len(MENU.sources) + 1
+
+
+def test_trainings_of_one_task_are_one_value_of_a_source() -> None:
+    other = [action for action in MENU.actions() if action[0] == MENU.find(MixPolicy({"rmix": 1.0}))[0]]
+    lines = [
+        line(task, seed, kind, action, 50 + task)
+        for task in range(4) for seed in (0, 1) for kind, action in (("reference", REFERENCE), ("plain", PLAIN))
+    ]  # fmt: skip
+    lines += [line(task, 0, "fixed", action, 53 + task) for task in range(4) for action in other[:3]]
+    lines += [line(0, 0, "fixed", other[3], 57)]
+    cell = summary(lines)["sources"]["rmix all"]["clean labels"]
+    assert cell == {"mean": None, "interval": None, "tasks": 2}
+    even = summary([{**entry, "task_drawn": {**entry["task_drawn"], "label_noise": 0.0}} for entry in lines])
+    assert even["sources"]["rmix all"]["clean labels"]["mean"] == pytest.approx((4 + 3 + 3 + 3) / 4)
 
 
 def test_a_few_tasks_say_nothing() -> None:

@@ -546,6 +546,7 @@ def test_own_data_and_network_and_no_look_at_the_test_set(
         ("--reference-seeds -1", "reference_seeds"),
         ("--workers -1", "workers"),
         ("--environments -1", "environments"),
+        ("--environments 200 --ppo.episodes-per-update 200", "at most 64 for each of 2 workers, got 200"),
         ("--workers 100000", "--workers and --environments must be at most 1,000"),
         ("--environments 1", "at least --workers"),
         ("--environments 3", "episodes_per_update"),
