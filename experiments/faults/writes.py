@@ -40,6 +40,7 @@ from experiments import train_agent, train_classifier
 from experiments.faults.kills import LEARNED, TRAINED, lasting
 from experiments.run_folder import LineLog, RunError
 
+INTERRUPTED = 130  # exit status
 ERRORS = ("ENOSPC", "EIO", "EACCES", "EDQUOT", "EROFS")
 LAST = 10**9  # an operation that no run comes to
 DAY = 86400.0
@@ -244,6 +245,8 @@ def start(program: Program, run: Path) -> Ended:
             status = None
         except Exception as error:  # what a user would see as a traceback
             raise Failed(f"not told in a line: {type(error).__name__}: {error}") from error
+    if status == INTERRUPTED:  # by a signal, which was meant for the soak
+        raise KeyboardInterrupt
     gc.collect()  # the lock goes with the folder's last reference
     return Ended(status, err.getvalue())
 

@@ -395,6 +395,17 @@ def traced(arguments: Sequence[str]) -> None:
     run.save_checkpoint(1, {"number": 1})
 
 
+def interrupted(_arguments: Sequence[str]) -> None:
+    """A program that a signal for its soak has met."""
+    with user_errors("--resume"):
+        raise KeyboardInterrupt
+
+
+def test_a_signal_ends_the_soak_and_not_a_fault_of_it(tmp_path: Path) -> None:
+    with pytest.raises(KeyboardInterrupt):
+        Cases(writes.Program(interrupted, "", ("result",)), tmp_path)
+
+
 @pytest.mark.parametrize(
     ("main", "told"), [(careful, None), (careless, "differ from the undisturbed"), (traced, "not told in a line")]
 )
