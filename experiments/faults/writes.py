@@ -131,7 +131,8 @@ class Disk:
                 self.failed = True
                 self._fail()
             return
-        self.operations.append(f"{what} {Path(os.fsdecode(path)).name}")  # type: ignore[arg-type]
+        name = Path(os.fsdecode(path)).name.replace(f".{os.getpid()}{PART}", PART)  # type: ignore[arg-type]
+        self.operations.append(f"{what} {name}")
         if len(self.operations) - 1 == self._fail_at and not self._events:
             self.failed = True
             torn()

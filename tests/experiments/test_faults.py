@@ -415,6 +415,7 @@ def test_what_a_failing_disk_breaks_is_noticed(main: Any, told: str | None, tmp_
     with (disk := Disk(run)).watched():
         writes.start(program, run)
     assert [done.split()[0] for done in disk.operations[:5]] == ["write", "write", "flush", "rename", "flush"]
+    assert str(os.getpid()) not in " ".join(disk.operations)  # a soak that goes on finds them again
     cases = object.__new__(Cases)
     cases._program, cases._whole = program, writes.outcome(program, run)
     failures = []
