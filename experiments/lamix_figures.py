@@ -306,7 +306,8 @@ def settled(config: FigureConfig, plan: Plan) -> FigureSetting:
             batch_size=config.batch_size,
             device=config.device,
             precision=config.precision,
-        )
+        ),
+        plan.arms.values(),
     )
     return FigureSetting(**asdict(setting), figure=plan.figure, epochs=list(plan.at), looked_at=plan.looked_at)
 
