@@ -45,9 +45,8 @@ def search_bytes(config: SearchConfig, agent: BasePolicy, *, segments: int, choi
     episodes = rollouts * config.ppo.episodes_per_update
     line = 300 + 120 * segments
     history = 25 * choices * rollouts
-    checkpoint = (
-        3 * parameters_of(agent) + history + config.environment_count * line + 2**14
-    )  # weights and Adam's means
+    # Weights and Adam's means, the choices of every rollout, and the running episodes.
+    checkpoint = 3 * parameters_of(agent) + history + config.environment_count * line + 2**14
     events = rollouts * (20 + choices) * SCALAR + min(rollouts, MOST_PICTURES + 1) * PICTURES
     tasks = (config.tasks or 0) * (2000 + 100 * segments)  # references of the relative reward
     trainings = jobs * (1000 + 400 * segments)
@@ -79,9 +78,8 @@ def per_batch_bytes(network: nn.Module, agent: BasePolicy | None, *, rollout: in
         epochs: of the training.
         choices: thresholds that there are.
     """
-    learner = (
-        0 if agent is None else 4 * parameters_of(agent) + rollout
-    )  # weights, Adam's means, and the agent's own file
+    # Of an agent: weights, Adam's means, the rollout so far, and its own file.
+    learner = 0 if agent is None else 4 * parameters_of(agent) + rollout
     checkpoint = 3 * parameters_of(network) + learner + 2**16
     line = 500 + 25 * choices
     events = epochs * ((20 + choices) * SCALAR + HISTOGRAM) + PICTURES

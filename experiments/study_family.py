@@ -72,7 +72,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """Run the command."""
     interrupt_on_sigterm()
     arguments = sys.argv[1:] if arguments is None else arguments
-    with user_errors(shlex.join([*COMMAND.split(), *arguments])):
+    command = shlex.join([*COMMAND.split(), *arguments])
+    with user_errors(command):
         config = tyro.cli(StudyConfig, args=arguments, description=__doc__)
         for name, least in (("tasks", 1), ("processes", 1)):
             if getattr(config, name) < least:
@@ -88,16 +89,18 @@ def main(arguments: Sequence[str] | None = None) -> None:
         print(f"{len(wanted)} trainings, {len(wanted) - len(missing)} of them finished before", flush=True)
         precision = resolve_precision("auto", resolve_device("cpu"))
         jobs = [functools.partial(play, plan, precision, config.data_root) for plan in missing]
-        for done, line in enumerate(run_all(jobs, config.processes), start=len(wanted) - len(missing) + 1):
-            log.append(line)
-            finished.append(line)
-            print(f"{done:>6} of {len(wanted)}  task {line['task']:<5} {line['kind']}", flush=True)
-        write(out, finished)
+        try:
+            for done, line in enumerate(run_all(jobs, config.processes), start=len(wanted) - len(missing) + 1):
+                log.append(line)
+                finished.append(line)
+                print(f"{done:>6} of {len(wanted)}  task {line['task']:<5} {line['kind']}", flush=True)
+        finally:  # however far it came
+            write(out, finished, command)
 
 
-def write(out: Path, lines: Sequence[dict[str, Any]]) -> None:
+def write(out: Path, lines: Sequence[dict[str, Any]], command: str) -> None:
     """Write what the trainings so far say: results.json, results.md and results.png."""
-    result = {"command": COMMAND, "machine": machine(), **summary(lines)}
+    result = {"command": command, "machine": machine(), **summary(lines)}
     png = io.BytesIO()
     picture(lines).savefig(png, format="png", dpi=110)
     for name, content in (
