@@ -362,16 +362,21 @@ class Trainer:
         self.last_mixed: tuple[Tensor, Tensor] | None = None  # for pictures; of the training before, after a reset
         self.reset(seed, data=data)
 
-    def reset(self, seed: int, *, data: Splits | None = None, updates: int | None = None) -> None:
+    def reset(
+        self, seed: int, *, data: Splits | None = None, updates: int | None = None, lr: float | None = None
+    ) -> None:
         """Start a new training: new weights, in place, so that nothing is compiled again.
 
         Args:
             seed: of weights, data order and every other draw.
             data: other images of the same shape and classes; none = as before.
             updates: length of the new training; none = as before.
+            lr: its highest learning rate; none = as before.
         """
         if updates is not None:
             self.config = replace(self.config, updates=updates)
+        if lr is not None:
+            self.config = replace(self.config, lr=lr)
         if data is not None:
             self.data = data.to(self.device)
             padding = self.data.crop_padding if self.config.crop_padding is None else self.config.crop_padding

@@ -23,7 +23,8 @@ from envs.picture import mixed_picture
 from envs.reference import ReferenceCurve, measure_reference
 from envs.tasks import Task, TaskDistribution
 
-REWARDS = ("relative", "change", "final")
+REWARDS = ("relative", "standing", "change", "final")
+REFERRED = REWARDS[:2]  # that compare with a reference
 SCORE_LIMIT = 10.0  # standard deviations; a diverged training would otherwise outweigh a thousand others
 DIGITS_TASK = TaskDistribution(train_size=(300, 300), updates=(60, 60))
 
@@ -87,6 +88,8 @@ class MixPolicyEnv(gym.Env[Any, Any]):
       same progress, in standard deviations over seeds at that progress, limited to ±10; the reward is its change over
       the segment, so that an episode's sum is its final score. The reference is the mean over `reference_seeds`
       trainings; with 0, one training from the episode's own seed.
+    - `standing`: that final score at the end of the episode, 0 before: for an agent that cannot see the reference, and
+      so cannot tell how much of a score it has had already.
     - `change`: validation accuracy less that before the segment, starting at chance, in [0, 1].
     - `final`: validation accuracy after the last segment, in [0, 1]; 0 before.
 
@@ -117,9 +120,9 @@ class MixPolicyEnv(gym.Env[Any, Any]):
         training: the classifier's setting, a `TrainConfig` or a dictionary of its fields; a task sets `updates`.
         tasks: where episodes' tasks come from, a `TaskDistribution` or a dictionary of its fields.
         segments: number of equal segments, or the progress in (0, 1] at which each one ends.
-        reward: `relative`, `change` or `final`.
+        reward: `relative`, `standing`, `change` or `final`.
         menu: what can be chosen; none = the default.
-        reference: the policy that `relative` compares with; none = CutMix on half the updates.
+        reference: the policy that `relative` and `standing` compare with; none = CutMix on half the updates.
         reference_seeds: trainings of the reference on each task; 0 = one, from the episode's own seed.
         reference_cache: folder where references are kept between runs and shared by workers.
         validation_size: validation images; none = the data set's default.
@@ -195,9 +198,9 @@ class MixPolicyEnv(gym.Env[Any, Any]):
         else:
             task = given if isinstance(given, Task) else Task(**given)
             _require_updates(self.segments, task.updates, task.updates)
-        trainer = self._prepare(task)
-        train_seed = _train_seed(self._episode_seed)
-        if self.reward == "relative":
+        trainer = self.prepare(task)
+        train_seed = training_seed(self._episode_seed)
+        if self.reward in REFERRED:
             self._curve = self._reference_curve(trainer, task, train_seed)
         trainer.reset(train_seed, updates=task.updates)
         self._segment = 0
@@ -214,7 +217,7 @@ class MixPolicyEnv(gym.Env[Any, Any]):
         """Train one segment under the policy that `action` stands for; see the class."""
         if self._state is None:
             raise RuntimeError("there is no episode to step: call reset() first, also after the end of an episode")
-        trainer, task = self._prepare(self._state.task), self._state.task
+        trainer, task = self.prepare(self._state.task), self._state.task
         choice = tuple(int(index) for index in action)
         policy = self.menu.policy(choice)
         end = round(self.segments[self._segment] * task.updates)
@@ -290,8 +293,8 @@ class MixPolicyEnv(gym.Env[Any, Any]):
             Accuracy on each split; at chance where the training diverged.
         """
         self._state = None
-        trainer = self._prepare(task)
-        trainer.reset(_train_seed(seed), updates=task.updates)
+        trainer = self.prepare(task)
+        trainer.reset(training_seed(seed), updates=task.updates)
         for end, policy in schedule.ends(task.updates):
             if trainer.train(policy, end - trainer.updates_done).diverged:
                 return dict.fromkeys(splits, 1 / trainer.num_classes)
@@ -300,28 +303,30 @@ class MixPolicyEnv(gym.Env[Any, Any]):
             return dict.fromkeys(splits, 1 / trainer.num_classes)
         return {name: evaluation.accuracy for name, evaluation in evaluations.items()}
 
-    def prepare_reference(self, number: int) -> None:
-        """Measure the reference on task `number` of the pool ahead of time; ends a running episode."""
-        self._state = None
-        if self.reward == "relative" and self.reference_seeds:
-            task = self.tasks.task(number)
-            self._reference_curve(self._prepare(task), task, train_seed=0)
-
-    def _prepare(self, task: Task) -> Trainer:
-        """The trainer, holding the images of `task`."""
+    def prepare(self, task: Task) -> Trainer:
+        """The trainer, holding the images of `task`; whoever trains with it ends a running episode."""
         if self._splits is None:
             data = load_dataset(self._dataset, self._data_root, image_size=self._image_size)
             self._splits = split(data, validation_size=self._validation_size)
         if self._trainer is None:
             # The whole data set goes to the device once; tasks are drawn there.
             first = task.draw(self._splits)
-            self._trainer = Trainer(replace(self.training, updates=task.updates), first)
+            training = replace(self.training, updates=task.updates, lr=self.training.lr * task.lr_scale)
+            self._trainer = Trainer(training, first)
             self._splits = self._splits.to(self._trainer.device)
             self._task = task
         elif task != self._task:
-            self._trainer.reset(0, data=task.draw(self._splits), updates=task.updates)
+            lr = self.training.lr * task.lr_scale
+            self._trainer.reset(0, data=task.draw(self._splits), updates=task.updates, lr=lr)
             self._task = task
         return self._trainer
+
+    def prepare_reference(self, number: int) -> None:
+        """Measure the reference on task `number` of the pool ahead of time; ends a running episode."""
+        self._state = None
+        if self.reward in REFERRED and self.reference_seeds:
+            task = self.tasks.task(number)
+            self._reference_curve(self.prepare(task), task, train_seed=0)
 
     def _reference_curve(self, trainer: Trainer, task: Task, train_seed: int) -> ReferenceCurve:
         own_seed = self.reference_seeds == 0
@@ -331,7 +336,7 @@ class MixPolicyEnv(gym.Env[Any, Any]):
                 task,
                 self.reference,
                 ends=[round(end * task.updates) for end in self.segments],
-                seeds=[train_seed] if own_seed else [_train_seed(-1 - i) for i in range(self.reference_seeds)],
+                seeds=[train_seed] if own_seed else [training_seed(-1 - i) for i in range(self.reference_seeds)],
                 validation_limit=self.validation_limit,
                 cache=self._reference_cache,
             )
@@ -349,6 +354,8 @@ class MixPolicyEnv(gym.Env[Any, Any]):
         segment = len(self.segments) - 1 if terminated else self._segment
         score = (accuracy - self._curve.accuracies[segment]) / self._curve.scales[segment]
         score = min(max(score, -SCORE_LIMIT), SCORE_LIMIT)
+        if self.reward == "standing":
+            return score if terminated else 0.0
         reward, self._score = score - self._score, score
         return reward
 
@@ -409,6 +416,6 @@ def _require_updates(segments: Sequence[float], fewest: int, most: int) -> None:
             )
 
 
-def _train_seed(episode_seed: int) -> int:
-    """The training's seed, apart from what the same number means elsewhere; negative ones are the references'."""
+def training_seed(episode_seed: int) -> int:
+    """The seed of an episode's training, apart from what its number means elsewhere; below 0 those of references."""
     return int(np.random.SeedSequence([abs(episode_seed), 1 if episode_seed >= 0 else 2]).generate_state(1)[0] >> 1)

@@ -48,6 +48,15 @@ def observation_space(menu: Menu) -> spaces.Box:
     )
 
 
+def one_hot(action: tuple[int, ...] | None, menu: Menu) -> list[float]:
+    """An action as an observation has it, one-hot in each dimension of the menu; all 0 for none."""
+    return [
+        float(action is not None and action[dimension] == choice)
+        for dimension, size in enumerate(menu.sizes)
+        for choice in range(size)
+    ]
+
+
 @dataclass(frozen=True)
 class TrainingState:
     """Where a training stands, as an agent is told.
@@ -110,12 +119,7 @@ def observe(state: TrainingState, menu: Menu) -> NDArray[np.float32]:
             values["probes_seen"] = 1.0
             values["saliency_entropy"] = state.stretch.saliency_entropy
             values["log_gradient_norm"] = math.log10(max(state.stretch.gradient_norm, 1e-12)) / 5
-    choices = [
-        float(state.action is not None and state.action[dimension] == choice)
-        for dimension, size in enumerate(menu.sizes)
-        for choice in range(size)
-    ]
     space = observation_space(menu)
-    raw = np.array([*values.values(), *choices], dtype=np.float32)
+    raw = np.array([*values.values(), *one_hot(state.action, menu)], dtype=np.float32)
     # A diverged training reports numbers that are not finite: they stand at the worst end of their range.
     return np.clip(np.nan_to_num(raw, nan=4.0, posinf=4.0, neginf=-1.0), space.low, space.high)

@@ -78,8 +78,8 @@ def measure_reference(
         counts = [evaluation.images for evaluation in evaluations]
     mean = np.mean(curves, axis=0)
     spread = np.std(curves, axis=0, ddof=1) if len(curves) > 1 else np.zeros_like(mean)
-    likely = np.clip(mean, 0.01, 0.99)  # an accuracy of 1 on few images is not known without error
-    scales = np.maximum(spread, np.sqrt(likely * (1 - likely) / np.array(counts)))
+    errors = [standard_error(accuracy, images) for accuracy, images in zip(mean.tolist(), counts, strict=True)]
+    scales = np.maximum(spread, errors)
     reference = ReferenceCurve(tuple(mean.tolist()), tuple(scales.tolist()))
     if file is not None:
         content = {"key": json.loads(key), **asdict(reference)}
@@ -89,6 +89,12 @@ def measure_reference(
         except OSError as error:
             print(f"warning: {file}: {error.strerror}; this reference will be measured again", file=sys.stderr)
     return reference
+
+
+def standard_error(accuracy: float, images: int) -> float:
+    """Of an accuracy in [0, 1] measured on so many images; one of 1 on few images is not known without error."""
+    likely = min(max(accuracy, 0.01), 0.99)
+    return math.sqrt(likely * (1 - likely) / images)
 
 
 def _kept(file: Path, key: str, segments: int) -> ReferenceCurve | None:

@@ -18,6 +18,7 @@ class Task:
         label_noise: share of the training labels that is wrong, in [0, 1).
         data_seed: which images and which wrong labels.
         noise: what wrong labels are, `symmetric` or `pair`, as `Splits.draw` has it.
+        lr_scale: highest learning rate, over that of the environment's training; a low one learns slowly.
     """
 
     train_size: int
@@ -25,6 +26,7 @@ class Task:
     label_noise: float
     data_seed: int
     noise: str = "symmetric"
+    lr_scale: float = 1.0
 
     def draw(self, splits: Splits) -> Splits:
         """A data set's splits with the training images and labels of this task.
@@ -47,6 +49,7 @@ class TaskDistribution:
         seed: of the tasks; the same seed gives the same pool.
         clean: probability in [0, 1] that a task has no wrong labels instead.
         noise: what wrong labels are, `symmetric` or `pair`, as `Splits.draw` has it.
+        lr_scale: lowest and highest `Task.lr_scale`, drawn log-uniformly.
 
     Raises:
         ValueError: a range is empty or leaves what it can be.
@@ -59,9 +62,16 @@ class TaskDistribution:
     seed: int = 0
     clean: float = 0.0
     noise: str = "symmetric"
+    lr_scale: tuple[float, float] = (1.0, 1.0)
 
     def __post_init__(self) -> None:
-        for name, least, most in (("train_size", 1, math.inf), ("updates", 1, math.inf), ("label_noise", 0, 0.999)):
+        limits = {
+            "train_size": (1, math.inf),
+            "updates": (1, math.inf),
+            "label_noise": (0, 0.999),
+            "lr_scale": (1e-6, 1e6),
+        }
+        for name, (least, most) in limits.items():
             low, high = getattr(self, name)
             object.__setattr__(self, name, (low, high))  # a list, as configuration files have it, becomes a tuple
             if not least <= low <= high <= most:
@@ -79,14 +89,20 @@ class TaskDistribution:
             number %= self.pool
         random = np.random.default_rng([self.seed, number])
         task = Task(
-            train_size=_log_uniform(random, *self.train_size),
-            updates=_log_uniform(random, *self.updates),
+            train_size=_whole(random, *self.train_size),
+            updates=_whole(random, *self.updates),
             label_noise=round(float(random.uniform(*self.label_noise)), 3),
             data_seed=int(random.integers(2**31)),
             noise=self.noise,
         )
-        return replace(task, label_noise=0.0) if random.random() < self.clean else task
+        if random.random() < self.clean:
+            task = replace(task, label_noise=0.0)
+        return replace(task, lr_scale=round(_log_uniform(random, *self.lr_scale), 4))
 
 
-def _log_uniform(random: np.random.Generator, low: int, high: int) -> int:
-    return min(max(round(math.exp(random.uniform(math.log(low), math.log(high)))), low), high)
+def _log_uniform(random: np.random.Generator, low: float, high: float) -> float:
+    return math.exp(random.uniform(math.log(low), math.log(high)))
+
+
+def _whole(random: np.random.Generator, low: int, high: int) -> int:
+    return min(max(round(_log_uniform(random, low, high)), low), high)

@@ -31,7 +31,6 @@ from stable_baselines3.common.logger import Logger
 
 from agent.rl_mix import ThresholdPPO, last_quarter, play, random_thresholds
 from classifier.data import Splits, load_dataset, split
-from classifier.evaluation import trained_network
 from classifier.files import write_atomic
 from classifier.hardware import resolve_device, resolve_precision
 from classifier.mixing import PolicySchedule
@@ -39,7 +38,7 @@ from classifier.trainer import TrainConfig, Trainer
 from envs import RLMixEnv
 from experiments.comparison import as_csv, compare, markdown, pack_hits, picture
 from experiments.contestants import CONTESTANTS, Contestant, PerBatch
-from experiments.measures import MEASURES, NotMeasurable, Subject
+from experiments.measures import MEASURES, NotMeasurable, Subject, subject_of
 from experiments.pages import NAME, write_comparison_report
 from experiments.parallel import run_all
 from experiments.run_folder import LineLog, RunError, fitting, interrupt_on_sigterm, machine, user_errors
@@ -252,7 +251,7 @@ def resolve(config: ComparisonConfig, contestants: Collection[Contestant]) -> tu
     except ValueError as error:
         raise RunError(str(error)) from error
     # What cannot be measured is said before anything has been trained. Development images do, for this is no reading.
-    tried = _subject(trainer, 0, replace(setting, split="development"), min(config.measured_images or TRIED, TRIED))
+    tried = subject_of(trainer, "development", count=min(config.measured_images or TRIED, TRIED))
     _measured(tried, config.measures)
     return setting, len(part)
 
@@ -418,22 +417,6 @@ def train_per_batch(
     }
 
 
-def _subject(trainer: Trainer, seed: int, setting: Setting, count: int | None) -> Subject:
-    """The network that a Trainer has, and the first images of the split that is reported; none takes all."""
-    data = trainer.data
-    part = getattr(data, setting.split)
-    network = trained_network(
-        trainer.network_state(),
-        setting.model,
-        num_classes=data.num_classes,
-        image_shape=part.image_shape,
-        mean=data.mean,
-        std=data.std,
-    )
-    network.to(trainer.device).to(memory_format=torch.channels_last)
-    return Subject(network, part, min(count or len(part), len(part)), data.class_names, trainer.device, seed=seed)
-
-
 def _measured(subject: Subject, measures: Sequence[str]) -> dict[str, Any]:
     """The measures of a network, by name.
 
@@ -448,12 +431,11 @@ def _measured(subject: Subject, measures: Sequence[str]) -> dict[str, Any]:
 
 def _look(trainer: Trainer, seed: int, setting: Setting, config: ComparisonConfig) -> dict[str, Any]:
     """Which images a trained network gets right, and what else is measured of it."""
-    whole = _subject(trainer, seed, setting, None)
+    whole = subject_of(trainer, setting.split, seed=seed)
     seen = whole.predictions
-    hits = pack_hits((seen.logits.argmax(dim=1) == seen.labels).cpu().numpy())
     count = min(config.measured_images or whole.count, whole.count)
     subject = whole if count == whole.count else replace(whole, count=count)
-    return {"hits": hits, "measures": _measured(subject, config.measures), "measured_images": count}
+    return {"hits": pack_hits(seen.right), "measures": _measured(subject, config.measures), "measured_images": count}
 
 
 def _segments(name: str, contestant: Contestant) -> list[dict[str, Any]] | None:

@@ -48,6 +48,40 @@ def crossed_interval(values: NDArray[np.floating[Any]], confidence: float = 0.95
     return float(values.mean()), float(t.ppf((1 + confidence) / 2, seeds - 1) * math.sqrt(variance))
 
 
+def pigeonhole_bootstrap(
+    strata: Sequence[NDArray[np.floating[Any]]],
+    images: Sequence[str],
+    *,
+    confidence: float = 0.95,
+    replicates: int = 2000,
+    seed: int = 0,
+) -> tuple[float, float, float]:
+    """Mean over tasks of several strata and images, and the ends of its bootstrap interval, by percentiles.
+
+    Each replicate draws tasks anew within their stratum, and images anew (https://arxiv.org/abs/0712.1111): the same
+    ones in all strata of the same images. Every task weighs alike.
+
+    Args:
+        strata: `[T, N]` each, of T tasks on N images.
+        images: what each stratum's images are; those of one name are the same N images.
+        confidence: of the interval, in (0, 1).
+        replicates: how often is drawn.
+        seed: of the draws.
+    """
+    random = np.random.default_rng(seed)
+    tasks = sum(len(values) for values in strata)
+    drawn = np.zeros(replicates)
+    weights: dict[str, NDArray[np.float64]] = {}
+    for values, name in zip(strata, images, strict=True):
+        count, size = values.shape
+        if name not in weights:
+            weights[name] = random.multinomial(size, np.full(size, 1 / size), replicates) / size
+        often = random.multinomial(count, np.full(count, 1 / count), replicates) / count
+        drawn += count / tasks * np.einsum("rt,rt->r", often, weights[name] @ values.T)
+    low, high = np.quantile(drawn, [(1 - confidence) / 2, (1 + confidence) / 2])
+    return float(sum(values.mean() * len(values) for values in strata) / tasks), float(low), float(high)
+
+
 def paired_p_value(ours: Sequence[float], theirs: Sequence[float]) -> float:
     """Two-sided p-value of the paired t test; 1 where all pairs are equal.
 

@@ -24,9 +24,11 @@ from classifier.evaluation import (
     localise,
     on_canvas,
     predict,
+    trained_network,
 )
 from classifier.evaluation.attacks import EPSILON, PGD_STEP, PGD_STEPS
 from classifier.evaluation.corruptions import CORRUPTIONS
+from classifier.trainer import Trainer
 
 
 class NotMeasurable(ValueError):
@@ -69,6 +71,29 @@ class Subject:
     def predictions(self) -> Predictions:
         """What the network makes of the images."""
         return predict(self.network, self.chunks())
+
+
+def subject_of(trainer: Trainer, split: str, *, count: int | None = None, seed: int = 0) -> Subject:
+    """The network that a Trainer has, and images of a split.
+
+    Args:
+        trainer: where its training stands.
+        split: name of the split.
+        count: how many images, from its start; none = all.
+        seed: of what is measured.
+    """
+    data = trainer.data
+    part = getattr(data, split)
+    network = trained_network(
+        trainer.network_state(),
+        trainer.config.model,
+        num_classes=data.num_classes,
+        image_shape=part.image_shape,
+        mean=data.mean,
+        std=data.std,
+    )
+    network.to(trainer.device).to(memory_format=torch.channels_last)
+    return Subject(network, part, min(count or len(part), len(part)), data.class_names, trainer.device, seed=seed)
 
 
 def measure_accuracy(subject: Subject) -> dict[str, Any]:

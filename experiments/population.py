@@ -47,7 +47,8 @@ class Member(tune.Trainable):
         torch.set_num_threads(self._search.share.threads)
         setting = self._search.config
         self._task = self._search.tasks.task(0)
-        data = split(load_dataset(setting.dataset, setting.data_root), validation_size=setting.validation_size)
+        dataset = load_dataset(setting.dataset, setting.data_root, image_size=setting.image_size)
+        data = split(dataset, validation_size=setting.validation_size)
         self._trainer = Trainer(self._search.training, self._task.draw(data))
         self._start(config)
 

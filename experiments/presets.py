@@ -6,6 +6,10 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from agent.ppo import PPOConfig
+from envs import Menu
+from experiments import family
+
+MENUS = {"default": Menu(), "family": family.MENU}
 
 
 @dataclass(frozen=True)
@@ -15,11 +19,13 @@ class SearchConfig:
     env: Literal["mix-policy"] = "mix-policy"
     """What is learned: a policy for whole segments of trainings; --env rl-mix has options of its own."""
     preset: str = "default"
-    """Named setting that the other options change: default, fashion, cifar10 or cifar100."""
+    """Named setting that the other options change: default, fashion, family, cifar10 or cifar100."""
     dataset: str = "fashion_mnist"
     """Data set by name, or package.module:function that returns a classifier.data.Dataset."""
     data_root: str | None = None
     """Folder where the data set lies; none looks in the usual places, then downloads."""
+    image_size: int | None = None
+    """Side that images are resized to; none leaves them as they are."""
     model: str = "search"
     """Network by name, or package.module:function for your own function(num_classes, in_channels)."""
     embedding: str | None = None
@@ -30,6 +36,10 @@ class SearchConfig:
     """Fewest and most updates of a task's training."""
     label_noise: tuple[float, float] = (0.0, 0.0)
     """Lowest and highest share of wrong training labels of a task."""
+    lr_scale: tuple[float, float] = (1.0, 1.0)
+    """Lowest and highest factor of a task's learning rate: trainings that learn at different speeds."""
+    clean: float = 0.0
+    """Share of the tasks that have no wrong labels, whatever --label-noise says."""
     tasks: int = 2
     """Number of distinct tasks in the search; each has training images of its own."""
     batch_size: int = 100
@@ -40,10 +50,13 @@ class SearchConfig:
     """L2 penalty on the classifier's parameters."""
     segments: tuple[float, ...] = (0.25, 0.5, 0.75, 1.0)
     """Number of equal segments (1: one choice for the whole training), or the progress at which each one ends."""
+    menu: Literal["default", "family"] = "default"
+    """What the agent can choose from, by name."""
     also: tuple[str, ...] = ()
     """Methods that the agent can choose besides those of its menu, each on half of the updates, e.g. puzzlemix."""
-    reward: Literal["relative", "change", "final"] = "relative"
-    """What the agent is paid: standing against CutMix on half the updates, change of accuracy, or final accuracy."""
+    reward: Literal["relative", "standing", "change", "final"] = "relative"
+    """What the agent is paid: its standing against CutMix on half the updates, segment by segment or at the end, change
+    of accuracy, or final accuracy."""
     reference_seeds: int = 2
     """Trainings of the relative reward's reference on each task; 0 takes one from each episode's own seed."""
     validation_size: int | None = None
@@ -78,6 +91,9 @@ class SearchConfig:
     """Number format of the networks; auto takes bf16 where it is native and agrees with fp32."""
     compile: Literal["auto", "on", "off"] = "auto"
     """Whether the training step is compiled; auto measures whether it pays."""
+    start: str | None = None
+    """Folder of an agent with this menu and these segments that the search starts at, such as start_agent.py's; none
+    starts at a new one that leans to CutMix on half of the updates."""
     ppo: PPOConfig = field(default_factory=PPOConfig)
     """How the agent learns."""
     out: str | None = None
@@ -116,6 +132,27 @@ PRESETS = {
         candidate_seeds=8,
         contest_seeds=10,
         ppo=PPOConfig(episodes_per_update=16, minibatches=4),
+    ),
+    # Many tasks, for an agent that is shipped; see experiments/results/README.md.
+    "family": SearchConfig(
+        preset="family",
+        dataset=family.DATASET,
+        image_size=family.IMAGE_SIZE,
+        train_size=family.TASKS.train_size,
+        updates=family.TASKS.updates,
+        label_noise=family.TASKS.label_noise,
+        lr_scale=family.SLOW.lr_scale,
+        clean=family.TASKS.clean,
+        tasks=64,
+        segments=family.SEGMENTS,
+        menu="family",
+        reward="standing",
+        reference_seeds=1,
+        validation_size=family.VALIDATION_SIZE,
+        episodes=256,
+        environments=16,
+        compile="off",
+        ppo=PPOConfig(episodes_per_update=16, minibatches=1, learning_rate=3e-4, epochs=10, target_kl=0.02),
     ),
     # For a GPU. Not run yet: no machine of ours holds the data set.
     "cifar10": SearchConfig(

@@ -3,9 +3,9 @@
 python experiments/study_family.py --tasks 100 --out experiments/results/family
 
 Every task of the family (`experiments/family.py`) is trained under the reference (CutMix on half of the updates) and
-plainly, from two seeds each, and from the first one under fixed policies of the menu, under policies that switch once,
-and under policies drawn for each segment. The log keeps what an agent would have seen at each segment's end, so that an
-agent can be started from it. Trainings that have finished are not run again: the same command goes on.
+plainly, the first tasks from two seeds, and from the first seed under fixed policies of the menu and under policies
+that switch once. The log keeps what an agent would have seen at each segment's end, so that an agent can be started
+from it. Trainings that have finished are not run again: the same command goes on.
 """
 
 from __future__ import annotations
@@ -27,13 +27,14 @@ from classifier.files import write_atomic
 from classifier.hardware import resolve_device, resolve_precision
 from envs import MixPolicyEnv
 from envs.observation import FEATURES
-from experiments.family import MENU, PLAIN, REFERENCE, SEGMENTS, TASKS, environment
+from experiments.family import FIRST_SLOW, MENU, PLAIN, REFERENCE, SEGMENTS, environment, task
 from experiments.family_summary import markdown, picture, summary
 from experiments.parallel import run_all
 from experiments.run_folder import LineLog, RunError, interrupt_on_sigterm, machine, user_errors
 
 COMMAND = "python experiments/study_family.py"
-FIXED, SWITCHING, RANDOM = 4, 3, 1  # trainings of each task under drawn policies of each kind
+FIXED, SWITCHING = 2, 3  # trainings of each task under drawn policies of each kind
+TWICE = 20  # tasks whose reference and plain trainings are run from two seeds, to tell what chance does
 DIGITS = 4  # of a feature, as it is kept
 
 
@@ -43,6 +44,8 @@ class StudyConfig:
 
     tasks: int = 100
     """Tasks 0, 1, 2, ... of the family."""
+    slow: int = 0
+    """Tasks of its slow part besides."""
     data_root: str | None = None
     """Folder where the data set lies; none looks in the usual places, then downloads."""
     processes: int = 2
@@ -58,7 +61,7 @@ class Plan:
     Attributes:
         task: number of the task.
         training: seed of the training.
-        kind: reference, plain, fixed, switching or random.
+        kind: reference, plain, fixed or switching.
         actions: of each segment.
     """
 
@@ -75,7 +78,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     command = shlex.join([*COMMAND.split(), *arguments])
     with user_errors(command):
         config = tyro.cli(StudyConfig, args=arguments, description=__doc__)
-        for name, least in (("tasks", 1), ("processes", 1)):
+        for name, least in (("tasks", 1), ("slow", 0), ("processes", 1)):
             if getattr(config, name) < least:
                 raise RunError(f"--{name} must be at least {least}, got {getattr(config, name)}")
         out = Path(config.out)
@@ -84,7 +87,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
         finished = log.read()
         log.keep(len(finished))
         seen = {(line["task"], line["training"], _hashable(line["actions"])) for line in finished}
-        wanted = [plan for task in range(config.tasks) for plan in plans(task)]
+        numbers = [*range(config.tasks), *range(FIRST_SLOW, FIRST_SLOW + config.slow)]
+        wanted = [plan for number in numbers for plan in plans(number)]
         missing = [plan for plan in wanted if (plan.task, plan.training, plan.actions) not in seen]
         print(f"{len(wanted)} trainings, {len(wanted) - len(missing)} of them finished before", flush=True)
         precision = resolve_precision("auto", resolve_device("cpu"))
@@ -112,23 +116,22 @@ def write(out: Path, lines: Sequence[dict[str, Any]], command: str) -> None:
     print(f"\n{markdown(result)}\nwritten: {out}/results.json, results.md, results.png")
 
 
-def plans(task: int) -> list[Plan]:
+def plans(number: int) -> list[Plan]:
     """The trainings of a task; always the same ones."""
-    random = np.random.default_rng([task, 1])
+    random = np.random.default_rng([number, 1])
     choices = MENU.actions()
     count = len(SEGMENTS)
 
     def draw() -> tuple[int, ...]:
         return choices[random.integers(len(choices))]
 
-    drawn = [Plan(task, 0, "fixed", (draw(),) * count) for _ in range(FIXED)]
+    drawn = [Plan(number, 0, "fixed", (draw(),) * count) for _ in range(FIXED)]
     for _ in range(SWITCHING):
         place = int(random.integers(1, count))
-        drawn.append(Plan(task, 0, "switching", (draw(),) * place + (draw(),) * (count - place)))
-    drawn += [Plan(task, 0, "random", tuple(draw() for _ in range(count))) for _ in range(RANDOM)]
+        drawn.append(Plan(number, 0, "switching", (draw(),) * place + (draw(),) * (count - place)))
     known = [
-        Plan(task, training, kind, (action,) * count)
-        for training in (0, 1)
+        Plan(number, training, kind, (action,) * count)
+        for training in range(2 if number < TWICE else 1)
         for kind, action in (("reference", REFERENCE), ("plain", PLAIN))
     ]
     return list({(plan.training, plan.actions): plan for plan in (*drawn, *known)}.values())
@@ -142,8 +145,8 @@ def play(plan: Plan, precision: str, data_root: str | None) -> dict[str, Any]:
         each segment and development accuracy at the end, all in [0, 1]; at chance after a diverged training.
     """
     env = _environment(precision, data_root)
-    task = TASKS.task(plan.task)
-    observation, _ = env.reset(seed=plan.training, options={"task": task})
+    drawn = task(plan.task)
+    observation, _ = env.reset(seed=plan.training, options={"task": drawn})
     seen, accuracies, diverged = [observation], [], False
     for action in plan.actions:
         observation, _, terminated, _, info = env.step(action)
@@ -155,7 +158,7 @@ def play(plan: Plan, precision: str, data_root: str | None) -> dict[str, Any]:
     development = 1 / env.trainer.num_classes if diverged else env.trainer.evaluate("development").accuracy
     return {
         **asdict(plan),
-        "task_drawn": asdict(task),
+        "task_drawn": asdict(drawn),
         "observations": [[round(float(value), DIGITS) for value in row[: len(FEATURES)]] for row in seen],
         "validation": [round(accuracy, 5) for accuracy in accuracies],
         "development": round(development, 5),

@@ -24,6 +24,7 @@ from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass, replace
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -48,14 +49,14 @@ from classifier.mixing import PolicySchedule
 from classifier.trainer import TrainConfig, Trainer
 from classifier.tuning import compiling_pays
 from envs import Menu, MixPolicyEnv, TaskDistribution
-from envs.mix_policy import segment_ends
+from envs.mix_policy import REFERRED, segment_ends
 from experiments import per_batch
 from experiments.cluster import connected, on_a_worker, places, require_places, run_trial
 from experiments.disk import search_bytes, tell_disk
 from experiments.intervals import mean_interval, paired_difference, verdict
 from experiments.memory import shortage
 from experiments.pages import NAME, write_search_report
-from experiments.presets import PRESETS, SearchConfig, named
+from experiments.presets import MENUS, PRESETS, SearchConfig, named
 from experiments.run_folder import (
     LineLog,
     RunError,
@@ -112,7 +113,15 @@ class Search:
             RunError: an option is out of range.
         """
         try:
-            tasks = TaskDistribution(config.train_size, config.updates, config.label_noise, config.tasks, config.seed)
+            tasks = TaskDistribution(
+                config.train_size,
+                config.updates,
+                config.label_noise,
+                config.tasks,
+                config.seed,
+                config.clean,
+                lr_scale=config.lr_scale,
+            )
             training = TrainConfig(
                 model=config.model,
                 embedding=config.embedding,
@@ -124,7 +133,7 @@ class Search:
                 precision=config.precision,
                 compile=config.compile == "on",
             )
-            search = cls(config, tasks, training, Menu().including(config.also))
+            search = cls(config, tasks, training, MENUS[config.menu].including(config.also))
             MixPolicyEnv(**search.environment(None))
             for part, name, least in LEAST:
                 value = getattr(config if part is None else getattr(config, part), name)
@@ -170,6 +179,7 @@ class Search:
         return {
             "dataset": self.config.dataset,
             "data_root": self.config.data_root,
+            "image_size": self.config.image_size,
             "training": self.training,
             "tasks": self.tasks,
             "segments": self.segments,
@@ -258,7 +268,7 @@ def resolve(asked: SearchConfig) -> tuple[Search, Splits]:
         RunError: an option is out of range.
         DataError: the data set cannot be had or is too small.
     """
-    dataset = load_dataset(asked.dataset, asked.data_root)
+    dataset = load_dataset(asked.dataset, asked.data_root, image_size=asked.image_size)
     if asked.validation_size is None:
         asked = replace(asked, validation_size=min(MOST_VALIDATION, len(dataset.pool) // 5))
     search = Search.of(asked)
@@ -288,6 +298,7 @@ def resolve(asked: SearchConfig) -> tuple[Search, Splits]:
                 precision=precision,  # type: ignore[arg-type]
                 compile="on" if compiled else "off",
                 workers=asked.worker_count,
+                start=None if asked.start is None else str(Path(asked.start).resolve()),
             )
         ),
         data,
@@ -302,8 +313,8 @@ def resolve_with_gpus(asked: SearchConfig) -> tuple[Search, Splits]:
         DataError: the data set cannot be had or is too small.
     """
     config = on_a_worker(_resolved_config, asked, Share(asked.cpus_per_worker, asked.gpus_per_worker))
-    data = split(load_dataset(config.dataset, config.data_root), validation_size=config.validation_size)
-    return Search.of(config), data
+    dataset = load_dataset(config.dataset, config.data_root, image_size=config.image_size)
+    return Search.of(config), split(dataset, validation_size=config.validation_size)
 
 
 def _resolved_config(asked: SearchConfig) -> SearchConfig:
@@ -394,7 +405,7 @@ def begin_workers(search: Search, run: RunFolder, positions: Sequence[Position])
 
 def prepare_references(search: Search, workers: VecEnv) -> None:
     """Let the workers measure the relative reward's reference on every task of the pool, side by side."""
-    if search.config.reward != "relative" or not search.config.reference_seeds:
+    if search.config.reward not in REFERRED or not search.config.reference_seeds:
         return
     tasks = range(search.config.tasks)
     for start in tqdm(range(0, len(tasks), workers.num_envs), desc="reference", unit="round", mininterval=1):
@@ -474,13 +485,25 @@ def learn(
 
 
 def new_agent(search: Search, workers: VecEnv) -> PPO:
-    """The agent before it has learned anything; it leans to CutMix on half the updates.
+    """The agent before it has learned anything: that of `--start`, or one that leans to CutMix on half the updates.
 
     Raises:
-        ValueError: its options do not fit each other or the number of workers.
+        ValueError: its options do not fit each other or the number of workers, or the agent that it starts at.
+        DamagedFileError: that agent cannot be used.
     """
-    config, start = search.config, search.menu.find(FIXED[START])
-    return build_agent(config.ppo, workers, segments=len(search.segments), seed=config.seed, start=start)
+    config, lean = search.config, search.menu.find(FIXED[START])
+    model = build_agent(config.ppo, workers, segments=len(search.segments), seed=config.seed, start=lean)
+    if config.start is not None:
+        known = Agent.load(Path(config.start))
+        if (known.menu, known.segments) != (search.menu, search.segments):
+            raise ValueError(f"--start: {config.start} holds an agent of another menu or of other segments")
+        if known.policy.net_arch != model.policy.net_arch:
+            raise ValueError(
+                f"--start: {config.start} has hidden layers of {known.policy.net_arch}, not {model.policy.net_arch}; "
+                "set --ppo.hidden"
+            )
+        model.policy.load_state_dict(known.policy.state_dict())
+    return model
 
 
 def offer(run: RunFolder, workers: VecEnv, agent: Agent) -> dict[str, PolicySchedule]:
@@ -654,10 +677,14 @@ def facts_of(search: Search) -> dict[str, Any]:
     config = search.config
     return {
         "dataset": config.dataset,
+        "image_size": config.image_size,
+        "start": config.start,
         "model": config.model,
         "train_size": list(config.train_size),
         "updates": list(config.updates),
         "label_noise": list(config.label_noise),
+        "lr_scale": list(config.lr_scale),
+        "clean": config.clean,
         "batch_size": config.batch_size,
         "seed": config.seed,
     }

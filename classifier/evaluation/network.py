@@ -4,7 +4,9 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
@@ -67,6 +69,11 @@ class Predictions:
     logits: Tensor
     embeddings: Tensor
     labels: Tensor
+
+    @property
+    def right(self) -> NDArray[np.bool_]:
+        """Which images have their largest logit at the truth, `[N]`."""
+        return (self.logits.argmax(dim=1) == self.labels).cpu().numpy()
 
 
 def load_weights(path: Path) -> dict[str, Tensor]:

@@ -9,7 +9,13 @@ from classifier.models.densenet import densenet121, densenet121_small
 from classifier.models.label_head import attach_label_head, find_last_layer, without_label_head
 from classifier.models.lenet import lenet
 from classifier.models.libraries import near_matches, timm_model, torchvision_classifiers, torchvision_model
-from classifier.models.preact_resnet import PreActResNet, preact_resnet18, search_bottleneck, search_network
+from classifier.models.preact_resnet import (
+    PreActResNet,
+    preact_resnet18,
+    search_bottleneck,
+    search_network,
+    search_wide,
+)
 from classifier.models.resnet import resnet50, resnet50_small
 from classifier.models.resnext import resnext29_4_24
 from classifier.models.stages import hidden_stages
@@ -17,6 +23,7 @@ from classifier.models.wide_resnet import wrn_16_8, wrn_28_10
 
 MODELS: dict[str, Callable[[int, int], nn.Module]] = {
     "search": search_network,
+    "search_wide": search_wide,
     "search_bottleneck": search_bottleneck,
     "lenet": lenet,
     "preact_resnet18": preact_resnet18,
@@ -90,5 +97,6 @@ __all__ = [
     "preact_resnet18",
     "search_bottleneck",
     "search_network",
+    "search_wide",
     "without_label_head",
 ]

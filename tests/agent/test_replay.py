@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -18,6 +19,7 @@ from agent.replay import (
     follow,
     greedy_schedules,
     majority,
+    play_greedily,
     probabilities_of,
     to_schedule,
 )
@@ -246,3 +248,16 @@ def test_random_schedules_are_reproducible_and_cover_the_menu() -> None:
 
 def test_fixed_baselines_can_be_chosen_by_the_agent() -> None:
     assert [MENU.find(policy) for policy in FIXED.values()] == [(0, 0, 0, 0), (2, 0, 0, 0)]
+
+
+def test_an_agent_asked_live_trains_as_the_schedule_of_its_actions_does() -> None:
+    agent = new_agent()
+    env = tiny(reward="final", segments=agent.segments, menu=agent.menu)
+    for seed in (1, 2):
+        task = env.tasks.task(seed)
+        actions = play_greedily(agent, env, task, seed)
+        live = weights(env)
+        observations, _, _ = play(env, actions, seed=seed)
+        assert actions == [agent.choose(observation) for observation in observations[:-1]]
+        env.train_under(to_schedule(actions, agent.menu, agent.segments), task, seed, splits=[])
+        assert all(torch.equal(tensor, live[name]) for name, tensor in weights(env).items())

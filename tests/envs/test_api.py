@@ -114,7 +114,7 @@ def test_an_action_outside_the_menu_is_refused(action: list[int]) -> None:
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"reward": "best"}, "relative, change, final.*'best'"),
+        ({"reward": "best"}, "relative, standing, change, final.*'best'"),
         ({"segments": 0}, "at least 1, got 0"),
         ({"segments": ()}, r"rise in \(0, 1\]"),
         ({"segments": (0.5, 0.5, 1.0)}, "rise"),

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from classifier.mixing import MixPolicy, PolicySchedule
 from classifier.trainer import Trainer
 from envs import Menu, MixPolicyEnv
-from envs.mix_policy import _train_seed
+from envs.mix_policy import training_seed
 from envs.observation import FEATURES
 from tests.envs.tiny import TRAINING, arguments, digits, play, same_weights, tiny, weights
 
@@ -147,7 +147,7 @@ def test_train_under_is_training_by_hand() -> None:
     env = tiny(reward="change")
     task = env.tasks.task(0)
     trainer = Trainer(env.training, digits().draw(100, data_seed=task.data_seed), seed=0)
-    trainer.reset(_train_seed(21), updates=20)
+    trainer.reset(training_seed(21), updates=20)
     policy = MixPolicy({"clean": 0.5, "rmix": 0.5})
     trainer.train(policy, 20)
     found = env.train_under(PolicySchedule.fixed(policy), task, 21, splits=["validation", "development"])
@@ -207,7 +207,7 @@ def test_observations_are_what_the_table_says() -> None:
     observations, _, _ = play(env, actions, seed=31)
     task = env.tasks.task(31)
     trainer = Trainer(env.training, digits().draw(80, data_seed=task.data_seed, label_noise=0.2), seed=0)
-    trainer.reset(_train_seed(31), updates=21)
+    trainer.reset(training_seed(31), updates=21)
     log_k = math.log(10)
     about_the_task = [math.log10(80) / 5, math.log10(21) / 5, math.log10(1 + 21 * 20 / 80) / 4, 1 / 3]
     at_chance = [0] * 6 + [1, 0.1, 0, 0, 0.1, 0, 0, 0, 0]

@@ -12,7 +12,7 @@ import pytest
 from classifier.mixing import MixPolicy
 from classifier.trainer import EvalStats, TrainConfig, Trainer
 from envs import MixPolicyEnv
-from envs.mix_policy import _train_seed
+from envs.mix_policy import training_seed
 from tests.envs.tiny import TRAINING, digits, play, tiny
 
 ACTIONS = [(6, 0, 1, 0), (0, 0, 2, 0), (4, 2, 0, 1), (1, 0, 3, 2)]
@@ -69,13 +69,13 @@ def test_final_is_paid_at_the_end_alone() -> None:
 def test_validation_accuracy_is_that_of_a_training_by_hand() -> None:
     env = tiny(reward="final", validation_limit=30)
     _, _, infos = play(env, [(2, 0, 0, 0)] * 4, seed=6)
-    assert accuracies_of(infos) == by_hand(env, _train_seed(6), limit=30)
+    assert accuracies_of(infos) == by_hand(env, training_seed(6), limit=30)
 
 
 @pytest.mark.parametrize(("seeds", "limit"), [(1, None), (2, None), (3, 40)])
 def test_relative_is_the_standing_against_the_mean_of_the_references(seeds: int, limit: int | None) -> None:
     env = tiny(reference_seeds=seeds, validation_limit=limit, tasks={"label_noise": (0.1, 0.1)})
-    curves = [by_hand(env, _train_seed(-1 - index), limit=limit) for index in range(seeds)]
+    curves = [by_hand(env, training_seed(-1 - index), limit=limit) for index in range(seeds)]
     for seed in (3, 4):
         _, rewards, infos = play(env, ACTIONS, seed=seed)
         expected = scores(accuracies_of(infos), curves, [limit or 100] * 3 + [100])
@@ -84,23 +84,23 @@ def test_relative_is_the_standing_against_the_mean_of_the_references(seeds: int,
 
 
 def test_reference_seeds_are_not_those_of_episodes() -> None:
-    assert len({_train_seed(seed) for seed in range(-1000, 1000)}) == 2000
+    assert len({training_seed(seed) for seed in range(-1000, 1000)}) == 2000
 
 
 def test_every_task_has_a_reference_of_its_own() -> None:
     env = tiny(reference_seeds=1, tasks={"pool": 2})
     for seed in (0, 1, 2, 3):
-        curve = by_hand(env, _train_seed(-1), number=seed % 2)
+        curve = by_hand(env, training_seed(-1), number=seed % 2)
         _, rewards, infos = play(env, ACTIONS, seed=seed)
         assert sum(rewards) == pytest.approx(scores(accuracies_of(infos), [curve], [100] * 4)[-1])
-    assert by_hand(env, _train_seed(-1), number=0) != by_hand(env, _train_seed(-1), number=1)
+    assert by_hand(env, training_seed(-1), number=0) != by_hand(env, training_seed(-1), number=1)
 
 
 def test_own_seed_reference_is_trained_from_the_episodes_seed() -> None:
     env = tiny(reference_seeds=0)
     for seed in (3, 8):
         _, rewards, infos = play(env, ACTIONS, seed=seed)
-        expected = scores(accuracies_of(infos), [by_hand(env, _train_seed(seed))], [100] * 4)
+        expected = scores(accuracies_of(infos), [by_hand(env, training_seed(seed))], [100] * 4)
         assert rewards == pytest.approx(differences(expected))
 
 
@@ -129,7 +129,7 @@ def test_a_standing_is_limited_to_ten() -> None:
 
 def test_a_training_that_diverges_is_measured_against_the_references_end(monkeypatch: pytest.MonkeyPatch) -> None:
     env = tiny(reference_seeds=1)
-    curve = by_hand(env, _train_seed(-1))
+    curve = by_hand(env, training_seed(-1))
     env.reset(seed=0)  # measures the reference
     evaluate = Trainer.evaluate
 
@@ -240,3 +240,11 @@ def test_a_reference_of_another_setting_is_not_taken_from_the_cache(tmp_path: Pa
     _, expected, _ = play(tiny(**changes), actions, seed=0)
     assert play(tiny(reference_cache=tmp_path, **changes), actions, seed=0)[1] == expected
     assert len(cached(tmp_path)) == 2
+
+
+def test_standing_is_paid_at_the_end_alone_and_is_what_relative_sums_to() -> None:
+    for seed in (3, 4):
+        _, relative, _ = play(tiny(reference_seeds=2), ACTIONS, seed=seed)
+        _, standing, _ = play(tiny(reference_seeds=2, reward="standing"), ACTIONS, seed=seed)
+        assert standing[:-1] == [0, 0, 0]
+        assert standing[-1] == pytest.approx(sum(relative))

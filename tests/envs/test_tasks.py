@@ -177,3 +177,24 @@ def test_segments_are_a_number_of_equal_parts_or_their_ends() -> None:
     for wrong in (0, [0.0], [-3.0], [4.0], [0.5], [0.5, 0.5, 1.0], [0.5, 2.0], [], [0.5, 10**400]):
         with pytest.raises(ValueError, match="segments"):
             segment_ends(wrong)
+
+
+def test_a_task_sets_its_learning_rate() -> None:
+    env = tiny(reward="final", tasks={"lr_scale": (0.25, 0.25)})
+    _, _, infos = play(env, [(0, 0, 0, 0)] * 4, seed=3)
+    assert env.trainer.config.lr == 0.25 * env.training.lr
+    _, _, by_hand = play(tiny(reward="final", training={"lr": 0.25 * env.training.lr}), [(0, 0, 0, 0)] * 4, seed=3)
+    assert [info["validation_accuracy"] for info in infos[1:]] == [info["validation_accuracy"] for info in by_hand[1:]]
+    task = env.tasks.task(0)
+    env.reset(seed=3, options={"task": replace(task, lr_scale=2.0)})
+    assert env.trainer.config.lr == 2 * env.training.lr
+    env.reset(seed=3, options={"task": task})
+    assert env.trainer.config.lr == 0.25 * env.training.lr
+
+
+def test_learning_rates_are_spread_log_uniformly_and_change_nothing_else() -> None:
+    slow = [TaskDistribution(**WIDE, lr_scale=(0.01, 1.0)).task(number) for number in range(2000)]
+    logs = [math.log10(task.lr_scale) for task in slow]
+    assert -2.01 < min(logs) < -1.95 and -0.05 < max(logs) <= 0
+    assert abs(np.mean(logs) + 1) < 4 * 2 / math.sqrt(12 * len(logs))
+    assert [replace(task, lr_scale=1.0) for task in slow] == [TaskDistribution(**WIDE).task(n) for n in range(2000)]

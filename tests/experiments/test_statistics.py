@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from experiments.intervals import crossed_interval, mean_interval, paired_difference
+from experiments.intervals import crossed_interval, mean_interval, paired_difference, pigeonhole_bootstrap
 
 
 @pytest.mark.parametrize("confidence", [0.5, 0.95, 0.99])
@@ -66,3 +66,27 @@ def test_interval_over_seeds_and_images_is_that_of_drawing_both_anew() -> None:
 def test_interval_over_seeds_and_images_that_do_not_matter_is_students() -> None:
     of_seeds = np.array([0.7, 0.8, 0.85])
     assert crossed_interval(np.tile(of_seeds[:, None], (1, 50))) == pytest.approx(mean_interval(of_seeds.tolist()))
+
+
+def test_bootstrap_over_strata_is_that_of_drawing_tasks_and_images_anew() -> None:
+    """Against drawing by hand: tasks within their stratum, and the same images for strata that share them."""
+    random = np.random.default_rng(0)
+    images = random.normal(0, 1, 200)
+    one = 1.0 + random.normal(0, 0.2, (6, 1)) + images + random.normal(0, 1, (6, 200))
+    two = 2.0 + random.normal(0, 0.2, (3, 1)) + images + random.normal(0, 1, (3, 200))
+    other = random.normal(0, 1, (3, 40))
+    means = []
+    for _ in range(4000):
+        shared, own = random.integers(200, size=200), random.integers(40, size=40)
+        drawn = [
+            one[random.integers(6, size=6)][:, shared].mean() * 6,
+            two[random.integers(3, size=3)][:, shared].mean() * 3,
+            other[random.integers(3, size=3)][:, own].mean() * 3,
+        ]
+        means.append(sum(drawn) / 12)
+    mean, low, high = pigeonhole_bootstrap([one, two, other], ["a", "a", "b"])
+    assert mean == pytest.approx((one.mean() * 6 + two.mean() * 3 + other.mean() * 3) / 12)
+    expected = np.quantile(means, [0.025, 0.975])
+    assert (low, high) == pytest.approx(tuple(expected), abs=0.1 * (expected[1] - expected[0]))
+    apart = pigeonhole_bootstrap([one, two, other], ["a", "c", "b"])
+    assert apart[2] - apart[1] < 0.95 * (high - low), "images that are shared count once"

@@ -1,0 +1,247 @@
+"""An agent before its first search: what logged trainings say of every action, and an actor and critic that follow it.
+
+A logged training tells what an action is worth wherever it was held to the end: at its start, if it never changed, and
+from its last change on. Networks learn that value from what was seen, several of them from tasks drawn with
+replacement, and their mean is what actor and critic are made to follow.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from stable_baselines3.common.distributions import MultiCategoricalDistribution
+from stable_baselines3.common.policies import ActorCriticPolicy
+from torch import Tensor, nn
+from torch.nn.functional import mse_loss, smooth_l1_loss
+
+from classifier.mixing import METHODS
+from envs import Menu
+
+FEWEST = 1e-3  # spread that an input is divided by at least; one that never changes says nothing
+BATCH = 256
+
+
+@dataclass(frozen=True)
+class RegressionConfig:
+    """How values are learned, and how sharply the agent follows them.
+
+    Attributes:
+        members: networks whose mean is the value.
+        hidden: units of each of their two layers.
+        steps: of Adam, for each network and for the agent.
+        learning_rate: highest, of both.
+        dropout: share of hidden units left out while values are learned, in [0, 1).
+        weight_decay: of values.
+        temperature: of the softmax over values that the actor follows, in units of the score.
+    """
+
+    members: int = 8
+    hidden: int = 64
+    steps: int = 1500
+    learning_rate: float = 3e-3
+    dropout: float = 0.1
+    weight_decay: float = 0.1
+    temperature: float = 0.3
+
+
+@dataclass(frozen=True)
+class Episode:
+    """A logged training.
+
+    Attributes:
+        task: number of its task.
+        observations: what was seen before each choice, `[S, O]`; fewer where the training diverged.
+        actions: of each segment, S of them.
+        score: what it ended with.
+    """
+
+    task: int
+    observations: NDArray[np.float32]
+    actions: Sequence[tuple[int, ...]]
+    score: float
+
+
+@dataclass(frozen=True)
+class Decisions:
+    """Places where an action was taken and held to the end; N of them.
+
+    Attributes:
+        observations: `[N, O]`.
+        actions: index into the menu's `actions()`, `[N]`.
+        scores: of the training's end, `[N]`.
+        weights: `[N]`; those of one training sum to 1.
+        tasks: `[N]`.
+        segments: `[N]`, from 0.
+    """
+
+    observations: Tensor
+    actions: Tensor
+    scores: Tensor
+    weights: Tensor
+    tasks: NDArray[np.int64]
+    segments: NDArray[np.int64]
+
+    @classmethod
+    def of(cls, episodes: Sequence[Episode], menu: Menu) -> Decisions:
+        """The decisions of logged trainings, at least one.
+
+        Raises:
+            ValueError: an action is not one of the menu's `actions()`.
+        """
+        index = {action: number for number, action in enumerate(menu.actions())}
+        rows: list[tuple[NDArray[np.float32], int, float, float, int, int]] = []
+        for episode in episodes:
+            actions = [tuple(action) for action in episode.actions]
+            if not set(actions) <= set(index):
+                raise ValueError(f"actions must be among the menu's {len(index)} distinct ones, got {actions}")
+            first = max((place for place in range(1, len(actions)) if actions[place] != actions[place - 1]), default=0)
+            weight = 1 / (len(actions) - first)
+            rows += [
+                (episode.observations[place], index[actions[place]], episode.score, weight, episode.task, place)
+                for place in range(first, len(episode.observations))
+            ]
+        observations, numbers, scores, weights, tasks, places = zip(*rows, strict=True)
+        return cls(
+            torch.from_numpy(np.stack(observations)),
+            torch.tensor(numbers),
+            torch.tensor(scores, dtype=torch.float32),
+            torch.tensor(weights, dtype=torch.float32),
+            np.array(tasks),
+            np.array(places),
+        )
+
+    def among(self, tasks: Sequence[int]) -> Decisions:
+        """Those of some tasks."""
+        kept = np.flatnonzero(np.isin(self.tasks, list(tasks)))
+        chosen = torch.from_numpy(kept)
+        return Decisions(
+            self.observations[chosen],
+            self.actions[chosen],
+            self.scores[chosen],
+            self.weights[chosen],
+            self.tasks[kept],
+            self.segments[kept],
+        )
+
+
+class ActionValues:
+    """The score that holding each action to the end is expected to give.
+
+    Args:
+        menu: of the actions.
+        mean, spread: of each observed value, `[O]`.
+        networks: each from an observation and what an action does to a score.
+    """
+
+    def __init__(self, menu: Menu, mean: Tensor, spread: Tensor, networks: Sequence[nn.Module]) -> None:
+        self._effects = torch.tensor([_effect(menu, action) for action in menu.actions()])
+        self._mean, self._spread, self._networks = mean, spread, networks
+
+    def __call__(self, observations: Tensor) -> Tensor:
+        """Values `[N, A]` at observations `[N, O]`, of the menu's `actions()` in order."""
+        seen = (observations - self._mean) / self._spread
+        count = len(self._effects)
+        inputs = torch.cat((seen.repeat_interleave(count, 0), self._effects.repeat(len(seen), 1)), dim=1)
+        with torch.no_grad():
+            return torch.stack([network(inputs).view(-1, count) for network in self._networks]).mean(dim=0)
+
+
+def fit_values(decisions: Decisions, menu: Menu, config: RegressionConfig, *, seed: int) -> ActionValues:
+    """Learn values from decisions; the same seed gives the same values.
+
+    Args:
+        decisions: of the menu's actions.
+        menu: what was chosen from.
+        config: how.
+        seed: of everything drawn.
+    """
+    mean = decisions.observations.mean(dim=0)
+    spread = decisions.observations.std(dim=0).clamp(min=FEWEST)
+    effects = torch.tensor([_effect(menu, action) for action in menu.actions()])[decisions.actions]
+    inputs = torch.cat(((decisions.observations - mean) / spread, effects), dim=1)
+    tasks = np.unique(decisions.tasks)
+    networks = []
+    for member in range(config.members):
+        drawn = np.random.default_rng([seed, member]).choice(tasks, len(tasks))
+        often = torch.from_numpy(np.array([np.sum(drawn == task) for task in decisions.tasks], dtype=np.float32))
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed * config.members + member)
+            networks.append(_fit_network(inputs, decisions.scores, often * decisions.weights, config))
+    return ActionValues(menu, mean, spread, networks)
+
+
+def follow_values(
+    policy: ActorCriticPolicy, values: ActionValues, observations: Tensor, menu: Menu, config: RegressionConfig
+) -> float:
+    """Train an agent's actor towards a softmax over values, and its critic towards the value of what it then does.
+
+    Args:
+        policy: of an agent with the same menu; changed in place.
+        values: of every action.
+        observations: where it learns to follow them, `[N, O]`.
+        menu: what is chosen from.
+        config: how.
+
+    Returns:
+        What the agent's most probable actions are expected to give, less the best ones, mean over the observations.
+    """
+    expected = values(observations)
+    wanted = torch.softmax(expected / config.temperature, dim=1)
+    worth = (wanted * expected).sum(dim=1)
+    choices = torch.tensor(menu.actions())
+    # The probability of each choice of a dimension, whatever the other dimensions': [N, choices] by dimension.
+    marginals = [
+        torch.stack([wanted[:, choices[:, dimension] == choice].sum(dim=1) for choice in range(size)], dim=1)
+        for dimension, size in enumerate(menu.sizes)
+    ]
+    optimizer = torch.optim.Adam(policy.parameters(), config.learning_rate)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, config.learning_rate, total_steps=config.steps)
+    for _ in range(config.steps):
+        batch = torch.randint(len(observations), (BATCH,))
+        distribution, value = policy.get_distribution(observations[batch]), policy.predict_values(observations[batch])
+        assert isinstance(distribution, MultiCategoricalDistribution)
+        loss = mse_loss(value[:, 0], worth[batch])
+        for share, head in zip(marginals, distribution.distribution, strict=True):
+            loss = loss - (share[batch] * torch.log_softmax(head.logits, dim=1)).sum(dim=1).mean()
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        schedule.step()
+    with torch.no_grad():
+        chosen = policy.get_distribution(observations).mode()
+    index = {menu.policy(action): number for number, action in enumerate(menu.actions())}
+    taken = torch.tensor([index[menu.policy(action)] for action in chosen.tolist()])
+    return float((expected.gather(1, taken[:, None])[:, 0] - expected.max(dim=1).values).mean())
+
+
+def _fit_network(inputs: Tensor, scores: Tensor, weights: Tensor, config: RegressionConfig) -> nn.Module:
+    width, dropout = config.hidden, config.dropout
+    network = nn.Sequential(
+        *(nn.Linear(inputs.shape[1], width), nn.Tanh(), nn.Dropout(dropout)),
+        *(nn.Linear(width, width), nn.Tanh(), nn.Dropout(dropout)),
+        nn.Linear(width, 1),
+    )
+    optimizer = torch.optim.AdamW(network.parameters(), config.learning_rate, weight_decay=config.weight_decay)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, config.learning_rate, total_steps=config.steps)
+    for _ in range(config.steps):
+        batch = torch.multinomial(weights, BATCH, replacement=True)
+        # Huber's loss: some trainings end far off.
+        loss = smooth_l1_loss(network(inputs[batch])[:, 0], scores[batch])
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        schedule.step()
+    return network.eval()
+
+
+def _effect(menu: Menu, action: Sequence[int]) -> list[float]:
+    """What an action does, as numbers of about 0 to 1: actions that do alike are alike."""
+    policy = menu.policy(action)
+    shares = [policy.shares.get(method, 0.0) for method in METHODS]
+    threshold = 0.5 if policy.threshold is None else policy.threshold
+    lam = [float(menu.lams[action[3]] == name) for name in menu.lams]
+    return [*shares, policy.label_beta, policy.label_smoothing, threshold, float(policy.threshold is None), *lam]

@@ -1,0 +1,435 @@
+"""The contest: the agent, asked live and without a search, against everybody else on tasks that it has never seen.
+
+    python experiments/contest.py protocol --agent experiments/policies/shipped --out experiments/results/contest
+    python experiments/contest.py run --out experiments/results/contest
+
+The protocol is written first: groups of tasks, seeds, contestants, the agent's checksum, and which images are read. The
+run does what the protocol says, notes that the test set is read, and writes the tables; trainings that have finished
+are not run again: the same command goes on. A protocol made with `--rehearsal` has other tasks and reads development
+images; that is where agents are chosen and programs tried.
+
+Every contestant trains the same network on the same images from the same seed. Those that search (the best fixed
+policy of each task, Population Based Training) train many times and keep the network that is best on validation images.
+"""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import json
+import shlex
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import tyro
+
+from agent.baselines import random_schedule
+from agent.ppo import Agent
+from agent.replay import play_greedily
+from classifier.files import naming, write_atomic
+from classifier.hardware import resolve_device, resolve_precision
+from classifier.mixing import PolicySchedule
+from classifier.trainer import TrainConfig, Trainer
+from envs import Menu, MixPolicyEnv, Task, TaskDistribution
+from envs.mix_policy import training_seed
+from experiments.compare import TEST_READS, train_per_batch
+from experiments.comparison import pack_hits
+from experiments.contest_report import markdown, picture, results
+from experiments.contestants import PerBatch
+from experiments.family import DATASET, IMAGE_SIZE, TASKS, VALIDATION_SIZE
+from experiments.measures import subject_of
+from experiments.parallel import run_all
+from experiments.run_folder import LineLog, RunError, fitting, interrupt_on_sigterm, machine, user_errors
+
+COMMAND = "python experiments/contest.py"
+FIRST_SEED, REHEARSAL_SEED = 5_000, 9_000  # of trainings; task n is trained from the n-th seed after it
+QUANTILE, RESAMPLE = 0.25, 0.25  # of Population Based Training: who is replaced, and what is drawn anew
+
+
+@dataclass(frozen=True)
+class Group:
+    """Tasks of one kind.
+
+    Attributes:
+        title: for tables.
+        tasks: where they come from.
+        dataset, image_size, model, lr: what is trained on, and how.
+        validation_size: images that searches choose by; none = the data set's default.
+        count: number of tasks.
+    """
+
+    title: str
+    tasks: TaskDistribution
+    dataset: str = DATASET
+    image_size: int | None = IMAGE_SIZE
+    model: str = "search"
+    lr: float = 0.2
+    validation_size: int | None = VALIDATION_SIZE
+    count: int = 10
+
+
+GROUPS = {
+    "family": Group("unseen sizes, budgets and seeds", replace(TASKS, seed=11)),
+    "pair": Group(
+        "unseen noise: pairs of classes", replace(TASKS, seed=12, clean=0.0, noise="pair", label_noise=(0.1, 0.4))
+    ),
+    "digits": Group(
+        "unseen data: digits of 8 pixels",
+        replace(TASKS, seed=13, train_size=(200, 800)),
+        dataset="digits",
+        image_size=None,
+        validation_size=None,
+    ),
+    "lenet": Group("unseen network: LeNet", replace(TASKS, seed=14), model="lenet", lr=0.02),
+    "wide": Group("unseen network: twice the channels", replace(TASKS, seed=15), model="search_wide"),
+}
+
+
+@dataclass(frozen=True)
+class ContestConfig:
+    """Hold the contest, or write down how it will be held."""
+
+    stage: tyro.conf.Positional[Literal["protocol", "run"]]
+    """Write the protocol, or do what it says."""
+    agent: str = "experiments/policies/shipped"
+    """Folder of the agent; for the protocol."""
+    fixed: str = "experiments/results/fixed/policy.json"
+    """The best single fixed policy, search_fixed.py's; for the protocol."""
+    others: tuple[str, ...] = ()
+    """Further agents, each as NAME=FOLDER; for the protocol."""
+    only: tuple[str, ...] = ()
+    """Contestants, by their names in a protocol; none takes all of them; for the protocol."""
+    groups: tuple[str, ...] = tuple(GROUPS)
+    """Groups of tasks; for the protocol."""
+    count: int = 10
+    """Tasks of each group; for the protocol."""
+    rehearsal: bool = False
+    """Other tasks, and development images instead of the test set; for the protocol."""
+    data_root: str | None = None
+    """Folder where data sets lie; none looks in the usual places, then downloads."""
+    processes: int = 2
+    """Trainings at a time, one thread each."""
+    out: str = "runs/contest"
+    """Folder of protocol.json, runs.jsonl, results.json, results.md and results.png."""
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One contestant on one task.
+
+    Attributes:
+        group: name of its group.
+        task: number of the task.
+        contestant: name.
+    """
+
+    group: str
+    task: int
+    contestant: str
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Run the command."""
+    arguments = sys.argv[1:] if arguments is None else arguments
+    interrupt_on_sigterm()
+    command = shlex.join([*COMMAND.split(), *arguments])
+    with user_errors(command):
+        config = tyro.cli(ContestConfig, args=arguments, description=__doc__)
+        out = Path(config.out)
+        if config.stage == "protocol":
+            write_protocol(config, out, command)
+        else:
+            run(config, out, command)
+
+
+def write_protocol(config: ContestConfig, out: Path, command: str) -> None:
+    """Write down who will be trained on what, before anything is.
+
+    Raises:
+        RunError: trainings have been made already, or an option is out of range.
+    """
+    if (out / "runs.jsonl").exists():
+        raise RunError(f"{out}: trainings of a contest are there already; its protocol stays as it is")
+    unknown = [name for name in config.groups if name not in GROUPS]
+    if unknown or not config.groups:
+        raise RunError(f"--groups must be among {', '.join(GROUPS)}, got {' '.join(unknown) or 'none'}")
+    if config.count < 2:
+        raise RunError(f"--count must be at least 2, got {config.count}")
+    agent = Agent.load(Path(config.agent))
+    for other in config.others:
+        known = Agent.load(Path(other.partition("=")[2]))
+        if (known.menu, known.segments) != (agent.menu, agent.segments):
+            raise RunError(f"--others: {other} has another menu or other segments than {config.agent}")
+    contestants: dict[str, dict[str, Any]] = {
+        "agent": _agent(config.agent),
+        "best fixed": {"kind": "schedule", "schedule": PolicySchedule.load(config.fixed).to_json()},
+        "random": {"kind": "random"},
+        **{
+            f"fixed: {name}": {"kind": "schedule", "schedule": schedule.to_json(), "of_the_menu": True}
+            for name, schedule in fixed_of(agent.menu).items()
+        },
+        "population": {"kind": "population", "trainings": len(agent.menu.actions())},
+        "rl-mix": {"kind": "per batch"},
+    }
+    for other in config.others:
+        name, equals, folder = other.partition("=")
+        if not equals or not name or name in contestants:
+            raise RunError(f"--others must be new names as NAME=FOLDER, got {other!r}")
+        contestants[name] = _agent(folder)
+    strange = [name for name in config.only if name not in contestants]
+    if strange:
+        raise RunError(f"--only must be among {', '.join(contestants)}, got {', '.join(strange)}")
+    groups = {name: replace(GROUPS[name], count=config.count) for name in config.groups}
+    if config.rehearsal:
+        groups = {
+            name: replace(group, tasks=replace(group.tasks, seed=group.tasks.seed + REHEARSAL_SEED))
+            for name, group in groups.items()
+        }
+    protocol = {
+        "command": command,
+        "split": "development" if config.rehearsal else "test",
+        "first_seed": REHEARSAL_SEED if config.rehearsal else FIRST_SEED,
+        "groups": {name: asdict(group) for name, group in groups.items()},
+        "contestants": {name: entry for name, entry in contestants.items() if not config.only or name in config.only},
+        "menu": agent.menu.to_json(),
+        "segments": list(agent.segments),
+        "statistics": (
+            "Means over tasks of paired differences (same images, weights and order of data); over all groups every "
+            "task weighs alike. 95 % intervals from 2,000 bootstrap replicates that draw tasks, within their groups, "
+            "and held-out images, alike in all groups of one data set. The oracle is the network of the menu's fixed "
+            "policy that is best on each task's validation images. A training that diverged counts as at chance."
+        ),
+    }
+    with naming(out):
+        out.mkdir(parents=True, exist_ok=True)
+    write_atomic(out / "protocol.json", (json.dumps(protocol, indent=2) + "\n").encode())
+    print(f"written: {out}/protocol.json\nnext: {COMMAND} run --out {out}")
+
+
+def run(config: ContestConfig, out: Path, command: str) -> None:
+    """Do what the protocol says, from wherever the log stands, and write the tables.
+
+    Raises:
+        RunError: there is no protocol, or an agent is not the one that it names.
+    """
+    file = out / "protocol.json"
+    if not file.is_file():
+        raise RunError(f"there is no {file}; write it first: {COMMAND} protocol --out {out}")
+    with fitting(file):
+        protocol = json.loads(file.read_bytes())
+        for entry in protocol["contestants"].values():
+            if entry["kind"] == "agent" and entry["sha256"] != _checksum(Path(entry["folder"])):
+                raise RunError(
+                    f"{entry['folder']}: not the agent of the protocol; restore it, or write another protocol"
+                )
+        wanted = [
+            Entry(group, number, name)
+            for group, setting in protocol["groups"].items()
+            for number in range(setting["count"])
+            for name in protocol["contestants"]
+        ]
+    log = LineLog(out / "runs.jsonl")
+    with fitting(log.path):
+        finished = {Entry(line["group"], line["task"], line["contestant"]): line for line in log.read()}
+    log.keep(len(finished))
+    missing = [entry for entry in wanted if entry not in finished]
+    print(f"{len(wanted)} entries, {len(wanted) - len(missing)} of them finished before", flush=True)
+    if missing and protocol["split"] == "test":
+        when = time.strftime("%Y-%m-%dT%H:%M:%S%z")
+        LineLog(out / TEST_READS).append({"at": when, "command": command, "entries": len(missing)})
+    precision = resolve_precision("auto", resolve_device("cpu"))
+    jobs = [functools.partial(play, entry, str(file), precision, config.data_root) for entry in missing]
+    started = time.monotonic()
+    try:
+        for done, line in enumerate(run_all(jobs, config.processes), start=len(wanted) - len(missing) + 1):
+            log.append(line)
+            finished[Entry(line["group"], line["task"], line["contestant"])] = line
+            told = f"{line['group']:<8} {line['task']:>3}  {line['contestant']:<24} {100 * line['accuracy']:.2f} %"
+            print(f"{done:>5} of {len(wanted)}  {time.monotonic() - started:6.0f} s  {told}", flush=True)
+    finally:  # however far it came
+        write(out, protocol, [finished[entry] for entry in wanted if entry in finished], command)
+
+
+def write(out: Path, protocol: Mapping[str, Any], lines: Sequence[Mapping[str, Any]], command: str) -> None:
+    """Write what the trainings so far say, of the tasks that every contestant has finished."""
+    found = results(protocol, lines)
+    if found is None:
+        print("no task has been finished by every contestant")
+        return
+    result = {"command": command, "machine": machine(), **found}
+    write_atomic(out / "results.json", (json.dumps(result, indent=2) + "\n").encode())
+    write_atomic(out / "results.md", markdown(result).encode())
+    write_atomic(out / "results.png", picture(result))
+    print(f"\n{markdown(result)}\nwritten: {out}/results.json, results.md, results.png")
+
+
+def fixed_of(menu: Menu) -> dict[str, PolicySchedule]:
+    """Every distinct policy of a menu, by what its choices are called where there is more than one."""
+    named = {}
+    for action in menu.actions():
+        words = [
+            menu.names(dimension)[choice]
+            for dimension, choice, size in zip(("source", "threshold", "label", "lam"), action, menu.sizes, strict=True)
+            if size > 1
+        ]
+        named[", ".join(words)] = PolicySchedule.fixed(menu.policy(action))
+    return named
+
+
+def play(entry: Entry, protocol_file: str, precision: str, data_root: str | None) -> dict[str, Any]:
+    """One contestant's training, or trainings, of one task.
+
+    Returns:
+        The line of the log: accuracy on the split that is reported, in [0, 1], and which images are right, both in
+        float32 and both at chance or none after a diverged training; validation accuracy; and what the contestant
+        chose, if it chose.
+    """
+    protocol = _protocol(protocol_file)
+    group, contestant = protocol["groups"][entry.group], protocol["contestants"][entry.contestant]
+    env = _environment(protocol_file, entry.group, precision, data_root)
+    task = TaskDistribution(**group["tasks"]).task(entry.task)
+    seed = protocol["first_seed"] + entry.task
+    chosen: list[Any] = []
+    trainings = 1
+    match contestant["kind"]:
+        case "schedule":
+            schedule = PolicySchedule.from_json(contestant["schedule"])
+            env.train_under(schedule, task, seed, splits=[])
+            trainer: Trainer | None = env.trainer
+        case "random":
+            schedule = random_schedule(env.menu, env.segments, seed)
+            env.train_under(schedule, task, seed, splits=[])
+            trainer = env.trainer
+        case "agent":
+            actions = play_greedily(Agent.load(Path(contestant["folder"])), env, task, seed)
+            trainer, chosen = env.trainer, [list(action) for action in actions]
+        case "population":
+            trainings = contestant["trainings"]
+            trainer, chosen = population(env, task, seed, trainings)
+        case _:
+            training = replace(env.training, updates=task.updates, saliency="exact")
+            trainer, _ = train_per_batch(PerBatch(), training, env.prepare(task).data, training_seed(seed))
+    seen = _seen(trainer, protocol["split"], 1 / env.trainer.num_classes)
+    return {**asdict(entry), "task_drawn": asdict(task), "seed": seed, "trainings": trainings, "chosen": chosen, **seen}
+
+
+def population(env: MixPolicyEnv, task: Task, seed: int, members: int) -> tuple[Trainer | None, list[list[int]]]:
+    """Population Based Training (https://arxiv.org/abs/1711.09846) of one task, as Ray Tune's scheduler does it.
+
+    After every segment the worst quarter of the members take over weights and choice of members of the best quarter,
+    and change each dimension of the choice: to a neighbour, or, for a quarter of the time, to anything. It is one
+    process, so that the same seed gives the same population; `tune_agent.py --search pbt` spreads one over a cluster.
+
+    Args:
+        env: whose trainer, menu and segments are used.
+        task: what is trained.
+        seed: of the population.
+        members: each a whole training.
+
+    Returns:
+        The training of the member that is best on all validation images; none where all diverged. And its actions.
+    """
+    random = np.random.default_rng([seed, 1])
+    choices = [[int(random.integers(size)) for size in env.menu.sizes] for _ in range(members)]
+    histories: list[list[list[int]]] = [[] for _ in range(members)]
+    states: list[dict[str, Any] | None] = [None] * members
+    scores = np.zeros(members)
+    replaced = max(int(members * QUANTILE), 1)
+    trainer = env.prepare(task)
+    for segment, end in enumerate(env.segments):
+        last = segment == len(env.segments) - 1
+        for member in range(members):
+            state = states[member]
+            if state is not None:
+                trainer.load_state_dict(state)
+            elif segment == 0:
+                trainer.reset(int(random.integers(2**31)), updates=task.updates)
+            else:  # diverged, and not replaced
+                continue
+            stretch = trainer.train(env.menu.policy(choices[member]), round(end * task.updates) - trainer.updates_done)
+            evaluation = None
+            if not stretch.diverged:
+                evaluation = trainer.evaluate("validation", limit=None if last else env.validation_limit)
+            well = evaluation is not None and np.isfinite(evaluation.loss)
+            scores[member] = evaluation.accuracy if evaluation is not None and well else -1.0
+            states[member] = trainer.state_dict() if well else None
+            histories[member] = [*histories[member], list(choices[member])]
+        if not last:
+            order = np.argsort(scores, kind="stable")
+            for member in order[:replaced]:
+                source = int(random.choice(order[-replaced:]))
+                states[member], scores[member] = states[source], scores[source]
+                histories[member] = list(histories[source])
+                choices[member] = [
+                    _explored(random, choice, size)
+                    for choice, size in zip(choices[source], env.menu.sizes, strict=True)
+                ]
+    best = int(scores.argmax())
+    state = states[best]
+    if state is None:
+        return None, histories[best]
+    trainer.load_state_dict(state)
+    return trainer, histories[best]
+
+
+def _explored(random: np.random.Generator, choice: int, size: int) -> int:
+    if random.random() < RESAMPLE:
+        return int(random.integers(size))
+    return min(max(choice + int(random.choice([-1, 1])), 0), size - 1)
+
+
+def _seen(trainer: Trainer | None, split: str, chance: float) -> dict[str, Any]:
+    """What a finished training's network is worth."""
+    if trainer is not None and np.isfinite(trainer.evaluate("validation").loss):
+        right = subject_of(trainer, split).predictions.right
+        validation = trainer.evaluate("validation").accuracy
+        return {
+            "accuracy": float(right.mean()), "validation": validation, "diverged": False, "hits": pack_hits(right),
+            "images": len(right),
+        }  # fmt: skip
+    return {"accuracy": chance, "validation": chance, "diverged": True, "hits": None, "images": None}
+
+
+def _agent(folder: str) -> dict[str, Any]:
+    return {"kind": "agent", "folder": folder, "sha256": _checksum(Path(folder))}
+
+
+def _checksum(folder: Path) -> str:
+    digest = hashlib.sha256()
+    for name in ("agent.json", "agent.safetensors"):
+        digest.update((folder / name).read_bytes())
+    return digest.hexdigest()
+
+
+@functools.cache
+def _protocol(file: str) -> dict[str, Any]:
+    return json.loads(Path(file).read_bytes())
+
+
+@functools.lru_cache(maxsize=2)
+def _environment(protocol_file: str, group: str, precision: str, data_root: str | None) -> MixPolicyEnv:
+    protocol = _protocol(protocol_file)
+    setting = protocol["groups"][group]
+    tasks = TaskDistribution(**setting["tasks"])
+    return MixPolicyEnv(
+        setting["dataset"],
+        data_root,
+        image_size=setting["image_size"],
+        training=TrainConfig(
+            model=setting["model"], updates=tasks.updates[1], lr=setting["lr"], device="cpu", precision=precision
+        ),
+        tasks=tasks,
+        segments=protocol["segments"],
+        reward="final",
+        menu=Menu.from_json(protocol["menu"]),
+        validation_size=setting["validation_size"],
+    )
+
+
+if __name__ == "__main__":
+    main()

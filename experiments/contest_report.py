@@ -1,0 +1,204 @@
+"""What a contest says: means and paired differences with bootstrap intervals, as JSON, as a table and as a picture."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from matplotlib.figure import Figure
+from numpy.typing import NDArray
+
+from experiments.comparison import unpack_hits
+from experiments.intervals import pigeonhole_bootstrap
+
+AGENT, BEST, RANDOM, POPULATION = "agent", "best fixed", "random", "population"
+PLAIN = "fixed: clean, β 1"
+ORACLE = "oracle"  # of each task the menu's fixed policy that is best on validation images
+ALL = "all groups"
+AIMS = (  # (rival, points that the agent is to be ahead)
+    (BEST, 0.5),
+    (RANDOM, 1.0),
+)
+WAY, BEHIND_PLAIN = 0.7, 0.3  # share of the way from the best fixed policy to the oracle; most behind plain training
+
+
+def results(protocol: Mapping[str, Any], lines: Sequence[Mapping[str, Any]]) -> dict[str, Any] | None:
+    """Differences of the agent to everybody, by group and over all of them, in points.
+
+    Args:
+        protocol: of the contest.
+        lines: of its log.
+
+    Returns:
+        For `results.json`, of the tasks that every contestant has finished; none where there is no such task.
+    """
+    names = list(protocol["contestants"])
+    found = {(line["group"], line["task"], line["contestant"]): line for line in lines}
+    groups: dict[str, dict[str, Any]] = {}
+    rights: dict[str, dict[str, NDArray[np.float64]]] = {}
+    menu = [name for name in names if protocol["contestants"][name].get("of_the_menu")]
+    for group, setting in protocol["groups"].items():
+        tasks = [task for task in range(setting["count"]) if all((group, task, name) in found for name in names)]
+        if len(tasks) < 2:
+            continue
+        images = next(line["images"] for line in lines if line["group"] == group and line["images"])
+        entries = {name: [found[group, task, name] for task in tasks] for name in names}
+        if menu:
+            best = [max(menu, key=lambda name: found[group, task, name]["validation"]) for task in tasks]
+            entries[ORACLE] = [found[group, task, name] for task, name in zip(tasks, best, strict=True)]
+        rights[group] = {name: np.stack([_right(line, images) for line in of]) for name, of in entries.items()}
+        groups[group] = {
+            "title": setting["title"],
+            "tasks": len(tasks),
+            "images": images,
+            "accuracy": {name: [line["accuracy"] for line in of] for name, of in entries.items()},
+            "agent_minus": {
+                name: _points([rights[group][AGENT] - right], [setting["dataset"]])
+                for name, right in rights[group].items()
+                if name != AGENT
+            },
+            "diverged": {name: sum(line["diverged"] for line in of) for name, of in entries.items()},
+        }
+    if not groups:
+        return None
+    data = [protocol["groups"][group]["dataset"] for group in groups]
+    everybody = [*names, *([ORACLE] if menu else [])]
+    overall = {
+        name: _points([rights[group][AGENT] - rights[group][name] for group in groups], data)
+        for name in everybody
+        if name != AGENT
+    }
+    accuracies = {name: [value for group in groups.values() for value in group["accuracy"][name]] for name in everybody}
+    return {
+        "split": protocol["split"],
+        "statistics": protocol["statistics"],
+        "groups": groups,
+        ALL: {
+            "tasks": sum(group["tasks"] for group in groups.values()),
+            "accuracy": {name: float(np.mean(values)) for name, values in accuracies.items()},
+            "agent_minus": overall,
+        },
+        "aims": _aims(groups, overall),
+    }
+
+
+def _right(line: Mapping[str, Any], images: int) -> NDArray[np.float64]:
+    """Which images are right, `[N]`; chance for each where the training diverged."""
+    return np.full(images, line["accuracy"]) if line["hits"] is None else unpack_hits(line["hits"], images)
+
+
+def _points(differences: Sequence[NDArray[np.float64]], data: Sequence[str]) -> dict[str, float]:
+    mean, low, high = pigeonhole_bootstrap(differences, data)
+    return {"mean": 100 * mean, "low": 100 * low, "high": 100 * high}
+
+
+def _aims(groups: Mapping[str, Any], overall: Mapping[str, Mapping[str, float]]) -> dict[str, Any]:
+    """What was aimed at, what came, and whether it was reached; of rivals that took part."""
+    aims: dict[str, Any] = {}
+    for rival, points in AIMS:
+        if rival in overall:
+            came = overall[rival]
+            reached = came["mean"] >= points and came["low"] > 0
+            aims[f"ahead of {rival} by {points:g} points, interval without zero"] = {"came": came, "reached": reached}
+    if BEST in overall and ORACLE in overall:
+        gap = overall[BEST]["mean"] - overall[ORACLE]["mean"]  # of the oracle to the best fixed policy
+        share = overall[BEST]["mean"] / gap if gap > 0 else None
+        aims[f"{100 * WAY:g} % of the way from the best fixed policy to the oracle"] = {
+            "came": {"share": share, "oracle_minus_best_fixed": gap},
+            "reached": gap <= 0 or overall[BEST]["mean"] >= WAY * gap,
+        }
+    if PLAIN in overall:
+        worst = {name: group["agent_minus"][PLAIN]["mean"] for name, group in groups.items()}
+        aims[f"in no group more than {BEHIND_PLAIN:g} points behind plain training"] = {
+            "came": worst,
+            "reached": min(worst.values()) >= -BEHIND_PLAIN,
+        }
+    return aims
+
+
+def markdown(result: Mapping[str, Any]) -> str:
+    """The results for a reader: by how much the agent is ahead of everybody, in every group and overall."""
+    groups, overall = result["groups"], result[ALL]
+    order = sorted(overall["agent_minus"], key=lambda name: overall["agent_minus"][name]["mean"])
+    heads = [f"{group['title']} ({group['tasks']})" for group in groups.values()]
+    agent = [100 * float(np.mean(group["accuracy"][AGENT])) for group in groups.values()]
+    rows = [
+        "| "
+        + " | ".join(
+            [
+                name,
+                f"**{_shown(overall['agent_minus'][name])}**",
+                *(_shown(group["agent_minus"][name]) for group in groups.values()),
+            ]
+        )
+        + " |"
+        for name in order
+    ]
+    aims = [
+        f"- {aim}: {'reached' if entry['reached'] else '**not reached**'} ({_came(entry['came'])})"
+        for aim, entry in result["aims"].items()
+    ]
+    return "\n".join(
+        [
+            f"By how many points of {result['split']} accuracy the agent is ahead, with 95 % intervals; tasks in "
+            f"brackets. {result['statistics']}",
+            "",
+            f"| the agent, asked live, less | all ({overall['tasks']}) | {' | '.join(heads)} |",
+            "|---" * (len(groups) + 2) + "|",
+            *rows,
+            f"| *accuracy of the agent, %* | *{100 * overall['accuracy'][AGENT]:.2f}* | "
+            + " | ".join(f"*{value:.2f}*" for value in agent)
+            + " |",
+            "",
+            *aims,
+            "",
+        ]
+    )
+
+
+def picture(result: Mapping[str, Any]) -> bytes:
+    """How far everybody is from the best fixed policy, a panel for each group and one for all of them; a PNG."""
+    groups, overall = result["groups"], result[ALL]
+    panels = {"all": overall, **groups}
+    order = sorted(overall["accuracy"], key=lambda name: overall["accuracy"][name])
+    figure = Figure(figsize=(2.6 + 2.1 * len(panels), 1.0 + 0.24 * len(order)), layout="constrained")
+    axes = figure.subplots(1, len(panels), sharey=True, squeeze=False)[0]
+    for axis, panel in zip(axes, panels.values(), strict=True):
+        for row, contestant in enumerate(order):
+            if contestant == AGENT:
+                axis.plot(0, row, "o", color="#d55e00", markersize=5)
+                continue
+            gap = panel["agent_minus"][contestant]
+            axis.errorbar(
+                -gap["mean"],
+                row,
+                xerr=[[gap["high"] - gap["mean"]], [gap["mean"] - gap["low"]]],
+                fmt="o",
+                color="#0072b2",
+                markersize=4,
+            )
+        axis.axvline(0, color="#d55e00", linewidth=0.8)
+        axis.set_title(f"{panel.get('title', 'all groups')}\n{panel['tasks']} tasks", fontsize=8)
+        axis.tick_params(labelsize=8)
+        axis.grid(axis="x", color="#dddddd", linewidth=0.6)
+        axis.spines[["top", "right", "left"]].set_visible(False)
+    axes[0].set_yticks(range(len(order)), order, fontsize=8)
+    figure.supxlabel(f"points of {result['split']} accuracy against the agent, 95 % intervals", fontsize=9)
+    file = io.BytesIO()
+    figure.savefig(file, format="png", dpi=110)
+    return file.getvalue()
+
+
+def _shown(points: Mapping[str, float]) -> str:
+    return f"{points['mean']:+.2f} ({points['low']:+.2f} to {points['high']:+.2f})"
+
+
+def _came(came: Mapping[str, Any]) -> str:
+    if "low" in came:
+        return _shown(came)
+    if "share" in came:
+        share = "no way to go" if came["share"] is None else f"{100 * came['share']:.0f} %"
+        return f"{share}; the oracle is {came['oracle_minus_best_fixed']:+.2f} ahead of the best fixed policy"
+    return ", ".join(f"{name} {value:+.2f}" for name, value in came.items())

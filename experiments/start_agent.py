@@ -1,0 +1,163 @@
+"""Start an agent from the log of the study: a value of each action by regression, and an agent that follows it.
+
+python experiments/start_agent.py --log experiments/results/family/episodes.jsonl --out runs/start
+python experiments/train_agent.py --preset family --start runs/start
+
+It says how well values that were learned on some tasks foretell others, and what choosing by them gains there.
+"""
+
+from __future__ import annotations
+
+import json
+import shlex
+import sys
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import tyro
+
+from agent.ppo import Agent, PPOConfig, new_policy
+from agent.regression import Decisions, Episode, RegressionConfig, fit_values, follow_values
+from classifier.files import naming, write_atomic
+from envs.mix_policy import SCORE_LIMIT
+from envs.observation import one_hot
+from envs.reference import standard_error
+from experiments.family import DATASET, IMAGE_SIZE, MENU, SEGMENTS, TASKS, VALIDATION_SIZE
+from experiments.intervals import mean_interval
+from experiments.run_folder import LineLog, RunError, fitting, interrupt_on_sigterm, user_errors
+
+COMMAND = "python experiments/start_agent.py"
+FOLDS = 5
+FEWEST_TASKS = 10
+FEWEST_TRIED = 3  # policies of a task, for a choice among them
+
+
+@dataclass(frozen=True)
+class StartConfig:
+    """Start an agent from logged trainings."""
+
+    log: str = "experiments/results/family/episodes.jsonl"
+    """Log of study_family.py."""
+    tasks: int | None = None
+    """Tasks 0, 1, 2, ... that are learned from; none takes all of the log."""
+    seed: int = 0
+    """Of networks and draws."""
+    regression: RegressionConfig = field(default_factory=RegressionConfig)
+    """How values are learned and followed."""
+    out: str = "runs/start"
+    """Folder of agent.safetensors and agent.json, and of start.json, how well it foretells."""
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Run the command."""
+    arguments = sys.argv[1:] if arguments is None else arguments
+    interrupt_on_sigterm()
+    with user_errors():
+        config = tyro.cli(StartConfig, args=arguments, description=__doc__)
+        log = Path(config.log)
+        if not log.is_file():
+            raise RunError(f"--log: there is no file {log}; study_family.py writes one")
+        with fitting(log):
+            logged = episodes(LineLog(log).read())
+        if config.tasks is not None:
+            logged = [episode for episode in logged if episode.task < config.tasks]
+        count = len({episode.task for episode in logged})
+        if count < FEWEST_TASKS:
+            raise RunError(f"{log} has trainings of {count} tasks; at least {FEWEST_TASKS} are needed")
+        torch.set_num_threads(1)
+        decisions = Decisions.of(logged, MENU)
+        told = foretold(decisions, config.regression, seed=config.seed)
+        values = fit_values(decisions, MENU, config.regression, seed=config.seed)
+        torch.manual_seed(config.seed)
+        policy = new_policy(MENU, [PPOConfig().hidden] * 2)
+        loss = follow_values(policy, values, seen(logged), MENU, config.regression)
+        facts = {
+            "learned_by": "regression",
+            "command": shlex.join([*COMMAND.split(), *arguments]),
+            "trainings": len(logged),
+            "tasks": count,
+            "dataset": DATASET,
+            "image_size": IMAGE_SIZE,
+            "family": asdict(TASKS),
+        }
+        out = Path(config.out)
+        with naming(out):
+            out.mkdir(parents=True, exist_ok=True)
+        Agent(policy, MENU, SEGMENTS, facts).save(out)
+        result = {**facts, "regression": asdict(config.regression), "held_out_tasks": told, "loss_by_following": loss}
+        write_atomic(out / "start.json", (json.dumps(result, indent=2) + "\n").encode())
+        print(f"{len(logged):,} trainings of {count} tasks; score: {VALIDATION_SIZE:,} images' standard errors")
+        for segment, share in enumerate(told["explained"]):
+            print(f"  held-out tasks, choice {segment + 1}: {100 * share:.0f} % of the scores' variance foretold")
+        for name, (mean, width) in told["first_choice"].items():
+            print(f"  held-out tasks, tried from the start, {name}: {mean:+.2f} ± {width:.2f}")
+        print(f"  the agent's actions against the best by their values: {loss:+.3f}\nwritten: {out}")
+
+
+def episodes(lines: Sequence[dict[str, Any]]) -> list[Episode]:
+    """The logged trainings but the references, each scored against the reference of its task and seed.
+
+    A score is as `MixPolicyEnv`'s reward `standing` has it, from development images: the difference in standard errors
+    of measuring the reference on the validation images, limited.
+    """
+    references = {
+        (line["task"], line["training"]): line["development"] for line in lines if line["kind"] == "reference"
+    }
+    found = []
+    for line in lines:
+        reference = references.get((line["task"], line["training"]))
+        if line["kind"] == "reference" or reference is None:
+            continue
+        score = (line["development"] - reference) / standard_error(reference, VALIDATION_SIZE)
+        actions = [tuple(action) for action in line["actions"]]
+        rows = zip(line["observations"], [None, *actions[:-1]], strict=False)  # the last is of the training's end
+        observations = np.array([[*row, *one_hot(before, MENU)] for row, before in rows], dtype=np.float32)
+        found.append(Episode(line["task"], observations, actions, min(max(score, -SCORE_LIMIT), SCORE_LIMIT)))
+    return found
+
+
+def seen(logged: Sequence[Episode]) -> torch.Tensor:
+    """Every observation at which an action was to be chosen, `[N, O]`."""
+    return torch.from_numpy(np.concatenate([episode.observations for episode in logged]))
+
+
+def foretold(decisions: Decisions, config: RegressionConfig, *, seed: int) -> dict[str, Any]:
+    """What values learned on four fifths of the tasks say of the others, for every fifth.
+
+    Returns:
+        explained: share of the scores' variance, for each segment that a decision was made before.
+        first_choice: score of the policy of the highest value among those tried from a task's start; of all of them;
+            and of the luckiest: mean and 95 % interval over tasks.
+    """
+    tasks = np.random.default_rng(seed).permutation(np.unique(decisions.tasks))
+    scores, values, segments = [], [], []
+    firsts: dict[str, list[float]] = {"of the highest value": [], "all": [], "the luckiest": []}
+    for fold in range(FOLDS):
+        held = decisions.among(tasks[fold::FOLDS].tolist())
+        rest = decisions.among([task for task in tasks.tolist() if task not in set(held.tasks.tolist())])
+        expected = fit_values(rest, MENU, config, seed=seed)(held.observations)
+        told = expected.gather(1, held.actions[:, None])[:, 0].numpy()
+        scored = held.scores.numpy()
+        scores.append(scored)
+        values.append(told)
+        segments.append(held.segments)
+        for task in np.unique(held.tasks):
+            tried = np.flatnonzero((held.tasks == task) & (held.segments == 0))
+            if len(tried) >= FEWEST_TRIED:
+                firsts["of the highest value"].append(float(scored[tried[told[tried].argmax()]]))
+                firsts["all"].append(float(scored[tried].mean()))
+                firsts["the luckiest"].append(float(scored[tried].max()))
+    score, value, segment = map(np.concatenate, (scores, values, segments))
+    explained = [
+        1 - float(np.mean((score - value)[segment == place] ** 2) / score[segment == place].var())
+        for place in range(len(SEGMENTS))
+    ]
+    return {"explained": explained, "first_choice": {name: mean_interval(of) for name, of in firsts.items()}}
+
+
+if __name__ == "__main__":
+    main()
