@@ -23,7 +23,7 @@ from stable_baselines3.common.vec_env import VecEnv
 from classifier.files import DamagedFileError, write_atomic
 from classifier.hardware import require_memory
 from classifier.mixing.policy import require_fields
-from envs import DIMENSIONS, Menu
+from envs import DIMENSIONS, Menu, MixPolicyEnv, Task
 from envs.mix_policy import segment_ends
 from envs.observation import VERSION as OBSERVATION_VERSION
 from envs.observation import observation_space
@@ -197,6 +197,24 @@ class Agent:
             dimension: dict(zip(self.menu.names(dimension), marginal.probs[0].tolist(), strict=True))
             for dimension, marginal in zip(DIMENSIONS, distribution.distribution, strict=True)
         }
+
+    def play(self, env: MixPolicyEnv, task: Task, seed: int) -> list[tuple[int, ...]]:
+        """Train a task as the agent finds best, asked live; the environment's trainer is then at its end.
+
+        Args:
+            env: with the agent's menu and segments.
+            task: what is trained.
+            seed: of the training.
+
+        Returns:
+            The actions; fewer than there are segments where the training diverged.
+        """
+        observation, _ = env.reset(seed=seed, options={"task": task})
+        actions, over = [], False
+        while not over:
+            actions.append(self.choose(observation))
+            observation, _, over, _, _ = env.step(actions[-1])
+        return actions
 
     def save(self, folder: Path) -> None:
         """Write `agent.safetensors` and `agent.json` into `folder`."""

@@ -11,7 +11,7 @@ from stable_baselines3.common.vec_env import VecEnv
 from agent.ppo import Agent
 from agent.workers import Position
 from classifier.mixing import MixPolicy, PolicyError, PolicySchedule
-from envs import Menu, MixPolicyEnv, Task
+from envs import Menu
 from envs.observation import TrainingState, observe
 
 PROBABILITIES = "probabilities"  # what a schedule's provenance calls those that an agent gave
@@ -71,26 +71,6 @@ def greedy_schedules(agent: Agent, workers: VecEnv, episodes: int) -> list[Polic
         for choices in of_one[:rounds]
         if choices
     ]
-
-
-def play_greedily(agent: Agent, env: MixPolicyEnv, task: Task, seed: int) -> list[tuple[int, ...]]:
-    """Train a task as the agent finds best, asked live; the environment's trainer is then at its end.
-
-    Args:
-        agent: chooses.
-        env: with the agent's menu and segments.
-        task: what is trained.
-        seed: of the training.
-
-    Returns:
-        The actions; fewer than there are segments where the training diverged.
-    """
-    observation, _ = env.reset(seed=seed, options={"task": task})
-    actions, over = [], False
-    while not over:
-        actions.append(agent.choose(observation))
-        observation, _, over, _, _ = env.step(actions[-1])
-    return actions
 
 
 def to_schedule(actions: Sequence[Sequence[int]], menu: Menu, segments: Sequence[float]) -> PolicySchedule:

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any
 
 import gymnasium as gym
@@ -9,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 from stable_baselines3.common.vec_env import VecEnv
 
+from agent.ppo import Agent
 from classifier.mixing import PolicySchedule
 from envs import MixPolicyEnv, Task
 
@@ -81,33 +83,44 @@ class Worker(gym.Wrapper[NDArray[np.float32], Any, NDArray[np.float32], Any]):
         """Run job `jobs[index]`, if this worker's index is in the list; gives accuracy by split."""
         if self._index >= len(jobs):
             return None
-        job = jobs[self._index]
-        schedule = PolicySchedule.from_json(job.schedule)
-        return self.mix_policy_env.train_under(schedule, Task(**job.task), job.seed, splits=job.splits)
+        job, env = jobs[self._index], self.mix_policy_env
+        task = Task(**job.task)
+        if job.agent is None:
+            assert job.schedule is not None
+            schedule = PolicySchedule.from_json(job.schedule)
+            return env.train_under(schedule, task, job.seed, splits=job.splits)
+        agent = Agent.load(Path(job.agent))
+        seen = env.seen_by(agent.menu, agent.segments, task)
+        agent.play(seen, task, job.seed)
+        return seen.measure(job.splits)
 
 
 @dataclass(frozen=True)
 class Job:
-    """A training under a schedule, as it travels to a worker.
+    """A training under a schedule, or under an agent that is asked live, as it travels to a worker.
 
     Attributes:
         name: of whose training it is.
-        schedule: `PolicySchedule.to_json()`.
+        schedule: `PolicySchedule.to_json()`; none for an agent.
         task: fields of the `Task`.
         seed: of the training.
         splits: what to measure at the end.
+        agent: folder of the agent; none for a schedule.
     """
 
     name: str
-    schedule: dict[str, Any]
+    schedule: dict[str, Any] | None
     task: dict[str, Any]
     seed: int
     splits: tuple[str, ...]
+    agent: str | None = None
 
     @classmethod
-    def of(cls, name: str, schedule: PolicySchedule, task: Task, seed: int, splits: Sequence[str]) -> "Job":
-        """The job from values that do not travel."""
-        return cls(name, PolicySchedule(schedule.segments).to_json(), asdict(task), seed, tuple(splits))
+    def of(cls, name: str, chooser: PolicySchedule | Path, task: Task, seed: int, splits: Sequence[str]) -> "Job":
+        """The job from values that do not travel; an agent is given by its folder."""
+        if isinstance(chooser, Path):
+            return cls(name, None, asdict(task), seed, tuple(splits), str(chooser.resolve()))
+        return cls(name, PolicySchedule(chooser.segments).to_json(), asdict(task), seed, tuple(splits))
 
 
 def make_worker(environment: dict[str, Any], search_seed: int, index: int, position: Position) -> Worker:

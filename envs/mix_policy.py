@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
@@ -159,7 +160,7 @@ class MixPolicyEnv(gym.Env[Any, Any]):
         self.tasks = TaskDistribution(**tasks) if isinstance(tasks, Mapping) else tasks or DIGITS_TASK
         self.training = TrainConfig(**training) if isinstance(training, Mapping) else training or TrainConfig()
         self.segments = segment_ends(segments)
-        _require_updates(self.segments, *self.tasks.updates)
+        require_updates(self.segments, *self.tasks.updates)
         if reward not in REWARDS:
             raise ValueError(f"reward must be one of {', '.join(REWARDS)}, got {reward!r}")
         if reference_seeds < 0:
@@ -197,7 +198,7 @@ class MixPolicyEnv(gym.Env[Any, Any]):
             task = self.tasks.task(self._episode_seed)
         else:
             task = given if isinstance(given, Task) else Task(**given)
-            _require_updates(self.segments, task.updates, task.updates)
+            require_updates(self.segments, task.updates, task.updates)
         trainer = self.prepare(task)
         train_seed = training_seed(self._episode_seed)
         if self.reward in REFERRED:
@@ -298,10 +299,7 @@ class MixPolicyEnv(gym.Env[Any, Any]):
         for end, policy in schedule.ends(task.updates):
             if trainer.train(policy, end - trainer.updates_done).diverged:
                 return dict.fromkeys(splits, 1 / trainer.num_classes)
-        evaluations = {name: trainer.evaluate(name) for name in splits}
-        if not all(math.isfinite(evaluation.loss) for evaluation in evaluations.values()):
-            return dict.fromkeys(splits, 1 / trainer.num_classes)
-        return {name: evaluation.accuracy for name, evaluation in evaluations.items()}
+        return self.measure(splits)
 
     def prepare(self, task: Task) -> Trainer:
         """The trainer, holding the images of `task`; whoever trains with it ends a running episode."""
@@ -320,6 +318,26 @@ class MixPolicyEnv(gym.Env[Any, Any]):
             self._trainer.reset(0, data=task.draw(self._splits), updates=task.updates, lr=lr)
             self._task = task
         return self._trainer
+
+    def seen_by(self, menu: Menu, segments: Sequence[float], task: Task) -> MixPolicyEnv:
+        """This environment as an agent with another menu and other segments knows it, to play `task` alone.
+
+        The reward is that of the end, `final`. The trainer is shared; ends a running episode.
+        """
+        self._state = None
+        self.prepare(task)
+        other = copy.copy(self)
+        other.menu, other.segments, other.reward = menu, segment_ends(segments), "final"
+        other.action_space = spaces.MultiDiscrete(list(menu.sizes))
+        other.observation_space = observation_space(menu)
+        return other
+
+    def measure(self, splits: Sequence[str]) -> dict[str, float]:
+        """Accuracy of the trained classifier on all images of each split; at chance where the training diverged."""
+        evaluations = {name: self.trainer.evaluate(name) for name in splits}
+        if not all(math.isfinite(evaluation.loss) for evaluation in evaluations.values()):
+            return dict.fromkeys(splits, 1 / self.trainer.num_classes)
+        return {name: evaluation.accuracy for name, evaluation in evaluations.items()}
 
     def prepare_reference(self, number: int) -> None:
         """Measure the reference on task `number` of the pool ahead of time; ends a running episode."""
@@ -400,7 +418,7 @@ def segment_ends(segments: int | Sequence[float]) -> tuple[float, ...]:
     return ends
 
 
-def _require_updates(segments: Sequence[float], fewest: int, most: int) -> None:
+def require_updates(segments: Sequence[float], fewest: int, most: int) -> None:
     """Refuse segments that some training of `fewest` to `most` updates would leave without an update.
 
     Raises:

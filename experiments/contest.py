@@ -30,7 +30,6 @@ import tyro
 
 from agent.baselines import random_schedule
 from agent.ppo import Agent
-from agent.replay import play_greedily
 from classifier.files import naming, write_atomic
 from classifier.hardware import resolve_device, resolve_precision
 from classifier.mixing import PolicySchedule
@@ -229,8 +228,9 @@ def run(config: ContestConfig, out: Path, command: str) -> None:
                 )
         wanted = [
             Entry(group, number, name)
-            for group, setting in protocol["groups"].items()
-            for number in range(setting["count"])
+            for number in range(max(setting["count"] for setting in protocol["groups"].values()))
+            for group, setting in protocol["groups"].items()  # in turn, so that a contest half done says something
+            if number < setting["count"]
             for name in protocol["contestants"]
         ]
     log = LineLog(out / "runs.jsonl")
@@ -306,7 +306,7 @@ def play(entry: Entry, protocol_file: str, precision: str, data_root: str | None
             env.train_under(schedule, task, seed, splits=[])
             trainer = env.trainer
         case "agent":
-            actions = play_greedily(Agent.load(Path(contestant["folder"])), env, task, seed)
+            actions = Agent.load(Path(contestant["folder"])).play(env, task, seed)
             trainer, chosen = env.trainer, [list(action) for action in actions]
         case "population":
             trainings = contestant["trainings"]
@@ -411,7 +411,7 @@ def _protocol(file: str) -> dict[str, Any]:
     return json.loads(Path(file).read_bytes())
 
 
-@functools.lru_cache(maxsize=2)
+@functools.cache
 def _environment(protocol_file: str, group: str, precision: str, data_root: str | None) -> MixPolicyEnv:
     protocol = _protocol(protocol_file)
     setting = protocol["groups"][group]

@@ -1,5 +1,6 @@
 """Train a classifier under a learned policy: a schedule from a file, or an agent that is asked at every segment.
 
+python experiments/replay_policy.py --agent shipped
 python experiments/replay_policy.py --policy runs/agent-20260101-120000/policy.json
 python experiments/replay_policy.py --agent runs/agent-20260101-120000 --model preact_resnet18 --updates 20000
 python experiments/replay_policy.py --policy runs/agent-20260101-120000/policy.json --num-workers 4 --address auto
@@ -31,6 +32,7 @@ from classifier.mixing import MixPolicy, PolicySchedule
 from experiments.cluster import connected, train_together
 from experiments.final_training import FinalConfig, load_data, resolve, train_to_the_end
 from experiments.run_folder import RunError, RunFolder, interrupt_on_sigterm, stop_file, stored_config, user_errors
+from experiments.shipped import agent_folder
 
 KIND = "replay"
 
@@ -42,7 +44,7 @@ class ReplayConfig(FinalConfig):
     policy: str | None = None
     """Policy schedule, a JSON file that train_agent.py wrote."""
     agent: str | None = None
-    """Run folder of train_agent.py whose agent is asked at every segment, instead of a schedule."""
+    """An agent that is asked at every segment, instead of a schedule: shipped, or a run folder of train_agent.py."""
     num_workers: int = 1
     """Processes that train together through Ray Train, on a CPU with --threads each; batches are parted among them."""
     address: str | None = None
@@ -132,12 +134,12 @@ def chooser(config: ReplayConfig, run: Path | None) -> tuple[Chooser, Sequence[f
         DamagedFileError: the agent cannot be used.
     """
     if (config.policy is None) == (config.agent is None):
-        raise RunError("give either --policy FILE (a schedule) or --agent RUN (a search's run folder)")
+        raise RunError("give either --policy FILE (a schedule) or --agent shipped (or a search's run folder)")
     if config.policy is not None:
         schedule = PolicySchedule.load(config.policy if run is None else run / "policy.json")
         return follow(schedule), [until for until, _ in schedule.segments], config.policy
     assert config.agent is not None
-    agent = Agent.load(Path(config.agent) if run is None else run)
+    agent = Agent.load(agent_folder(config.agent) if run is None else run)
     return ask(agent), agent.segments, f"the agent of {config.agent}"
 
 
@@ -146,7 +148,7 @@ def policies(config: ReplayConfig) -> list[MixPolicy]:
     if config.policy is not None:
         return [policy for _, policy in PolicySchedule.load(config.policy).segments]
     assert config.agent is not None
-    menu = Agent.load(Path(config.agent)).menu
+    menu = Agent.load(agent_folder(config.agent)).menu
     return [menu.policy(action) for action in menu.actions()]
 
 
@@ -155,7 +157,7 @@ def keep_policy(config: ReplayConfig, run: RunFolder) -> None:
     if config.policy is not None:
         PolicySchedule.load(config.policy).save(run.path / "policy.json")
     elif config.agent is not None:
-        Agent.load(Path(config.agent)).save(run.path)
+        Agent.load(agent_folder(config.agent)).save(run.path)
 
 
 if __name__ == "__main__":

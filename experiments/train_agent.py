@@ -49,7 +49,7 @@ from classifier.mixing import PolicySchedule
 from classifier.trainer import TrainConfig, Trainer
 from classifier.tuning import compiling_pays
 from envs import Menu, MixPolicyEnv, TaskDistribution
-from envs.mix_policy import REFERRED, segment_ends
+from envs.mix_policy import REFERRED, require_updates, segment_ends
 from experiments import per_batch
 from experiments.cluster import connected, on_a_worker, places, require_places, run_trial
 from experiments.disk import search_bytes, tell_disk
@@ -67,12 +67,14 @@ from experiments.run_folder import (
     stored_config,
     user_errors,
 )
+from experiments.shipped import FOLDER
 
 KIND = "agent"
 GREEDY_EPISODES = 4  # for each worker's share of at least one: what the majority is taken over
 MOST_CANDIDATES = 3
 MOST_ENVIRONMENTS = 1000  # to be tried out before a search starts
 MOST_VALIDATION = 3000  # more take time at the end of every training of a search
+LIVE, SHIPPED_AGENT = "its agent, live", "shipped agent, live"  # contestants
 START = "CutMix half"  # what the untrained agent leans to: the rival it has to leave behind
 LEAST = (  # (part of the config or none, option, its least value): what nothing further down checks
     (None, "episodes", 1),
@@ -437,7 +439,7 @@ def learn(
         model = new_agent(search, workers)
     except ValueError as error:
         raise RunError(str(error)) from error
-    jobs = MOST_CANDIDATES * config.candidate_seeds + (len(FIXED) + 2) * config.contest_seeds
+    jobs = MOST_CANDIDATES * config.candidate_seeds + (len(FIXED) + 4) * config.contest_seeds
     segments, choices = len(search.segments), sum(search.menu.sizes)
     tell_disk(run.path, search_bytes(config, model.policy, segments=segments, choices=choices, jobs=jobs))
     model.set_logger(configure(str(run.events), ["tensorboard"]))
@@ -567,12 +569,16 @@ def compare(
     """Train everybody on fresh images and seeds, the same for all; development-test accuracy."""
     config = search.config
     tasks = replace(search.tasks, pool=None, seed=search.tasks.seed + TASKS_OF_THE_CONTEST)
-    names = ["learned", *FIXED, "random"]
+    agents: dict[str, Path] = {}
+    if config.address is None:  # workers of a cluster need not see this machine's folders
+        agents = {LIVE: run.path, **({SHIPPED_AGENT: FOLDER} if shipped_fits(search) else {})}
+    names = ["learned", *agents, *FIXED, "random"]
     jobs = []
     for number in range(config.contest_seeds):
         seed = _seed(config, "contest", number)
-        contestants = {
+        contestants: dict[str, PolicySchedule | Path] = {
             "learned": schedule,
+            **agents,
             **{name: PolicySchedule.fixed(policy) for name, policy in FIXED.items()},
             "random": random_schedule(search.menu, search.segments, seed),
         }
@@ -594,6 +600,15 @@ def compare(
             "difference_interval": difference_width if np.isfinite(difference_width) else None,
         }
     return contest
+
+
+def shipped_fits(search: Search) -> bool:
+    """Whether the shipped agent's segments all get an update in every training of the search."""
+    try:
+        require_updates(Agent.load(FOLDER).segments, *search.tasks.updates)
+    except ValueError:
+        return False
+    return True
 
 
 class Trainings:

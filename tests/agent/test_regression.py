@@ -1,5 +1,7 @@
 """An agent started from logged trainings: against a value that was put into the log, with noise."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -71,15 +73,15 @@ def test_values_and_the_agent_that_follows_them_find_what_was_put_in() -> None:
     torch.manual_seed(0)
     policy = new_policy(MENU, [32, 32])
     everywhere = torch.from_numpy(np.concatenate([episode.observations for episode in planted(150)]))
-    loss = follow_values(policy, values, everywhere, MENU, CONFIG)
+    loss = follow_values(policy, values, everywhere, MENU, replace(CONFIG, steps=1500))
     assert -0.1 < loss <= 0
     agent = Agent(policy, MENU, (0.3, 0.6, 1.0), {})
     assert agent.choose(observation(1.8))[::2] == (2, 1) and agent.choose(observation(0.2))[::2] == (0, 1)
     with torch.no_grad():
         told_worth = policy.predict_values(seen)[:, 0]
     # The critic is worth what the actor does, which lies between the best action and the mean of all.
-    assert (told_worth <= values(seen).max(dim=1).values + 0.2).all()
-    assert (told_worth >= values(seen).mean(dim=1) - 0.2).all()
+    assert (told_worth <= values(seen).max(dim=1).values + 0.3).all()
+    assert (told_worth >= values(seen).mean(dim=1) + 0.2).all()
 
 
 def test_the_same_seed_gives_the_same_values_and_leaves_other_draws_alone() -> None:

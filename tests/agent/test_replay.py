@@ -19,7 +19,6 @@ from agent.replay import (
     follow,
     greedy_schedules,
     majority,
-    play_greedily,
     probabilities_of,
     to_schedule,
 )
@@ -255,7 +254,7 @@ def test_an_agent_asked_live_trains_as_the_schedule_of_its_actions_does() -> Non
     env = tiny(reward="final", segments=agent.segments, menu=agent.menu)
     for seed in (1, 2):
         task = env.tasks.task(seed)
-        actions = play_greedily(agent, env, task, seed)
+        actions = agent.play(env, task, seed)
         live = weights(env)
         observations, _, _ = play(env, actions, seed=seed)
         assert actions == [agent.choose(observation) for observation in observations[:-1]]

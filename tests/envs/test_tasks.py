@@ -116,6 +116,7 @@ def test_the_task_reaches_the_trainer(size: int, updates: int, noise: float) -> 
         "label_noise": noise,
         "data_seed": env.tasks.task(1).data_seed,
         "noise": "symmetric",
+        "lr_scale": 1.0,
     }
     assert sum(info["images"] for info in infos[1:]) == updates * 20
     for split in ("validation", "development", "test"):

@@ -1,0 +1,270 @@
+"""The contest: its protocol, who trains how, and what its tables say of planted results."""
+
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from agent.ppo import Agent, new_policy
+from classifier.data import load_dataset, split
+from classifier.mixing import MixPolicy, PolicySchedule
+from classifier.trainer import TrainConfig, Trainer
+from envs import Menu, MixPolicyEnv, TaskDistribution
+from envs.mix_policy import training_seed
+from experiments import contest
+from experiments.comparison import pack_hits, unpack_hits
+from experiments.contest_report import ALL, ORACLE, PLAIN, markdown, picture, results
+from experiments.family import MENU, SEGMENTS
+from tests.envs.tiny import tiny, weights
+
+TINY = contest.Group(
+    "tiny",
+    TaskDistribution(train_size=(200, 250), updates=(20, 30), label_noise=(0.0, 0.2), pool=None, seed=3),
+    dataset="digits",
+    image_size=None,
+    validation_size=100,
+)
+CUTMIX = PolicySchedule.fixed(MixPolicy({"clean": 0.5, "cutmix": 0.5}, label_smoothing=0.1))
+
+
+def saved_agent(folder: Path, seed: int = 0) -> Path:
+    torch.manual_seed(seed)
+    folder.mkdir(parents=True)
+    Agent(new_policy(MENU, [8]), MENU, SEGMENTS, {}).save(folder)
+    return folder
+
+
+@pytest.fixture
+def arguments(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """Those of a tiny contest's protocol; its trainings run in this process."""
+    monkeypatch.setattr(contest, "GROUPS", {"tiny": TINY})
+    monkeypatch.setattr(contest, "run_all", lambda jobs, _: (job() for job in jobs))
+    CUTMIX.save(tmp_path / "fixed.json")
+    agent = saved_agent(tmp_path / "agent")
+    options = f"--agent {agent} --fixed {tmp_path}/fixed.json --groups tiny --out {tmp_path}/out"
+    return ["protocol", *options.split()]
+
+
+def lines(path: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+ONLY = ["--only", "agent", "best fixed", "random", PLAIN, "fixed: rmix all, β 1", "population", "rl-mix"]
+
+
+def test_a_contest_as_its_protocol_says_goes_on_and_reads_the_test_set_once(
+    arguments: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out = tmp_path / "out"
+    contest.main([*arguments, "--count", "2", *ONLY])
+    protocol = json.loads((out / "protocol.json").read_text())
+    assert protocol["split"] == "test" and list(protocol["contestants"]) == ONLY[1:]
+    contest.main(["run", "--out", str(out)])
+    found = lines(out / "runs.jsonl")
+    assert len(found) == 2 * len(ONLY[1:])
+    assert len(lines(out / "test_set_reads.jsonl")) == 1
+    test = split(load_dataset("digits"), validation_size=100).test
+    assert all(line["images"] == len(test) for line in found)
+    assert all(unpack_hits(line["hits"], line["images"]).mean() == pytest.approx(line["accuracy"]) for line in found)
+    assert {line["trainings"] for line in found if line["contestant"] == "population"} == {16}
+    first = {line["contestant"]: line for line in found if line["task"] == 0}
+    task = TINY.tasks.task(0)
+    assert all(line["task_drawn"]["data_seed"] == task.data_seed for line in first.values())
+
+    # By hand: the same images, weights and order for all, whoever chooses.
+    data = task.draw(split(load_dataset("digits"), validation_size=100))
+    setting = TrainConfig(model="search", updates=task.updates, device="cpu", precision=contest_precision())
+    trainer = Trainer(setting, data, seed=training_seed(contest.FIRST_SEED))
+    trainer.train(CUTMIX.segments[0][1], task.updates)
+    assert trainer.evaluate("validation").accuracy == first["best fixed"]["validation"]
+    trainer.reset(training_seed(contest.FIRST_SEED))
+    for end, action in zip(SEGMENTS, first["agent"]["chosen"], strict=True):
+        trainer.train(MENU.policy(action), round(end * task.updates) - trainer.updates_done)
+    assert trainer.evaluate("validation").accuracy == first["agent"]["validation"]
+
+    before = (out / "runs.jsonl").read_bytes()
+    (out / "runs.jsonl").write_bytes(b"".join(before.splitlines(keepends=True)[:-3]))
+    contest.main(["run", "--out", str(out)])
+    assert (out / "runs.jsonl").read_bytes() == before
+    assert len(lines(out / "test_set_reads.jsonl")) == 2, "going on reads it for those that were missing"
+    monkeypatch.setattr(contest, "play", None)
+    contest.main(["run", "--out", str(out)])
+    assert "the agent, asked live" in (out / "results.md").read_text()
+
+
+def contest_precision() -> str:
+    from classifier.hardware import resolve_device, resolve_precision
+
+    return resolve_precision("auto", resolve_device("cpu"))
+
+
+def test_a_rehearsal_has_other_tasks_and_other_images(arguments: list[str], tmp_path: Path) -> None:
+    contest.main([*arguments, "--rehearsal", "--count", "2", "--only", "agent", PLAIN])
+    contest.main(["run", "--out", str(tmp_path / "out")])
+    found = lines(tmp_path / "out" / "runs.jsonl")
+    real = {TINY.tasks.task(number).data_seed for number in range(20)}
+    assert not real & {line["task_drawn"]["data_seed"] for line in found}
+    assert {line["images"] for line in found} == {len(split(load_dataset("digits"), validation_size=100).development)}
+    assert not (tmp_path / "out" / "test_set_reads.jsonl").exists()
+
+
+@pytest.mark.parametrize(
+    ("changes", "named"),
+    [
+        (["--groups", "nowhere"], "--groups must be among tiny, got nowhere"),
+        (["--count", "1"], "--count must be at least 2"),
+        (["--only", "nobody"], "--only must be among .*got nobody"),
+        (["--others", "agent=x"], "no usable agent"),
+    ],
+)
+def test_a_protocol_refuses(changes: list[str], named: str, arguments: list[str], capsys: Any, tmp_path: Path) -> None:
+    with pytest.raises(SystemExit) as stopped:
+        contest.main([*arguments, *changes])
+    told = capsys.readouterr().err
+    assert stopped.value.code == 2 or "Traceback" not in told
+    assert __import__("re").search(named, told), told
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_protocol_stays_and_its_agent_is_the_one_that_trains(
+    arguments: list[str], tmp_path: Path, capsys: Any
+) -> None:
+    out = tmp_path / "out"
+    with pytest.raises(SystemExit):
+        contest.main(["run", "--out", str(out)])
+    assert "write it first" in capsys.readouterr().err
+    contest.main([*arguments, "--only", "agent", PLAIN])
+    torch.manual_seed(1)
+    Agent(new_policy(MENU, [8]), MENU, SEGMENTS, {}).save(tmp_path / "agent")
+    with pytest.raises(SystemExit):
+        contest.main(["run", "--out", str(out)])
+    assert "not the agent of the protocol" in capsys.readouterr().err
+    (out / "runs.jsonl").write_text("")
+    with pytest.raises(SystemExit):
+        contest.main([*arguments])
+    assert "its protocol stays as it is" in capsys.readouterr().err
+
+
+# The population
+
+
+def test_the_population_keeps_a_training_that_its_actions_give() -> None:
+    """With one choice alone members differ by their seed; the best one's network is that of its own training."""
+    menu = Menu(sources=(("cutmix", {"cutmix": 1.0}),), thresholds=(None,), labels=((1.0, 0.0),), lams=("beta(1)",))
+    env = tiny(reward="final", menu=menu, segments=(0.3, 0.6, 1.0))
+    task = env.tasks.task(0)
+    trainer, actions = contest.population(env, task, 4, 4)
+    assert trainer is not None and actions == [[0, 0, 0, 0]] * 3
+    kept, best = weights(env), trainer.evaluate("validation").accuracy
+    random = np.random.default_rng([4, 1])
+    for _ in range(4):  # one choice each, in four dimensions, is drawn before the seeds are
+        for _ in range(4):
+            random.integers(1)
+    found = []
+    for _ in range(4):
+        trainer.reset(int(random.integers(2**31)), updates=task.updates)
+        trainer.train(menu.policy((0, 0, 0, 0)), task.updates)
+        found.append((trainer.evaluate("validation").accuracy, weights(env)))
+    assert any(all(torch.equal(kept[name], tensor) for name, tensor in own.items()) for _, own in found)
+    assert best <= max(accuracy for accuracy, _ in found)
+
+
+def test_the_population_ends_among_its_best_and_is_the_same_again() -> None:
+    def again() -> tuple[list[list[int]], dict[str, torch.Tensor]]:
+        env = tiny(reward="final", menu=MENU, segments=SEGMENTS, tasks={"updates": (60, 60)})
+        _, actions = contest.population(env, env.tasks.task(1), 7, 8)
+        return actions, weights(env)
+
+    (one, first), (other, second) = again(), again()
+    assert one == other and len(one) == len(SEGMENTS)
+    assert all(torch.equal(first[name], tensor) for name, tensor in second.items())
+
+
+def test_a_population_that_diverges_keeps_nothing() -> None:
+    env = tiny(reward="final", menu=MENU, segments=SEGMENTS, training={"lr": 1e12})
+    trainer, _ = contest.population(env, env.tasks.task(0), 0, 4)
+    assert trainer is None
+
+
+# What the tables say
+
+
+def planted(count: int, images: int = 400) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+    """Two groups, of which the first has the images of 80 % for the agent, 78 for the best fixed, 70 for plain."""
+    random = np.random.default_rng(0)
+    level = {"agent": 0.8, "best fixed": 0.78, "random": 0.75, PLAIN: 0.7, "fixed: cutmix half, β 1": 0.79}
+    names = {name: {"kind": "schedule", "of_the_menu": name.startswith("fixed")} for name in level}
+    group = {"title": "one", "count": count, "dataset": "fashion_mnist"}
+    protocol = {
+        "split": "development",
+        "statistics": "",
+        "contestants": names,
+        "groups": {"a": group, "b": {**group, "title": "two"}},
+    }
+    found = []
+    for letter in "ab":
+        for task in range(count):
+            luck = random.random(images)
+            for name, share in level.items():
+                right = luck < share - (0.04 if letter == "b" and name == "agent" else 0)
+                found.append(
+                    {
+                        "group": letter, "task": task, "contestant": name, "accuracy": float(right.mean()),
+                        "validation": share + (0.2 if name == PLAIN and task == 0 else 0), "hits": pack_hits(right),
+                        "images": images, "diverged": False,
+                    }
+                )  # fmt: skip
+    return protocol, found
+
+
+def test_the_results_are_those_that_were_put_in() -> None:
+    protocol, found = planted(40)
+    found = [line for line in found if (line["group"], line["task"], line["contestant"]) != ("b", 39, "random")]
+    told = results(protocol, found)
+    assert told is not None
+    assert told["groups"]["a"]["tasks"] == 40 and told["groups"]["b"]["tasks"] == 39, "whole tasks count"
+    assert told["groups"]["a"]["agent_minus"]["best fixed"]["mean"] == pytest.approx(2, abs=0.6)
+    assert told["groups"]["b"]["agent_minus"]["best fixed"]["mean"] == pytest.approx(-2, abs=0.6)
+    overall = told[ALL]["agent_minus"]
+    assert overall["random"]["mean"] == pytest.approx(3, abs=0.6)
+    accuracy = {(line["group"], line["task"], line["contestant"]): line["accuracy"] for line in found}
+    tasks = [("a", task) for task in range(40)] + [("b", task) for task in range(39)]
+    for name in ("best fixed", PLAIN):
+        by_hand = np.mean([accuracy[*place, "agent"] - accuracy[*place, name] for place in tasks])
+        assert overall[name]["mean"] == pytest.approx(100 * by_hand)
+        assert overall[name]["low"] < overall[name]["mean"] < overall[name]["high"]
+    # The oracle looks at validation images: at CutMix, but for each group's first task, where plain training is lucky.
+    oracle = [accuracy[*place, PLAIN if place[1] == 0 else "fixed: cutmix half, β 1"] for place in tasks]
+    by_hand = np.mean([accuracy[*place, "agent"] for place in tasks]) - np.mean(oracle)
+    assert overall[ORACLE]["mean"] == pytest.approx(100 * by_hand)
+    aims = {name.split(",")[0]: aim["reached"] for name, aim in told["aims"].items()}
+    assert aims["ahead of best fixed by 0.5 points"] is False
+    assert aims["ahead of random by 1 points"] is True
+    assert aims["in no group more than 0.3 points behind plain training"] is True
+    assert f"({told[ALL]['tasks']})" in markdown(told) and "**not reached**" in markdown(told)
+    assert picture(told).startswith(b"\x89PNG")
+
+
+def test_a_diverged_training_stands_at_chance_and_one_task_says_nothing() -> None:
+    protocol, found = planted(3)
+    for line in found:
+        if line["contestant"] == "random" and line["group"] == "a":
+            line.update(hits=None, images=None, accuracy=0.1, diverged=True)
+    told = results(protocol, found)
+    assert told is not None
+    assert told["groups"]["a"]["diverged"]["random"] == 3
+    assert told["groups"]["a"]["agent_minus"]["random"]["mean"] == pytest.approx(70, abs=5)
+    assert results(*planted(1)) is None
+
+
+def test_the_groups_are_apart_from_what_the_agent_has_seen() -> None:
+    seen = [MixPolicyEnv, contest.TASKS]
+    tasks = {contest.TASKS.task(number).data_seed for number in range(2000)}
+    for name, group in contest.GROUPS.items():
+        assert not tasks & {group.tasks.task(number).data_seed for number in range(100)}, name
+        assert group.tasks != replace(contest.TASKS, seed=group.tasks.seed) or name in ("family", "lenet", "wide"), seen
+    assert contest.GROUPS["lenet"].model != contest.GROUPS["wide"].model != "search"

@@ -1,0 +1,134 @@
+"""An agent from the study's log, and the search for the best single fixed policy: on planted trainings."""
+
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from agent.ppo import Agent
+from classifier.mixing import MixPolicy, PolicySchedule
+from envs.observation import FEATURES
+from experiments import search_fixed, start_agent
+from experiments.family import FIRST_SLOW, MENU, PLAIN, REFERENCE, SEGMENTS, SLOW, TASKS, task
+
+ACTIONS = MENU.actions()
+GOOD = MENU.find(MixPolicy({"rmix": 1.0}))
+
+
+def logged(number: int, action: tuple[int, ...], development: float, kind: str = "fixed") -> dict[str, Any]:
+    rows = [[0.5] * len(FEATURES) for _ in range(len(SEGMENTS) + 1)]
+    return {
+        "task": number, "training": 0, "kind": kind, "actions": [list(action)] * len(SEGMENTS),
+        "observations": rows, "development": development, "diverged": False,
+    }  # fmt: skip
+
+
+def study(count: int) -> list[dict[str, Any]]:
+    """R-Mix on all updates is three points above the reference, everything else one below."""
+    random, lines = np.random.default_rng(0), []
+    for number in range(count):
+        level = float(random.uniform(0.5, 0.9))
+        lines.append(logged(number, REFERENCE, level, "reference"))
+        for action in {PLAIN, GOOD, ACTIONS[random.integers(len(ACTIONS))]} - {REFERENCE}:
+            lines.append(logged(number, action, level + (0.03 if action == GOOD else -0.01)))
+    return lines
+
+
+def test_scores_are_standard_errors_from_the_reference_of_the_same_task_and_seed() -> None:
+    lines = [logged(0, REFERENCE, 0.8, "reference"), logged(0, GOOD, 0.81), logged(1, GOOD, 0.9)]
+    lines += [logged(2, REFERENCE, 0.5, "reference"), logged(2, PLAIN, 0.1)]
+    found = start_agent.episodes(lines)
+    assert [episode.task for episode in found] == [0, 2], "a task without its reference says nothing"
+    assert found[0].score == pytest.approx(0.01 / math.sqrt(0.8 * 0.2 / 3000))
+    assert found[1].score == -10, "limited"
+    assert found[0].observations.shape == (len(SEGMENTS), len(FEATURES) + sum(MENU.sizes))
+    hot = found[0].observations[:, len(FEATURES) :]
+    assert not hot[0].any() and (hot[1:].sum(axis=1) == 4).all()
+    assert hot[1, GOOD[0]] == 1
+
+
+def test_the_agent_learns_what_the_log_says(tmp_path: Path, capsys: Any) -> None:
+    log = tmp_path / "episodes.jsonl"
+    log.write_text("".join(json.dumps(line) + "\n" for line in study(40)))
+    arguments = ["--log", str(log), "--regression.members", "2", "--regression.steps", "150", "--out"]
+    start_agent.main([*arguments, str(tmp_path / "one")])
+    agent = Agent.load(tmp_path / "one")
+    seen = start_agent.episodes(study(40))[0].observations
+    assert [agent.choose(row) for row in seen] == [GOOD] * len(SEGMENTS)
+    told = json.loads((tmp_path / "one" / "start.json").read_text())["held_out_tasks"]
+    assert min(told["explained"]) > 0.6
+    assert told["first_choice"]["of the highest value"] == told["first_choice"]["the luckiest"]
+    assert told["first_choice"]["all"][0] < told["first_choice"]["the luckiest"][0] - 1
+    assert "held-out tasks" in capsys.readouterr().out
+    start_agent.main([*arguments, str(tmp_path / "again")])
+    for name in ("agent.safetensors", "start.json"):
+        one, again = ((tmp_path / folder / name).read_bytes() for folder in ("one", "again"))
+        assert one.replace(b"/one", b"/again") == again
+
+
+@pytest.mark.parametrize(("count", "named"), [(None, "there is no file"), (9, "at least 10 are needed")])
+def test_too_little_of_a_log_is_refused(count: int | None, named: str, tmp_path: Path, capsys: Any) -> None:
+    log = tmp_path / "episodes.jsonl"
+    if count is not None:
+        log.write_text("".join(json.dumps(line) + "\n" for line in study(count)))
+    with pytest.raises(SystemExit):
+        start_agent.main(["--log", str(log), "--out", str(tmp_path / "out")])
+    told = capsys.readouterr().err
+    assert named in told and "Traceback" not in told
+    assert not (tmp_path / "out").exists()
+
+
+def test_slow_tasks_are_numbered_from_the_first_one_on() -> None:
+    assert task(5) == TASKS.task(5) and task(FIRST_SLOW + 5) == SLOW.task(FIRST_SLOW + 5)
+    assert {task(number).lr_scale for number in range(50)} == {1.0}
+    assert len({task(FIRST_SLOW + number).lr_scale for number in range(50)}) > 40
+
+
+# The best single fixed policy
+
+
+def test_candidates_are_the_logs_best_and_mixtures() -> None:
+    assert search_fixed.best_of_menu(study(40), 1) == [MENU.policy(GOOD)]
+    assert len(search_fixed.best_of_menu(study(40), len(ACTIONS))) == len(ACTIONS)
+    drawn = search_fixed.mixtures(50, seed=0)
+    assert drawn == search_fixed.mixtures(50, seed=0) != search_fixed.mixtures(50, seed=1)
+    assert len(set(drawn)) == 50
+    assert {method for policy in drawn for method in policy.shares} == {"clean", "mixup", "cutmix", "average", "rmix"}
+    means = [np.mean([policy.shares.get("rmix", 0.0) for policy in drawn])]
+    assert means[0] == pytest.approx(0.2, abs=0.1)
+
+
+def test_the_best_is_found_by_halving_and_a_search_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    log, out = tmp_path / "episodes.jsonl", tmp_path / "out"
+    log.write_text("".join(json.dumps(line) + "\n" for line in study(12)))
+    trained: list[tuple[str, int]] = []
+
+    def play(policy: MixPolicy, number: int, precision: str, data_root: str | None) -> dict[str, Any]:
+        trained.append((str(policy), number))
+        noise = float(np.random.default_rng([number, len(str(policy))]).normal(0, 0.005))
+        return {
+            "policy": json.dumps(policy.to_json()), "task": number,
+            "development": 0.7 + 0.1 * policy.shares.get("cutmix", 0.0) + noise,
+        }  # fmt: skip
+
+    monkeypatch.setattr(search_fixed, "play", play)
+    monkeypatch.setattr(search_fixed, "run_all", lambda jobs, _: (job() for job in jobs))
+    arguments = ["--log", str(log), "--out", str(out)]
+    search_fixed.main(arguments)
+    result = json.loads((out / "results.json").read_text())
+    counts = [(len(entries), entries[0]["tasks"]) for entries in result["rounds"]]
+    assert counts == [(24, 4), (8, 12), (3, 28)]
+    assert result["trainings"] == len(trained) == 24 * 4 + 8 * 8 + 3 * 16
+    ((_, best),) = PolicySchedule.load(out / "policy.json").segments
+    candidates = [MixPolicy.from_json(entry["policy"]) for entry in result["rounds"][0]]
+    shares = sorted((policy.shares.get("cutmix", 0.0) for policy in candidates), reverse=True)
+    assert best.shares["cutmix"] >= shares[2]
+    before = {name: (out / name).read_bytes() for name in ("results.json", "policy.json", "trainings.jsonl")}
+    (out / "trainings.jsonl").write_bytes(b"".join(before["trainings.jsonl"].splitlines(keepends=True)[:100]))
+    trained.clear()
+    search_fixed.main(arguments)
+    assert len(trained) == len(before["trainings.jsonl"].splitlines()) - 100
+    assert {name: (out / name).read_bytes() for name in before} == before
