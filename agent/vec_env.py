@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import multiprocessing
 import signal
+import sys
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from multiprocessing.connection import Connection
@@ -20,6 +21,7 @@ from stable_baselines3.common.vec_env.base_vec_env import VecEnvIndices, VecEnvS
 from agent.workers import Position, Worker
 
 MOST_HELD = 64  # environments of a process: more answers at a time than a pipe holds would let both its ends wait
+PATIENCE = 10.0  # seconds that a process has to end
 Make = Callable[[int, Position], Worker]  # builds a worker from its number and position, wherever it will live
 
 
@@ -167,10 +169,14 @@ class ProcessVecEnv(AskedVecEnv):
         super().__init__(len(positions))
 
     def close(self) -> None:
-        """End every process at once, whatever it is doing."""
-        for process, pipe in zip(self.processes, self._pipes, strict=True):
+        """End every process, whatever it is doing; one that does not end by itself is killed."""
+        for process in self.processes:
             process.terminate()
-            process.join()
+        for process, pipe in zip(self.processes, self._pipes, strict=True):
+            process.join(PATIENCE)
+            if process.is_alive():
+                process.kill()
+                process.join()
             pipe.close()
 
     def _send(self, index: int, method: str, arguments: tuple[Any, ...]) -> None:
@@ -181,14 +187,22 @@ class ProcessVecEnv(AskedVecEnv):
         return self._pipes[index % len(self._pipes)].recv()
 
 
+def _exit(*_: Any) -> None:
+    # As an exit, so that what the process holds (semaphores of a compiler's) is given back; that is not disturbed.
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    sys.exit(128 + signal.SIGTERM)
+
+
 def _serve(pipe: Connection, make: Make, positions: dict[int, Position]) -> None:
     # Ctrl-C reaches every process of the terminal; the parent alone decides what it means.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, _exit)
     torch.set_num_threads(1)
     served = {index: Served(make(index, position)) for index, position in positions.items()}
     while True:
         try:
             index, method, arguments = pipe.recv()
         except EOFError:
+            signal.signal(signal.SIGTERM, signal.SIG_IGN)
             return
         pipe.send(getattr(served[index], method)(*arguments))

@@ -12,11 +12,12 @@ from matplotlib.colors import LogNorm
 from matplotlib.figure import Figure
 
 from classifier.trainer import TrainConfig
-from experiments.family import MENU, PLAIN, REFERENCE, SEGMENTS
+from experiments.family import FIRST_SLOW, MENU, PLAIN, REFERENCE, SEGMENTS
 from experiments.intervals import mean_interval
 
 Line = Mapping[str, Any]
 LEAST = 3  # tasks, of which anything is said
+KINDS = ("clean labels", "wrong labels", "slow")  # of tasks
 
 
 def summary(lines: Sequence[Line]) -> dict[str, Any]:
@@ -26,13 +27,15 @@ def summary(lines: Sequence[Line]) -> dict[str, Any]:
         lines: of the log.
 
     Returns:
-        tasks, trainings: that were counted, those of tasks whose reference and plain trainings have finished.
-        plain: plain training's differences: mean and interval over tasks (each the mean of its two seeds), their
+        tasks, twice, trainings: that were counted: tasks whose reference and plain trainings have finished, those of
+            them where both were trained from two seeds, and their trainings.
+        plain: plain training's differences: mean and interval over tasks (each the mean of its seeds), their
             standard deviation over tasks, and that of one seed's difference around its task's: the noise.
         policies: variance between fixed policies of one task, noise taken off; and the noise's, of one training.
         choosing: what is gained by choosing between plain training and the reference for each task by its first seed,
             measured on the second seed, against always the one and always the other: mean and interval.
-        sources: each source's fixed policies on tasks with clean and with wrong labels: mean, interval, tasks.
+        sources: each source's fixed policies on tasks with clean and with wrong labels, and on those that learn slowly:
+            mean, interval, tasks.
     """
     accuracy = {(line["task"], line["training"], _key(line)): 100 * line["development"] for line in lines}
     plain: dict[int, list[float]] = {}
@@ -41,14 +44,15 @@ def summary(lines: Sequence[Line]) -> dict[str, Any]:
     for task in sorted({line["task"] for line in lines}):
         both = [(accuracy.get((task, seed, nothing)), accuracy.get((task, seed, reference))) for seed in (0, 1)]
         known = [ours - theirs for ours, theirs in both if ours is not None and theirs is not None]
-        if len(known) == 2:
+        if known:
             plain[task] = known
-    if len(plain) < LEAST:
-        return {"tasks": len(plain), "trainings": 0}
+    pairs = np.array([known for known in plain.values() if len(known) > 1])
+    if len(pairs) < LEAST:
+        return {"tasks": len(pairs), "trainings": 0}
     counted = [line for line in lines if line["task"] in plain]
-    pairs = np.array(list(plain.values()))
     noise = float(np.mean((pairs[:, 0] - pairs[:, 1]) ** 2) / 2)
-    mean, width = mean_interval(pairs.mean(axis=1).tolist())
+    means = [float(np.mean(known)) for known in plain.values()]
+    mean, width = mean_interval(means)
     differences = [
         (line, 100 * line["development"] - accuracy[line["task"], 0, reference])
         for line in counted
@@ -62,14 +66,15 @@ def summary(lines: Sequence[Line]) -> dict[str, Any]:
     # A difference holds the chance of two trainings, and policies of one task share the reference's.
     return {
         "tasks": len(plain),
+        "twice": len(pairs),
         "trainings": len(counted),
         "plain": {
             "mean": mean,
             "interval": width,
-            "over_tasks": float(pairs.mean(axis=1).std(ddof=1)),
+            "over_tasks": float(np.std(means, ddof=1)),
             "noise": math.sqrt(noise),
         },
-        "policies": {"variance": max(float(np.mean(within)) - noise / 2, 0.0), "noise_variance": noise / 2},
+        "policies": {"variance": max(float(np.mean(within)) - noise / 2, 0.0) if within else 0.0, "noise_variance": noise / 2},
         "choosing": {
             "against_reference": mean_interval(chosen.tolist()),
             "against_plain": mean_interval((chosen - pairs[:, 1]).tolist()),
@@ -81,16 +86,16 @@ def summary(lines: Sequence[Line]) -> dict[str, Any]:
 def markdown(result: Mapping[str, Any]) -> str:
     """The figures as text."""
     if "plain" not in result:
-        return f"{result['tasks']} tasks have finished; at least {LEAST} are needed.\n"
+        return f"{result['tasks']} tasks have finished from two seeds; at least {LEAST} are needed.\n"
     plain, policies, choosing = result["plain"], result["policies"], result["choosing"]
     reference = MENU.policy(REFERENCE)
     rows = "".join(
-        f"| {name} | {_cell(row['clean labels'])} | {_cell(row['wrong labels'])} |\n"
-        for name, row in result["sources"].items()
+        f"| {name} | {' | '.join(_cell(row[kind]) for kind in KINDS)} |\n" for name, row in result["sources"].items()
     )
     share = policies["variance"] / (policies["variance"] + policies["noise_variance"])
     return (
-        f"{result['tasks']} tasks, {result['trainings']:,} trainings; points of development accuracy less the "
+        f"{result['tasks']} tasks ({result['twice']} of them from two seeds), {result['trainings']:,} "
+        "trainings; points of development accuracy less the "
         f"reference's ({reference}) on the same task from the same seed, 95 % intervals over tasks.\n\n"
         f"- Plain training: {_signed(plain['mean'], plain['interval'])}. Over tasks it varies with a standard "
         f"deviation of {plain['over_tasks']:.2f}; chance alone gives one training's difference {plain['noise']:.2f}.\n"
@@ -98,7 +103,7 @@ def markdown(result: Mapping[str, Any]) -> str:
         f"- Choosing between the two for each task by one training of each gains "
         f"{_signed(*choosing['against_reference'])} on always the reference and {_signed(*choosing['against_plain'])} "
         "on always plain training, measured on other trainings than it is chosen by.\n\n"
-        f"| source, whatever the labels | tasks with clean labels | with wrong labels |\n|---|---|---|\n{rows}"
+        f"| source, with or without label smoothing | {' | '.join(KINDS)} |\n|---|---|---|---|\n{rows}"
     )
 
 
@@ -130,15 +135,21 @@ def picture(lines: Sequence[Line]) -> Figure:
 
 def _by_labels(differences: Sequence[tuple[Line, float]], source: int) -> dict[str, dict[str, Any]]:
     cells = {}
-    for name, wrong in (("clean labels", False), ("wrong labels", True)):
+    for name in KINDS:
         by_task: dict[int, list[float]] = {}
         for line, value in differences:
-            if line["actions"][0][0] == source and (line["task_drawn"]["label_noise"] > 0) == wrong:
+            if line["actions"][0][0] == source and _kind(line) == name:
                 by_task.setdefault(line["task"], []).append(value)
         means = [float(np.mean(values)) for values in by_task.values()]
         mean, width = mean_interval(means) if len(means) >= LEAST else (None, None)
         cells[name] = {"mean": mean, "interval": width, "tasks": len(means)}
     return cells
+
+
+def _kind(line: Line) -> str:
+    if line["task"] >= FIRST_SLOW:
+        return "slow"
+    return "wrong labels" if line["task_drawn"]["label_noise"] > 0 else "clean labels"
 
 
 def _passes(task: Mapping[str, Any]) -> float:

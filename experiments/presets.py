@@ -55,8 +55,7 @@ class SearchConfig:
     also: tuple[str, ...] = ()
     """Methods that the agent can choose besides those of its menu, each on half of the updates, e.g. puzzlemix."""
     reward: Literal["relative", "standing", "change", "final"] = "relative"
-    """What the agent is paid: its standing against CutMix on half the updates, segment by segment or at the end, change
-    of accuracy, or final accuracy."""
+    """What the agent is paid: standing against CutMix on half (by segment or at the end), change, or final accuracy."""
     reference_seeds: int = 2
     """Trainings of the relative reward's reference on each task; 0 takes one from each episode's own seed."""
     validation_size: int | None = None
@@ -92,8 +91,7 @@ class SearchConfig:
     compile: Literal["auto", "on", "off"] = "auto"
     """Whether the training step is compiled; auto measures whether it pays."""
     start: str | None = None
-    """Folder of an agent with this menu and these segments that the search starts at, such as start_agent.py's; none
-    starts at a new one that leans to CutMix on half of the updates."""
+    """Folder of an agent that the search starts at, such as start_agent.py's; none leans to CutMix on half."""
     ppo: PPOConfig = field(default_factory=PPOConfig)
     """How the agent learns."""
     out: str | None = None

@@ -26,7 +26,7 @@ from classifier.files import naming, write_atomic
 from envs.mix_policy import SCORE_LIMIT
 from envs.observation import one_hot
 from envs.reference import standard_error
-from experiments.family import DATASET, IMAGE_SIZE, MENU, SEGMENTS, TASKS, VALIDATION_SIZE
+from experiments.family import DATASET, IMAGE_SIZE, MENU, SEGMENTS, SLOW, TASKS, VALIDATION_SIZE
 from experiments.intervals import mean_interval
 from experiments.run_folder import LineLog, RunError, fitting, interrupt_on_sigterm, user_errors
 
@@ -83,6 +83,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
             "dataset": DATASET,
             "image_size": IMAGE_SIZE,
             "family": asdict(TASKS),
+            "slow": asdict(SLOW),
         }
         out = Path(config.out)
         with naming(out):

@@ -636,7 +636,8 @@ class Trainings:
         with bar:
             finished = run_jobs(self._workers, [jobs[number] for number in left])
             for number, (job, accuracy) in zip(left, finished, strict=True):
-                entry = {"stage": stage, "number": number, **asdict(job), "accuracy": accuracy}
+                told = {name: value for name, value in asdict(job).items() if name != "agent"}  # the name says whose
+                entry = {"stage": stage, "number": number, **told, "accuracy": accuracy}
                 self._log.append(entry)
                 self._done[stage, number] = accuracy
                 bar.update(1)

@@ -1,6 +1,12 @@
 """Workers: each episode's seed follows from where it stands, and an unfinished one is repeated."""
 
 import itertools
+import multiprocessing
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -9,7 +15,9 @@ from stable_baselines3.common.vec_env import DummyVecEnv
 from agent.vec_env import ProcessVecEnv
 from agent.workers import STREAMS, Job, Position, Worker, episode_seed, run_jobs
 from classifier.mixing import MixPolicy, PolicySchedule
+from experiments.family import MENU
 from tests.agent.stub import Stub, stub_workers
+from tests.agent.test_agent_files import new_agent
 from tests.envs.tiny import play, tiny
 
 ACTIONS = [(2, 0, 0, 0), (4, 1, 2, 1), (0, 0, 1, 0), (6, 0, 0, 2)]
@@ -46,6 +54,33 @@ def test_a_worker_gives_its_episodes_their_seeds() -> None:
 def test_a_process_holds_no_more_environments_than_its_pipe_has_room_for() -> None:
     with pytest.raises(ValueError, match="at most 64 environments, got 129 for 2"):
         ProcessVecEnv(stub, [Position()] * 129, processes=2)
+
+
+class Holding(Stub):
+    """As a worker whose networks are compiled: holds something of the system's, and is busy when it is ended."""
+
+    def reset(self, **keywords: Any) -> Any:
+        self.held = multiprocessing.get_context("spawn").Lock()
+        return super().reset(**keywords)
+
+
+def holding(index: int, position: Position) -> Worker:
+    return Worker(Holding(), 3, index, position)  # type: ignore[arg-type]
+
+
+def test_processes_that_are_ended_give_back_what_they_hold(tmp_path: Path) -> None:
+    script = (
+        "from agent.vec_env import ProcessVecEnv; from agent.workers import Position; "
+        "from tests.agent.test_workers import holding\n"
+        "if __name__ == '__main__':\n"
+        "    workers = ProcessVecEnv(holding, [Position()] * 2, processes=2); workers.reset(); workers.close()\n"
+        "    assert not any(process.is_alive() for process in workers.processes)\n"
+    )
+    file = tmp_path / "ended.py"
+    file.write_text(script)
+    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])}
+    ended = subprocess.run([sys.executable, file], capture_output=True, text=True, check=True, env=environment)
+    assert ended.stderr == ""
 
 
 def test_vector_environments_start_the_next_episode_by_themselves() -> None:
@@ -92,7 +127,7 @@ def test_jobs_are_spread_over_workers_and_come_back_in_order() -> None:
         Job.of(f"job {number}", schedule, env.tasks.task(0), number, ["validation", "development"])
         for number, schedule in enumerate(schedules)
     ]
-    assert all(job.schedule["provenance"] == {} for job in jobs)
+    assert all(job.schedule is not None and job.schedule["provenance"] == {} for job in jobs)
     workers = DummyVecEnv(
         [
             lambda: Worker(tiny(reward="change"), 3, 0, Position()),
@@ -105,6 +140,20 @@ def test_jobs_are_spread_over_workers_and_come_back_in_order() -> None:
         expected = env.train_under(schedule, env.tasks.task(0), number, splits=["validation", "development"])
         assert accuracies == expected
     assert list(run_jobs(workers, [])) == []
+
+
+def test_an_agent_with_a_menu_and_segments_of_its_own_is_asked_live(tmp_path: Path) -> None:
+    agent = new_agent(MENU)
+    agent.save(tmp_path)
+    worker = Worker(tiny(reward="relative", reference_seeds=1), 3, 0, Position())
+    task = worker.mix_policy_env.tasks.task(0)
+    before = play(worker.mix_policy_env, ACTIONS, seed=5)[1]
+    job = Job.of("asked", tmp_path, task, 7, ["validation", "development"])
+    found = worker.train_under([job])
+    env = tiny(reward="final", menu=MENU, segments=agent.segments)
+    agent.play(env, task, 7)
+    assert found == {name: env.trainer.evaluate(name).accuracy for name in ("validation", "development")}
+    assert play(worker.mix_policy_env, ACTIONS, seed=5)[1] == before, "its own episodes are as they were"
 
 
 def test_references_are_spread_over_workers() -> None:

@@ -11,7 +11,7 @@ import pytest
 from scipy.stats import norm
 
 from classifier.mixing import MixPolicy
-from experiments.family import MENU, PLAIN, REFERENCE, SEGMENTS
+from experiments.family import FIRST_SLOW, MENU, PLAIN, REFERENCE, SEGMENTS
 from experiments.family_summary import markdown, picture, summary
 from experiments.run_folder import LineLog
 from experiments.study_family import FIXED, SWITCHING, TWICE, plans
@@ -79,8 +79,23 @@ def test_the_summary_finds_what_was_put_in() -> None:
     assert cells["rmix all"]["clean labels"]["tasks"] == tasks / 2
     assert cells["mixup all"]["clean labels"] == {"mean": None, "interval": None, "tasks": 0}
     text = markdown(found)
-    assert "| mixup all | (0 tasks) | (0 tasks) |" in text and "2000 tasks, 10,000 trainings" in text
+    assert "| mixup all | (0 tasks) | (0 tasks) | (0 tasks) |" in text
+    assert "2000 tasks (2000 of them from two seeds), 10,000 trainings" in text
     assert len(picture(lines).axes) == len(MENU.sources) + 1
+
+
+def test_slow_tasks_are_told_apart_and_one_seed_counts_where_there_is_but_one() -> None:
+    lines = [
+        line(task, seed, kind, action, 50 + shift)
+        for task, shift in ((0, 1), (1, 1), (2, 1), (FIRST_SLOW, 5), (FIRST_SLOW + 1, 5), (FIRST_SLOW + 2, 5))
+        for seed in ((0, 1) if task < FIRST_SLOW else (0,))
+        for kind, action, shift in (("reference", REFERENCE, 0), ("plain", PLAIN, shift))
+    ]  # fmt: skip
+    found = summary(lines)
+    assert (found["tasks"], found["twice"], found["trainings"]) == (6, 3, 18)
+    assert found["plain"]["mean"] == pytest.approx(3)
+    assert found["sources"]["clean"]["slow"] == {"mean": pytest.approx(5), "interval": pytest.approx(0), "tasks": 3}
+    assert found["choosing"]["against_reference"][0] == pytest.approx(1), "of the tasks that were trained twice"
 
 
 def test_trainings_of_one_task_are_one_value_of_a_source() -> None:
@@ -89,8 +104,8 @@ def test_trainings_of_one_task_are_one_value_of_a_source() -> None:
         line(task, seed, kind, action, 50 + task)
         for task in range(4) for seed in (0, 1) for kind, action in (("reference", REFERENCE), ("plain", PLAIN))
     ]  # fmt: skip
-    lines += [line(task, 0, "fixed", action, 53 + task) for task in range(4) for action in other[:3]]
-    lines += [line(0, 0, "fixed", other[3], 57)]
+    lines += [line(task, 0, "fixed", action, 53 + task) for task in range(4) for action in other[:1]]
+    lines += [line(0, 0, "fixed", other[1], 55)]
     cell = summary(lines)["sources"]["rmix all"]["clean labels"]
     assert cell == {"mean": None, "interval": None, "tasks": 2}
     even = summary([{**entry, "task_drawn": {**entry["task_drawn"], "label_noise": 0.0}} for entry in lines])

@@ -39,7 +39,7 @@ OPTIONS = (
     f"--episodes {EPISODES} --ppo.episodes-per-update {PER_ROLLOUT} --ppo.learning-rate 0.03 "
     f"--ppo.start-probability 0.2 --candidate-seeds 2 --contest-seeds {SEEDS} --workers 2"
 ).split()
-CONTESTANTS = ["learned", "plain", "CutMix half", "random"]
+CONTESTANTS = ["learned", "its agent, live", "shipped agent, live", "plain", "CutMix half", "random"]
 OUTCOME = ["policy.json", "agent.safetensors", "agent.json", "candidates.json", "episodes.jsonl", "trainings.jsonl"]
 
 

@@ -1,0 +1,133 @@
+"""Learning curves of several searches alike but for their seed: return against episodes, with a band over the seeds.
+
+python experiments/learning_curves.py --runs runs/agent-0 runs/agent-1 runs/agent-2 --out experiments/results/learning
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import shlex
+import shutil
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import tyro
+from matplotlib.figure import Figure
+from numpy.typing import NDArray
+from scipy.stats import t
+
+from classifier.files import naming, write_atomic
+from experiments.intervals import mean_interval
+from experiments.run_folder import LineLog, RunError, fitting, interrupt_on_sigterm, user_errors
+
+COMMAND = "python experiments/learning_curves.py"
+FEWEST = 2  # searches, for a band
+
+
+@dataclass(frozen=True)
+class CurvesConfig:
+    """Draw learning curves of searches."""
+
+    runs: tuple[str, ...] = ()
+    """Run folders of train_agent.py, alike but for --seed; none takes the logs that --out has already."""
+    episodes_per_update: int = 16
+    """Episodes between two points of a curve."""
+    out: str = "runs/learning"
+    """Folder of seed-N.jsonl (each search's log), results.json and results.png."""
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Run the command."""
+    interrupt_on_sigterm()
+    arguments = sys.argv[1:] if arguments is None else arguments
+    with user_errors():
+        config = tyro.cli(CurvesConfig, args=arguments, description=__doc__)
+        if config.episodes_per_update < 1:
+            raise RunError(f"--episodes-per-update must be at least 1, got {config.episodes_per_update}")
+        out = Path(config.out)
+        with naming(out):
+            out.mkdir(parents=True, exist_ok=True)
+        for run in config.runs:
+            log, setting = Path(run) / "episodes.jsonl", Path(run) / "config.json"
+            if not (log.is_file() and setting.is_file()):
+                raise RunError(f"--runs: {run} is no run folder of train_agent.py with episodes")
+            with fitting(setting):
+                seed = int(json.loads(setting.read_bytes())["config"]["seed"])
+            shutil.copyfile(log, out / f"seed-{seed}.jsonl")
+        logs = sorted(out.glob("seed-*.jsonl"))
+        if len(logs) < FEWEST:
+            raise RunError(f"{out} has the logs of {len(logs)} searches; a band takes at least {FEWEST}")
+        found = {}
+        for log in logs:
+            with fitting(log):
+                found[log.stem] = returns(LineLog(log).read(), config.episodes_per_update)
+        result = {"command": shlex.join([*COMMAND.split(), *arguments]), **curves(found, config.episodes_per_update)}
+        file = io.BytesIO()
+        picture(result).savefig(file, format="png", dpi=110)
+        write_atomic(out / "results.json", (json.dumps(result, indent=2) + "\n").encode())
+        write_atomic(out / "results.png", file.getvalue())
+        for name, half in (("first", result["first_half"]), ("second", result["second_half"])):
+            print(f"mean return, {name} half of the episodes: {half[0]:+.2f} ± {half[1]:.2f} over {len(found)} seeds")
+        gain = result["second_less_first"]
+        print(f"second less first, paired: {gain[0]:+.2f} ± {gain[1]:.2f}\nwritten: {out}/results.json, results.png")
+
+
+def returns(episodes: Sequence[dict[str, Any]], together: int) -> list[float]:
+    """Mean return of each `together` episodes of a search's log, in order; those left over are not counted."""
+    sums = [float(sum(episode["rewards"])) for episode in episodes]
+    whole = len(sums) // together * together
+    return np.array(sums[:whole]).reshape(-1, together).mean(axis=1).tolist()
+
+
+def curves(found: dict[str, list[float]], together: int) -> dict[str, Any]:
+    """The curves of every search, as far as all of them came, and what they say together.
+
+    Returns:
+        For `results.json`: episodes at each point, every search's mean returns, their mean with the half-width of its
+        95 % Student interval over searches, and means of the first and second half of the episodes.
+    """
+    points = min(len(values) for values in found.values())
+    if points < 2:
+        raise RunError(f"every search needs at least two updates of {together} episodes")
+    table = np.array([values[:points] for values in found.values()])
+    first, second = table[:, : points // 2].mean(axis=1), table[:, -(points // 2) :].mean(axis=1)
+    return {
+        "episodes": [together * (point + 1) for point in range(points)],
+        "searches": {name: values[:points] for name, values in found.items()},
+        "mean": table.mean(axis=0).tolist(),
+        "half_width": _half_width(table).tolist(),
+        "first_half": mean_interval(first.tolist()),
+        "second_half": mean_interval(second.tolist()),
+        "second_less_first": mean_interval((second - first).tolist()),
+    }
+
+
+def picture(result: dict[str, Any]) -> Figure:
+    """Return against episodes: each search, and their mean with its band."""
+    figure = Figure(figsize=(7, 4), layout="constrained")
+    axis = figure.subplots()
+    episodes, mean, width = (np.array(result[name]) for name in ("episodes", "mean", "half_width"))
+    for name, values in result["searches"].items():
+        axis.plot(episodes, values, linewidth=0.8, alpha=0.6, label=name.replace("-", " "))
+    axis.fill_between(episodes, mean - width, mean + width, color="#0072b2", alpha=0.15, linewidth=0)
+    axis.plot(episodes, mean, color="#0072b2", linewidth=2, label="mean, 95 % band")
+    axis.axhline(0, color="grey", linewidth=0.8)
+    axis.set_xlabel("episodes (classifier trainings) of each search")
+    axis.set_ylabel("return of a training:\nstandard errors above CutMix on half")
+    axis.legend(fontsize=8)
+    axis.spines[["top", "right"]].set_visible(False)
+    return figure
+
+
+def _half_width(table: NDArray[np.float64]) -> NDArray[np.float64]:
+    seeds = len(table)
+    return t.ppf(0.975, seeds - 1) * table.std(axis=0, ddof=1) / np.sqrt(seeds)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,80 @@
+"""What the agent does on some tasks, and how it learned: files and pictures that follow from what was played."""
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from agent.ppo import Agent, new_policy
+from agent.replay import probabilities_of
+from classifier.mixing import PolicySchedule
+from envs import Task
+from experiments import draw_agent, learning_curves
+from experiments.family import MENU, SEGMENTS
+from tests.envs.tiny import tiny
+
+
+@pytest.fixture
+def agent(tmp_path: Path) -> Path:
+    torch.manual_seed(0)
+    folder = tmp_path / "agent"
+    folder.mkdir()
+    Agent(new_policy(MENU, [8]), MENU, SEGMENTS, {}).save(folder)
+    return folder
+
+
+def test_schedules_are_what_the_agent_chose(agent: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    tasks = {"easy": Task(100, 20, 0.0, 1), "few images": Task(50, 20, 0.0, 2)}
+    monkeypatch.setattr(draw_agent, "TASKS", tasks)
+    monkeypatch.setattr(draw_agent, "environment", lambda **_: tiny(reward="final", menu=MENU, segments=SEGMENTS))
+    draw_agent.main(["--agent", str(agent), "--out", str(tmp_path / "out")])
+    env = tiny(reward="final", menu=MENU, segments=SEGMENTS)
+    for name, task in tasks.items():
+        schedule = PolicySchedule.load(tmp_path / "out" / f"{name.replace(' ', '-')}.json")
+        actions = Agent.load(agent).play(env, task, 0)
+        assert [policy for _, policy in schedule.segments] == [MENU.policy(action) for action in actions]
+        told = probabilities_of(schedule)
+        assert told is not None
+        for one, action in zip(told, actions, strict=True):
+            assert max(one["source"], key=lambda choice: one["source"][choice]) == MENU.names("source")[action[0]]
+        assert schedule.provenance["validation_accuracy"] == env.trainer.evaluate("validation").accuracy
+    assert (tmp_path / "out" / "choices.png").read_bytes().startswith(b"\x89PNG")
+
+
+def run_folder(folder: Path, seed: int, returns: list[float]) -> Path:
+    folder.mkdir()
+    (folder / "config.json").write_text(json.dumps({"config": {"seed": seed}}))
+    lines = [json.dumps({"rewards": [0.0, value]}) for value in returns]
+    (folder / "episodes.jsonl").write_text("\n".join(lines) + "\n")
+    return folder
+
+
+def test_curves_are_means_of_updates_with_a_students_band(tmp_path: Path, capsys: Any) -> None:
+    random = np.random.default_rng(0)
+    values = [random.normal(0, 1, 40) + np.arange(40) / 20 for _ in range(3)]
+    runs = [run_folder(tmp_path / f"run{seed}", seed, own.tolist()) for seed, own in enumerate(values)]
+    arguments = ["--episodes-per-update", "8", "--out", str(tmp_path / "out")]
+    learning_curves.main(["--runs", *map(str, runs), *arguments])
+    result = json.loads((tmp_path / "out" / "results.json").read_text())
+    assert result["episodes"] == [8, 16, 24, 32, 40]
+    table = np.array([own.reshape(5, 8).mean(axis=1) for own in values])
+    np.testing.assert_allclose([result["searches"][f"seed-{seed}"] for seed in range(3)], table)
+    np.testing.assert_allclose(result["mean"], table.mean(axis=0))
+    np.testing.assert_allclose(result["half_width"], 4.302653 * table.std(axis=0, ddof=1) / np.sqrt(3), rtol=1e-6)
+    gains = table[:, -2:].mean(axis=1) - table[:, :2].mean(axis=1)
+    assert result["second_less_first"][0] == pytest.approx(gains.mean())
+    for run in runs:
+        shutil.rmtree(run)
+    before = (tmp_path / "out" / "results.png").read_bytes()
+    learning_curves.main(arguments)
+    again = json.loads((tmp_path / "out" / "results.json").read_text())
+    assert {**again, "command": ""} == {**result, "command": ""}, "the logs are kept"
+    assert (tmp_path / "out" / "results.png").read_bytes() == before
+    capsys.readouterr()
+    with pytest.raises(SystemExit):
+        learning_curves.main(["--runs", str(tmp_path), *arguments])
+    assert "no run folder of train_agent.py" in capsys.readouterr().err
