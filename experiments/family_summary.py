@@ -61,7 +61,7 @@ def summary(lines: Sequence[Line]) -> dict[str, Any]:
     by_task: dict[int, list[float]] = {}
     for line, value in differences:
         by_task.setdefault(line["task"], []).append(value)
-    within = [np.var(values, ddof=1) for values in by_task.values() if len(values) > 1]
+    within = [np.var(values, ddof=1) for values in by_task.values() if len(values) > 1] or [0.0]
     chosen = np.where(pairs[:, 0] > 0, pairs[:, 1], 0.0)  # against the reference, on the second seed
     # A difference holds the chance of two trainings, and policies of one task share the reference's.
     return {
@@ -74,7 +74,7 @@ def summary(lines: Sequence[Line]) -> dict[str, Any]:
             "over_tasks": float(np.std(means, ddof=1)),
             "noise": math.sqrt(noise),
         },
-        "policies": {"variance": max(float(np.mean(within)) - noise / 2, 0.0) if within else 0.0, "noise_variance": noise / 2},
+        "policies": {"variance": max(float(np.mean(within)) - noise / 2, 0.0), "noise_variance": noise / 2},
         "choosing": {
             "against_reference": mean_interval(chosen.tolist()),
             "against_plain": mean_interval((chosen - pairs[:, 1]).tolist()),
