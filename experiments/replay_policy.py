@@ -32,7 +32,7 @@ from classifier.mixing import MixPolicy, PolicySchedule
 from experiments.cluster import connected, train_together
 from experiments.final_training import FinalConfig, load_data, resolve, train_to_the_end
 from experiments.run_folder import RunError, RunFolder, interrupt_on_sigterm, stop_file, stored_config, user_errors
-from experiments.shipped import agent_folder
+from experiments.shipped import SHIPPED, agent_folder
 
 KIND = "replay"
 
@@ -140,7 +140,11 @@ def chooser(config: ReplayConfig, run: Path | None) -> tuple[Chooser, Sequence[f
         return follow(schedule), [until for until, _ in schedule.segments], config.policy
     assert config.agent is not None
     agent = Agent.load(agent_folder(config.agent) if run is None else run)
-    return ask(agent), agent.segments, f"the agent of {config.agent}"
+    return (
+        ask(agent),
+        agent.segments,
+        "the shipped agent" if config.agent == SHIPPED else f"the agent of {config.agent}",
+    )
 
 
 def policies(config: ReplayConfig) -> list[MixPolicy]:

@@ -32,6 +32,7 @@ from experiments import replay_policy, train_classifier
 from experiments.final_training import FinalConfig, load_data
 from experiments.replay_policy import ReplayConfig
 from experiments.run_folder import RunFolder
+from experiments.shipped import FOLDER
 from experiments.train_classifier import ClassifierConfig
 from tests import board
 
@@ -253,6 +254,14 @@ def test_training_on_validation_selects_nothing(policy: Path, tmp_path: Path, ca
         parts = [getattr(alone.train, values), getattr(alone.validation, values)]
         assert torch.equal(getattr(both.train, values), torch.cat(parts))
     assert torch.equal(both.test.images, alone.test.images)
+
+
+def test_the_shipped_agent_is_asked_without_a_search(tmp_path: Path) -> None:
+    shipped = replay(tmp_path / "shipped", "--agent", "shipped")
+    assert shipped[1]["trained_under"] == "the shipped agent"
+    assert Agent.load(tmp_path / "shipped").menu == Agent.load(FOLDER).menu, "the run keeps what it asked"
+    named = replay(tmp_path / "named", "--agent", FOLDER)
+    assert named[0] == shipped[0] and named[1]["test"] == shipped[1]["test"]
 
 
 def test_agents_choices_can_be_replayed_as_a_schedule(agent: Path, tmp_path: Path) -> None:
