@@ -54,8 +54,8 @@ class Episode:
 
     Attributes:
         task: number of its task.
-        observations: what was seen before each choice, `[S, O]`; fewer where the training diverged.
-        actions: of each segment, S of them.
+        observations: what was seen before each choice, `[S, O]`.
+        actions: that were taken, S of them.
         score: what it ended with.
     """
 
@@ -102,7 +102,7 @@ class Decisions:
             weight = 1 / (len(actions) - first)
             rows += [
                 (episode.observations[place], index[actions[place]], episode.score, weight, episode.task, place)
-                for place in range(first, len(episode.observations))
+                for place in range(first, len(actions))
             ]
         observations, numbers, scores, weights, tasks, places = zip(*rows, strict=True)
         return cls(
@@ -175,7 +175,13 @@ def fit_values(decisions: Decisions, menu: Menu, config: RegressionConfig, *, se
 
 
 def follow_values(
-    policy: ActorCriticPolicy, values: ActionValues, observations: Tensor, menu: Menu, config: RegressionConfig
+    policy: ActorCriticPolicy,
+    values: ActionValues,
+    observations: Tensor,
+    menu: Menu,
+    config: RegressionConfig,
+    *,
+    seed: int,
 ) -> float:
     """Train an agent's actor towards a softmax over values, and its critic towards the value of what it then does.
 
@@ -185,6 +191,7 @@ def follow_values(
         observations: where it learns to follow them, `[N, O]`.
         menu: what is chosen from.
         config: how.
+        seed: of the order of the observations.
 
     Returns:
         What the agent's most probable actions are expected to give, less the best ones, mean over the observations.
@@ -198,10 +205,11 @@ def follow_values(
         torch.stack([wanted[:, choices[:, dimension] == choice].sum(dim=1) for choice in range(size)], dim=1)
         for dimension, size in enumerate(menu.sizes)
     ]
+    generator = torch.Generator().manual_seed(seed)
     optimizer = torch.optim.Adam(policy.parameters(), config.learning_rate)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, config.learning_rate, total_steps=config.steps)
     for _ in range(config.steps):
-        batch = torch.randint(len(observations), (BATCH,))
+        batch = torch.randint(len(observations), (BATCH,), generator=generator)
         distribution, value = policy.get_distribution(observations[batch]), policy.predict_values(observations[batch])
         assert isinstance(distribution, MultiCategoricalDistribution)
         loss = mse_loss(value[:, 0], worth[batch])

@@ -166,7 +166,11 @@ class ProcessVecEnv(AskedVecEnv):
             theirs.close()
             self._pipes.append(ours)
             self.processes.append(process)
-        super().__init__(len(positions))
+        try:
+            super().__init__(len(positions))
+        except BaseException:
+            self.close()
+            raise
 
     def close(self) -> None:
         """End every process, whatever it is doing; one that does not end by itself is killed."""

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import copy
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -118,7 +117,8 @@ class MixPolicyEnv(gym.Env[Any, Any]):
         dataset: name for `classifier.data.load_dataset`.
         data_root: folder where the data set lies; none = looked for.
         image_size: side in pixels that its images are resized to; none = left as they are.
-        training: the classifier's setting, a `TrainConfig` or a dictionary of its fields; a task sets `updates`.
+        training: the classifier's setting, a `TrainConfig` or a dictionary of its fields; a task sets `updates` and
+            scales `lr`.
         tasks: where episodes' tasks come from, a `TaskDistribution` or a dictionary of its fields.
         segments: number of equal segments, or the progress in (0, 1] at which each one ends.
         reward: `relative`, `standing`, `change` or `final`.
@@ -309,12 +309,11 @@ class MixPolicyEnv(gym.Env[Any, Any]):
         if self._trainer is None:
             # The whole data set goes to the device once; tasks are drawn there.
             first = task.draw(self._splits)
-            training = replace(self.training, updates=task.updates, lr=self.training.lr * task.lr_scale)
-            self._trainer = Trainer(training, first)
+            self._trainer = Trainer(task.training(self.training), first)
             self._splits = self._splits.to(self._trainer.device)
             self._task = task
         elif task != self._task:
-            lr = self.training.lr * task.lr_scale
+            lr = task.training(self.training).lr
             self._trainer.reset(0, data=task.draw(self._splits), updates=task.updates, lr=lr)
             self._task = task
         return self._trainer
@@ -326,7 +325,8 @@ class MixPolicyEnv(gym.Env[Any, Any]):
         """
         self._state = None
         self.prepare(task)
-        other = copy.copy(self)
+        other = MixPolicyEnv.__new__(MixPolicyEnv)  # whatever kind of it this is
+        other.__dict__.update(self.__dict__)
         other.menu, other.segments, other.reward = menu, segment_ends(segments), "final"
         other.action_space = spaces.MultiDiscrete(list(menu.sizes))
         other.observation_space = observation_space(menu)

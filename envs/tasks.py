@@ -6,6 +6,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from classifier.data import NOISES, Splits
+from classifier.trainer import TrainConfig
 
 
 @dataclass(frozen=True)
@@ -27,6 +28,10 @@ class Task:
     data_seed: int
     noise: str = "symmetric"
     lr_scale: float = 1.0
+
+    def training(self, config: TrainConfig) -> TrainConfig:
+        """An environment's training as this task has it."""
+        return replace(config, updates=self.updates, lr=config.lr * self.lr_scale)
 
     def draw(self, splits: Splits) -> Splits:
         """A data set's splits with the training images and labels of this task.
@@ -97,7 +102,7 @@ class TaskDistribution:
         )
         if random.random() < self.clean:
             task = replace(task, label_noise=0.0)
-        return replace(task, lr_scale=round(_log_uniform(random, *self.lr_scale), 4))
+        return replace(task, lr_scale=float(f"{_log_uniform(random, *self.lr_scale):.4g}"))
 
 
 def _log_uniform(random: np.random.Generator, low: float, high: float) -> float:

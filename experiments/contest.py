@@ -9,7 +9,8 @@ are not run again: the same command goes on. A protocol made with `--rehearsal` 
 images; that is where agents are chosen and programs tried.
 
 Every contestant trains the same network on the same images from the same seed. Those that search (the best fixed
-policy of each task, Population Based Training) train many times and keep the network that is best on validation images.
+policy of each task, Population Based Training, whose members have seeds of their own) train many times and keep the
+network that is best on validation images.
 """
 
 from __future__ import annotations
@@ -38,7 +39,7 @@ from envs import Menu, MixPolicyEnv, Task, TaskDistribution
 from envs.mix_policy import training_seed
 from experiments.compare import TEST_READS, train_per_batch
 from experiments.comparison import pack_hits
-from experiments.contest_report import markdown, picture, results
+from experiments.contest_report import AGENT, ORACLE, markdown, picture, results
 from experiments.contestants import PerBatch
 from experiments.family import DATASET, IMAGE_SIZE, TASKS, VALIDATION_SIZE
 from experiments.measures import subject_of
@@ -46,7 +47,8 @@ from experiments.parallel import run_all
 from experiments.run_folder import LineLog, RunError, fitting, interrupt_on_sigterm, machine, user_errors
 
 COMMAND = "python experiments/contest.py"
-FIRST_SEED, REHEARSAL_SEED = 5_000, 9_000  # of trainings; task n is trained from the n-th seed after it
+SEED = 7_310_000_000  # of the tasks; far from those that anybody gives a search
+CONTEST, REHEARSAL = 0, 1  # what seeds of trainings and, as far as it is a rehearsal, of tasks are drawn from
 QUANTILE, RESAMPLE = 0.25, 0.25  # of Population Based Training: who is replaced, and what is drawn anew
 
 
@@ -73,19 +75,19 @@ class Group:
 
 
 GROUPS = {
-    "family": Group("unseen sizes, budgets and seeds", replace(TASKS, seed=11)),
+    "family": Group("unseen sizes, budgets and seeds", replace(TASKS, seed=SEED + 1)),
     "pair": Group(
-        "unseen noise: pairs of classes", replace(TASKS, seed=12, clean=0.0, noise="pair", label_noise=(0.1, 0.4))
+        "unseen noise: pairs of classes", replace(TASKS, seed=SEED + 2, clean=0.0, noise="pair", label_noise=(0.1, 0.4))
     ),
     "digits": Group(
         "unseen data: digits of 8 pixels",
-        replace(TASKS, seed=13, train_size=(200, 800)),
+        replace(TASKS, seed=SEED + 3, train_size=(200, 800)),
         dataset="digits",
         image_size=None,
         validation_size=None,
     ),
-    "lenet": Group("unseen network: LeNet", replace(TASKS, seed=14), model="lenet", lr=0.02),
-    "wide": Group("unseen network: twice the channels", replace(TASKS, seed=15), model="search_wide"),
+    "lenet": Group("unseen network: LeNet", replace(TASKS, seed=SEED + 4), model="lenet", lr=0.02),
+    "wide": Group("unseen network: twice the channels", replace(TASKS, seed=SEED + 5), model="search_wide"),
 }
 
 
@@ -139,6 +141,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     command = shlex.join([*COMMAND.split(), *arguments])
     with user_errors(command):
         config = tyro.cli(ContestConfig, args=arguments, description=__doc__)
+        if config.processes < 1:
+            raise RunError(f"--processes must be at least 1, got {config.processes}")
         out = Path(config.out)
         if config.stage == "protocol":
             write_protocol(config, out, command)
@@ -160,12 +164,8 @@ def write_protocol(config: ContestConfig, out: Path, command: str) -> None:
     if config.count < 2:
         raise RunError(f"--count must be at least 2, got {config.count}")
     agent = Agent.load(Path(config.agent))
-    for other in config.others:
-        known = Agent.load(Path(other.partition("=")[2]))
-        if (known.menu, known.segments) != (agent.menu, agent.segments):
-            raise RunError(f"--others: {other} has another menu or other segments than {config.agent}")
     contestants: dict[str, dict[str, Any]] = {
-        "agent": _agent(config.agent),
+        AGENT: _agent(config.agent),
         "best fixed": {"kind": "schedule", "schedule": PolicySchedule.load(config.fixed).to_json()},
         "random": {"kind": "random"},
         **{
@@ -177,22 +177,27 @@ def write_protocol(config: ContestConfig, out: Path, command: str) -> None:
     }
     for other in config.others:
         name, equals, folder = other.partition("=")
-        if not equals or not name or name in contestants:
+        if not equals or not name or name in (*contestants, ORACLE):
             raise RunError(f"--others must be new names as NAME=FOLDER, got {other!r}")
+        known = Agent.load(Path(folder))
+        if (known.menu, known.segments) != (agent.menu, agent.segments):
+            raise RunError(f"--others: {other} has another menu or other segments than {config.agent}")
         contestants[name] = _agent(folder)
     strange = [name for name in config.only if name not in contestants]
-    if strange:
-        raise RunError(f"--only must be among {', '.join(contestants)}, got {', '.join(strange)}")
+    if strange or (config.only and AGENT not in config.only):
+        raise RunError(
+            f"--only must be {AGENT} and others among {', '.join(contestants)}, got {', '.join(strange or config.only)}"
+        )
     groups = {name: replace(GROUPS[name], count=config.count) for name in config.groups}
     if config.rehearsal:
         groups = {
-            name: replace(group, tasks=replace(group.tasks, seed=group.tasks.seed + REHEARSAL_SEED))
+            name: replace(group, tasks=replace(group.tasks, seed=group.tasks.seed + 1000))
             for name, group in groups.items()
         }
     protocol = {
         "command": command,
         "split": "development" if config.rehearsal else "test",
-        "first_seed": REHEARSAL_SEED if config.rehearsal else FIRST_SEED,
+        "first_seed": REHEARSAL if config.rehearsal else CONTEST,
         "groups": {name: asdict(group) for name, group in groups.items()},
         "contestants": {name: entry for name, entry in contestants.items() if not config.only or name in config.only},
         "menu": agent.menu.to_json(),
@@ -235,8 +240,9 @@ def run(config: ContestConfig, out: Path, command: str) -> None:
         ]
     log = LineLog(out / "runs.jsonl")
     with fitting(log.path):
-        finished = {Entry(line["group"], line["task"], line["contestant"]): line for line in log.read()}
-    log.keep(len(finished))
+        known = log.read()
+        finished = {Entry(line["group"], line["task"], line["contestant"]): line for line in known}
+    log.keep(len(known))
     missing = [entry for entry in wanted if entry not in finished]
     print(f"{len(wanted)} entries, {len(wanted) - len(missing)} of them finished before", flush=True)
     if missing and protocol["split"] == "test":
@@ -292,8 +298,9 @@ def play(entry: Entry, protocol_file: str, precision: str, data_root: str | None
     protocol = _protocol(protocol_file)
     group, contestant = protocol["groups"][entry.group], protocol["contestants"][entry.contestant]
     env = _environment(protocol_file, entry.group, precision, data_root)
-    task = TaskDistribution(**group["tasks"]).task(entry.task)
-    seed = protocol["first_seed"] + entry.task
+    tasks = TaskDistribution(**group["tasks"])
+    task = tasks.task(entry.task)
+    seed = seed_of(protocol["first_seed"], tasks, entry.task)
     chosen: list[Any] = []
     trainings = 1
     match contestant["kind"]:
@@ -312,10 +319,16 @@ def play(entry: Entry, protocol_file: str, precision: str, data_root: str | None
             trainings = contestant["trainings"]
             trainer, chosen = population(env, task, seed, trainings)
         case _:
-            training = replace(env.training, updates=task.updates, saliency="exact")
-            trainer, _ = train_per_batch(PerBatch(), training, env.prepare(task).data, training_seed(seed))
+            data = env.prepare(task).data
+            training = replace(task.training(env.training), saliency="exact")
+            trainer, _ = train_per_batch(PerBatch(), training, data, training_seed(seed))
     seen = _seen(trainer, protocol["split"], 1 / env.trainer.num_classes)
     return {**asdict(entry), "task_drawn": asdict(task), "seed": seed, "trainings": trainings, "chosen": chosen, **seen}
+
+
+def seed_of(first: int, tasks: TaskDistribution, number: int) -> int:
+    """The seed of everybody's training of a task; that of no other task in any group."""
+    return int(np.random.SeedSequence([first, tasks.seed, number]).generate_state(1)[0] >> 1)
 
 
 def population(env: MixPolicyEnv, task: Task, seed: int, members: int) -> tuple[Trainer | None, list[list[int]]]:
@@ -385,13 +398,16 @@ def _explored(random: np.random.Generator, choice: int, size: int) -> int:
 
 def _seen(trainer: Trainer | None, split: str, chance: float) -> dict[str, Any]:
     """What a finished training's network is worth."""
-    if trainer is not None and np.isfinite(trainer.evaluate("validation").loss):
+    validation = None if trainer is None else trainer.evaluate("validation")
+    if trainer is not None and validation is not None and np.isfinite(validation.loss):
         right = subject_of(trainer, split).predictions.right
-        validation = trainer.evaluate("validation").accuracy
         return {
-            "accuracy": float(right.mean()), "validation": validation, "diverged": False, "hits": pack_hits(right),
+            "accuracy": float(right.mean()),
+            "validation": validation.accuracy,
+            "diverged": False,
+            "hits": pack_hits(right),
             "images": len(right),
-        }  # fmt: skip
+        }
     return {"accuracy": chance, "validation": chance, "diverged": True, "hits": None, "images": None}
 
 
@@ -402,6 +418,8 @@ def _agent(folder: str) -> dict[str, Any]:
 def _checksum(folder: Path) -> str:
     digest = hashlib.sha256()
     for name in ("agent.json", "agent.safetensors"):
+        if not (folder / name).is_file():
+            raise RunError(f"{folder}: no agent there; start from the folder where the protocol was written")
         digest.update((folder / name).read_bytes())
     return digest.hexdigest()
 

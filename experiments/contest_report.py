@@ -107,7 +107,7 @@ def _aims(groups: Mapping[str, Any], overall: Mapping[str, Mapping[str, float]])
         share = overall[BEST]["mean"] / gap if gap > 0 else None
         aims[f"{100 * WAY:g} % of the way from the best fixed policy to the oracle"] = {
             "came": {"share": share, "oracle_minus_best_fixed": gap},
-            "reached": gap <= 0 or overall[BEST]["mean"] >= WAY * gap,
+            "reached": overall[BEST]["mean"] >= max(WAY * gap, 0.0),
         }
     if PLAIN in overall:
         worst = {name: group["agent_minus"][PLAIN]["mean"] for name, group in groups.items()}

@@ -50,7 +50,7 @@ def search_bytes(config: SearchConfig, agent: BasePolicy, *, segments: int, choi
     events = rollouts * (20 + choices) * SCALAR + min(rollouts, MOST_PICTURES + 1) * PICTURES
     tasks = (config.tasks or 0) * (2000 + 100 * segments)  # references of the relative reward
     trainings = jobs * (1000 + 400 * segments)
-    return FIXED + episodes * line + events + COPIES * checkpoint + 2 * parameters_of(agent) + tasks + trainings
+    return FIXED + episodes * line + events + COPIES * checkpoint + 3 * parameters_of(agent) + tasks + trainings
 
 
 def training_bytes(network: nn.Module, *, stretches: int, evaluations: int, segments: int) -> int:

@@ -82,7 +82,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
                 "validation_accuracy": info["validation_accuracy"],
                 **as_provenance(seen),
             }
-            type(schedule)(schedule.segments, provenance).save(out / f"{name.replace(' ', '-')}.json")
+            type(schedule)(schedule.segments, provenance).save(out / _file(name))
             told[name] = seen
             print(f"{name}: {_described(task)}; validation accuracy {100 * info['validation_accuracy']:.2f} %")
             for until, policy in schedule.segments:
@@ -90,7 +90,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         file = io.BytesIO()
         picture(agent, told).savefig(file, format="png", dpi=110)
         write_atomic(out / "choices.png", file.getvalue())
-        print(f"written: {out}/choices.png and {', '.join(f'{name}.json' for name in TASKS)}")
+        print(f"written: {out}/choices.png and {', '.join(map(_file, TASKS))}")
 
 
 def picture(agent: Agent, told: dict[str, list[dict[str, dict[str, float]]]]) -> Figure:
@@ -116,6 +116,10 @@ def picture(agent: Agent, told: dict[str, list[dict[str, dict[str, float]]]]) ->
     figure.supxlabel("segment, until this much of the training, %", fontsize=10)
     figure.colorbar(image, ax=panels, label="probability; dots: what was taken", fraction=0.03)
     return figure
+
+
+def _file(name: str) -> str:
+    return f"{name.replace(' ', '-')}.json"
 
 
 def _described(task: Task) -> str:

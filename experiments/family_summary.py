@@ -27,8 +27,9 @@ def summary(lines: Sequence[Line]) -> dict[str, Any]:
         lines: of the log.
 
     Returns:
-        tasks, twice, trainings: that were counted: tasks whose reference and plain trainings have finished, those of
-            them where both were trained from two seeds, and their trainings.
+        tasks, slow, twice, trainings: that were counted: tasks whose reference and plain trainings have finished, those
+            of them that learn slowly, those where both were trained from two seeds, and all their trainings. What
+            follows leaves slow tasks out, `sources` excepted.
         plain: plain training's differences: mean and interval over tasks (each the mean of its seeds), their
             standard deviation over tasks, and that of one seed's difference around its task's: the noise.
         policies: variance between fixed policies of one task, noise taken off; and the noise's, of one training.
@@ -44,14 +45,15 @@ def summary(lines: Sequence[Line]) -> dict[str, Any]:
     for task in sorted({line["task"] for line in lines}):
         both = [(accuracy.get((task, seed, nothing)), accuracy.get((task, seed, reference))) for seed in (0, 1)]
         known = [ours - theirs for ours, theirs in both if ours is not None and theirs is not None]
-        if known:
+        if None not in both[0]:
             plain[task] = known
-    pairs = np.array([known for known in plain.values() if len(known) > 1])
+    fast = {task: known for task, known in plain.items() if task < FIRST_SLOW}
+    pairs = np.array([known for known in fast.values() if len(known) > 1])
     if len(pairs) < LEAST:
         return {"tasks": len(pairs), "trainings": 0}
     counted = [line for line in lines if line["task"] in plain]
     noise = float(np.mean((pairs[:, 0] - pairs[:, 1]) ** 2) / 2)
-    means = [float(np.mean(known)) for known in plain.values()]
+    means = [float(np.mean(known)) for known in fast.values()]
     mean, width = mean_interval(means)
     differences = [
         (line, 100 * line["development"] - accuracy[line["task"], 0, reference])
@@ -60,12 +62,14 @@ def summary(lines: Sequence[Line]) -> dict[str, Any]:
     ]
     by_task: dict[int, list[float]] = {}
     for line, value in differences:
-        by_task.setdefault(line["task"], []).append(value)
+        if line["task"] in fast:
+            by_task.setdefault(line["task"], []).append(value)
     within = [np.var(values, ddof=1) for values in by_task.values() if len(values) > 1] or [0.0]
     chosen = np.where(pairs[:, 0] > 0, pairs[:, 1], 0.0)  # against the reference, on the second seed
     # A difference holds the chance of two trainings, and policies of one task share the reference's.
     return {
         "tasks": len(plain),
+        "slow": len(plain) - len(fast),
         "twice": len(pairs),
         "trainings": len(counted),
         "plain": {
@@ -94,8 +98,8 @@ def markdown(result: Mapping[str, Any]) -> str:
     )
     share = policies["variance"] / (policies["variance"] + policies["noise_variance"])
     return (
-        f"{result['tasks']} tasks ({result['twice']} of them from two seeds), {result['trainings']:,} "
-        "trainings; points of development accuracy less the "
+        f"{result['tasks']} tasks ({result['slow']} slow ones, {result['twice']} from two seeds), "
+        f"{result['trainings']:,} trainings; points of development accuracy less the "
         f"reference's ({reference}) on the same task from the same seed, 95 % intervals over tasks.\n\n"
         f"- Plain training: {_signed(plain['mean'], plain['interval'])}. Over tasks it varies with a standard "
         f"deviation of {plain['over_tasks']:.2f}; chance alone gives one training's difference {plain['noise']:.2f}.\n"

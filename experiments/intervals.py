@@ -1,12 +1,13 @@
 """Means over seeds with intervals."""
 
+import functools
 import math
 from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.stats import t, ttest_rel
+from scipy.stats import norm, t, ttest_rel
 
 
 def mean_interval(values: Sequence[float], confidence: float = 0.95) -> tuple[float, float]:
@@ -54,32 +55,38 @@ def pigeonhole_bootstrap(
     *,
     confidence: float = 0.95,
     replicates: int = 2000,
-    seed: int = 0,
 ) -> tuple[float, float, float]:
-    """Mean over tasks of several strata and images, and the ends of its bootstrap interval, by percentiles.
+    """Mean over tasks of several strata and images, and the ends of its bootstrap interval.
 
     Each replicate draws tasks anew within their stratum, and images anew (https://arxiv.org/abs/0712.1111): the same
-    ones in all strata of the same images. Every task weighs alike.
+    ones in all strata of the same images. Every task weighs alike. The ends are percentiles, moved outwards by what
+    few tasks make them too narrow: the root of T over T less the strata, and Student's quantile over the normal one.
 
     Args:
-        strata: `[T, N]` each, of T tasks on N images.
+        strata: `[T, N]` each, of T tasks on N images; two tasks each at least.
         images: what each stratum's images are; those of one name are the same N images.
         confidence: of the interval, in (0, 1).
-        replicates: how often is drawn.
-        seed: of the draws.
+        replicates: how often is drawn; always the same draws.
     """
-    random = np.random.default_rng(seed)
+    random = np.random.default_rng(0)
     tasks = sum(len(values) for values in strata)
     drawn = np.zeros(replicates)
-    weights: dict[str, NDArray[np.float64]] = {}
     for values, name in zip(strata, images, strict=True):
         count, size = values.shape
-        if name not in weights:
-            weights[name] = random.multinomial(size, np.full(size, 1 / size), replicates) / size
         often = random.multinomial(count, np.full(count, 1 / count), replicates) / count
-        drawn += count / tasks * np.einsum("rt,rt->r", often, weights[name] @ values.T)
-    low, high = np.quantile(drawn, [(1 - confidence) / 2, (1 + confidence) / 2])
-    return float(sum(values.mean() * len(values) for values in strata) / tasks), float(low), float(high)
+        drawn += count / tasks * np.einsum("rt,rt->r", often, _often(name, size, replicates) @ values.T)
+    mean = sum(values.mean() * len(values) for values in strata) / tasks
+    free, end = tasks - len(strata), (1 + confidence) / 2
+    wider = math.sqrt(tasks / free) * t.ppf(end, free) / norm.ppf(end)
+    low, high = mean + wider * (np.quantile(drawn, [1 - end, end]) - mean)
+    return float(mean), float(low), float(high)
+
+
+@functools.cache
+def _often(name: str, size: int, replicates: int) -> NDArray[np.float32]:
+    """How often each of `size` images is drawn in each replicate, over `size`: the same for the same images."""
+    random = np.random.default_rng([size, *name.encode()])
+    return (random.multinomial(size, np.full(size, 1 / size), replicates) / size).astype(np.float32)
 
 
 def paired_p_value(ours: Sequence[float], theirs: Sequence[float]) -> float:

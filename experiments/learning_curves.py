@@ -27,6 +27,7 @@ from experiments.run_folder import LineLog, RunError, fitting, interrupt_on_sigt
 
 COMMAND = "python experiments/learning_curves.py"
 FEWEST = 2  # searches, for a band
+OWN = ("seed", "out", "workers", "resume")  # options in which searches that are alike may differ
 
 
 @dataclass(frozen=True)
@@ -52,13 +53,21 @@ def main(arguments: Sequence[str] | None = None) -> None:
         out = Path(config.out)
         with naming(out):
             out.mkdir(parents=True, exist_ok=True)
+        seeds, settings = [], []
         for run in config.runs:
             log, setting = Path(run) / "episodes.jsonl", Path(run) / "config.json"
             if not (log.is_file() and setting.is_file()):
                 raise RunError(f"--runs: {run} is no run folder of train_agent.py with episodes")
             with fitting(setting):
-                seed = int(json.loads(setting.read_bytes())["config"]["seed"])
-            shutil.copyfile(log, out / f"seed-{seed}.jsonl")
+                told = json.loads(setting.read_bytes())["config"]
+                seeds.append(int(told["seed"]))
+            settings.append({name: value for name, value in told.items() if name not in OWN})
+        if len(set(seeds)) < len(seeds) or any(setting != settings[0] for setting in settings):
+            raise RunError("--runs must be alike but for --seed, and of different seeds")
+        for old in out.glob("seed-*.jsonl") if config.runs else ():
+            old.unlink()
+        for run, seed in zip(config.runs, seeds, strict=True):
+            shutil.copyfile(Path(run) / "episodes.jsonl", out / f"seed-{seed}.jsonl")
         logs = sorted(out.glob("seed-*.jsonl"))
         if len(logs) < FEWEST:
             raise RunError(f"{out} has the logs of {len(logs)} searches; a band takes at least {FEWEST}")
@@ -118,7 +127,7 @@ def picture(result: dict[str, Any]) -> Figure:
     axis.plot(episodes, mean, color="#0072b2", linewidth=2, label="mean, 95 % band")
     axis.axhline(0, color="grey", linewidth=0.8)
     axis.set_xlabel("episodes (classifier trainings) of each search")
-    axis.set_ylabel("return of a training:\nstandard errors above CutMix on half")
+    axis.set_ylabel("return of a training")
     axis.legend(fontsize=8)
     axis.spines[["top", "right"]].set_visible(False)
     return figure

@@ -49,7 +49,7 @@ class Member(tune.Trainable):
         self._task = self._search.tasks.task(0)
         dataset = load_dataset(setting.dataset, setting.data_root, image_size=setting.image_size)
         data = split(dataset, validation_size=setting.validation_size)
-        self._trainer = Trainer(self._search.training, self._task.draw(data))
+        self._trainer = Trainer(self._task.training(self._search.training), self._task.draw(data))
         self._start(config)
 
     def reset_config(self, new_config: dict[str, Any]) -> bool:

@@ -26,10 +26,10 @@ import tyro
 from classifier.files import naming, write_atomic
 from classifier.hardware import resolve_device, resolve_precision
 from classifier.mixing import MixPolicy, PolicySchedule
-from experiments.family import MENU, TASKS, environment
+from experiments.family import FIRST_SLOW, MENU, TASKS, environment
 from experiments.intervals import mean_interval, paired_difference
 from experiments.parallel import run_all
-from experiments.run_folder import LineLog, RunError, interrupt_on_sigterm, machine, user_errors
+from experiments.run_folder import LineLog, RunError, fitting, interrupt_on_sigterm, machine, user_errors
 from experiments.start_agent import episodes
 
 COMMAND = "python experiments/search_fixed.py"
@@ -44,7 +44,7 @@ class FixedConfig:
 
     log: str = "experiments/results/family/episodes.jsonl"
     """Log of study_family.py: by it the menu's own candidates are chosen."""
-    from_menu: int = 6
+    from_menu: int = 8
     """Candidates from the menu; the others are mixtures."""
     seed: int = 0
     """Of the mixtures."""
@@ -65,18 +65,22 @@ def main(arguments: Sequence[str] | None = None) -> None:
         config = tyro.cli(FixedConfig, args=arguments, description=__doc__)
         if not 0 <= config.from_menu <= min(ROUNDS[0][0], len(MENU.actions())):
             raise RunError(f"--from-menu must be in [0, {len(MENU.actions())}], got {config.from_menu}")
-        if config.processes < 1:
-            raise RunError(f"--processes must be at least 1, got {config.processes}")
+        for name, least in (("processes", 1), ("seed", 0)):
+            if getattr(config, name) < least:
+                raise RunError(f"--{name} must be at least {least}, got {getattr(config, name)}")
         out, studied = Path(config.out), Path(config.log)
         if not studied.is_file():
             raise RunError(f"--log: there is no file {studied}; study_family.py writes one")
         with naming(out):
             out.mkdir(parents=True, exist_ok=True)
-        left = best_of_menu(LineLog(studied).read(), config.from_menu)
+        with fitting(studied):
+            left = best_of_menu(LineLog(studied).read(), config.from_menu)
         left += mixtures(ROUNDS[0][0] - len(left), seed=config.seed)
         log = LineLog(out / "trainings.jsonl")
-        accuracies = {(line["policy"], line["task"]): line["development"] for line in log.read()}
-        log.keep(len(accuracies))
+        with fitting(log.path):
+            known = log.read()
+            accuracies = {(line["policy"], line["task"]): line["development"] for line in known}
+        log.keep(len(known))
         precision = resolve_precision("auto", resolve_device("cpu"))
         first, rounds = FIRST_TASK, []
         for count, tasks in ROUNDS:
@@ -97,7 +101,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
             }
             left.sort(key=lambda policy: -float(np.mean(scores[_key(policy)])))
             rounds.append(ranking(left, scores))
-        PolicySchedule.fixed(left[0]).save(out / "policy.json")
+        facts = {"learned_by": "search_fixed", "command": command, "trainings": len(accuracies)}
+        PolicySchedule(PolicySchedule.fixed(left[0]).segments, facts).save(out / "policy.json")
         result = {"command": command, "machine": machine(), "trainings": len(accuracies), "rounds": rounds}
         write_atomic(out / "results.json", (json.dumps(result, indent=2) + "\n").encode())
         for entry in rounds[-1]:
@@ -106,7 +111,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 def best_of_menu(lines: Sequence[dict[str, Any]], count: int) -> list[MixPolicy]:
-    """The menu's policies whose fixed trainings have the highest mean score in the study's log.
+    """The menu's policies whose fixed trainings have the highest mean score in the study's log, slow tasks left out.
 
     Args:
         lines: of the log; policies without a training come last.
@@ -114,7 +119,7 @@ def best_of_menu(lines: Sequence[dict[str, Any]], count: int) -> list[MixPolicy]
     """
     scores: dict[tuple[int, ...], list[float]] = {action: [] for action in MENU.actions()}
     for episode in episodes(lines):
-        if len(set(episode.actions)) == 1:
+        if len(set(episode.actions)) == 1 and episode.task < FIRST_SLOW:
             scores[episode.actions[0]].append(episode.score)
     best = sorted(scores, key=lambda action: -np.mean(scores[action]) if scores[action] else np.inf)
     return [MENU.policy(action) for action in best[:count]]

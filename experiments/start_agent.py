@@ -61,6 +61,17 @@ def main(arguments: Sequence[str] | None = None) -> None:
         log = Path(config.log)
         if not log.is_file():
             raise RunError(f"--log: there is no file {log}; study_family.py writes one")
+        if config.seed < 0:
+            raise RunError(f"--seed must be at least 0, got {config.seed}")
+        for name in ("members", "hidden", "steps"):
+            if getattr(config.regression, name) < 1:
+                raise RunError(f"--regression.{name} must be at least 1, got {getattr(config.regression, name)}")
+        for name, low, high in (("temperature", 1e-3, 1e3), ("learning_rate", 1e-9, 1.0), ("dropout", 0.0, 0.9)):
+            if not low <= getattr(config.regression, name) <= high:
+                raise RunError(
+                    f"--regression.{name.replace('_', '-')} must be from {low:g} to {high:g}, "
+                    f"got {getattr(config.regression, name)}"
+                )
         with fitting(log):
             logged = episodes(LineLog(log).read())
         if config.tasks is not None:
@@ -69,12 +80,13 @@ def main(arguments: Sequence[str] | None = None) -> None:
         if count < FEWEST_TASKS:
             raise RunError(f"{log} has trainings of {count} tasks; at least {FEWEST_TASKS} are needed")
         torch.set_num_threads(1)
-        decisions = Decisions.of(logged, MENU)
+        with fitting(log):
+            decisions = Decisions.of(logged, MENU)
         told = foretold(decisions, config.regression, seed=config.seed)
         values = fit_values(decisions, MENU, config.regression, seed=config.seed)
         torch.manual_seed(config.seed)
         policy = new_policy(MENU, [PPOConfig().hidden] * 2)
-        loss = follow_values(policy, values, seen(logged), MENU, config.regression)
+        loss = follow_values(policy, values, seen(logged), MENU, config.regression, seed=config.seed)
         facts = {
             "learned_by": "regression",
             "command": shlex.join([*COMMAND.split(), *arguments]),
@@ -100,10 +112,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 def episodes(lines: Sequence[dict[str, Any]]) -> list[Episode]:
-    """The logged trainings but the references, each scored against the reference of its task and seed.
+    """The logged trainings, each scored against the reference of its task and seed; references at 0.
 
     A score is as `MixPolicyEnv`'s reward `standing` has it, from development images: the difference in standard errors
-    of measuring the reference on the validation images, limited.
+    of measuring the reference on the validation images, limited. Of a training that diverged, what was seen and done
+    until then.
     """
     references = {
         (line["task"], line["training"]): line["development"] for line in lines if line["kind"] == "reference"
@@ -111,10 +124,10 @@ def episodes(lines: Sequence[dict[str, Any]]) -> list[Episode]:
     found = []
     for line in lines:
         reference = references.get((line["task"], line["training"]))
-        if line["kind"] == "reference" or reference is None:
+        if reference is None:
             continue
         score = (line["development"] - reference) / standard_error(reference, VALIDATION_SIZE)
-        actions = [tuple(action) for action in line["actions"]]
+        actions = [tuple(action) for action in line["actions"]][: len(line["observations"]) - 1]
         rows = zip(line["observations"], [None, *actions[:-1]], strict=False)  # the last is of the training's end
         observations = np.array([[*row, *one_hot(before, MENU)] for row, before in rows], dtype=np.float32)
         found.append(Episode(line["task"], observations, actions, min(max(score, -SCORE_LIMIT), SCORE_LIMIT)))
@@ -148,6 +161,7 @@ def foretold(decisions: Decisions, config: RegressionConfig, *, seed: int) -> di
         segments.append(held.segments)
         for task in np.unique(held.tasks):
             tried = np.flatnonzero((held.tasks == task) & (held.segments == 0))
+            tried = tried[np.unique(held.actions[tried].numpy(), return_index=True)[1]]  # each policy once
             if len(tried) >= FEWEST_TRIED:
                 firsts["of the highest value"].append(float(scored[tried[told[tried].argmax()]]))
                 firsts["all"].append(float(scored[tried].mean()))

@@ -260,7 +260,8 @@ def parse(arguments: Sequence[str]) -> SearchConfig:
     name = named(arguments, "--preset") or "default"
     if name not in PRESETS:
         raise RunError(f"--preset must be one of {', '.join(PRESETS)}, got {name!r}")
-    return tyro.cli(SearchConfig, default=PRESETS[name], args=arguments, description=__doc__)
+    asked = tyro.cli(SearchConfig, default=PRESETS[name], args=arguments, description=__doc__)
+    return asked if asked.start is None else replace(asked, start=str(Path(asked.start).resolve()))
 
 
 def resolve(asked: SearchConfig) -> tuple[Search, Splits]:
@@ -285,7 +286,7 @@ def resolve(asked: SearchConfig) -> tuple[Search, Splits]:
         for action in search.menu.actions():
             tried.check(search.menu.policy(action))
         environments = DummyVecEnv([lambda: MixPolicyEnv(**search.environment(None))] * asked.environment_count)
-        new_agent(search, environments)
+        new_agent(search, environments, None if asked.start is None else Path(asked.start))
         compiled = asked.compile == "on"
         if asked.compile == "auto":
             planned = asked.episodes * asked.updates[1]
@@ -300,7 +301,6 @@ def resolve(asked: SearchConfig) -> tuple[Search, Splits]:
                 precision=precision,  # type: ignore[arg-type]
                 compile="on" if compiled else "off",
                 workers=asked.worker_count,
-                start=None if asked.start is None else str(Path(asked.start).resolve()),
             )
         ),
         data,
@@ -435,8 +435,12 @@ def learn(
     config = search.config
     log = LineLog(run.path / "episodes.jsonl")
     log.keep(0 if checkpoint is None else checkpoint["episodes_done"])
+    start = run.path / "start"
+    if config.start is not None and not (start / "agent.json").exists():
+        start.mkdir(exist_ok=True)
+        Agent.load(Path(config.start)).save(start)  # the run goes on without the original
     try:
-        model = new_agent(search, workers)
+        model = new_agent(search, workers, None if config.start is None else start)
     except ValueError as error:
         raise RunError(str(error)) from error
     jobs = MOST_CANDIDATES * config.candidate_seeds + (len(FIXED) + 4) * config.contest_seeds
@@ -486,8 +490,13 @@ def learn(
     return Agent(model.policy, search.menu, search.segments, facts), learning_seconds
 
 
-def new_agent(search: Search, workers: VecEnv) -> PPO:
-    """The agent before it has learned anything: that of `--start`, or one that leans to CutMix on half the updates.
+def new_agent(search: Search, workers: VecEnv, start: Path | None) -> PPO:
+    """The agent before the search: that of a folder, or one that leans to CutMix on half the updates.
+
+    Args:
+        search: the setting.
+        workers: the environments.
+        start: folder of the agent; none = a new one.
 
     Raises:
         ValueError: its options do not fit each other or the number of workers, or the agent that it starts at.
@@ -495,8 +504,8 @@ def new_agent(search: Search, workers: VecEnv) -> PPO:
     """
     config, lean = search.config, search.menu.find(FIXED[START])
     model = build_agent(config.ppo, workers, segments=len(search.segments), seed=config.seed, start=lean)
-    if config.start is not None:
-        known = Agent.load(Path(config.start))
+    if start is not None:
+        known = Agent.load(start)
         if (known.menu, known.segments) != (search.menu, search.segments):
             raise ValueError(f"--start: {config.start} holds an agent of another menu or of other segments")
         if known.policy.net_arch != model.policy.net_arch:
@@ -570,7 +579,7 @@ def compare(
     config = search.config
     tasks = replace(search.tasks, pool=None, seed=search.tasks.seed + TASKS_OF_THE_CONTEST)
     agents: dict[str, Path] = {}
-    if config.address is None:  # workers of a cluster need not see this machine's folders
+    if config.backend == "local":  # workers of a cluster need not see this machine's folders
         agents = {LIVE: run.path, **({SHIPPED_AGENT: FOLDER} if shipped_fits(search) else {})}
     names = ["learned", *agents, *FIXED, "random"]
     jobs = []
@@ -603,9 +612,14 @@ def compare(
 
 
 def shipped_fits(search: Search) -> bool:
-    """Whether the shipped agent's segments all get an update in every training of the search."""
+    """Whether the shipped agent's segments all get an update in every training of the search.
+
+    Raises:
+        DamagedFileError: the shipped agent cannot be used.
+    """
+    shipped = Agent.load(FOLDER)
     try:
-        require_updates(Agent.load(FOLDER).segments, *search.tasks.updates)
+        require_updates(shipped.segments, *search.tasks.updates)
     except ValueError:
         return False
     return True
@@ -623,7 +637,7 @@ class Trainings:
         self._log = LineLog(run.path / "trainings.jsonl")
         with fitting(self._log.path):
             self._done = {
-                (e["stage"], e["number"]): {split: float(value) for split, value in e["accuracy"].items()}
+                (e["stage"], e["name"], e["seed"]): {split: float(value) for split, value in e["accuracy"].items()}
                 for e in self._log.read()
             }
         self._log.keep(len(self._done))
@@ -631,7 +645,7 @@ class Trainings:
 
     def run(self, stage: str, jobs: Sequence[Job]) -> list[dict[str, float]]:
         """Accuracy by split of every job, in order; those of an earlier start are read."""
-        left = [number for number in range(len(jobs)) if (stage, number) not in self._done]
+        left = [number for number, job in enumerate(jobs) if (stage, job.name, job.seed) not in self._done]
         bar = tqdm(total=len(jobs), initial=len(jobs) - len(left), desc=stage, unit="training")
         with bar:
             finished = run_jobs(self._workers, [jobs[number] for number in left])
@@ -639,9 +653,9 @@ class Trainings:
                 told = {name: value for name, value in asdict(job).items() if name != "agent"}  # the name says whose
                 entry = {"stage": stage, "number": number, **told, "accuracy": accuracy}
                 self._log.append(entry)
-                self._done[stage, number] = accuracy
+                self._done[stage, job.name, job.seed] = accuracy
                 bar.update(1)
-        return [self._done[stage, number] for number in range(len(jobs))]
+        return [self._done[stage, job.name, job.seed] for job in jobs]
 
 
 def report(search: Search, run: RunFolder) -> None:
@@ -651,7 +665,7 @@ def report(search: Search, run: RunFolder) -> None:
     print("\nThe learned policy")
     for until, policy in schedule.segments:
         print(f"  until {100 * until:5.1f} %  {policy}")
-    if all(policy == FIXED[START] for _, policy in schedule.segments):
+    if search.config.start is None and all(policy == FIXED[START] for _, policy in schedule.segments):
         print(f"  This is where the search started: it found nothing that its evidence puts above {START}.")
     rows = [("", "accuracy", "learned is ahead by", "")]
     for name, entry in contest.items():

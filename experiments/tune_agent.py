@@ -166,6 +166,8 @@ def check(config: TuneConfig) -> None:
     for name in ("out", "resume", "address", "trust"):
         if getattr(config.agent, name):
             raise RunError(f"--agent.{name} is not for many searches: give --{name}")
+    if config.agent.start is not None:
+        raise RunError("--agent.start is not for many searches, whose segments differ: train_agent.py takes it")
 
 
 def settle(config: TuneConfig) -> SearchConfig:

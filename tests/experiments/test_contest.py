@@ -78,10 +78,12 @@ def test_a_contest_as_its_protocol_says_goes_on_and_reads_the_test_set_once(
     # By hand: the same images, weights and order for all, whoever chooses.
     data = task.draw(split(load_dataset("digits"), validation_size=100))
     setting = TrainConfig(model="search", updates=task.updates, device="cpu", precision=contest_precision())
-    trainer = Trainer(setting, data, seed=training_seed(contest.FIRST_SEED))
+    seed = training_seed(first["agent"]["seed"])
+    assert {line["seed"] for line in first.values()} == {contest.seed_of(contest.CONTEST, TINY.tasks, 0)}
+    trainer = Trainer(setting, data, seed=seed)
     trainer.train(CUTMIX.segments[0][1], task.updates)
     assert trainer.evaluate("validation").accuracy == first["best fixed"]["validation"]
-    trainer.reset(training_seed(contest.FIRST_SEED))
+    trainer.reset(seed)
     for end, action in zip(SEGMENTS, first["agent"]["chosen"], strict=True):
         trainer.train(MENU.policy(action), round(end * task.updates) - trainer.updates_done)
     assert trainer.evaluate("validation").accuracy == first["agent"]["validation"]
@@ -117,8 +119,13 @@ def test_a_rehearsal_has_other_tasks_and_other_images(arguments: list[str], tmp_
     [
         (["--groups", "nowhere"], "--groups must be among tiny, got nowhere"),
         (["--count", "1"], "--count must be at least 2"),
-        (["--only", "nobody"], "--only must be among .*got nobody"),
-        (["--others", "agent=x"], "no usable agent"),
+        (["--only", "agent", "nobody"], "--only must be agent and others among .*got nobody"),
+        (["--only", PLAIN], "--only must be agent and others"),
+        (["--others", "agent=x"], "--others must be new names"),
+        (["--others", "oracle=x"], "--others must be new names"),
+        (["--others", "nobody"], "--others must be new names"),
+        (["--others", "one=nowhere"], "no usable agent"),
+        (["--processes", "0"], "--processes must be at least 1"),
     ],
 )
 def test_a_protocol_refuses(changes: list[str], named: str, arguments: list[str], capsys: Any, tmp_path: Path) -> None:
@@ -267,4 +274,11 @@ def test_the_groups_are_apart_from_what_the_agent_has_seen() -> None:
     for name, group in contest.GROUPS.items():
         assert not tasks & {group.tasks.task(number).data_seed for number in range(100)}, name
         assert group.tasks != replace(contest.TASKS, seed=group.tasks.seed) or name in ("family", "lenet", "wide"), seen
+    seeds = [
+        contest.seed_of(first, group.tasks, number)
+        for first in (contest.CONTEST, contest.REHEARSAL)
+        for group in contest.GROUPS.values()
+        for number in range(100)
+    ]
+    assert len(set(seeds)) == len(seeds), "no two tasks are trained from one seed"
     assert contest.GROUPS["lenet"].model != contest.GROUPS["wide"].model != "search"

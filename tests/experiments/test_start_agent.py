@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from agent.ppo import Agent
+from agent.regression import Decisions
 from classifier.mixing import MixPolicy, PolicySchedule
 from envs.observation import FEATURES
 from experiments import search_fixed, start_agent
@@ -41,13 +42,25 @@ def test_scores_are_standard_errors_from_the_reference_of_the_same_task_and_seed
     lines = [logged(0, REFERENCE, 0.8, "reference"), logged(0, GOOD, 0.81), logged(1, GOOD, 0.9)]
     lines += [logged(2, REFERENCE, 0.5, "reference"), logged(2, PLAIN, 0.1)]
     found = start_agent.episodes(lines)
-    assert [episode.task for episode in found] == [0, 2], "a task without its reference says nothing"
-    assert found[0].score == pytest.approx(0.01 / math.sqrt(0.8 * 0.2 / 3000))
-    assert found[1].score == -10, "limited"
+    assert [episode.task for episode in found] == [0, 0, 2, 2], "a task without its reference says nothing"
+    assert found[0].score == found[2].score == 0
+    assert found[1].score == pytest.approx(0.01 / math.sqrt(0.8 * 0.2 / 3000))
+    assert found[3].score == -10, "limited"
     assert found[0].observations.shape == (len(SEGMENTS), len(FEATURES) + sum(MENU.sizes))
-    hot = found[0].observations[:, len(FEATURES) :]
+    hot = found[1].observations[:, len(FEATURES) :]
     assert not hot[0].any() and (hot[1:].sum(axis=1) == 4).all()
     assert hot[1, GOOD[0]] == 1
+
+
+def test_of_a_training_that_diverged_what_was_done_until_then_counts() -> None:
+    """It was to switch after two segments, and diverged in the second: the switch has not happened."""
+    line = logged(0, PLAIN, 0.1)
+    line["actions"] = [list(PLAIN)] * 2 + [list(GOOD)] * 3
+    line["observations"] = line["observations"][:3]
+    _, diverged = start_agent.episodes([logged(0, REFERENCE, 0.8, "reference"), line])
+    assert diverged.actions == [PLAIN] * 2 and len(diverged.observations) == 2 and diverged.score == -10
+    found = Decisions.of([diverged], MENU)
+    assert found.actions.tolist() == [ACTIONS.index(PLAIN)] * 2 and found.weights.tolist() == [0.5] * 2
 
 
 def test_the_agent_learns_what_the_log_says(tmp_path: Path, capsys: Any) -> None:

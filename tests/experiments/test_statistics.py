@@ -86,7 +86,14 @@ def test_bootstrap_over_strata_is_that_of_drawing_tasks_and_images_anew() -> Non
         means.append(sum(drawn) / 12)
     mean, low, high = pigeonhole_bootstrap([one, two, other], ["a", "a", "b"])
     assert mean == pytest.approx((one.mean() * 6 + two.mean() * 3 + other.mean() * 3) / 12)
-    expected = np.quantile(means, [0.025, 0.975])
+    wider = np.sqrt(12 / 9) * stats.t.ppf(0.975, 9) / stats.norm.ppf(0.975)  # 12 tasks in 3 strata
+    expected = mean + wider * (np.quantile(means, [0.025, 0.975]) - mean)
     assert (low, high) == pytest.approx(tuple(expected), abs=0.1 * (expected[1] - expected[0]))
+    covered = [
+        low <= 0 <= high
+        for values in random.normal(0, 1, (300, 10, 1))
+        for _, low, high in [pigeonhole_bootstrap([values], ["one"], replicates=500)]
+    ]
+    assert np.mean(covered) > 0.91, "few tasks do not make it too sure"
     apart = pigeonhole_bootstrap([one, two, other], ["a", "c", "b"])
     assert apart[2] - apart[1] < 0.95 * (high - low), "images that are shared count once"

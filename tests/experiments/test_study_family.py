@@ -80,7 +80,7 @@ def test_the_summary_finds_what_was_put_in() -> None:
     assert cells["mixup all"]["clean labels"] == {"mean": None, "interval": None, "tasks": 0}
     text = markdown(found)
     assert "| mixup all | (0 tasks) | (0 tasks) | (0 tasks) |" in text
-    assert "2000 tasks (2000 of them from two seeds), 10,000 trainings" in text
+    assert "2000 tasks (0 slow ones, 2000 from two seeds), 10,000 trainings" in text
     assert len(picture(lines).axes) == len(MENU.sources) + 1
 
 
@@ -92,10 +92,19 @@ def test_slow_tasks_are_told_apart_and_one_seed_counts_where_there_is_but_one() 
         for kind, action, shift in (("reference", REFERENCE, 0), ("plain", PLAIN, shift))
     ]  # fmt: skip
     found = summary(lines)
-    assert (found["tasks"], found["twice"], found["trainings"]) == (6, 3, 18)
-    assert found["plain"]["mean"] == pytest.approx(3)
+    assert (found["tasks"], found["slow"], found["twice"], found["trainings"]) == (6, 3, 3, 18)
+    assert found["plain"]["mean"] == pytest.approx(1), "slow ones are a kind of their own"
     assert found["sources"]["clean"]["slow"] == {"mean": pytest.approx(5), "interval": pytest.approx(0), "tasks": 3}
     assert found["choosing"]["against_reference"][0] == pytest.approx(1), "of the tasks that were trained twice"
+
+
+def test_a_task_whose_first_reference_has_not_finished_does_not_count() -> None:
+    lines = [
+        line(task, seed, kind, action, 50)
+        for task in range(4) for seed in (0, 1) for kind, action in (("reference", REFERENCE), ("plain", PLAIN))
+        if (task, seed, kind) != (3, 0, "reference")
+    ]  # fmt: skip
+    assert summary(lines)["tasks"] == 3
 
 
 def test_trainings_of_one_task_are_one_value_of_a_source() -> None:
