@@ -490,7 +490,7 @@ def learn(
     return Agent(model.policy, search.menu, search.segments, facts), learning_seconds
 
 
-def new_agent(search: Search, workers: VecEnv, start: Path | None) -> PPO:
+def new_agent(search: Search, workers: VecEnv, start: Path | None = None) -> PPO:
     """The agent before the search: that of a folder, or one that leans to CutMix on half the updates.
 
     Args:

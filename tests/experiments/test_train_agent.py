@@ -705,3 +705,32 @@ def test_segments_are_given_as_a_number_or_as_their_ends() -> None:
     assert ends("4") == (0.25, 0.5, 0.75, 1.0)
     assert ends("1") == ends("1.0") == (1.0,)
     assert ends("0.1 1") == (0.1, 1.0)
+
+
+def test_a_search_starts_at_an_agent_and_goes_on_without_it(
+    here: None, run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """No learning: the searched agent is the one that it started at, though that was deleted on the way."""
+    shutil.copytree(run, tmp_path / "known")
+    known = Agent.load(tmp_path / "known").policy.state_dict()
+    still = ["--ppo.learning-rate", "1e-12", "--start", str(tmp_path / "known"), "--out", str(tmp_path / "new")]
+    train_agent.main([*OPTIONS, *still])
+    found = Agent.load(tmp_path / "new")
+    assert all(np.allclose(known[name], tensor, atol=1e-6) for name, tensor in found.policy.state_dict().items())
+    assert found.provenance["start"] == str(tmp_path / "known")
+    shutil.rmtree(tmp_path / "known")
+    for part in ("summary.json", "checkpoints"):
+        target = tmp_path / "new" / part
+        shutil.rmtree(target) if target.is_dir() else target.unlink()
+    train_agent.main(["--resume", str(tmp_path / "new")])
+    again = Agent.load(tmp_path / "new").policy.state_dict()
+    assert all(np.allclose(known[name], tensor, atol=1e-6) for name, tensor in again.items())
+    capsys.readouterr()
+    for changed, named in (
+        (["--segments", "2"], "another menu or of other segments"),
+        (["--ppo.hidden", "9"], "--ppo.hidden"),
+    ):
+        with pytest.raises(SystemExit):
+            train_agent.main([*OPTIONS, *changed, "--start", str(run), "--out", str(tmp_path / "refused")])
+        assert named in capsys.readouterr().err
+    assert not (tmp_path / "refused").exists()
