@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,7 +14,7 @@ import torch
 from gymnasium import spaces
 from numpy.typing import NDArray
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save
+from safetensors.torch import load, save
 from stable_baselines3 import PPO
 from stable_baselines3.common.distributions import MultiCategoricalDistribution
 from stable_baselines3.common.policies import ActorCriticPolicy
@@ -216,8 +216,8 @@ class Agent:
             observation, _, over, _, _ = env.step(actions[-1])
         return actions
 
-    def save(self, folder: Path) -> None:
-        """Write `agent.safetensors` and `agent.json` into `folder`."""
+    def to_files(self) -> dict[str, bytes]:
+        """The contents of the files that `save` writes, by name: an agent as it travels."""
         description = {
             "format": FORMAT,
             "version": VERSION,
@@ -227,8 +227,15 @@ class Agent:
             "segments": list(self.segments),
             "provenance": self.provenance,
         }
-        write_atomic(folder / "agent.safetensors", save(dict(self.policy.state_dict())))
-        write_atomic(folder / "agent.json", (json.dumps(description, indent=2) + "\n").encode())
+        return {
+            "agent.safetensors": save(dict(self.policy.state_dict())),
+            "agent.json": (json.dumps(description, indent=2) + "\n").encode(),
+        }
+
+    def save(self, folder: Path) -> None:
+        """Write `agent.safetensors` and `agent.json` into `folder`."""
+        for name, content in self.to_files().items():
+            write_atomic(folder / name, content)
 
     @classmethod
     def load(cls, folder: Path) -> Agent:
@@ -237,9 +244,23 @@ class Agent:
         Raises:
             DamagedFileError: a file is missing, damaged, of another version, or does not fit the other.
         """
-        path = folder / "agent.json"
         try:
-            value = json.loads(path.read_bytes())
+            return cls.from_files({name: (folder / name).read_bytes() for name in ("agent.json", "agent.safetensors")})
+        except (OSError, ValueError) as error:
+            raise DamagedFileError(
+                f"{folder}: no usable agent there ({error}); it needs agent.json and "
+                "agent.safetensors as train_agent.py writes them"
+            ) from None
+
+    @classmethod
+    def from_files(cls, files: Mapping[str, bytes]) -> Agent:
+        """The agent that `to_files` gave; no code is run.
+
+        Raises:
+            ValueError: it is damaged, of another version, or its parts do not fit each other.
+        """
+        try:
+            value = json.loads(files["agent.json"])
             if not isinstance(value, dict) or value.get("format") != FORMAT or value.get("version") != VERSION:
                 raise ValueError(f"not an agent of version {VERSION}")
             names = ["format", "version", "observation_version", "hidden", "menu", "segments", "provenance"]
@@ -254,14 +275,11 @@ class Agent:
                 raise ValueError("segments must be a list and provenance an object")
             segments = segment_ends(value["segments"])
             policy = new_policy(menu, hidden)
-            policy.load_state_dict(load_file(folder / "agent.safetensors"))
+            policy.load_state_dict(load(files["agent.safetensors"]))
             return cls(policy, menu, segments, value["provenance"])
         # ArithmeticError: JSON knows numbers that are infinite.
-        except (OSError, ValueError, TypeError, KeyError, ArithmeticError, RuntimeError, SafetensorError) as error:
-            raise DamagedFileError(
-                f"{folder}: no usable agent there ({error}); it needs agent.json and "
-                "agent.safetensors as train_agent.py writes them"
-            ) from None
+        except (ValueError, TypeError, KeyError, ArithmeticError, RuntimeError, SafetensorError) as error:
+            raise ValueError(error) from None
 
 
 def new_policy(menu: Menu, hidden: Sequence[int]) -> ActorCriticPolicy:

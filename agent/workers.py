@@ -2,7 +2,6 @@
 
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from typing import Any
 
 import gymnasium as gym
@@ -89,7 +88,7 @@ class Worker(gym.Wrapper[NDArray[np.float32], Any, NDArray[np.float32], Any]):
             assert job.schedule is not None
             schedule = PolicySchedule.from_json(job.schedule)
             return env.train_under(schedule, task, job.seed, splits=job.splits)
-        agent = Agent.load(Path(job.agent))
+        agent = Agent.from_files(job.agent)
         seen = env.seen_by(agent.menu, agent.segments, task)
         agent.play(seen, task, job.seed)
         return seen.measure(job.splits)
@@ -105,7 +104,7 @@ class Job:
         task: fields of the `Task`.
         seed: of the training.
         splits: what to measure at the end.
-        agent: folder of the agent; none for a schedule.
+        agent: `Agent.to_files()`; none for a schedule.
     """
 
     name: str
@@ -113,13 +112,13 @@ class Job:
     task: dict[str, Any]
     seed: int
     splits: tuple[str, ...]
-    agent: str | None = None
+    agent: dict[str, bytes] | None = None
 
     @classmethod
-    def of(cls, name: str, chooser: PolicySchedule | Path, task: Task, seed: int, splits: Sequence[str]) -> "Job":
-        """The job from values that do not travel; an agent is given by its folder."""
-        if isinstance(chooser, Path):
-            return cls(name, None, asdict(task), seed, tuple(splits), str(chooser.resolve()))
+    def of(cls, name: str, chooser: PolicySchedule | Agent, task: Task, seed: int, splits: Sequence[str]) -> "Job":
+        """The job from values that do not travel."""
+        if isinstance(chooser, Agent):
+            return cls(name, None, asdict(task), seed, tuple(splits), chooser.to_files())
         return cls(name, PolicySchedule(chooser.segments).to_json(), asdict(task), seed, tuple(splits))
 
 

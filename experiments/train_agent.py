@@ -20,7 +20,7 @@ from __future__ import annotations
 import math
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass, replace
 from functools import partial
@@ -366,7 +366,7 @@ def execute(search: Search, run: RunFolder) -> None:
         agent.save(run.path)
         trainings = Trainings(run, workers)
         schedule = keep_best(search, run, trainings, offer(run, workers, agent), agent.provenance)
-        contest = compare(search, run, schedule, trainings)
+        contest = compare(search, schedule, trainings, {LIVE: agent, **shipped_agent(search)})
     except (EOFError, ConnectionError):
         raise RunError(
             "a worker process ended too early, by its own error above or killed from outside (is there enough "
@@ -573,19 +573,23 @@ def keep_best(
 
 
 def compare(
-    search: Search, run: RunFolder, schedule: PolicySchedule, trainings: Trainings
+    search: Search, schedule: PolicySchedule, trainings: Trainings, agents: Mapping[str, Agent]
 ) -> dict[str, dict[str, Any]]:
-    """Train everybody on fresh images and seeds, the same for all; development-test accuracy."""
+    """Train everybody on fresh images and seeds, the same for all; development-test accuracy.
+
+    Args:
+        search: the setting.
+        schedule: what was learned.
+        trainings: who trains.
+        agents: further contestants by name, asked live.
+    """
     config = search.config
     tasks = replace(search.tasks, pool=None, seed=search.tasks.seed + TASKS_OF_THE_CONTEST)
-    agents: dict[str, Path] = {}
-    if config.backend == "local":  # workers of a cluster need not see this machine's folders
-        agents = {LIVE: run.path, **({SHIPPED_AGENT: FOLDER} if shipped_fits(search) else {})}
     names = ["learned", *agents, *FIXED, "random"]
     jobs = []
     for number in range(config.contest_seeds):
         seed = _seed(config, "contest", number)
-        contestants: dict[str, PolicySchedule | Path] = {
+        contestants: dict[str, PolicySchedule | Agent] = {
             "learned": schedule,
             **agents,
             **{name: PolicySchedule.fixed(policy) for name, policy in FIXED.items()},
@@ -611,18 +615,18 @@ def compare(
     return contest
 
 
-def shipped_fits(search: Search) -> bool:
-    """Whether the shipped agent's segments all get an update in every training of the search.
+def shipped_agent(search: Search) -> dict[str, Agent]:
+    """The shipped agent by its name, if its segments all get an update in every training of the search.
 
     Raises:
-        DamagedFileError: the shipped agent cannot be used.
+        DamagedFileError: it cannot be used.
     """
     shipped = Agent.load(FOLDER)
     try:
         require_updates(shipped.segments, *search.tasks.updates)
     except ValueError:
-        return False
-    return True
+        return {}
+    return {SHIPPED_AGENT: shipped}
 
 
 class Trainings:

@@ -71,6 +71,7 @@ from experiments.train_agent import (
     report,
     resolve,
     resolve_with_gpus,
+    shipped_agent,
 )
 
 if TYPE_CHECKING:
@@ -202,7 +203,7 @@ def execute(config: TuneConfig, run: RunFolder) -> None:
         else:
             schedule = keep_best(search, run, trainings, best_members(config, run, results), provenance(config))
             images = sum(entry["images"] for entry in LineLog(run.path / "members.jsonl").read())
-        contest = compare(search, run, schedule, trainings)
+        contest = compare(search, schedule, trainings, shipped_agent(search))
     except WorkerFailedError as error:
         raise RunError(f"{error}; go on with {run.go_on}") from None
     finally:

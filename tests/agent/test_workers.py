@@ -142,13 +142,12 @@ def test_jobs_are_spread_over_workers_and_come_back_in_order() -> None:
     assert list(run_jobs(workers, [])) == []
 
 
-def test_an_agent_with_a_menu_and_segments_of_its_own_is_asked_live(tmp_path: Path) -> None:
+def test_an_agent_with_a_menu_and_segments_of_its_own_is_asked_live() -> None:
     agent = new_agent(MENU)
-    agent.save(tmp_path)
     worker = Worker(tiny(reward="relative", reference_seeds=1), 3, 0, Position())
     task = worker.mix_policy_env.tasks.task(0)
     before = play(worker.mix_policy_env, ACTIONS, seed=5)[1]
-    job = Job.of("asked", tmp_path, task, 7, ["validation", "development"])
+    job = Job.of("asked", agent, task, 7, ["validation", "development"])
     found = worker.train_under([job])
     env = tiny(reward="final", menu=MENU, segments=agent.segments)
     agent.play(env, task, 7)

@@ -722,6 +722,7 @@ def test_a_search_starts_at_an_agent_and_goes_on_without_it(
     for part in ("summary.json", "checkpoints"):
         target = tmp_path / "new" / part
         shutil.rmtree(target) if target.is_dir() else target.unlink()
+    gc.collect()  # the lock goes with the folder's last reference
     train_agent.main(["--resume", str(tmp_path / "new")])
     again = Agent.load(tmp_path / "new").policy.state_dict()
     assert all(np.allclose(known[name], tensor, atol=1e-6) for name, tensor in again.items())
