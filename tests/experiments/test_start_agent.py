@@ -2,6 +2,7 @@
 
 import json
 import math
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -145,3 +146,17 @@ def test_the_best_is_found_by_halving_and_a_search_goes_on(tmp_path: Path, monke
     search_fixed.main(arguments)
     assert len(trained) == len(before["trainings.jsonl"].splitlines()) - 100
     assert {name: (out / name).read_bytes() for name in before} == before
+
+
+def test_the_committed_search_follows_from_its_log(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = Path(__file__).parents[2] / "experiments/results"
+    shutil.copytree(folder / "fixed", tmp_path / "fixed")
+    monkeypatch.setattr(search_fixed, "play", None)  # nothing is trained
+    search_fixed.main(["--log", str(folder / "family/episodes.jsonl"), "--out", str(tmp_path / "fixed")])
+    written, found = (json.loads((at / "results.json").read_text()) for at in (folder / "fixed", tmp_path / "fixed"))
+    assert len(written["rounds"]) == len(found["rounds"]) == len(search_fixed.ROUNDS)
+    for one, other in zip(written["rounds"], found["rounds"], strict=True):
+        assert [entry["policy"] for entry in one] == [entry["policy"] for entry in other]
+        assert [entry["mean"] for entry in one] == pytest.approx([entry["mean"] for entry in other])
+    kept, again = (PolicySchedule.load(at / "policy.json") for at in (folder / "fixed", tmp_path / "fixed"))
+    assert kept.segments == again.segments
