@@ -83,3 +83,21 @@ def test_curves_are_means_of_updates_with_a_students_band(tmp_path: Path, capsys
         learning_curves.main(["--runs", str(other), str(other), *arguments])
     assert "of different seeds" in capsys.readouterr().err
     assert len(list((tmp_path / "out").glob("seed-*.jsonl"))) == 3, "what was there stays"
+
+
+def test_committed_curves_follow_from_the_committed_logs() -> None:
+    folder = Path(__file__).parents[2] / "experiments/results/learning"
+    result = json.loads((folder / "results.json").read_text())
+    together = result["episodes"][0]
+    logs = {
+        log.stem: learning_curves.returns([json.loads(line) for line in log.read_text().splitlines()], together)
+        for log in sorted(folder.glob("seed-*.jsonl"))
+    }
+    found = json.loads(json.dumps(learning_curves.curves(logs, together)))
+    for name, value in found.items():
+        if name == "searches":
+            assert list(value) == list(result[name])
+            for search, points in value.items():
+                np.testing.assert_allclose(points, result[name][search])
+        else:
+            np.testing.assert_allclose(value, result[name])
