@@ -200,6 +200,7 @@ def write_protocol(config: ContestConfig, out: Path, command: str) -> None:
         "first_seed": REHEARSAL if config.rehearsal else CONTEST,
         "groups": {name: asdict(group) for name, group in groups.items()},
         "contestants": {name: entry for name, entry in contestants.items() if not config.only or name in config.only},
+        "oracle": not config.only or set(config.only) >= {f"fixed: {name}" for name in fixed_of(agent.menu)},
         "menu": agent.menu.to_json(),
         "segments": list(agent.segments),
         "statistics": (

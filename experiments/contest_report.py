@@ -38,7 +38,8 @@ def results(protocol: Mapping[str, Any], lines: Sequence[Mapping[str, Any]]) -> 
     found = {(line["group"], line["task"], line["contestant"]): line for line in lines}
     groups: dict[str, dict[str, Any]] = {}
     rights: dict[str, dict[str, NDArray[np.float64]]] = {}
-    menu = [name for name in names if protocol["contestants"][name].get("of_the_menu")]
+    of_menu = [name for name in names if protocol["contestants"][name].get("of_the_menu")]
+    menu = of_menu if protocol.get("oracle") else []  # one that knows part of the menu alone would be none
     for group, setting in protocol["groups"].items():
         tasks = [task for task in range(setting["count"]) if all((group, task, name) in found for name in names)]
         if len(tasks) < 2:

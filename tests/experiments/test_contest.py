@@ -19,6 +19,7 @@ from experiments import contest
 from experiments.comparison import pack_hits, unpack_hits
 from experiments.contest_report import ALL, ORACLE, PLAIN, markdown, picture, results
 from experiments.family import MENU, SEGMENTS
+from experiments.shipped import FOLDER
 from tests.envs.tiny import tiny, weights
 
 TINY = contest.Group(
@@ -208,6 +209,7 @@ def planted(count: int, images: int = 400) -> tuple[dict[str, Any], list[dict[st
     group = {"title": "one", "count": count, "dataset": "fashion_mnist"}
     protocol = {
         "split": "development",
+        "oracle": True,
         "statistics": "",
         "contestants": names,
         "groups": {"a": group, "b": {**group, "title": "two"}},
@@ -248,6 +250,8 @@ def test_the_results_are_those_that_were_put_in() -> None:
     oracle = [accuracy[*place, PLAIN if place[1] == 0 else "fixed: cutmix half, β 1"] for place in tasks]
     by_hand = np.mean([accuracy[*place, "agent"] for place in tasks]) - np.mean(oracle)
     assert overall[ORACLE]["mean"] == pytest.approx(100 * by_hand)
+    partial = results({**protocol, "oracle": False}, found)
+    assert partial is not None and ORACLE not in partial[ALL]["agent_minus"]
     aims = {name.split(",")[0]: aim["reached"] for name, aim in told["aims"].items()}
     assert aims["ahead of best fixed by 0.5 points"] is False
     assert aims["ahead of random by 1 points"] is True
@@ -282,3 +286,17 @@ def test_the_groups_are_apart_from_what_the_agent_has_seen() -> None:
     ]
     assert len(set(seeds)) == len(seeds), "no two tasks are trained from one seed"
     assert contest.GROUPS["lenet"].model != contest.GROUPS["wide"].model != "search"
+
+
+def test_the_committed_rehearsal_follows_from_its_log_and_is_the_shipped_agents() -> None:
+    folder = Path(__file__).parents[2] / "experiments/results/rehearsal"
+    protocol = json.loads((folder / "protocol.json").read_text())
+    written = json.loads((folder / "results.json").read_text())
+    assert protocol["split"] == "development"
+    assert protocol["contestants"]["agent"]["sha256"] == contest._checksum(FOLDER)
+    found = results(protocol, lines(folder / "runs.jsonl"))
+    assert found is not None
+    assert found["groups"].keys() == written["groups"].keys()
+    for rival, gap in found[ALL]["agent_minus"].items():
+        assert written[ALL]["agent_minus"][rival] == pytest.approx(gap)
+    assert (folder / "results.md").read_text() == markdown(written)
