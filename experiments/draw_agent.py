@@ -112,7 +112,8 @@ def picture(agent: Agent, told: dict[str, list[dict[str, dict[str, float]]]]) ->
             panel.set_xticks(range(len(ends)), ends, fontsize=8)
             for place in range(len(ends)):
                 panel.plot(place, shares[:, place].argmax(), "o", color="#d55e00", markersize=4)
-        panels[0, column].set_title(f"{name}\n{_described(TASKS[name])}", fontsize=9)
+        title = _described(TASKS[name]).replace(" updates, ", " updates,\n")
+        panels[0, column].set_title(f"{name}\n{title}", fontsize=9)
     figure.supxlabel("segment, until this much of the training, %", fontsize=10)
     figure.colorbar(image, ax=panels, label="probability; dots: what was taken", fraction=0.03)
     return figure
