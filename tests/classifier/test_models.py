@@ -480,7 +480,7 @@ def test_among_layers_of_zero_outputs_the_last_is_found() -> None:
 
 def test_a_convolution_before_an_activation_is_named_by_hand() -> None:
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(0)  # by chance no output is below 0, and the ReLU changes nothing
+        torch.manual_seed(0)  # with others it may be that no output is below 0, and the ReLU changes nothing
         model = build_model("torchvision/squeezenet1_1", num_classes=5, in_channels=3).eval()
         images = torch.rand(2, 3, 32, 32)  # of which one position is left, and a ReLU in place
     with torch.no_grad():
