@@ -132,14 +132,13 @@ class ActionValues:
     """The score that holding each action to the end is expected to give.
 
     Args:
-        menu: of the actions.
+        effects: what each action does, `[A, E]`.
         mean, spread: of each observed value, `[O]`.
         networks: each from an observation and what an action does to a score.
     """
 
-    def __init__(self, menu: Menu, mean: Tensor, spread: Tensor, networks: Sequence[nn.Module]) -> None:
-        self._effects = torch.tensor([_effect(menu, action) for action in menu.actions()])
-        self._mean, self._spread, self._networks = mean, spread, networks
+    def __init__(self, effects: Tensor, mean: Tensor, spread: Tensor, networks: Sequence[nn.Module]) -> None:
+        self._effects, self._mean, self._spread, self._networks = effects, mean, spread, networks
 
     def __call__(self, observations: Tensor) -> Tensor:
         """Values `[N, A]` at observations `[N, O]`, of the menu's `actions()` in order."""
@@ -161,8 +160,8 @@ def fit_values(decisions: Decisions, menu: Menu, config: RegressionConfig, *, se
     """
     mean = decisions.observations.mean(dim=0)
     spread = decisions.observations.std(dim=0).clamp(min=FEWEST)
-    effects = torch.tensor([_effect(menu, action) for action in menu.actions()])[decisions.actions]
-    inputs = torch.cat(((decisions.observations - mean) / spread, effects), dim=1)
+    effects = torch.tensor([_effect(menu, action) for action in menu.actions()])
+    inputs = torch.cat(((decisions.observations - mean) / spread, effects[decisions.actions]), dim=1)
     tasks = np.unique(decisions.tasks)
     networks = []
     for member in range(config.members):
@@ -171,7 +170,7 @@ def fit_values(decisions: Decisions, menu: Menu, config: RegressionConfig, *, se
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed * config.members + member)
             networks.append(_fit_network(inputs, decisions.scores, often * decisions.weights, config))
-    return ActionValues(menu, mean, spread, networks)
+    return ActionValues(effects, mean, spread, networks)
 
 
 def follow_values(

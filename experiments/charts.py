@@ -2,13 +2,16 @@
 
 Colours are names of the page's style sheet (`--c1` to `--c8`, after Okabe and Ito, whom the colour-blind can tell
 apart); lines differ in their dashes as well, and every chart carries a description for those who do not see it.
+Pictures beside tables are Matplotlib's, and become files here.
 """
 
 from __future__ import annotations
 
+import io
 from collections.abc import Mapping, Sequence
 
 from markupsafe import Markup
+from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from classifier.mixing import PolicySchedule
@@ -307,3 +310,10 @@ def _thinned(line: Line) -> Line:
         (sum(x for x, _ in group) / len(group), sum(y for _, y in group) / len(group))
         for group in (line[start : start + size] for start in range(0, len(line), size))
     ]
+
+
+def png(figure: Figure) -> bytes:
+    """A Matplotlib figure as a file's content."""
+    file = io.BytesIO()
+    figure.savefig(file, format="png", dpi=110)
+    return file.getvalue()

@@ -15,7 +15,6 @@ again: the same command goes on, and with more seeds, contestants or schedules i
 from __future__ import annotations
 
 import functools
-import io
 import json
 import shlex
 import sys
@@ -36,6 +35,7 @@ from classifier.hardware import resolve_device, resolve_precision
 from classifier.mixing import PolicySchedule
 from classifier.trainer import TrainConfig, Trainer
 from envs import RLMixEnv
+from experiments.charts import png
 from experiments.comparison import as_csv, compare, markdown, pack_hits, picture
 from experiments.contestants import CONTESTANTS, Contestant, PerBatch
 from experiments.measures import MEASURES, NotMeasurable, Subject, subject_of
@@ -170,13 +170,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
             **compared,
         }
         text = markdown(report)
-        png = io.BytesIO()
-        picture(report).savefig(png, format="png", dpi=110)
         for name, content in (
             ("results.json", (json.dumps(report, indent=2, ensure_ascii=False) + "\n").encode()),
             ("results.md", text.encode()),
             ("results.csv", as_csv(report).encode()),
-            ("results.png", png.getvalue()),
+            ("results.png", png(picture(report))),
         ):
             write_atomic(out / name, content)
         write_comparison_report(out, report)

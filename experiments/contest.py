@@ -35,11 +35,12 @@ from classifier.files import naming, write_atomic
 from classifier.hardware import resolve_device, resolve_precision
 from classifier.mixing import PolicySchedule
 from classifier.trainer import TrainConfig, Trainer
-from envs import Menu, MixPolicyEnv, Task, TaskDistribution
+from envs import DIMENSIONS, Menu, MixPolicyEnv, Task, TaskDistribution
 from envs.mix_policy import training_seed
+from experiments.charts import png
 from experiments.compare import TEST_READS, train_per_batch
 from experiments.comparison import pack_hits
-from experiments.contest_report import AGENT, ORACLE, markdown, picture, results
+from experiments.contest_report import AGENT, BEST, ORACLE, RANDOM, markdown, picture, results
 from experiments.contestants import PerBatch
 from experiments.family import DATASET, IMAGE_SIZE, TASKS, VALIDATION_SIZE
 from experiments.measures import subject_of
@@ -61,7 +62,6 @@ class Group:
         tasks: where they come from.
         dataset, image_size, model, lr: what is trained on, and how.
         validation_size: images that searches choose by; none = the data set's default.
-        count: number of tasks.
     """
 
     title: str
@@ -71,7 +71,6 @@ class Group:
     model: str = "search"
     lr: float = 0.2
     validation_size: int | None = VALIDATION_SIZE
-    count: int = 10
 
 
 GROUPS = {
@@ -166,8 +165,8 @@ def write_protocol(config: ContestConfig, out: Path, command: str) -> None:
     agent = Agent.load(Path(config.agent))
     contestants: dict[str, dict[str, Any]] = {
         AGENT: _agent(config.agent),
-        "best fixed": {"kind": "schedule", "schedule": PolicySchedule.load(config.fixed).to_json()},
-        "random": {"kind": "random"},
+        BEST: {"kind": "schedule", "schedule": PolicySchedule.load(config.fixed).to_json()},
+        RANDOM: {"kind": "random"},
         **{
             f"fixed: {name}": {"kind": "schedule", "schedule": schedule.to_json(), "of_the_menu": True}
             for name, schedule in fixed_of(agent.menu).items()
@@ -188,7 +187,7 @@ def write_protocol(config: ContestConfig, out: Path, command: str) -> None:
         raise RunError(
             f"--only must be {AGENT} and others among {', '.join(contestants)}, got {', '.join(strange or config.only)}"
         )
-    groups = {name: replace(GROUPS[name], count=config.count) for name in config.groups}
+    groups = {name: GROUPS[name] for name in config.groups}
     if config.rehearsal:
         groups = {
             name: replace(group, tasks=replace(group.tasks, seed=group.tasks.seed + 1000))
@@ -198,9 +197,8 @@ def write_protocol(config: ContestConfig, out: Path, command: str) -> None:
         "command": command,
         "split": "development" if config.rehearsal else "test",
         "first_seed": REHEARSAL if config.rehearsal else CONTEST,
-        "groups": {name: asdict(group) for name, group in groups.items()},
+        "groups": {name: {**asdict(group), "count": config.count} for name, group in groups.items()},
         "contestants": {name: entry for name, entry in contestants.items() if not config.only or name in config.only},
-        "oracle": not config.only or set(config.only) >= {f"fixed: {name}" for name in fixed_of(agent.menu)},
         "menu": agent.menu.to_json(),
         "segments": list(agent.segments),
         "statistics": (
@@ -271,7 +269,7 @@ def write(out: Path, protocol: Mapping[str, Any], lines: Sequence[Mapping[str, A
     result = {"command": command, "machine": machine(), **found}
     write_atomic(out / "results.json", (json.dumps(result, indent=2) + "\n").encode())
     write_atomic(out / "results.md", markdown(result).encode())
-    write_atomic(out / "results.png", picture(result))
+    write_atomic(out / "results.png", png(picture(result)))
     print(f"\n{markdown(result)}\nwritten: {out}/results.json, results.md, results.png")
 
 
@@ -281,7 +279,7 @@ def fixed_of(menu: Menu) -> dict[str, PolicySchedule]:
     for action in menu.actions():
         words = [
             menu.names(dimension)[choice]
-            for dimension, choice, size in zip(("source", "threshold", "label", "lam"), action, menu.sizes, strict=True)
+            for dimension, choice, size in zip(DIMENSIONS, action, menu.sizes, strict=True)
             if size > 1
         ]
         named[", ".join(words)] = PolicySchedule.fixed(menu.policy(action))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -10,10 +9,11 @@ import numpy as np
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
+from envs import Menu
 from experiments.comparison import unpack_hits
 from experiments.intervals import pigeonhole_bootstrap
 
-AGENT, BEST, RANDOM, POPULATION = "agent", "best fixed", "random", "population"
+AGENT, BEST, RANDOM = "agent", "best fixed", "random"
 PLAIN = "fixed: clean, β 1"
 ORACLE = "oracle"  # of each task the menu's fixed policy that is best on validation images
 ALL = "all groups"
@@ -39,7 +39,8 @@ def results(protocol: Mapping[str, Any], lines: Sequence[Mapping[str, Any]]) -> 
     groups: dict[str, dict[str, Any]] = {}
     rights: dict[str, dict[str, NDArray[np.float64]]] = {}
     of_menu = [name for name in names if protocol["contestants"][name].get("of_the_menu")]
-    menu = of_menu if protocol.get("oracle") else []  # one that knows part of the menu alone would be none
+    whole = len(of_menu) == len(Menu.from_json(protocol["menu"]).actions())
+    menu = of_menu if whole else []  # one that knows part of the menu alone would be no oracle
     for group, setting in protocol["groups"].items():
         tasks = [task for task in range(setting["count"]) if all((group, task, name) in found for name in names)]
         if len(tasks) < 2:
@@ -159,8 +160,8 @@ def markdown(result: Mapping[str, Any]) -> str:
     )
 
 
-def picture(result: Mapping[str, Any]) -> bytes:
-    """How far everybody is from the best fixed policy, a panel for each group and one for all of them; a PNG."""
+def picture(result: Mapping[str, Any]) -> Figure:
+    """How far everybody is from the agent, a panel for each group and one for all of them."""
     groups, overall = result["groups"], result[ALL]
     panels = {"all": overall, **groups}
     order = sorted(overall["accuracy"], key=lambda name: overall["accuracy"][name])
@@ -187,9 +188,7 @@ def picture(result: Mapping[str, Any]) -> bytes:
         axis.spines[["top", "right", "left"]].set_visible(False)
     axes[0].set_yticks(range(len(order)), order, fontsize=8)
     figure.supxlabel(f"points of {result['split']} accuracy against the agent, 95 % intervals", fontsize=9)
-    file = io.BytesIO()
-    figure.savefig(file, format="png", dpi=110)
-    return file.getvalue()
+    return figure
 
 
 def _shown(points: Mapping[str, float]) -> str:

@@ -5,7 +5,6 @@ python experiments/draw_agent.py --out experiments/results/choices
 
 from __future__ import annotations
 
-import io
 import shlex
 import sys
 from collections.abc import Sequence
@@ -21,7 +20,9 @@ from agent.ppo import Agent
 from agent.replay import as_provenance, to_schedule
 from classifier.files import naming, write_atomic
 from classifier.hardware import resolve_device, resolve_precision
+from classifier.mixing import PolicySchedule
 from envs import DIMENSIONS, Task
+from experiments.charts import png
 from experiments.family import environment
 from experiments.run_folder import RunError, interrupt_on_sigterm, user_errors
 from experiments.shipped import SHIPPED, agent_folder
@@ -74,7 +75,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
                 observation, _, over, _, info = env.step(actions[-1])
             if info["diverged"]:
                 raise RunError(f"the training of the {name} task diverged; try another --seed")
-            schedule = to_schedule(actions, agent.menu, agent.segments)
+            segments = to_schedule(actions, agent.menu, agent.segments).segments
             provenance = {
                 "chosen_by": config.agent,
                 "command": shlex.join([*COMMAND.split(), *arguments]),
@@ -82,14 +83,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
                 "validation_accuracy": info["validation_accuracy"],
                 **as_provenance(seen),
             }
-            type(schedule)(schedule.segments, provenance).save(out / _file(name))
+            PolicySchedule(segments, provenance).save(out / _file(name))
             told[name] = seen
             print(f"{name}: {_described(task)}; validation accuracy {100 * info['validation_accuracy']:.2f} %")
-            for until, policy in schedule.segments:
+            for until, policy in segments:
                 print(f"  until {100 * until:5.1f} %  {policy}")
-        file = io.BytesIO()
-        picture(agent, told).savefig(file, format="png", dpi=110)
-        write_atomic(out / "choices.png", file.getvalue())
+        write_atomic(out / "choices.png", png(picture(agent, told)))
         print(f"written: {out}/choices.png and {', '.join(map(_file, TASKS))}")
 
 

@@ -5,7 +5,6 @@ python experiments/learning_curves.py --runs runs/agent-0 runs/agent-1 runs/agen
 
 from __future__ import annotations
 
-import io
 import json
 import shlex
 import shutil
@@ -18,10 +17,9 @@ from typing import Any
 import numpy as np
 import tyro
 from matplotlib.figure import Figure
-from numpy.typing import NDArray
-from scipy.stats import t
 
 from classifier.files import naming, write_atomic
+from experiments.charts import png
 from experiments.intervals import mean_interval
 from experiments.run_folder import LineLog, RunError, fitting, interrupt_on_sigterm, user_errors
 
@@ -76,10 +74,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
             with fitting(log):
                 found[log.stem] = returns(LineLog(log).read(), config.episodes_per_update)
         result = {"command": shlex.join([*COMMAND.split(), *arguments]), **curves(found, config.episodes_per_update)}
-        file = io.BytesIO()
-        picture(result).savefig(file, format="png", dpi=110)
         write_atomic(out / "results.json", (json.dumps(result, indent=2) + "\n").encode())
-        write_atomic(out / "results.png", file.getvalue())
+        write_atomic(out / "results.png", png(picture(result)))
         for name, half in (("first", result["first_half"]), ("second", result["second_half"])):
             print(f"mean return, {name} half of the episodes: {half[0]:+.2f} ± {half[1]:.2f} over {len(found)} seeds")
         gain = result["second_less_first"]
@@ -104,12 +100,13 @@ def curves(found: dict[str, list[float]], together: int) -> dict[str, Any]:
     if points < 2:
         raise RunError(f"every search needs at least two updates of {together} episodes")
     table = np.array([values[:points] for values in found.values()])
+    points_with_bands = [mean_interval(column) for column in table.T.tolist()]
     first, second = table[:, : points // 2].mean(axis=1), table[:, -(points // 2) :].mean(axis=1)
     return {
         "episodes": [together * (point + 1) for point in range(points)],
         "searches": {name: values[:points] for name, values in found.items()},
-        "mean": table.mean(axis=0).tolist(),
-        "half_width": _half_width(table).tolist(),
+        "mean": [mean for mean, _ in points_with_bands],
+        "half_width": [width for _, width in points_with_bands],
         "first_half": mean_interval(first.tolist()),
         "second_half": mean_interval(second.tolist()),
         "second_less_first": mean_interval((second - first).tolist()),
@@ -131,11 +128,6 @@ def picture(result: dict[str, Any]) -> Figure:
     axis.legend(fontsize=8)
     axis.spines[["top", "right"]].set_visible(False)
     return figure
-
-
-def _half_width(table: NDArray[np.float64]) -> NDArray[np.float64]:
-    seeds = len(table)
-    return t.ppf(0.975, seeds - 1) * table.std(axis=0, ddof=1) / np.sqrt(seeds)
 
 
 if __name__ == "__main__":

@@ -42,8 +42,6 @@ class StartConfig:
 
     log: str = "experiments/results/family/episodes.jsonl"
     """Log of study_family.py."""
-    tasks: int | None = None
-    """Tasks 0, 1, 2, ... that are learned from; none takes all of the log."""
     seed: int = 0
     """Of networks and draws."""
     regression: RegressionConfig = field(default_factory=RegressionConfig)
@@ -74,8 +72,6 @@ def main(arguments: Sequence[str] | None = None) -> None:
                 )
         with fitting(log):
             logged = episodes(LineLog(log).read())
-        if config.tasks is not None:
-            logged = [episode for episode in logged if episode.task < config.tasks]
         count = len({episode.task for episode in logged})
         if count < FEWEST_TASKS:
             raise RunError(f"{log} has trainings of {count} tasks; at least {FEWEST_TASKS} are needed")

@@ -11,7 +11,6 @@ from it. Trainings that have finished are not run again: the same command goes o
 from __future__ import annotations
 
 import functools
-import io
 import json
 import shlex
 import sys
@@ -27,6 +26,7 @@ from classifier.files import write_atomic
 from classifier.hardware import resolve_device, resolve_precision
 from envs import MixPolicyEnv
 from envs.observation import FEATURES
+from experiments.charts import png
 from experiments.family import FIRST_SLOW, MENU, PLAIN, REFERENCE, SEGMENTS, environment, task
 from experiments.family_summary import markdown, picture, summary
 from experiments.parallel import run_all
@@ -105,12 +105,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
 def write(out: Path, lines: Sequence[dict[str, Any]], command: str) -> None:
     """Write what the trainings so far say: results.json, results.md and results.png."""
     result = {"command": command, "machine": machine(), **summary(lines)}
-    png = io.BytesIO()
-    picture(lines).savefig(png, format="png", dpi=110)
     for name, content in (
         ("results.json", (json.dumps(result, indent=2) + "\n").encode()),
         ("results.md", markdown(result).encode()),
-        ("results.png", png.getvalue()),
+        ("results.png", png(picture(lines))),
     ):
         write_atomic(out / name, content)
     print(f"\n{markdown(result)}\nwritten: {out}/results.json, results.md, results.png")

@@ -122,6 +122,7 @@ def test_trials_differ_and_are_the_same_again() -> None:
         ("--preset nonsense", "--preset"),
         ("--agent.backend local", "--agent.backend"),
         ("--agent.out here", "--agent.out"),
+        ("--agent.start here", "--agent.start"),
         ("--resume missing", "missing"),
     ],
 )
