@@ -2,7 +2,7 @@
 
 A logged training tells what an action is worth wherever it was held to the end: at its start, if it never changed, and
 from its last change on. Networks learn that value from what was seen, several of them from tasks drawn with
-replacement, and their mean is what actor and critic are made to follow.
+replacement. Their mean is the value; where they disagree, the actor follows the lower end of what they say.
 """
 
 from __future__ import annotations
@@ -36,15 +36,17 @@ class RegressionConfig:
         learning_rate: highest, of both.
         dropout: share of hidden units left out while values are learned, in [0, 1).
         weight_decay: of values.
-        temperature: of the softmax over values that the actor follows, in units of the score.
+        caution: how many standard deviations among the members an action is taken to be worth less than their mean.
+        temperature: of the softmax over such values that the actor follows, in units of the score.
     """
 
     members: int = 8
-    hidden: int = 64
-    steps: int = 1500
+    hidden: int = 128
+    steps: int = 3000
     learning_rate: float = 3e-3
     dropout: float = 0.1
     weight_decay: float = 0.1
+    caution: float = 1.0
     temperature: float = 0.3
 
 
@@ -140,13 +142,26 @@ class ActionValues:
     def __init__(self, effects: Tensor, mean: Tensor, spread: Tensor, networks: Sequence[nn.Module]) -> None:
         self._effects, self._mean, self._spread, self._networks = effects, mean, spread, networks
 
-    def __call__(self, observations: Tensor) -> Tensor:
-        """Values `[N, A]` at observations `[N, O]`, of the menu's `actions()` in order."""
+    def __call__(self, observations: Tensor) -> tuple[Tensor, Tensor]:
+        """Values and how far the networks disagree on them, as a standard deviation.
+
+        Args:
+            observations: `[N, O]`.
+
+        Returns:
+            Both `[N, A]`, of the menu's `actions()` in order.
+        """
         seen = (observations - self._mean) / self._spread
         count = len(self._effects)
         inputs = torch.cat((seen.repeat_interleave(count, 0), self._effects.repeat(len(seen), 1)), dim=1)
         with torch.no_grad():
-            return torch.stack([network(inputs).view(-1, count) for network in self._networks]).mean(dim=0)
+            told = torch.stack([network(inputs).view(-1, count) for network in self._networks])
+        return told.mean(dim=0), told.std(dim=0, correction=0)
+
+    def cautious(self, observations: Tensor, caution: float) -> Tensor:
+        """Values less so many standard deviations, `[N, A]` at observations `[N, O]`."""
+        mean, spread = self(observations)
+        return mean - caution * spread
 
 
 def fit_values(decisions: Decisions, menu: Menu, config: RegressionConfig, *, seed: int) -> ActionValues:
@@ -193,10 +208,12 @@ def follow_values(
         seed: of the order of the observations.
 
     Returns:
-        What the agent's most probable actions are expected to give, less the best ones, mean over the observations.
+        What the agent's most probable actions are worth, less the best ones, both with caution, mean over the
+        observations.
     """
-    expected = values(observations)
-    wanted = torch.softmax(expected / config.temperature, dim=1)
+    expected, _ = values(observations)
+    cautious = values.cautious(observations, config.caution)
+    wanted = torch.softmax(cautious / config.temperature, dim=1)
     worth = (wanted * expected).sum(dim=1)
     choices = torch.tensor(menu.actions())
     # The probability of each choice of a dimension, whatever the other dimensions': [N, choices] by dimension.
@@ -222,7 +239,7 @@ def follow_values(
         chosen = policy.get_distribution(observations).mode()
     index = {menu.policy(action): number for number, action in enumerate(menu.actions())}
     taken = torch.tensor([index[menu.policy(action)] for action in chosen.tolist()])
-    return float((expected.gather(1, taken[:, None])[:, 0] - expected.max(dim=1).values).mean())
+    return float((cautious.gather(1, taken[:, None])[:, 0] - cautious.max(dim=1).values).mean())
 
 
 def _fit_network(inputs: Tensor, scores: Tensor, weights: Tensor, config: RegressionConfig) -> nn.Module:

@@ -16,7 +16,6 @@ network that is best on validation images.
 from __future__ import annotations
 
 import functools
-import hashlib
 import json
 import shlex
 import sys
@@ -40,12 +39,13 @@ from envs.mix_policy import training_seed
 from experiments.charts import png
 from experiments.compare import TEST_READS, train_per_batch
 from experiments.comparison import pack_hits
-from experiments.contest_report import AGENT, BEST, ORACLE, RANDOM, markdown, picture, results
+from experiments.contest_report import AGENT, BEST, ORACLE, RANDOM, RIVALS, markdown, picture, results
 from experiments.contestants import PerBatch
 from experiments.family import DATASET, IMAGE_SIZE, TASKS, VALIDATION_SIZE
 from experiments.measures import subject_of
 from experiments.parallel import run_all
 from experiments.run_folder import LineLog, RunError, fitting, interrupt_on_sigterm, machine, user_errors
+from experiments.shipped import agent_checksum
 
 COMMAND = "python experiments/contest.py"
 SEED = 7_310_000_000  # of the tasks; far from those that anybody gives a search
@@ -107,7 +107,9 @@ class ContestConfig:
     groups: tuple[str, ...] = tuple(GROUPS)
     """Groups of tasks; for the protocol."""
     count: int = 10
-    """Tasks of each group; for the protocol."""
+    """Tasks of each group that everybody trains; for the protocol."""
+    rivals_count: int | None = None
+    """Tasks of each group for the agent, the best fixed policy, random and plain training, if more; for protocols."""
     rehearsal: bool = False
     """Other tasks, and development images instead of the test set; for the protocol."""
     data_root: str | None = None
@@ -162,6 +164,8 @@ def write_protocol(config: ContestConfig, out: Path, command: str) -> None:
         raise RunError(f"--groups must be among {', '.join(GROUPS)}, got {' '.join(unknown) or 'none'}")
     if config.count < 2:
         raise RunError(f"--count must be at least 2, got {config.count}")
+    if config.rivals_count is not None and config.rivals_count < config.count:
+        raise RunError(f"--rivals-count must be at least --count, {config.count}, got {config.rivals_count}")
     agent = Agent.load(Path(config.agent))
     contestants: dict[str, dict[str, Any]] = {
         AGENT: _agent(config.agent),
@@ -197,15 +201,20 @@ def write_protocol(config: ContestConfig, out: Path, command: str) -> None:
         "command": command,
         "split": "development" if config.rehearsal else "test",
         "first_seed": REHEARSAL if config.rehearsal else CONTEST,
-        "groups": {name: {**asdict(group), "count": config.count} for name, group in groups.items()},
-        "contestants": {name: entry for name, entry in contestants.items() if not config.only or name in config.only},
+        "groups": {name: asdict(group) for name, group in groups.items()},
+        "contestants": {
+            name: {**entry, "count": config.rivals_count or config.count if name in RIVALS else config.count}
+            for name, entry in contestants.items()
+            if not config.only or name in config.only
+        },
         "menu": agent.menu.to_json(),
         "segments": list(agent.segments),
         "statistics": (
             "Means over tasks of paired differences (same images, weights and order of data); over all groups every "
             "task weighs alike. 95 % intervals from 2,000 bootstrap replicates that draw tasks, within their groups, "
             "and held-out images, alike in all groups of one data set. The oracle is the network of the menu's fixed "
-            "policy that is best on each task's validation images. A training that diverged counts as at chance."
+            "policy that is best on each task's validation images. A training that diverged counts as at chance. What "
+            "was aimed at is judged on the most tasks that everybody whom an aim names has trained."
         ),
     }
     with naming(out):
@@ -226,16 +235,18 @@ def run(config: ContestConfig, out: Path, command: str) -> None:
     with fitting(file):
         protocol = json.loads(file.read_bytes())
         for entry in protocol["contestants"].values():
-            if entry["kind"] == "agent" and entry["sha256"] != _checksum(Path(entry["folder"])):
+            if entry["kind"] == "agent" and entry["sha256"] != agent_checksum(Path(entry["folder"])):
                 raise RunError(
                     f"{entry['folder']}: not the agent of the protocol; restore it, or write another protocol"
                 )
+        counts = {name: entry["count"] for name, entry in protocol["contestants"].items()}
         wanted = [
             Entry(group, number, name)
-            for number in range(max(setting["count"] for setting in protocol["groups"].values()))
-            for group, setting in protocol["groups"].items()  # in turn, so that a contest half done says something
-            if number < setting["count"]
-            for name in protocol["contestants"]
+            for count in sorted(set(counts.values()), reverse=True)  # those of many tasks first
+            for number in range(count)
+            for group in protocol["groups"]  # in turn, so that a contest half done says something
+            for name in counts
+            if counts[name] == count
         ]
     log = LineLog(out / "runs.jsonl")
     with fitting(log.path):
@@ -261,10 +272,10 @@ def run(config: ContestConfig, out: Path, command: str) -> None:
 
 
 def write(out: Path, protocol: Mapping[str, Any], lines: Sequence[Mapping[str, Any]], command: str) -> None:
-    """Write what the trainings so far say, of the tasks that every contestant has finished."""
+    """Write what the trainings so far say, of the tasks that every contestant of a table has finished."""
     found = results(protocol, lines)
-    if found is None:
-        print("no task has been finished by every contestant")
+    if not found["tables"]:
+        print("no two tasks of a group have been finished by every contestant")
         return
     result = {"command": command, "machine": machine(), **found}
     write_atomic(out / "results.json", (json.dumps(result, indent=2) + "\n").encode())
@@ -411,16 +422,7 @@ def _seen(trainer: Trainer | None, split: str, chance: float) -> dict[str, Any]:
 
 
 def _agent(folder: str) -> dict[str, Any]:
-    return {"kind": "agent", "folder": folder, "sha256": _checksum(Path(folder))}
-
-
-def _checksum(folder: Path) -> str:
-    digest = hashlib.sha256()
-    for name in ("agent.json", "agent.safetensors"):
-        if not (folder / name).is_file():
-            raise RunError(f"{folder}: no agent there; start from the folder where the protocol was written")
-        digest.update((folder / name).read_bytes())
-    return digest.hexdigest()
+    return {"kind": "agent", "folder": folder, "sha256": agent_checksum(Path(folder))}
 
 
 @functools.cache

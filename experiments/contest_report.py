@@ -15,6 +15,7 @@ from experiments.intervals import pigeonhole_bootstrap
 
 AGENT, BEST, RANDOM = "agent", "best fixed", "random"
 PLAIN = "fixed: clean, β 1"
+RIVALS = (AGENT, BEST, RANDOM, PLAIN)  # the aims' own, who may train more tasks than the others
 ORACLE = "oracle"  # of each task the menu's fixed policy that is best on validation images
 ALL = "all groups"
 AIMS = (  # (rival, points that the agent is to be ahead)
@@ -24,17 +25,29 @@ AIMS = (  # (rival, points that the agent is to be ahead)
 WAY, BEHIND_PLAIN = 0.7, 0.3  # share of the way from the best fixed policy to the oracle; most behind plain training
 
 
-def results(protocol: Mapping[str, Any], lines: Sequence[Mapping[str, Any]]) -> dict[str, Any] | None:
-    """Differences of the agent to everybody, by group and over all of them, in points.
+def results(protocol: Mapping[str, Any], lines: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """Differences of the agent to everybody, by group and over all of them, in points, and what came of the aims.
 
     Args:
         protocol: of the contest.
         lines: of its log.
 
     Returns:
-        For `results.json`, of the tasks that every contestant has finished; none where there is no such task.
+        For `results.json`. There is a table for each number of tasks that contestants train, most tasks first, of all
+        who train so many or more, on those tasks of a group that every one of them has finished, if there are two.
+        What was aimed at is judged by the first table that knows the rival.
     """
-    names = list(protocol["contestants"])
+    counts = sorted({entry["count"] for entry in protocol["contestants"].values()}, reverse=True)
+    tables = [table for count in counts if (table := _table(protocol, lines, count)) is not None]
+    aims: dict[str, Any] = {}
+    for table in reversed(tables):
+        aims.update(_aims(table["groups"], table[ALL]["agent_minus"]))
+    return {"split": protocol["split"], "statistics": protocol["statistics"], "tables": tables, "aims": aims}
+
+
+def _table(protocol: Mapping[str, Any], lines: Sequence[Mapping[str, Any]], count: int) -> dict[str, Any] | None:
+    """The table of those who train so many tasks or more; none where no group has two that all have finished."""
+    names = [name for name, entry in protocol["contestants"].items() if entry["count"] >= count]
     found = {(line["group"], line["task"], line["contestant"]): line for line in lines}
     groups: dict[str, dict[str, Any]] = {}
     rights: dict[str, dict[str, NDArray[np.float64]]] = {}
@@ -42,7 +55,7 @@ def results(protocol: Mapping[str, Any], lines: Sequence[Mapping[str, Any]]) -> 
     whole = len(of_menu) == len(Menu.from_json(protocol["menu"]).actions())
     menu = of_menu if whole else []  # one that knows part of the menu alone would be no oracle
     for group, setting in protocol["groups"].items():
-        tasks = [task for task in range(setting["count"]) if all((group, task, name) in found for name in names)]
+        tasks = [task for task in range(count) if all((group, task, name) in found for name in names)]
         if len(tasks) < 2:
             continue
         images = next(line["images"] for line in lines if line["group"] == group and line["images"])
@@ -74,15 +87,13 @@ def results(protocol: Mapping[str, Any], lines: Sequence[Mapping[str, Any]]) -> 
     }
     accuracies = {name: [value for group in groups.values() for value in group["accuracy"][name]] for name in everybody}
     return {
-        "split": protocol["split"],
-        "statistics": protocol["statistics"],
+        "count": count,
         "groups": groups,
         ALL: {
             "tasks": sum(group["tasks"] for group in groups.values()),
             "accuracy": {name: float(np.mean(values)) for name, values in accuracies.items()},
             "agent_minus": overall,
         },
-        "aims": _aims(groups, overall),
     }
 
 
@@ -122,22 +133,6 @@ def _aims(groups: Mapping[str, Any], overall: Mapping[str, Mapping[str, float]])
 
 def markdown(result: Mapping[str, Any]) -> str:
     """The results for a reader: by how much the agent is ahead of everybody, in every group and overall."""
-    groups, overall = result["groups"], result[ALL]
-    order = sorted(overall["agent_minus"], key=lambda name: overall["agent_minus"][name]["mean"])
-    heads = [f"{group['title']} ({group['tasks']})" for group in groups.values()]
-    agent = [100 * float(np.mean(group["accuracy"][AGENT])) for group in groups.values()]
-    rows = [
-        "| "
-        + " | ".join(
-            [
-                name,
-                f"**{_shown(overall['agent_minus'][name])}**",
-                *(_shown(group["agent_minus"][name]) for group in groups.values()),
-            ]
-        )
-        + " |"
-        for name in order
-    ]
     aims = [
         f"- {aim}: {'reached' if entry['reached'] else '**not reached**'} ({_came(entry['came'])})"
         for aim, entry in result["aims"].items()
@@ -147,47 +142,64 @@ def markdown(result: Mapping[str, Any]) -> str:
             f"By how many points of {result['split']} accuracy the agent is ahead, with 95 % intervals; tasks in "
             f"brackets. {result['statistics']}",
             "",
-            f"| the agent, asked live, less | all ({overall['tasks']}) | {' | '.join(heads)} |",
-            "|---" * (len(groups) + 2) + "|",
-            *rows,
-            f"| *accuracy of the agent, %* | *{100 * overall['accuracy'][AGENT]:.2f}* | "
-            + " | ".join(f"*{value:.2f}*" for value in agent)
-            + " |",
-            "",
+            *(line for table in result["tables"] for line in _rows(table)),
             *aims,
             "",
         ]
     )
 
 
+def _rows(table: Mapping[str, Any]) -> list[str]:
+    groups, overall = table["groups"], table[ALL]
+    order = sorted(overall["agent_minus"], key=lambda name: overall["agent_minus"][name]["mean"])
+    heads = [f"{group['title']} ({group['tasks']})" for group in groups.values()]
+    rows = [
+        [
+            name,
+            f"**{_shown(overall['agent_minus'][name])}**",
+            *(_shown(group["agent_minus"][name]) for group in groups.values()),
+        ]
+        for name in order
+    ]
+    accuracy = [overall["accuracy"][AGENT], *(float(np.mean(group["accuracy"][AGENT])) for group in groups.values())]
+    rows.append(["*accuracy of the agent, %*", *(f"*{100 * value:.2f}*" for value in accuracy)])
+    return [
+        f"{table['count']} tasks of each group, as far as they are finished:",
+        "",
+        f"| the agent, asked live, less | all ({overall['tasks']}) | {' | '.join(heads)} |",
+        "|---" * (len(groups) + 2) + "|",
+        *(f"| {' | '.join(row)} |" for row in rows),
+        "",
+    ]
+
+
 def picture(result: Mapping[str, Any]) -> Figure:
-    """How far everybody is from the agent, a panel for each group and one for all of them."""
-    groups, overall = result["groups"], result[ALL]
-    panels = {"all": overall, **groups}
-    order = sorted(overall["accuracy"], key=lambda name: overall["accuracy"][name])
-    figure = Figure(figsize=(2.6 + 2.1 * len(panels), 1.0 + 0.24 * len(order)), layout="constrained")
-    axes = figure.subplots(1, len(panels), sharey=True, squeeze=False)[0]
-    for axis, panel in zip(axes, panels.values(), strict=True):
-        for row, contestant in enumerate(order):
-            if contestant == AGENT:
-                axis.plot(0, row, "o", color="#d55e00", markersize=5)
-                continue
-            gap = panel["agent_minus"][contestant]
-            axis.errorbar(
-                -gap["mean"],
-                row,
-                xerr=[[gap["high"] - gap["mean"]], [gap["mean"] - gap["low"]]],
-                fmt="o",
-                color="#0072b2",
-                markersize=4,
-            )
-        axis.axvline(0, color="#d55e00", linewidth=0.8)
-        axis.set_title(f"{panel.get('title', 'all groups')}\n{panel['tasks']} tasks", fontsize=8)
-        axis.tick_params(labelsize=8)
-        axis.grid(axis="x", color="#dddddd", linewidth=0.6)
-        axis.spines[["top", "right", "left"]].set_visible(False)
-    axes[0].set_yticks(range(len(order)), order, fontsize=8)
-    figure.supxlabel(f"points of {result['split']} accuracy against the agent, 95 % intervals", fontsize=9)
+    """How far everybody is from the agent, a panel for each group and one for all of them, a row for each table."""
+    tables = result["tables"]
+    heights = [3 + len(table[ALL]["accuracy"]) for table in tables]
+    widest = max(1 + len(table["groups"]) for table in tables)
+    figure = Figure(figsize=(2.6 + 2.1 * widest, 0.4 + 0.24 * sum(heights)), layout="constrained")
+    parts = np.atleast_1d(figure.subfigures(len(tables), 1, height_ratios=heights))
+    for part, table in zip(parts, tables, strict=True):
+        groups, overall = table["groups"], table[ALL]
+        panels = {"all": overall, **groups}
+        order = sorted(overall["accuracy"], key=lambda name: overall["accuracy"][name])
+        axes = part.subplots(1, len(panels), sharey=True, squeeze=False)[0]
+        for axis, panel in zip(axes, panels.values(), strict=True):
+            for row, contestant in enumerate(order):
+                if contestant == AGENT:
+                    axis.plot(0, row, "o", color="#d55e00", markersize=5)
+                    continue
+                gap = panel["agent_minus"][contestant]
+                reach = [[gap["high"] - gap["mean"]], [gap["mean"] - gap["low"]]]
+                axis.errorbar(-gap["mean"], row, xerr=reach, fmt="o", color="#0072b2", markersize=4)
+            axis.axvline(0, color="#d55e00", linewidth=0.8)
+            axis.set_title(f"{panel.get('title', 'all groups')}\n{panel['tasks']} tasks", fontsize=8)
+            axis.tick_params(labelsize=8)
+            axis.grid(axis="x", color="#dddddd", linewidth=0.6)
+            axis.spines[["top", "right", "left"]].set_visible(False)
+        axes[0].set_yticks(range(len(order)), order, fontsize=8)
+    parts[-1].supxlabel(f"points of {result['split']} accuracy against the agent, 95 % intervals", fontsize=9)
     return figure
 
 

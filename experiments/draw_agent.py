@@ -25,7 +25,7 @@ from envs import DIMENSIONS, Task
 from experiments.charts import png
 from experiments.family import environment
 from experiments.run_folder import RunError, interrupt_on_sigterm, user_errors
-from experiments.shipped import SHIPPED, agent_folder
+from experiments.shipped import SHIPPED, agent_checksum, agent_folder
 
 COMMAND = "python experiments/draw_agent.py"
 TASKS = {
@@ -57,6 +57,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     with user_errors():
         config = tyro.cli(DrawConfig, args=arguments, description=__doc__)
         agent = Agent.load(agent_folder(config.agent))
+        checksum = agent_checksum(agent_folder(config.agent))
         torch.set_num_threads(1)
         env = environment(precision=resolve_precision("auto", resolve_device("cpu")), data_root=config.data_root)
         if (agent.menu, agent.segments) != (env.menu, env.segments):
@@ -78,6 +79,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
             segments = to_schedule(actions, agent.menu, agent.segments).segments
             provenance = {
                 "chosen_by": config.agent,
+                "agent_sha256": checksum,
                 "command": shlex.join([*COMMAND.split(), *arguments]),
                 "task": asdict(task),
                 "validation_accuracy": info["validation_accuracy"],

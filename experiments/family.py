@@ -2,12 +2,13 @@
 
 Trainings that last seconds: Fashion-MNIST at 14 x 14 pixels, 200 to 5,000 images, 200 to 2,000 updates of the search
 network, half of the tasks with up to 50 % wrong labels. Which policy is best changes from one to the next. An agent is
-trained on slow tasks too, whose learning rate is lower: it then knows networks that do not get far in their time.
+trained on slow tasks too, whose learning rate is lower, and on tasks of a network without normalisation: it then knows
+networks that do not get far in their time, and such that learn in another way.
 """
 
 from __future__ import annotations
 
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 from classifier.mixing import MixPolicy
 from classifier.trainer import TrainConfig
@@ -20,7 +21,29 @@ TASKS = TaskDistribution(
     train_size=(200, 5000), updates=(200, 2000), label_noise=(0.0, 0.5), clean=0.5, pool=None, seed=2212_04875
 )
 SLOW = replace(TASKS, lr_scale=(0.05, 1.0))  # learn at every speed, so that an agent has seen networks that lag behind
-FIRST_SLOW = 1_000_000  # number of the first slow task
+
+
+@dataclass(frozen=True)
+class Part:
+    """Tasks of one kind.
+
+    Attributes:
+        first: number of its first task; its tasks go on from there.
+        tasks: where they come from, by those numbers.
+        model, lr: the network and its highest learning rate.
+    """
+
+    first: int
+    tasks: TaskDistribution
+    model: str = "search"
+    lr: float = 0.2
+
+
+PARTS = {
+    "family": Part(0, TASKS),
+    "slow": Part(1_000_000, SLOW),
+    "bare": Part(2_000_000, replace(TASKS, lr_scale=(0.2, 1.0)), model="convnet", lr=0.05),  # without normalisation
+}
 MENU = Menu(
     sources=(
         ("clean", {"clean": 1.0}),
@@ -40,15 +63,21 @@ PLAIN = MENU.find(MixPolicy({"clean": 1.0}))
 REFERENCE = MENU.find(MixPolicy({"clean": 0.5, "cutmix": 0.5}))
 
 
+def part_of(number: int) -> str:
+    """The part, one of `PARTS`, that a task's number belongs to."""
+    return max((name for name, part in PARTS.items() if part.first <= number), key=lambda name: PARTS[name].first)
+
+
 def task(number: int) -> Task:
-    """A task of the family by its number: one that learns slowly from `FIRST_SLOW` on."""
-    return (SLOW if number >= FIRST_SLOW else TASKS).task(number)
+    """A task by its number, which says its part too."""
+    return PARTS[part_of(number)].tasks.task(number)
 
 
-def environment(*, precision: str, data_root: str | None = None) -> MixPolicyEnv:
+def environment(part: str = "family", *, precision: str, data_root: str | None = None) -> MixPolicyEnv:
     """A training of the family as a game, in one process; the reward is the final validation accuracy.
 
     Args:
+        part: of the family, one of `PARTS`.
         precision: number format of the network, `bf16` or `fp32`.
         data_root: folder where the data set lies; none = looked for.
     """
@@ -56,8 +85,10 @@ def environment(*, precision: str, data_root: str | None = None) -> MixPolicyEnv
         DATASET,
         data_root,
         image_size=IMAGE_SIZE,
-        training=TrainConfig(model="search", updates=TASKS.updates[1], device="cpu", precision=precision),
-        tasks=TASKS,
+        training=TrainConfig(
+            model=PARTS[part].model, lr=PARTS[part].lr, updates=TASKS.updates[1], device="cpu", precision=precision
+        ),
+        tasks=PARTS[part].tasks,
         segments=SEGMENTS,
         reward="final",
         menu=MENU,

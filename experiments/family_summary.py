@@ -12,12 +12,12 @@ from matplotlib.colors import LogNorm
 from matplotlib.figure import Figure
 
 from classifier.trainer import TrainConfig
-from experiments.family import FIRST_SLOW, MENU, PLAIN, REFERENCE, SEGMENTS
+from experiments.family import MENU, PLAIN, REFERENCE, SEGMENTS, part_of
 from experiments.intervals import mean_interval
 
 Line = Mapping[str, Any]
 LEAST = 3  # tasks, of which anything is said
-KINDS = ("clean labels", "wrong labels", "slow")  # of tasks
+KINDS = ("clean labels", "wrong labels", "slow", "bare")  # of tasks
 
 
 def summary(lines: Sequence[Line]) -> dict[str, Any]:
@@ -27,15 +27,15 @@ def summary(lines: Sequence[Line]) -> dict[str, Any]:
         lines: of the log.
 
     Returns:
-        tasks, slow, twice, trainings: that were counted: tasks whose reference and plain trainings have finished, those
-            of them that learn slowly, those where both were trained from two seeds, and all their trainings. What
-            follows leaves slow tasks out, `sources` excepted.
+        tasks, slow, bare, twice, trainings: that were counted: tasks whose reference and plain trainings have finished,
+            those of them that learn slowly, those of the network without normalisation, those where both were trained
+            from two seeds, and all their trainings. What follows is of the others, but for `sources`.
         plain: plain training's differences: mean and interval over tasks (each the mean of its seeds), their
             standard deviation over tasks, and that of one seed's difference around its task's: the noise.
         policies: variance between fixed policies of one task, noise taken off; and the noise's, of one training.
         choosing: what is gained by choosing between plain training and the reference for each task by its first seed,
             measured on the second seed, against always the one and always the other: mean and interval.
-        sources: each source's fixed policies on tasks with clean and with wrong labels, and on those that learn slowly:
+        sources: each source's fixed policies on tasks with clean and with wrong labels, and on slow and bare ones:
             mean, interval, tasks.
     """
     accuracy = {(line["task"], line["training"], _key(line)): 100 * line["development"] for line in lines}
@@ -47,7 +47,7 @@ def summary(lines: Sequence[Line]) -> dict[str, Any]:
         known = [ours - theirs for ours, theirs in both if ours is not None and theirs is not None]
         if None not in both[0]:
             plain[task] = known
-    fast = {task: known for task, known in plain.items() if task < FIRST_SLOW}
+    fast = {task: known for task, known in plain.items() if part_of(task) == "family"}
     pairs = np.array([known for known in fast.values() if len(known) > 1])
     if len(pairs) < LEAST:
         return {"tasks": len(pairs), "trainings": 0}
@@ -69,7 +69,7 @@ def summary(lines: Sequence[Line]) -> dict[str, Any]:
     # A difference holds the chance of two trainings, and policies of one task share the reference's.
     return {
         "tasks": len(plain),
-        "slow": len(plain) - len(fast),
+        **{part: sum(part_of(task) == part for task in plain) for part in ("slow", "bare")},
         "twice": len(pairs),
         "trainings": len(counted),
         "plain": {
@@ -83,7 +83,7 @@ def summary(lines: Sequence[Line]) -> dict[str, Any]:
             "against_reference": mean_interval(chosen.tolist()),
             "against_plain": mean_interval((chosen - pairs[:, 1]).tolist()),
         },
-        "sources": {name: _by_labels(differences, source) for source, name in enumerate(MENU.names("source"))},
+        "sources": {name: _by_kind(differences, source) for source, name in enumerate(MENU.names("source"))},
     }
 
 
@@ -98,7 +98,8 @@ def markdown(result: Mapping[str, Any]) -> str:
     )
     share = policies["variance"] / (policies["variance"] + policies["noise_variance"])
     return (
-        f"{result['tasks']} tasks ({result['slow']} slow ones, {result['twice']} from two seeds), "
+        f"{result['tasks']} tasks ({result['slow']} slow ones, {result['bare']} of a network without normalisation, "
+        f"{result['twice']} from two seeds), "
         f"{result['trainings']:,} trainings; points of development accuracy less the "
         f"reference's ({reference}) on the same task from the same seed, 95 % intervals over tasks.\n\n"
         f"- Plain training: {_signed(plain['mean'], plain['interval'])}. Over tasks it varies with a standard "
@@ -107,7 +108,7 @@ def markdown(result: Mapping[str, Any]) -> str:
         f"- Choosing between the two for each task by one training of each gains "
         f"{_signed(*choosing['against_reference'])} on always the reference and {_signed(*choosing['against_plain'])} "
         "on always plain training, measured on other trainings than it is chosen by.\n\n"
-        f"| source, with or without label smoothing | {' | '.join(KINDS)} |\n|---|---|---|---|\n{rows}"
+        f"| source, with or without label smoothing | {' | '.join(KINDS)} |\n{'|---' * (1 + len(KINDS))}|\n{rows}"
     )
 
 
@@ -137,7 +138,7 @@ def picture(lines: Sequence[Line]) -> Figure:
     return figure
 
 
-def _by_labels(differences: Sequence[tuple[Line, float]], source: int) -> dict[str, dict[str, Any]]:
+def _by_kind(differences: Sequence[tuple[Line, float]], source: int) -> dict[str, dict[str, Any]]:
     cells = {}
     for name in KINDS:
         by_task: dict[int, list[float]] = {}
@@ -151,8 +152,8 @@ def _by_labels(differences: Sequence[tuple[Line, float]], source: int) -> dict[s
 
 
 def _kind(line: Line) -> str:
-    if line["task"] >= FIRST_SLOW:
-        return "slow"
+    if (part := part_of(line["task"])) != "family":
+        return part
     return "wrong labels" if line["task_drawn"]["label_noise"] > 0 else "clean labels"
 
 

@@ -26,7 +26,7 @@ import tyro
 from classifier.files import naming, write_atomic
 from classifier.hardware import resolve_device, resolve_precision
 from classifier.mixing import MixPolicy, PolicySchedule
-from experiments.family import FIRST_SLOW, MENU, TASKS, environment
+from experiments.family import MENU, TASKS, environment, part_of
 from experiments.intervals import mean_interval, paired_difference
 from experiments.parallel import run_all
 from experiments.run_folder import LineLog, RunError, fitting, interrupt_on_sigterm, machine, user_errors
@@ -35,7 +35,7 @@ from experiments.start_agent import episodes
 COMMAND = "python experiments/search_fixed.py"
 FIRST_TASK = 100_000  # of the family; those before it are the log's and the agent's
 SMOOTHING = (0.0, 0.1, 0.3)
-ROUNDS = ((24, 4), (8, 8), (3, 16))  # (candidates, tasks of each): the best of a round go on
+ROUNDS = ((24, 4), (8, 12), (3, 32))  # (candidates, tasks of each): the best of a round go on
 
 
 @dataclass(frozen=True)
@@ -101,9 +101,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
             }
             left.sort(key=lambda policy: -float(np.mean(scores[_key(policy)])))
             rounds.append(ranking(left, scores))
-        facts = {"learned_by": "search_fixed", "command": command, "trainings": len(accuracies)}
+        trainings = sum(count * tasks for count, tasks in ROUNDS)
+        facts = {"learned_by": "search_fixed", "command": command, "trainings": trainings}
         PolicySchedule(PolicySchedule.fixed(left[0]).segments, facts).save(out / "policy.json")
-        result = {"command": command, "machine": machine(), "trainings": len(accuracies), "rounds": rounds}
+        result = {"command": command, "machine": machine(), "trainings": trainings, "rounds": rounds}
         write_atomic(out / "results.json", (json.dumps(result, indent=2) + "\n").encode())
         for entry in rounds[-1]:
             print(f"  {100 * entry['mean']:.2f} %  {MixPolicy.from_json(entry['policy'])}")
@@ -111,15 +112,16 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 def best_of_menu(lines: Sequence[dict[str, Any]], count: int) -> list[MixPolicy]:
-    """The menu's policies whose fixed trainings have the highest mean score in the study's log, slow tasks left out.
+    """The menu's policies whose fixed trainings have the highest mean score in the study's log, for the family proper.
 
     Args:
-        lines: of the log; policies without a training come last.
+        lines: of the log; policies without a training come last. What an agent drew does not count: it was drawn where
+            the agent thought well of it.
         count: how many.
     """
     scores: dict[tuple[int, ...], list[float]] = {action: [] for action in MENU.actions()}
-    for episode in episodes(lines):
-        if len(set(episode.actions)) == 1 and episode.task < FIRST_SLOW:
+    for episode in episodes([line for line in lines if line["kind"] != "drawn"]):
+        if len(set(episode.actions)) == 1 and part_of(episode.task) == "family":
             scores[episode.actions[0]].append(episode.score)
     best = sorted(scores, key=lambda action: -np.mean(scores[action]) if scores[action] else np.inf)
     return [MENU.policy(action) for action in best[:count]]

@@ -3,7 +3,8 @@
 python experiments/start_agent.py --log experiments/results/family/episodes.jsonl --out runs/start
 python experiments/train_agent.py --preset family --start runs/start
 
-It says how well values that were learned on some tasks foretell others, and what choosing by them gains there.
+It says how well values that were learned on some tasks foretell others, and what choosing by them gains there: on tasks
+of the same kinds, and on each kind of task by values that were learned on the others.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ from __future__ import annotations
 import json
 import shlex
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -26,7 +27,7 @@ from classifier.files import naming, write_atomic
 from envs.mix_policy import SCORE_LIMIT
 from envs.observation import one_hot
 from envs.reference import standard_error
-from experiments.family import DATASET, IMAGE_SIZE, MENU, SEGMENTS, SLOW, TASKS, VALIDATION_SIZE
+from experiments.family import DATASET, IMAGE_SIZE, MENU, PARTS, SEGMENTS, VALIDATION_SIZE, part_of
 from experiments.intervals import mean_interval
 from experiments.run_folder import LineLog, RunError, fitting, interrupt_on_sigterm, user_errors
 
@@ -64,21 +65,28 @@ def main(arguments: Sequence[str] | None = None) -> None:
         for name in ("members", "hidden", "steps"):
             if getattr(config.regression, name) < 1:
                 raise RunError(f"--regression.{name} must be at least 1, got {getattr(config.regression, name)}")
-        for name, low, high in (("temperature", 1e-3, 1e3), ("learning_rate", 1e-9, 1.0), ("dropout", 0.0, 0.9)):
+        ranges = (
+            *(("temperature", 1e-3, 1e3), ("learning_rate", 1e-9, 1.0)),
+            *(("dropout", 0.0, 0.9), ("caution", 0.0, 1e3)),
+        )
+        for name, low, high in ranges:
             if not low <= getattr(config.regression, name) <= high:
                 raise RunError(
                     f"--regression.{name.replace('_', '-')} must be from {low:g} to {high:g}, "
                     f"got {getattr(config.regression, name)}"
                 )
         with fitting(log):
-            logged = episodes(LineLog(log).read())
+            lines = LineLog(log).read()
+            logged = episodes(lines)
+            undrawn = episodes([line for line in lines if line["kind"] != "drawn"])
         count = len({episode.task for episode in logged})
         if count < FEWEST_TASKS:
             raise RunError(f"{log} has trainings of {count} tasks; at least {FEWEST_TASKS} are needed")
         torch.set_num_threads(1)
         with fitting(log):
-            decisions = Decisions.of(logged, MENU)
-        told = foretold(decisions, config.regression, seed=config.seed)
+            decisions, judged = Decisions.of(logged, MENU), Decisions.of(undrawn, MENU)
+        told = foretold(decisions, judged, config.regression, seed=config.seed)
+        abroad = of_other_parts(decisions, judged, config.regression, seed=config.seed)
         values = fit_values(decisions, MENU, config.regression, seed=config.seed)
         torch.manual_seed(config.seed)
         policy = new_policy(MENU, [PPOConfig().hidden] * 2)
@@ -90,20 +98,26 @@ def main(arguments: Sequence[str] | None = None) -> None:
             "tasks": count,
             "dataset": DATASET,
             "image_size": IMAGE_SIZE,
-            "family": asdict(TASKS),
-            "slow": asdict(SLOW),
+            "parts": {name: asdict(part) for name, part in PARTS.items()},
         }
         out = Path(config.out)
         with naming(out):
             out.mkdir(parents=True, exist_ok=True)
         Agent(policy, MENU, SEGMENTS, facts).save(out)
-        result = {**facts, "regression": asdict(config.regression), "held_out_tasks": told, "loss_by_following": loss}
+        result = {
+            **facts,
+            "regression": asdict(config.regression),
+            "held_out_tasks": told,
+            "held_out_parts": abroad,
+            "loss_by_following": loss,
+        }
         write_atomic(out / "start.json", (json.dumps(result, indent=2) + "\n").encode())
         print(f"{len(logged):,} trainings of {count} tasks; score: {VALIDATION_SIZE:,} images' standard errors")
         for segment, share in enumerate(told["explained"]):
             print(f"  held-out tasks, choice {segment + 1}: {100 * share:.0f} % of the scores' variance foretold")
-        for name, (mean, width) in told["first_choice"].items():
-            print(f"  held-out tasks, tried from the start, {name}: {mean:+.2f} ± {width:.2f}")
+        for title, firsts in (("tasks", told["first_choice"]), *((f"part {name}", of) for name, of in abroad.items())):
+            for name, (mean, width) in firsts.items():
+                print(f"  held-out {title}, tried from the start, {name}: {mean:+.2f} ± {width:.2f}")
         print(f"  the agent's actions against the best by their values: {loss:+.3f}\nwritten: {out}")
 
 
@@ -135,39 +149,87 @@ def seen(logged: Sequence[Episode]) -> torch.Tensor:
     return torch.from_numpy(np.concatenate([episode.observations for episode in logged]))
 
 
-def foretold(decisions: Decisions, config: RegressionConfig, *, seed: int) -> dict[str, Any]:
+def foretold(decisions: Decisions, judged: Decisions, config: RegressionConfig, *, seed: int) -> dict[str, Any]:
     """What values learned on four fifths of the tasks say of the others, for every fifth.
+
+    Args:
+        decisions: that values are learned from.
+        judged: that they are judged by: what an agent drew is not among them, for it had learned from these tasks.
+        config: how values are learned.
+        seed: of everything drawn.
 
     Returns:
         explained: share of the scores' variance, for each segment that a decision was made before.
-        first_choice: score of the policy of the highest value among those tried from a task's start; of all of them;
-            and of the luckiest: mean and 95 % interval over tasks.
+        first_choice: as `_first_choices` has it, over all tasks.
     """
     tasks = np.random.default_rng(seed).permutation(np.unique(decisions.tasks))
     scores, values, segments = [], [], []
-    firsts: dict[str, list[float]] = {"of the highest value": [], "all": [], "the luckiest": []}
+    firsts: list[dict[str, float]] = []
     for fold in range(FOLDS):
-        held = decisions.among(tasks[fold::FOLDS].tolist())
-        rest = decisions.among([task for task in tasks.tolist() if task not in set(held.tasks.tolist())])
-        expected = fit_values(rest, MENU, config, seed=seed)(held.observations)
-        told = expected.gather(1, held.actions[:, None])[:, 0].numpy()
-        scored = held.scores.numpy()
-        scores.append(scored)
-        values.append(told)
+        fifth = tasks[fold::FOLDS].tolist()
+        held = judged.among(fifth)
+        rest = decisions.among([task for task in tasks.tolist() if task not in set(fifth)])
+        learned = fit_values(rest, MENU, config, seed=seed)
+        expected, _ = learned(held.observations)
+        scores.append(held.scores.numpy())
+        values.append(expected.gather(1, held.actions[:, None])[:, 0].numpy())
         segments.append(held.segments)
-        for task in np.unique(held.tasks):
-            tried = np.flatnonzero((held.tasks == task) & (held.segments == 0))
-            tried = tried[np.unique(held.actions[tried].numpy(), return_index=True)[1]]  # each policy once
-            if len(tried) >= FEWEST_TRIED:
-                firsts["of the highest value"].append(float(scored[tried[told[tried].argmax()]]))
-                firsts["all"].append(float(scored[tried].mean()))
-                firsts["the luckiest"].append(float(scored[tried].max()))
+        firsts += _first_choices(held, learned.cautious(held.observations, config.caution))
     score, value, segment = map(np.concatenate, (scores, values, segments))
     explained = [
         1 - float(np.mean((score - value)[segment == place] ** 2) / score[segment == place].var())
         for place in range(len(SEGMENTS))
     ]
-    return {"explained": explained, "first_choice": {name: mean_interval(of) for name, of in firsts.items()}}
+    return {"explained": explained, "first_choice": _over_tasks(firsts)}
+
+
+def of_other_parts(decisions: Decisions, judged: Decisions, config: RegressionConfig, *, seed: int) -> dict[str, Any]:
+    """What first choices on each part of the family score, by values that were learned on the other parts alone.
+
+    Args as those of `foretold`.
+    """
+    tasks = np.unique(decisions.tasks).tolist()
+    found = {}
+    for part in PARTS:
+        within = [task for task in tasks if part_of(task) == part]
+        others = [task for task in tasks if part_of(task) != part]
+        if within and others:
+            held = judged.among(within)
+            worth = fit_values(decisions.among(others), MENU, config, seed=seed).cautious(
+                held.observations, config.caution
+            )
+            found[part] = _over_tasks(_first_choices(held, worth))
+    return found
+
+
+def _first_choices(held: Decisions, worth: torch.Tensor) -> list[dict[str, float]]:
+    """What is tried from a task's start scores, for each task with enough of it.
+
+    Args:
+        held: tasks that values were not learned on.
+        worth: of each action, at each decision, `[N, A]`.
+
+    Returns:
+        For each task the score of the policy that is worth most, of all of them, and of the luckiest.
+    """
+    scored, found = held.scores.numpy(), []
+    told = worth.gather(1, held.actions[:, None])[:, 0].numpy()
+    for task in np.unique(held.tasks):
+        tried = np.flatnonzero((held.tasks == task) & (held.segments == 0))
+        tried = tried[np.unique(held.actions[tried].numpy(), return_index=True)[1]]  # each policy once
+        if len(tried) >= FEWEST_TRIED:
+            found.append(
+                {
+                    "of the highest value": float(scored[tried[told[tried].argmax()]]),
+                    "all": float(scored[tried].mean()),
+                    "the luckiest": float(scored[tried].max()),
+                }
+            )
+    return found
+
+
+def _over_tasks(firsts: Sequence[Mapping[str, float]]) -> dict[str, tuple[float, float]]:
+    return {name: mean_interval([task[name] for task in firsts]) for name in firsts[0]} if firsts else {}
 
 
 if __name__ == "__main__":

@@ -3,37 +3,43 @@
 python experiments/study_family.py --tasks 100 --out experiments/results/family
 
 Every task of the family (`experiments/family.py`) is trained under the reference (CutMix on half of the updates) and
-plainly, the first tasks from two seeds, and from the first seed under fixed policies of the menu and under policies
-that switch once. The log keeps what an agent would have seen at each segment's end, so that an agent can be started
-from it. Trainings that have finished are not run again: the same command goes on.
+plainly, the first tasks from two seeds, and from the first seed under fixed policies of the menu, under policies that
+switch once, and under such that begin as one of those two and switch after the first segment. With `--agent`, that
+agent draws once what a task is trained under, and once more at some later segment: trainings of what an agent would do,
+to correct what it believes. The log keeps what an agent would have seen at each segment's end, so that one can be
+started from it. Trainings that have finished are not run again: the same command goes on.
 """
 
 from __future__ import annotations
 
 import functools
+import hashlib
 import json
 import shlex
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import tyro
+from numpy.typing import NDArray
 
+from agent.ppo import Agent
 from classifier.files import write_atomic
 from classifier.hardware import resolve_device, resolve_precision
 from envs import MixPolicyEnv
 from envs.observation import FEATURES
 from experiments.charts import png
-from experiments.family import FIRST_SLOW, MENU, PLAIN, REFERENCE, SEGMENTS, environment, task
+from experiments.family import MENU, PARTS, PLAIN, REFERENCE, SEGMENTS, environment, part_of, task
 from experiments.family_summary import markdown, picture, summary
 from experiments.parallel import run_all
 from experiments.run_folder import LineLog, RunError, interrupt_on_sigterm, machine, user_errors
 
 COMMAND = "python experiments/study_family.py"
-FIXED, SWITCHING = 2, 3  # trainings of each task under drawn policies of each kind
+FIXED, SWITCHING, LOOKING = 2, 3, 2  # trainings of each task under drawn policies of each kind
+DRAWN = 2  # trainings of each task under what an agent draws
 TWICE = 20  # tasks whose reference and plain trainings are run from two seeds, to tell what chance does
 DIGITS = 4  # of a feature, as it is kept
 
@@ -46,8 +52,12 @@ class StudyConfig:
     """Tasks 0, 1, 2, ... of the family."""
     slow: int = 0
     """Tasks of its slow part besides."""
+    bare: int = 0
+    """Tasks of its network without normalisation besides."""
     data_root: str | None = None
     """Folder where the data set lies; none looks in the usual places, then downloads."""
+    agent: str | None = None
+    """Folder of an agent whose draws every task is trained under besides."""
     processes: int = 2
     """Trainings at a time, one thread each."""
     out: str = "runs/family"
@@ -61,14 +71,18 @@ class Plan:
     Attributes:
         task: number of the task.
         training: seed of the training.
-        kind: reference, plain, fixed or switching.
-        actions: of each segment.
+        kind: reference, plain, fixed, switching, looking (switching after a first segment of the former two) or drawn.
+        actions: of each segment; of a drawn one none, they turn out.
+        agent: checksum of the agent that draws; none = nobody draws.
+        draw: which of this agent's it is.
     """
 
     task: int
     training: int
     kind: str
     actions: tuple[tuple[int, ...], ...]
+    agent: str | None = None
+    draw: int = 0
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -78,21 +92,28 @@ def main(arguments: Sequence[str] | None = None) -> None:
     command = shlex.join([*COMMAND.split(), *arguments])
     with user_errors(command):
         config = tyro.cli(StudyConfig, args=arguments, description=__doc__)
-        for name, least in (("tasks", 1), ("slow", 0), ("processes", 1)):
+        for name, least in (("tasks", 1), ("slow", 0), ("bare", 0), ("processes", 1)):
             if getattr(config, name) < least:
                 raise RunError(f"--{name} must be at least {least}, got {getattr(config, name)}")
+        agent = None if config.agent is None else Agent.load(Path(config.agent))
+        if agent is not None and (agent.menu, agent.segments) != (MENU, SEGMENTS):
+            raise RunError(f"--agent: {config.agent} has another menu or other segments than the family")
+        files = None if agent is None else agent.to_files()
+        checksum = None if files is None else hashlib.sha256(files["agent.safetensors"]).hexdigest()
         out = Path(config.out)
         out.mkdir(parents=True, exist_ok=True)
         log = LineLog(out / "episodes.jsonl")
         finished = log.read()
         log.keep(len(finished))
-        seen = {(line["task"], line["training"], _hashable(line["actions"])) for line in finished}
-        numbers = [*range(config.tasks), *range(FIRST_SLOW, FIRST_SLOW + config.slow)]
-        wanted = [plan for number in numbers for plan in plans(number)]
-        missing = [plan for plan in wanted if (plan.task, plan.training, plan.actions) not in seen]
+        seen = {_identity(line) for line in finished}
+        counts = {"family": config.tasks, "slow": config.slow, "bare": config.bare}
+        # All parts grow together, so that a log that is cut short has some of each.
+        order = sorted((number / count, part, number) for part, count in counts.items() for number in range(count))
+        wanted = [plan for _, part, number in order for plan in plans(PARTS[part].first + number, checksum)]
+        missing = [plan for plan in wanted if _identity(asdict(plan)) not in seen]
         print(f"{len(wanted)} trainings, {len(wanted) - len(missing)} of them finished before", flush=True)
         precision = resolve_precision("auto", resolve_device("cpu"))
-        jobs = [functools.partial(play, plan, precision, config.data_root) for plan in missing]
+        jobs = [functools.partial(play, plan, precision, config.data_root, files) for plan in missing]
         try:
             for done, line in enumerate(run_all(jobs, config.processes), start=len(wanted) - len(missing) + 1):
                 log.append(line)
@@ -114,8 +135,8 @@ def write(out: Path, lines: Sequence[dict[str, Any]], command: str) -> None:
     print(f"\n{markdown(result)}\nwritten: {out}/results.json, results.md, results.png")
 
 
-def plans(number: int) -> list[Plan]:
-    """The trainings of a task; always the same ones."""
+def plans(number: int, agent: str | None = None) -> list[Plan]:
+    """The trainings of a task, always the same ones; `DRAWN` more under what an agent draws, named by its checksum."""
     random = np.random.default_rng([number, 1])
     choices = MENU.actions()
     count = len(SEGMENTS)
@@ -127,27 +148,47 @@ def plans(number: int) -> list[Plan]:
     for _ in range(SWITCHING):
         place = int(random.integers(1, count))
         drawn.append(Plan(number, 0, "switching", (draw(),) * place + (draw(),) * (count - place)))
+    for _ in range(LOOKING):
+        look = (REFERENCE, PLAIN)[random.integers(2)]
+        drawn.append(Plan(number, 0, "looking", (look,) + (draw(),) * (count - 1)))
     known = [
         Plan(number, training, kind, (action,) * count)
         for training in range(2 if number < TWICE else 1)
         for kind, action in (("reference", REFERENCE), ("plain", PLAIN))
     ]
-    return list({(plan.training, plan.actions): plan for plan in (*drawn, *known)}.values())
+    distinct = list({(plan.training, plan.actions): plan for plan in (*drawn, *known)}.values())
+    return distinct if agent is None else [*distinct, *(Plan(number, 0, "drawn", (), agent, i) for i in range(DRAWN))]
 
 
-def play(plan: Plan, precision: str, data_root: str | None) -> dict[str, Any]:
+def play(plan: Plan, precision: str, data_root: str | None, agent: Mapping[str, bytes] | None = None) -> dict[str, Any]:
     """Train a task under a plan.
+
+    Args:
+        plan: what is trained.
+        precision: number format of the network.
+        data_root: folder where the data set lies; none = looked for.
+        agent: contents of the files of the agent that draws, for a plan that is drawn.
 
     Returns:
         The line of the log: what was seen before each choice and at the end, as `FEATURES`; validation accuracy after
         each segment and development accuracy at the end, all in [0, 1]; at chance after a diverged training.
     """
-    env = _environment(precision, data_root)
+    env = _environment(part_of(plan.task), precision, data_root)
     drawn = task(plan.task)
     observation, _ = env.reset(seed=plan.training, options={"task": drawn})
     seen, accuracies, diverged = [observation], [], False
-    for action in plan.actions:
-        observation, _, terminated, _, info = env.step(action)
+    actions: list[tuple[int, ...]] = []
+    player = None if agent is None or plan.agent is None else Agent.from_files(agent)
+    random = np.random.default_rng([plan.task, 2, plan.draw])
+    again = int(random.integers(1, len(SEGMENTS)))  # where a drawn one is drawn once more
+    for segment in range(len(SEGMENTS)):
+        if player is None:
+            actions.append(plan.actions[segment])
+        elif segment in (0, again):
+            actions.append(_drawn(player, observation, random))
+        else:
+            actions.append(actions[-1])
+        observation, _, terminated, _, info = env.step(actions[-1])
         seen.append(observation)
         accuracies.append(info["validation_accuracy"])
         diverged = info["diverged"]
@@ -156,6 +197,7 @@ def play(plan: Plan, precision: str, data_root: str | None) -> dict[str, Any]:
     development = 1 / env.trainer.num_classes if diverged else env.trainer.evaluate("development").accuracy
     return {
         **asdict(plan),
+        "actions": actions if plan.agent is not None else plan.actions,
         "task_drawn": asdict(drawn),
         "observations": [[round(float(value), DIGITS) for value in row[: len(FEATURES)]] for row in seen],
         "validation": [round(accuracy, 5) for accuracy in accuracies],
@@ -165,12 +207,23 @@ def play(plan: Plan, precision: str, data_root: str | None) -> dict[str, Any]:
 
 
 @functools.cache
-def _environment(precision: str, data_root: str | None) -> MixPolicyEnv:
-    return environment(precision=precision, data_root=data_root)
+def _environment(part: str, precision: str, data_root: str | None) -> MixPolicyEnv:
+    return environment(part, precision=precision, data_root=data_root)
 
 
-def _hashable(actions: Sequence[Sequence[int]]) -> tuple[tuple[int, ...], ...]:
-    return tuple(tuple(action) for action in actions)
+def _drawn(agent: Agent, observation: NDArray[np.float32], random: np.random.Generator) -> tuple[int, ...]:
+    """An action by the probabilities that an agent gives each choice of each dimension."""
+    return tuple(
+        int(random.choice(len(choices), p=np.array([*choices.values()]) / sum(choices.values())))
+        for choices in agent.probabilities(observation).values()
+    )
+
+
+def _identity(line: Mapping[str, Any]) -> tuple[Any, ...]:
+    """What tells a training of the log from others: what it was trained under, or which draw it was."""
+    agent = line.get("agent")
+    what = tuple(map(tuple, line["actions"])) if agent is None else (agent, line["draw"])
+    return (line["task"], line["training"], what)
 
 
 if __name__ == "__main__":

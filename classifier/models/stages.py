@@ -2,6 +2,7 @@
 
 from torch import nn
 
+from classifier.models.convnet import ConvNet
 from classifier.models.lenet import LeNet
 from classifier.models.preact_resnet import PreActResNet
 from classifier.models.resnext import ResNeXt
@@ -22,11 +23,11 @@ def hidden_stages(model: nn.Module) -> list[nn.Module]:
     Raises:
         ValueError: it is of another family.
     """
-    if isinstance(model, (PreActResNet, WideResNet, ResNeXt, LeNet)):
+    if isinstance(model, (PreActResNet, WideResNet, ResNeXt, LeNet, ConvNet)):
         return list(model.stages[:2])
     if RESNETS & {(base.__module__, base.__qualname__) for base in type(model).__mro__}:
         return [model.get_submodule("layer1"), model.get_submodule("layer2")]
     raise ValueError(
-        "Manifold Mixup knows the stages of PreAct ResNet, Wide ResNet, ResNeXt and LeNet of this project and of the "
-        f"ResNets of torchvision and timm, not those of {type(model).__name__}; choose one of these or another method"
+        "Manifold Mixup knows the stages of PreAct ResNet, Wide ResNet, ResNeXt, LeNet and ConvNet of this project and "
+        f"of the ResNets of torchvision and timm, not of {type(model).__name__}; choose one of these or another method"
     )

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from agent.ppo import Agent, new_policy
-from agent.regression import Decisions, Episode, RegressionConfig, fit_values, follow_values
+from agent.regression import ActionValues, Decisions, Episode, RegressionConfig, fit_values, follow_values
 from envs import Menu
 from envs.observation import FEATURES, observation_space, one_hot
 
@@ -68,7 +68,9 @@ def test_values_and_the_agent_that_follows_them_find_what_was_put_in() -> None:
     tried = torch.linspace(0.1, 1.9, 30)
     seen = torch.from_numpy(np.stack([observation(float(told)) for told in tried]))
     expected = torch.tensor([[worth(float(told), action) for action in ACTIONS] for told in tried])
-    assert (values(seen) - expected).abs().mean() < 0.35
+    means, spread = values(seen)
+    assert (means - expected).abs().mean() < 0.35
+    assert (spread > 0).all()
     torch.manual_seed(0)
     policy = new_policy(MENU, [32, 32])
     everywhere = torch.from_numpy(np.concatenate([episode.observations for episode in planted(150)]))
@@ -79,8 +81,34 @@ def test_values_and_the_agent_that_follows_them_find_what_was_put_in() -> None:
     with torch.no_grad():
         told_worth = policy.predict_values(seen)[:, 0]
     # The critic is worth what the actor does, which lies between the best action and the mean of all.
-    assert (told_worth <= values(seen).max(dim=1).values + 0.3).all()
-    assert (told_worth >= values(seen).mean(dim=1) + 0.2).all()
+    assert (told_worth <= means.max(dim=1).values + 0.3).all()
+    assert (told_worth >= means.mean(dim=1) + 0.2).all()
+
+
+def test_caution_prefers_what_the_networks_agree_on() -> None:
+    """One action is worth 1 by every network; another 3 by one and 0 by the other."""
+
+    class Told(torch.nn.Module):
+        def __init__(self, worths: list[float]) -> None:
+            super().__init__()
+            self.worths = torch.tensor(worths)
+
+        def forward(self, inputs: torch.Tensor) -> torch.Tensor:
+            return self.worths.repeat(len(inputs) // len(self.worths))[:, None]
+
+    rest = [-5.0] * (len(ACTIONS) - 2)
+    seen = torch.from_numpy(np.stack([observation(0.1 * told) for told in range(20)]))
+    nothing, one = torch.zeros(seen.shape[1]), torch.ones(seen.shape[1])
+    networks = [Told([1.0, 3.0, *rest]), Told([1.0, 0.0, *rest])]
+    values = ActionValues(torch.zeros(len(ACTIONS), 1), nothing, one, networks)
+    mean, spread = values(seen)
+    assert torch.equal(mean[0, :2], torch.tensor([1.0, 1.5])) and torch.equal(spread[0, :2], torch.tensor([0.0, 1.5]))
+    for caution, best in ((0.0, ACTIONS[1]), (1.0, ACTIONS[0])):
+        torch.manual_seed(0)
+        policy = new_policy(MENU, [32, 32])
+        config = replace(CONFIG, caution=caution, temperature=0.1)
+        follow_values(policy, values, seen, MENU, config, seed=0)
+        assert Agent(policy, MENU, (0.3, 0.6, 1.0), {}).choose(observation(0.5)) == best
 
 
 def test_the_same_seed_gives_the_same_values_and_leaves_other_draws_alone() -> None:
@@ -89,10 +117,11 @@ def test_the_same_seed_gives_the_same_values_and_leaves_other_draws_alone() -> N
     torch.manual_seed(5)
     before = torch.rand(1)
     torch.manual_seed(5)
-    one = fit_values(decisions, MENU, config, seed=3)(decisions.observations)
+    one, spread = fit_values(decisions, MENU, config, seed=3)(decisions.observations)
     assert torch.equal(torch.rand(1), before)
-    assert torch.equal(fit_values(decisions, MENU, config, seed=3)(decisions.observations), one)
-    assert not torch.equal(fit_values(decisions, MENU, config, seed=4)(decisions.observations), one)
+    assert torch.equal(fit_values(decisions, MENU, config, seed=3)(decisions.observations)[0], one)
+    assert not torch.equal(fit_values(decisions, MENU, config, seed=4)(decisions.observations)[0], one)
+    assert (spread == 0).all(), "one network agrees with itself"
 
 
 def test_an_observation_ends_with_the_last_action_one_hot() -> None:

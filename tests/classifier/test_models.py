@@ -73,6 +73,7 @@ def test_networks_of_the_mixing_papers_have_their_published_size(name: str, mill
     ("name", "classes", "channels", "count"),
     [
         ("lenet", 10, 1, 61_706),
+        ("convnet", 10, 1, 43_082),
         ("resnet50", 1000, 3, 25_557_032),
         ("densenet121", 1000, 3, 7_978_856),
         # As the collections of CIFAR networks print them.
@@ -574,6 +575,7 @@ def test_a_network_without_a_layer_of_the_right_size_is_refused() -> None:
     [
         ("search", [(16, 16, 16), (32, 8, 8)]),
         ("lenet", [(6, 14, 14), (16, 5, 5)]),
+        ("convnet", [(16, 16, 16), (32, 8, 8)]),
         ("preact_resnet18", [(64, 32, 32), (128, 16, 16)]),
         ("wrn_16_8", [(128, 32, 32), (256, 16, 16)]),
         ("resnext29_4_24", [(256, 32, 32), (512, 16, 16)]),
@@ -614,7 +616,7 @@ def test_networks_whose_stages_are_not_known_are_refused(name: str) -> None:
         pytest.importorskip("timm")
     with torch.device("meta"):
         model = build_model(name, num_classes=5, in_channels=3)
-    with pytest.raises(ValueError, match=rf"PreAct ResNet, Wide ResNet.*not those of {type(model).__name__}"):
+    with pytest.raises(ValueError, match=rf"PreAct ResNet, Wide ResNet.*not of {type(model).__name__}"):
         hidden_stages(model)
 
 

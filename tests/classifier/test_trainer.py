@@ -500,7 +500,7 @@ def _first_batch(trainer: Trainer) -> Tensor:
 
 def test_what_cannot_be_trained_is_refused_before_it_starts(monkeypatch: pytest.MonkeyPatch) -> None:
     trainer = trainer_of()
-    with pytest.raises(ValueError, match=r"Manifold Mixup knows the stages of .* not those of TinyNetwork"):
+    with pytest.raises(ValueError, match=r"Manifold Mixup knows the stages of .* not of TinyNetwork"):
         trainer.train(MANIFOLD, 1)
     monkeypatch.setitem(sys.modules, "gco", None)
     for method in ("puzzlemix", "puzzlemix_no_transport", "lamix_puzzlemix"):

@@ -16,11 +16,11 @@ from classifier.mixing import MixPolicy, PolicySchedule
 from classifier.trainer import TrainConfig, Trainer
 from envs import Menu, TaskDistribution
 from envs.mix_policy import training_seed
-from experiments import contest
+from experiments import contest, family
 from experiments.comparison import pack_hits, unpack_hits
 from experiments.contest_report import ALL, ORACLE, PLAIN, markdown, picture, results
 from experiments.family import MENU, SEGMENTS
-from experiments.shipped import FOLDER
+from experiments.shipped import FOLDER, agent_checksum
 from tests.envs.tiny import tiny, weights
 
 TINY = contest.Group(
@@ -102,6 +102,14 @@ def test_a_contest_as_its_protocol_says_goes_on_and_reads_the_test_set_once(
     assert "the agent, asked live" in (out / "results.md").read_text()
 
 
+def test_rivals_may_train_more_tasks_and_come_first(arguments: list[str], tmp_path: Path) -> None:
+    contest.main([*arguments, "--count", "2", "--rivals-count", "3", "--only", "agent", PLAIN, "fixed: rmix all, β 1"])
+    contest.main(["run", "--out", str(tmp_path / "out")])
+    trained = [(line["contestant"], line["task"]) for line in lines(tmp_path / "out" / "runs.jsonl")]
+    first = [(name, task) for task in range(3) for name in ("agent", PLAIN)]
+    assert trained == [*first, *(("fixed: rmix all, β 1", task) for task in range(2))]
+
+
 def test_a_rehearsal_has_other_tasks_and_other_images(arguments: list[str], tmp_path: Path) -> None:
     contest.main([*arguments, "--rehearsal", "--count", "2", "--only", "agent", PLAIN])
     contest.main(["run", "--out", str(tmp_path / "out")])
@@ -117,6 +125,7 @@ def test_a_rehearsal_has_other_tasks_and_other_images(arguments: list[str], tmp_
     [
         (["--groups", "nowhere"], "--groups must be among tiny, got nowhere"),
         (["--count", "1"], "--count must be at least 2"),
+        (["--rivals-count", "9"], "--rivals-count must be at least --count, 10, got 9"),
         (["--only", "agent", "nobody"], "--only must be agent and others among .*got nobody"),
         (["--only", PLAIN], "--only must be agent and others"),
         (["--others", "agent=x"], "--others must be new names"),
@@ -210,8 +219,8 @@ def planted(count: int, images: int = 400) -> tuple[dict[str, Any], list[dict[st
     """Two groups, of which the first has the images of 80 % for the agent, 78 for the best fixed, 70 for plain."""
     random = np.random.default_rng(0)
     level = {"agent": 0.8, "best fixed": 0.78, "random": 0.75, PLAIN: 0.7, "fixed: cutmix half, β 1": 0.79}
-    names = {name: {"kind": "schedule", "of_the_menu": name.startswith("fixed")} for name in level}
-    group = {"title": "one", "count": count, "dataset": "fashion_mnist"}
+    names = {name: {"kind": "schedule", "of_the_menu": name.startswith("fixed"), "count": count} for name in level}
+    group = {"title": "one", "dataset": "fashion_mnist"}
     protocol = {
         "split": "development",
         "menu": SMALL.to_json(),
@@ -239,11 +248,11 @@ def test_the_results_are_those_that_were_put_in() -> None:
     protocol, found = planted(40)
     found = [line for line in found if (line["group"], line["task"], line["contestant"]) != ("b", 39, "random")]
     told = results(protocol, found)
-    assert told is not None
-    assert told["groups"]["a"]["tasks"] == 40 and told["groups"]["b"]["tasks"] == 39, "whole tasks count"
-    assert told["groups"]["a"]["agent_minus"]["best fixed"]["mean"] == pytest.approx(2, abs=0.6)
-    assert told["groups"]["b"]["agent_minus"]["best fixed"]["mean"] == pytest.approx(-2, abs=0.6)
-    overall = told[ALL]["agent_minus"]
+    (table,) = told["tables"]
+    assert table["groups"]["a"]["tasks"] == 40 and table["groups"]["b"]["tasks"] == 39, "whole tasks count"
+    assert table["groups"]["a"]["agent_minus"]["best fixed"]["mean"] == pytest.approx(2, abs=0.6)
+    assert table["groups"]["b"]["agent_minus"]["best fixed"]["mean"] == pytest.approx(-2, abs=0.6)
+    overall = table[ALL]["agent_minus"]
     assert overall["random"]["mean"] == pytest.approx(3, abs=0.6)
     accuracy = {(line["group"], line["task"], line["contestant"]): line["accuracy"] for line in found}
     tasks = [("a", task) for task in range(40)] + [("b", task) for task in range(39)]
@@ -255,13 +264,13 @@ def test_the_results_are_those_that_were_put_in() -> None:
     oracle = [accuracy[*place, PLAIN if place[1] == 0 else "fixed: cutmix half, β 1"] for place in tasks]
     by_hand = np.mean([accuracy[*place, "agent"] for place in tasks]) - np.mean(oracle)
     assert overall[ORACLE]["mean"] == pytest.approx(100 * by_hand)
-    partial = results({**protocol, "menu": MENU.to_json()}, found)
-    assert partial is not None and ORACLE not in partial[ALL]["agent_minus"]
+    (partial,) = results({**protocol, "menu": MENU.to_json()}, found)["tables"]
+    assert ORACLE not in partial[ALL]["agent_minus"]
     aims = {name.split(",")[0]: aim["reached"] for name, aim in told["aims"].items()}
     assert aims["ahead of best fixed by 0.5 points"] is False
     assert aims["ahead of random by 1 points"] is True
     assert aims["in no group more than 0.3 points behind plain training"] is True
-    assert f"({told[ALL]['tasks']})" in markdown(told) and "**not reached**" in markdown(told)
+    assert f"({table[ALL]['tasks']})" in markdown(told) and "**not reached**" in markdown(told)
     assert len(picture(told).axes) == 3, "one for each group, and one for all"
 
 
@@ -270,15 +279,39 @@ def test_a_diverged_training_stands_at_chance_and_one_task_says_nothing() -> Non
     for line in found:
         if line["contestant"] == "random" and line["group"] == "a":
             line.update(hits=None, images=None, accuracy=0.1, diverged=True)
-    told = results(protocol, found)
-    assert told is not None
+    (told,) = results(protocol, found)["tables"]
     assert told["groups"]["a"]["diverged"]["random"] == 3
     assert told["groups"]["a"]["agent_minus"]["random"]["mean"] == pytest.approx(70, abs=5)
-    assert results(*planted(1)) is None
+    assert results(*planted(1))["tables"] == []
+
+
+def test_rivals_of_more_tasks_have_a_table_of_their_own_by_which_aims_are_judged() -> None:
+    protocol, found = planted(30)
+    for name in ("random", "fixed: cutmix half, β 1"):
+        protocol["contestants"][name]["count"] = 10
+    for line in found:  # the last tasks, which these two do not train, are bad ones for the best fixed policy
+        if line["contestant"] == "best fixed" and line["task"] >= 10:
+            line.update(hits=None, accuracy=0.1, diverged=True)
+    kept = [line for line in found if line["task"] < protocol["contestants"][line["contestant"]]["count"]]
+    told = results(protocol, kept)
+    assert told == results(protocol, found), "what is beyond their tasks does not count"
+    rivals, everybody = told["tables"]
+    assert (rivals[ALL]["tasks"], everybody[ALL]["tasks"]) == (60, 20)
+    assert rivals[ALL]["agent_minus"].keys() == {"best fixed", PLAIN}
+    assert everybody[ALL]["agent_minus"].keys() == {"best fixed", PLAIN, "random", "fixed: cutmix half, β 1", ORACLE}
+    aim = told["aims"]["ahead of best fixed by 0.5 points, interval without zero"]
+    assert aim == {"came": rivals[ALL]["agent_minus"]["best fixed"], "reached": True}
+    assert everybody[ALL]["agent_minus"]["best fixed"]["mean"] < 2 < 20 < aim["came"]["mean"]
+    way = next(value for name, value in told["aims"].items() if "of the way" in name)
+    assert way["came"]["oracle_minus_best_fixed"] < 3, "both of one table"
+    assert markdown(told).count("| the agent, asked live, less |") == 2
+    assert len(picture(told).axes) == 6
+    cut = [line for line in kept if line["contestant"] != "random"]
+    assert len(results(protocol, cut)["tables"]) == 1
 
 
 def test_the_groups_are_apart_from_what_the_agent_has_seen() -> None:
-    tasks = {contest.TASKS.task(number).data_seed for number in range(2000)}
+    tasks = {family.task(part.first + number).data_seed for part in family.PARTS.values() for number in range(2000)}
     for name, group in contest.GROUPS.items():
         assert not tasks & {group.tasks.task(number).data_seed for number in range(100)}, name
     seeds = [
@@ -296,10 +329,15 @@ def test_the_committed_rehearsal_follows_from_its_log_and_is_the_shipped_agents(
     protocol = json.loads((folder / "protocol.json").read_text())
     written = json.loads((folder / "results.json").read_text())
     assert protocol["split"] == "development"
-    assert protocol["contestants"]["agent"]["sha256"] == contest._checksum(FOLDER)
+    assert protocol["contestants"]["agent"]["sha256"] == agent_checksum(FOLDER)
     found = results(protocol, lines(folder / "runs.jsonl"))
-    assert found is not None
-    assert found["groups"].keys() == written["groups"].keys()
-    for rival, gap in found[ALL]["agent_minus"].items():
-        assert written[ALL]["agent_minus"][rival] == pytest.approx(gap)
+    assert len(found["tables"]) == len(written["tables"]) > 0
+    assert found["aims"].keys() == written["aims"].keys()
+    for aim, entry in found["aims"].items():
+        assert entry["reached"] == written["aims"][aim]["reached"]
+        assert entry["came"] == pytest.approx(written["aims"][aim]["came"])
+    for one, other in zip(found["tables"], written["tables"], strict=True):
+        assert one["groups"].keys() == other["groups"].keys()
+        for rival, gap in one[ALL]["agent_minus"].items():
+            assert other[ALL]["agent_minus"][rival] == pytest.approx(gap)
     assert (folder / "results.md").read_text() == markdown(written)

@@ -15,6 +15,7 @@ from classifier.mixing import PolicySchedule
 from envs import Task
 from experiments import draw_agent, learning_curves
 from experiments.family import MENU, SEGMENTS
+from experiments.shipped import FOLDER, agent_checksum
 from tests.envs.tiny import tiny
 
 
@@ -43,6 +44,13 @@ def test_schedules_are_what_the_agent_chose(agent: Path, tmp_path: Path, monkeyp
             assert max(one["source"], key=lambda choice: one["source"][choice]) == MENU.names("source")[action[0]]
         assert schedule.provenance["validation_accuracy"] == env.trainer.evaluate("validation").accuracy
     assert (tmp_path / "out" / "choices.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_the_committed_choices_are_the_shipped_agents() -> None:
+    folder = Path(__file__).parents[2] / "experiments/results/choices"
+    assert {file.stem for file in folder.glob("*.json")} == {name.replace(" ", "-") for name in draw_agent.TASKS}
+    for file in folder.glob("*.json"):
+        assert PolicySchedule.load(file).provenance["agent_sha256"] == agent_checksum(FOLDER)
 
 
 def run_folder(folder: Path, seed: int, returns: list[float]) -> Path:

@@ -10,11 +10,11 @@ import numpy as np
 import pytest
 
 from agent.ppo import Agent
-from agent.regression import Decisions
+from agent.regression import Decisions, RegressionConfig
 from classifier.mixing import MixPolicy, PolicySchedule
 from envs.observation import FEATURES
 from experiments import search_fixed, start_agent
-from experiments.family import FIRST_SLOW, MENU, PLAIN, REFERENCE, SEGMENTS, SLOW, TASKS, task
+from experiments.family import MENU, PARTS, PLAIN, REFERENCE, SEGMENTS, SLOW, TASKS, environment, part_of, task
 
 ACTIONS = MENU.actions()
 GOOD = MENU.find(MixPolicy({"rmix": 1.0}))
@@ -83,6 +83,25 @@ def test_the_agent_learns_what_the_log_says(tmp_path: Path, capsys: Any) -> None
         assert one.replace(b"/one", b"/again") == again
 
 
+def test_a_part_is_foretold_from_the_other_parts_alone() -> None:
+    """What is good in one part is bad in the other: each is chosen for wrongly from the other alone, not with both."""
+    slow = PARTS["slow"].first
+    random, lines = np.random.default_rng(0), []
+    for number, good in [(number, GOOD) for number in range(30)] + [(slow + number, PLAIN) for number in range(30)]:
+        level, seen = 0.01 * (number % 7), float(number < slow) + float(random.normal(0, 0.3))
+        for action, gain, kind in ((REFERENCE, 0.0, "reference"), (PLAIN, -0.02, "plain"), (GOOD, -0.02, "fixed")):
+            line = logged(number, action, 0.7 + level + (0.03 if action == good else gain), kind)
+            line["observations"] = [[seen] * len(FEATURES)] * (len(SEGMENTS) + 1)
+            lines.append(line)
+    config = RegressionConfig(members=2, hidden=32, steps=300)
+    decisions = Decisions.of(start_agent.episodes(lines), MENU)
+    both = start_agent.foretold(decisions, decisions, config, seed=0)["first_choice"]["of the highest value"]
+    apart = start_agent.of_other_parts(decisions, decisions, config, seed=0)
+    assert both[0] == pytest.approx(0.03 / math.sqrt(0.73 * 0.27 / 3000), rel=0.1)
+    assert apart.keys() == {"family", "slow"}
+    assert all(part["of the highest value"][0] < -1 for part in apart.values())
+
+
 @pytest.mark.parametrize(("count", "named"), [(None, "there is no file"), (9, "at least 10 are needed")])
 def test_too_little_of_a_log_is_refused(count: int | None, named: str, tmp_path: Path, capsys: Any) -> None:
     log = tmp_path / "episodes.jsonl"
@@ -95,10 +114,14 @@ def test_too_little_of_a_log_is_refused(count: int | None, named: str, tmp_path:
     assert not (tmp_path / "out").exists()
 
 
-def test_slow_tasks_are_numbered_from_the_first_one_on() -> None:
-    assert task(5) == TASKS.task(5) and task(FIRST_SLOW + 5) == SLOW.task(FIRST_SLOW + 5)
+def test_a_tasks_number_says_its_part() -> None:
+    slow, bare = PARTS["slow"].first, PARTS["bare"].first
+    numbers = (0, slow - 1, slow, bare - 1, bare, bare + 10**6)
+    assert [part_of(number) for number in numbers] == ["family", "family", "slow", "slow", "bare", "bare"]
+    assert task(5) == TASKS.task(5) and task(slow + 5) == SLOW.task(slow + 5)
     assert {task(number).lr_scale for number in range(50)} == {1.0}
-    assert len({task(FIRST_SLOW + number).lr_scale for number in range(50)}) > 40
+    assert len({task(slow + number).lr_scale for number in range(50)}) > 40
+    assert environment("bare", precision="fp32").training.model != environment(precision="fp32").training.model
 
 
 # The best single fixed policy
@@ -106,6 +129,8 @@ def test_slow_tasks_are_numbered_from_the_first_one_on() -> None:
 
 def test_candidates_are_the_logs_best_and_mixtures() -> None:
     assert search_fixed.best_of_menu(study(40), 1) == [MENU.policy(GOOD)]
+    liked = [logged(number, ACTIONS[-1], 1.0, "drawn") for number in range(40)]
+    assert search_fixed.best_of_menu([*study(40), *liked], 1) == [MENU.policy(GOOD)], "no agent chooses the tasks"
     assert len(search_fixed.best_of_menu(study(40), len(ACTIONS))) == len(ACTIONS)
     drawn = search_fixed.mixtures(50, seed=0)
     assert drawn == search_fixed.mixtures(50, seed=0) != search_fixed.mixtures(50, seed=1)
@@ -134,8 +159,8 @@ def test_the_best_is_found_by_halving_and_a_search_goes_on(tmp_path: Path, monke
     search_fixed.main(arguments)
     result = json.loads((out / "results.json").read_text())
     counts = [(len(entries), entries[0]["tasks"]) for entries in result["rounds"]]
-    assert counts == [(24, 4), (8, 12), (3, 28)]
-    assert result["trainings"] == len(trained) == 24 * 4 + 8 * 8 + 3 * 16
+    assert counts == [(24, 4), (8, 16), (3, 48)]
+    assert result["trainings"] == len(trained) == 24 * 4 + 8 * 12 + 3 * 32
     ((_, best),) = PolicySchedule.load(out / "policy.json").segments
     candidates = [MixPolicy.from_json(entry["policy"]) for entry in result["rounds"][0]]
     shares = sorted((policy.shares.get("cutmix", 0.0) for policy in candidates), reverse=True)
@@ -155,6 +180,9 @@ def test_the_committed_search_follows_from_its_log(tmp_path: Path, monkeypatch: 
     monkeypatch.setattr(search_fixed, "play", None)  # nothing is trained
     search_fixed.main(["--log", str(folder / "family/episodes.jsonl"), "--out", str(tmp_path / "fixed")])
     written, found = (json.loads((at / "results.json").read_text()) for at in (folder / "fixed", tmp_path / "fixed"))
+    assert (
+        written["trainings"] == found["trainings"] == len((folder / "fixed/trainings.jsonl").read_text().splitlines())
+    )
     assert len(written["rounds"]) == len(found["rounds"]) == len(search_fixed.ROUNDS)
     for one, other in zip(written["rounds"], found["rounds"], strict=True):
         assert [entry["policy"] for entry in one] == [entry["policy"] for entry in other]

@@ -3,18 +3,25 @@
 import json
 import math
 from collections import Counter
+from itertools import pairwise
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
 from scipy.stats import norm
 
+from agent.ppo import Agent, lean_towards, new_policy
 from classifier.mixing import MixPolicy
-from experiments.family import FIRST_SLOW, MENU, PLAIN, REFERENCE, SEGMENTS
+from envs.observation import observation_space
+from experiments import study_family
+from experiments.family import MENU, PARTS, PLAIN, REFERENCE, SEGMENTS, part_of
 from experiments.family_summary import markdown, picture, summary
 from experiments.run_folder import LineLog
-from experiments.study_family import FIXED, SWITCHING, TWICE, plans
+from experiments.study_family import DRAWN, FIXED, LOOKING, SWITCHING, TWICE, plans
+
+GOOD = MENU.find(MixPolicy({"rmix": 1.0}))
 
 
 def test_every_task_gets_the_same_kinds_of_trainings_again() -> None:
@@ -29,12 +36,74 @@ def test_every_task_gets_the_same_kinds_of_trainings_again() -> None:
         assert {(training, action) for training in seeds for action in (PLAIN, REFERENCE)} <= known
         for plan in drawn:
             changes = sum(one != other for one, other in zip(plan.actions, plan.actions[1:], strict=False))
-            assert changes <= (plan.kind == "switching")
+            assert changes <= (plan.kind in ("switching", "looking"))
+            if plan.kind == "looking":
+                assert plan.actions[0] in (PLAIN, REFERENCE) and len(set(plan.actions[1:])) == 1
             assert plan.training == 0 or plan.kind in ("reference", "plain")
     assert plans(0) != plans(1)
     counts = Counter(plan.kind for task in range(30) for plan in plans(task))
     assert 0.8 * 30 * FIXED <= counts["fixed"] <= 30 * FIXED
     assert 0.9 * 30 * SWITCHING <= counts["switching"] <= 30 * SWITCHING
+    assert 0.8 * 30 * LOOKING <= counts["looking"] <= 30 * LOOKING
+
+
+class Recorded:
+    """An environment that trains nothing: it keeps what was done to it."""
+
+    def __init__(self) -> None:
+        self.done: list[tuple[int, ...]] = []
+        random = np.random.default_rng(0)
+        self.trainer = SimpleNamespace(evaluate=lambda _: SimpleNamespace(accuracy=float(random.random())))
+
+    def reset(self, **_: Any) -> tuple[Any, dict[str, Any]]:
+        self.done = []
+        return self._seen(), {}
+
+    def step(self, action: tuple[int, ...]) -> tuple[Any, float, bool, bool, dict[str, Any]]:
+        self.done.append(action)
+        over = len(self.done) == len(SEGMENTS)
+        return self._seen(), 0.0, over, False, {"validation_accuracy": 0.5, "diverged": False}
+
+    def _seen(self) -> Any:
+        return np.full(observation_space(MENU).shape, len(self.done) / len(SEGMENTS), dtype=np.float32)
+
+
+def test_an_agent_draws_once_and_once_again_and_its_draws_are_not_repeated(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    env, tasks = Recorded(), 60
+    parts: list[str] = []
+    monkeypatch.setattr(study_family, "_environment", lambda part, *_: parts.append(part) or env)
+    monkeypatch.setattr(study_family, "run_all", lambda jobs, _: (job() for job in jobs))
+    for folder, probability in (("sure", 0.9999), ("open", None)):
+        policy = new_policy(MENU, [8])
+        if probability is not None:
+            lean_towards(policy, GOOD, MENU.sizes, probability)
+        (tmp_path / folder).mkdir()
+        Agent(policy, MENU, SEGMENTS, {}).save(tmp_path / folder)
+        counts = ["--tasks", str(tasks - 2), "--slow", "1", "--bare", "1"]
+        arguments = [*counts, "--agent", str(tmp_path / folder), "--out", str(tmp_path / "study")]
+        study_family.main(arguments)
+    lines = LineLog(tmp_path / "study/episodes.jsonl").read()
+    assert parts == [part_of(line["task"]) for line in lines] and set(parts) == set(PARTS)
+    by_agent: dict[str, list[Any]] = {}
+    for entry in lines:
+        if entry["kind"] == "drawn":
+            by_agent.setdefault(entry["agent"], []).append([tuple(action) for action in entry["actions"]])
+    sure, free = by_agent.values()
+    assert len(sure) == len(free) == DRAWN * tasks
+    assert sum(set(actions) == {GOOD} for actions in sure) > 0.98 * len(sure)
+    places = Counter(
+        next(place for place in range(1, len(SEGMENTS)) if actions[place] != actions[place - 1])
+        for actions in free
+        if len(set(actions)) > 1
+    )
+    assert sum(places.values()) > 0.8 * len(free), "a new agent draws nearly evenly among 16 actions"
+    assert set(places) == set(range(1, len(SEGMENTS))), "it draws again after any segment"
+    assert all(sum(one != other for one, other in pairwise(actions)) <= 1 for actions in free)
+    count = len(lines)
+    study_family.main(arguments)
+    assert len(LineLog(tmp_path / "study/episodes.jsonl").read()) == count, "what has finished is not run again"
 
 
 def line(task: int, training: int, kind: str, action: tuple[int, ...], points: float) -> dict[str, Any]:
@@ -79,22 +148,31 @@ def test_the_summary_finds_what_was_put_in() -> None:
     assert cells["rmix all"]["clean labels"]["tasks"] == tasks / 2
     assert cells["mixup all"]["clean labels"] == {"mean": None, "interval": None, "tasks": 0}
     text = markdown(found)
-    assert "| mixup all | (0 tasks) | (0 tasks) | (0 tasks) |" in text
-    assert "2000 tasks (0 slow ones, 2000 from two seeds), 10,000 trainings" in text
+    assert "| mixup all | (0 tasks) | (0 tasks) | (0 tasks) | (0 tasks) |" in text
+    assert (
+        "2000 tasks (0 slow ones, 0 of a network without normalisation, 2000 from two seeds), 10,000 trainings" in text
+    )
     assert len(picture(lines).axes) == len(MENU.sources) + 1
 
 
-def test_slow_tasks_are_told_apart_and_one_seed_counts_where_there_is_but_one() -> None:
+def test_parts_are_told_apart_and_one_seed_counts_where_there_is_but_one() -> None:
+    slow, bare = PARTS["slow"].first, PARTS["bare"].first
     lines = [
-        line(task, seed, kind, action, 50 + shift)
-        for task, shift in ((0, 1), (1, 1), (2, 1), (FIRST_SLOW, 5), (FIRST_SLOW + 1, 5), (FIRST_SLOW + 2, 5))
-        for seed in ((0, 1) if task < FIRST_SLOW else (0,))
+        line(first + number, seed, kind, action, 50 + shift)
+        for first, shift in ((0, 1), (slow, 5), (bare, 7))
+        for number in range(3)
+        for seed in ((0, 1) if first == 0 else (0,))
         for kind, action, shift in (("reference", REFERENCE, 0), ("plain", PLAIN, shift))
     ]  # fmt: skip
     found = summary(lines)
-    assert (found["tasks"], found["slow"], found["twice"], found["trainings"]) == (6, 3, 3, 18)
-    assert found["plain"]["mean"] == pytest.approx(1), "slow ones are a kind of their own"
-    assert found["sources"]["clean"]["slow"] == {"mean": pytest.approx(5), "interval": pytest.approx(0), "tasks": 3}
+    assert [found[name] for name in ("tasks", "slow", "bare", "twice", "trainings")] == [9, 3, 3, 3, 24]
+    assert found["plain"]["mean"] == pytest.approx(1), "the others are kinds of their own"
+    for kind, shift in (("slow", 5), ("bare", 7)):
+        assert found["sources"]["clean"][kind] == {
+            "mean": pytest.approx(shift),
+            "interval": pytest.approx(0),
+            "tasks": 3,
+        }
     assert found["choosing"]["against_reference"][0] == pytest.approx(1), "of the tasks that were trained twice"
 
 
