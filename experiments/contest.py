@@ -39,9 +39,9 @@ from envs.mix_policy import training_seed
 from experiments.charts import png
 from experiments.compare import TEST_READS, train_per_batch
 from experiments.comparison import pack_hits
-from experiments.contest_report import AGENT, BEST, ORACLE, RANDOM, RIVALS, markdown, picture, results
+from experiments.contest_report import AGENT, BEST, ONE, ORACLE, RANDOM, RIVALS, markdown, picture, results
 from experiments.contestants import PerBatch
-from experiments.family import DATASET, IMAGE_SIZE, TASKS, VALIDATION_SIZE
+from experiments.family import DATASET, IMAGE_SIZE, ONE_TASK, TASKS, VALIDATION_SIZE
 from experiments.measures import subject_of
 from experiments.parallel import run_all
 from experiments.run_folder import LineLog, RunError, fitting, interrupt_on_sigterm, machine, user_errors
@@ -87,6 +87,7 @@ GROUPS = {
     ),
     "lenet": Group("unseen network: LeNet", replace(TASKS, seed=SEED + 4), model="lenet", lr=0.02),
     "wide": Group("unseen network: twice the channels", replace(TASKS, seed=SEED + 5), model="search_wide"),
+    ONE: Group("1,000 clean images, 1,000 updates", replace(ONE_TASK, seed=SEED + 6)),
 }
 
 
@@ -102,10 +103,12 @@ class ContestConfig:
     """The best single fixed policy, search_fixed.py's; for the protocol."""
     others: tuple[str, ...] = ()
     """Further agents, each as NAME=FOLDER; for the protocol."""
+    schedules: tuple[str, ...] = ()
+    """Schedules that searches have found, each as NAME=FILE; for the protocol."""
     only: tuple[str, ...] = ()
     """Contestants, by their names in a protocol; none takes all of them; for the protocol."""
-    groups: tuple[str, ...] = tuple(GROUPS)
-    """Groups of tasks; for the protocol."""
+    groups: tuple[str, ...] = tuple(name for name in GROUPS if name != ONE)
+    """Groups of tasks, or one alone, a contest of its own; for the protocol."""
     count: int = 10
     """Tasks of each group that everybody trains; for the protocol."""
     rivals_count: int | None = None
@@ -162,6 +165,8 @@ def write_protocol(config: ContestConfig, out: Path, command: str) -> None:
     unknown = [name for name in config.groups if name not in GROUPS]
     if unknown or not config.groups:
         raise RunError(f"--groups must be among {', '.join(GROUPS)}, got {' '.join(unknown) or 'none'}")
+    if ONE in config.groups and len(config.groups) > 1:
+        raise RunError(f"--groups {ONE} is a contest of its own; leave the others out, got {' '.join(config.groups)}")
     if config.count < 2:
         raise RunError(f"--count must be at least 2, got {config.count}")
     if config.rivals_count is not None and config.rivals_count < config.count:
@@ -178,14 +183,19 @@ def write_protocol(config: ContestConfig, out: Path, command: str) -> None:
         "population": {"kind": "population", "trainings": len(agent.menu.actions())},
         "rl-mix": {"kind": "per batch"},
     }
-    for other in config.others:
-        name, equals, folder = other.partition("=")
-        if not equals or not name or name in (*contestants, ORACLE):
-            raise RunError(f"--others must be new names as NAME=FOLDER, got {other!r}")
-        known = Agent.load(Path(folder))
-        if (known.menu, known.segments) != (agent.menu, agent.segments):
-            raise RunError(f"--others: {other} has another menu or other segments than {config.agent}")
-        contestants[name] = _agent(folder)
+    for option, entries in (("--others", config.others), ("--schedules", config.schedules)):
+        for entry in entries:
+            name, equals, path = entry.partition("=")
+            if not equals or not name or name in (*contestants, ORACLE):
+                what = "FOLDER" if option == "--others" else "FILE"
+                raise RunError(f"{option} must be new names as NAME={what}, got {entry!r}")
+            if option == "--schedules":
+                contestants[name] = {"kind": "schedule", "schedule": PolicySchedule.load(path).to_json()}
+                continue
+            known = Agent.load(Path(path))
+            if (known.menu, known.segments) != (agent.menu, agent.segments):
+                raise RunError(f"--others: {entry} has another menu or other segments than {config.agent}")
+            contestants[name] = _agent(path)
     strange = [name for name in config.only if name not in contestants]
     if strange or (config.only and AGENT not in config.only):
         raise RunError(

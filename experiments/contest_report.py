@@ -18,6 +18,8 @@ PLAIN = "fixed: clean, β 1"
 RIVALS = (AGENT, BEST, RANDOM, PLAIN)  # the aims' own, who may train more tasks than the others
 ORACLE = "oracle"  # of each task the menu's fixed policy that is best on validation images
 ALL = "all groups"
+ONE = "one"  # the group that is a contest of its own, with aims of its own
+AIMS_OF_ONE = ((BEST, 0.3), (RANDOM, 0.5))
 AIMS = (  # (rival, points that the agent is to be ahead)
     (BEST, 0.5),
     (RANDOM, 1.0),
@@ -93,7 +95,31 @@ def _table(protocol: Mapping[str, Any], lines: Sequence[Mapping[str, Any]], coun
             "tasks": sum(group["tasks"] for group in groups.values()),
             "accuracy": {name: float(np.mean(values)) for name, values in accuracies.items()},
             "agent_minus": overall,
+            "fixed": _spread([accuracies[name] for name in of_menu]),
         },
+    }
+
+
+def _spread(accuracies: Sequence[Sequence[float]]) -> dict[str, float] | None:
+    """How far policies differ on average, and how far single trainings are from what policy and task say of them.
+
+    Args:
+        accuracies: of each policy on each task, in [0, 1].
+
+    Returns:
+        Standard deviations in points, of the policies' means with what single trainings add to them taken off, and of
+        what is left of single trainings, by a two-way analysis of variance; none for fewer than two policies.
+    """
+    values = 100 * np.array(accuracies)
+    if len(values) < 2:
+        return None
+    policies, tasks = values.shape
+    means = values.mean(axis=1)
+    left = values - means[:, None] - values.mean(axis=0) + values.mean()
+    single = (left**2).sum() / ((policies - 1) * (tasks - 1))
+    return {
+        "policies": float(np.sqrt(max(means.var(ddof=1) - single / tasks, 0.0))),
+        "single_training": float(np.sqrt(single)),
     }
 
 
@@ -110,11 +136,14 @@ def _points(differences: Sequence[NDArray[np.float64]], data: Sequence[str]) -> 
 def _aims(groups: Mapping[str, Any], overall: Mapping[str, Mapping[str, float]]) -> dict[str, Any]:
     """What was aimed at, what came, and whether it was reached; of rivals that took part."""
     aims: dict[str, Any] = {}
-    for rival, points in AIMS:
+    alone = list(groups) == [ONE]
+    for rival, points in AIMS_OF_ONE if alone else AIMS:
         if rival in overall:
             came = overall[rival]
             reached = came["mean"] >= points and came["low"] > 0
             aims[f"ahead of {rival} by {points:g} points, interval without zero"] = {"came": came, "reached": reached}
+    if alone:
+        return aims
     if BEST in overall and ORACLE in overall:
         gap = overall[BEST]["mean"] - overall[ORACLE]["mean"]  # of the oracle to the best fixed policy
         share = overall[BEST]["mean"] / gap if gap > 0 else None
@@ -163,6 +192,7 @@ def _rows(table: Mapping[str, Any]) -> list[str]:
     ]
     accuracy = [overall["accuracy"][AGENT], *(float(np.mean(group["accuracy"][AGENT])) for group in groups.values())]
     rows.append(["*accuracy of the agent, %*", *(f"*{100 * value:.2f}*" for value in accuracy)])
+    spread = overall["fixed"]
     return [
         f"{table['count']} tasks of each group, as far as they are finished:",
         "",
@@ -170,7 +200,15 @@ def _rows(table: Mapping[str, Any]) -> list[str]:
         "|---" * (len(groups) + 2) + "|",
         *(f"| {' | '.join(row)} |" for row in rows),
         "",
+        *([_noise(spread), ""] if spread else []),
     ]
+
+
+def _noise(spread: Mapping[str, float]) -> str:
+    return (
+        f"Means of the menu's fixed policies differ with a standard deviation of {spread['policies']:.2f} points; a "
+        f"single training is {spread['single_training']:.2f} points from what its policy and its task say of it."
+    )
 
 
 def picture(result: Mapping[str, Any]) -> Figure:

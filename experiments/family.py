@@ -20,6 +20,9 @@ SEGMENTS = (0.15, 0.4, 0.7, 0.9, 1.0)  # a short first one to look, short last o
 TASKS = TaskDistribution(
     train_size=(200, 5000), updates=(200, 2000), label_noise=(0.0, 0.5), clean=0.5, pool=None, seed=2212_04875
 )
+ONE_TASK = TaskDistribution(  # the same task again and again, with other images: of what a single task is worth
+    train_size=(1000, 1000), updates=(1000, 1000), label_noise=(0.0, 0.0), pool=None, seed=TASKS.seed + 1
+)
 SLOW = replace(TASKS, lr_scale=(0.05, 1.0))  # learn at every speed, so that an agent has seen networks that lag behind
 
 

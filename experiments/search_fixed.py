@@ -1,12 +1,13 @@
 """The best single fixed policy for the family of tasks, mixtures of methods included: the agent's rival.
 
 python experiments/search_fixed.py --out experiments/results/fixed
+python experiments/search_fixed.py --tasks one --from-menu 16 --out experiments/results/one_task/fixed
 
 Candidates are the policies of the family's menu that its log finds best and mixtures drawn at random: shares of clean
 updates and of every method of the menu, label smoothing, whatever the menu pairs. They are halved successively: each
 round trains those that are left on further tasks of the family, all on the same ones, and keeps the best by mean
-accuracy over all rounds on development images. Trainings that have finished are not run again: the same command goes
-on.
+accuracy over all rounds on development images. With `--tasks one` it is the best policy for 1,000 clean images and
+1,000 updates. Trainings that have finished are not run again: the same command goes on.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ import sys
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import tyro
@@ -26,7 +27,7 @@ import tyro
 from classifier.files import naming, write_atomic
 from classifier.hardware import resolve_device, resolve_precision
 from classifier.mixing import MixPolicy, PolicySchedule
-from experiments.family import MENU, TASKS, environment, part_of
+from experiments.family import MENU, ONE_TASK, TASKS, environment, part_of
 from experiments.intervals import mean_interval, paired_difference
 from experiments.parallel import run_all
 from experiments.run_folder import LineLog, RunError, fitting, interrupt_on_sigterm, machine, user_errors
@@ -35,6 +36,7 @@ from experiments.start_agent import episodes
 COMMAND = "python experiments/search_fixed.py"
 FIRST_TASK = 100_000  # of the family; those before it are the log's and the agent's
 SMOOTHING = (0.0, 0.1, 0.3)
+KINDS = {"family": TASKS, "one": ONE_TASK}
 ROUNDS = ((24, 4), (8, 12), (3, 32))  # (candidates, tasks of each): the best of a round go on
 
 
@@ -42,6 +44,8 @@ ROUNDS = ((24, 4), (8, 12), (3, 32))  # (candidates, tasks of each): the best of
 class FixedConfig:
     """Search the best single fixed policy of the family."""
 
+    tasks: Literal["family", "one"] = "family"
+    """What it is to be best on: the family's tasks, or 1,000 clean images for 1,000 updates."""
     log: str = "experiments/results/family/episodes.jsonl"
     """Log of study_family.py: by it the menu's own candidates are chosen."""
     from_menu: int = 8
@@ -80,13 +84,16 @@ def main(arguments: Sequence[str] | None = None) -> None:
         with fitting(log.path):
             known = log.read()
             accuracies = {(line["policy"], line["task"]): line["development"] for line in known}
+            for line in known:
+                if line["task_drawn"] != asdict(KINDS[config.tasks].task(line["task"])):
+                    raise RunError(f"{log.path} is of other tasks than --tasks {config.tasks}; choose another --out")
         log.keep(len(known))
         precision = resolve_precision("auto", resolve_device("cpu"))
         first, rounds = FIRST_TASK, []
         for count, tasks in ROUNDS:
             left = left[:count]
             jobs = [
-                functools.partial(play, policy, task, precision, config.data_root)
+                functools.partial(play, policy, task, config.tasks, precision, config.data_root)
                 for task in range(first, first + tasks)
                 for policy in left
                 if (_key(policy), task) not in accuracies
@@ -154,9 +161,9 @@ def ranking(policies: Sequence[MixPolicy], scores: dict[str, list[float]]) -> li
     ]
 
 
-def play(policy: MixPolicy, task: int, precision: str, data_root: str | None) -> dict[str, Any]:
-    """Train a task of the family under one policy; gives the line of the log."""
-    env, drawn = _environment(precision, data_root), TASKS.task(task)
+def play(policy: MixPolicy, task: int, kind: str, precision: str, data_root: str | None) -> dict[str, Any]:
+    """Train a task of a kind, one of `KINDS`, under one policy; gives the line of the log."""
+    env, drawn = _environment(precision, data_root), KINDS[kind].task(task)
     accuracy = env.train_under(PolicySchedule.fixed(policy), drawn, task, splits=["development"])
     return {"policy": _key(policy), "task": task, "task_drawn": asdict(drawn), **accuracy}
 

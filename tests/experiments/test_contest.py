@@ -18,7 +18,7 @@ from envs import Menu, TaskDistribution
 from envs.mix_policy import training_seed
 from experiments import contest, family
 from experiments.comparison import pack_hits, unpack_hits
-from experiments.contest_report import ALL, ORACLE, PLAIN, markdown, picture, results
+from experiments.contest_report import ALL, BEST, ORACLE, PLAIN, RANDOM, _spread, markdown, picture, results
 from experiments.family import MENU, SEGMENTS
 from experiments.shipped import FOLDER, agent_checksum
 from tests.envs.tiny import tiny, weights
@@ -43,7 +43,7 @@ def saved_agent(folder: Path, seed: int = 0) -> Path:
 @pytest.fixture
 def arguments(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """Those of a tiny contest's protocol; its trainings run in this process."""
-    monkeypatch.setattr(contest, "GROUPS", {"tiny": TINY})
+    monkeypatch.setattr(contest, "GROUPS", {"tiny": TINY, "one": TINY})
     monkeypatch.setattr(contest, "run_all", lambda jobs, _: (job() for job in jobs))
     CUTMIX.save(tmp_path / "fixed.json")
     agent = saved_agent(tmp_path / "agent")
@@ -110,6 +110,30 @@ def test_rivals_may_train_more_tasks_and_come_first(arguments: list[str], tmp_pa
     assert trained == [*first, *(("fixed: rmix all, β 1", task) for task in range(2))]
 
 
+def test_schedules_that_a_search_found_take_part(arguments: list[str], tmp_path: Path) -> None:
+    schedule = PolicySchedule(
+        ((0.5, MixPolicy({"clean": 1.0})), (1.0, MixPolicy({"mixup": 1.0}))), {"learned_by": "hand"}
+    )
+    schedule.save(tmp_path / "found.json")
+    options = ["--count", "2", "--only", "agent", "found", PLAIN, "--schedules", f"found={tmp_path}/found.json"]
+    contest.main([*arguments, *options])
+    contest.main(["run", "--out", str(tmp_path / "out")])
+    found = {(line["task"], line["contestant"]): line for line in lines(tmp_path / "out/runs.jsonl")}
+    task = TINY.tasks.task(1)
+    setting = TrainConfig(
+        model="search", updates=task.updates, device="cpu", precision=resolve_precision("auto", resolve_device("cpu"))
+    )
+    trainer = Trainer(
+        setting,
+        task.draw(split(load_dataset("digits"), validation_size=100)),
+        seed=training_seed(found[1, "found"]["seed"]),
+    )
+    half = round(0.5 * task.updates)
+    trainer.train(MixPolicy({"clean": 1.0}), half)
+    trainer.train(MixPolicy({"mixup": 1.0}), task.updates - half)
+    assert trainer.evaluate("validation").accuracy == found[1, "found"]["validation"]
+
+
 def test_a_rehearsal_has_other_tasks_and_other_images(arguments: list[str], tmp_path: Path) -> None:
     contest.main([*arguments, "--rehearsal", "--count", "2", "--only", "agent", PLAIN])
     contest.main(["run", "--out", str(tmp_path / "out")])
@@ -123,7 +147,7 @@ def test_a_rehearsal_has_other_tasks_and_other_images(arguments: list[str], tmp_
 @pytest.mark.parametrize(
     ("changes", "named"),
     [
-        (["--groups", "nowhere"], "--groups must be among tiny, got nowhere"),
+        (["--groups", "nowhere"], "--groups must be among tiny, one, got nowhere"),
         (["--count", "1"], "--count must be at least 2"),
         (["--rivals-count", "9"], "--rivals-count must be at least --count, 10, got 9"),
         (["--only", "agent", "nobody"], "--only must be agent and others among .*got nobody"),
@@ -132,6 +156,9 @@ def test_a_rehearsal_has_other_tasks_and_other_images(arguments: list[str], tmp_
         (["--others", "oracle=x"], "--others must be new names"),
         (["--others", "nobody"], "--others must be new names"),
         (["--others", "one=nowhere"], "no usable agent"),
+        (["--schedules", "agent=x"], "--schedules must be new names as NAME=FILE, got 'agent=x'"),
+        (["--schedules", "found=nowhere.json"], "nowhere.json"),
+        (["--groups", "tiny", "one"], "--groups one is a contest of its own"),
         (["--processes", "0"], "--processes must be at least 1"),
     ],
 )
@@ -274,6 +301,26 @@ def test_the_results_are_those_that_were_put_in() -> None:
     assert len(picture(told).axes) == 3, "one for each group, and one for all"
 
 
+def test_a_contest_of_one_task_has_aims_of_its_own() -> None:
+    protocol, found = planted(40)
+    protocol["groups"] = {"one": protocol["groups"]["a"]}
+    told = results(protocol, [{**line, "group": "one"} for line in found if line["group"] == "a"])
+    aimed = {"best fixed": "0.3", "random": "0.5"}
+    assert list(told["aims"]) == [
+        f"ahead of {name} by {by} points, interval without zero" for name, by in aimed.items()
+    ]
+
+
+def test_how_far_policies_differ_and_how_much_is_left_to_single_trainings() -> None:
+    random = np.random.default_rng(0)
+    policies, tasks = np.array([-2.0, -1.0, 0.0, 1.0, 2.0]), random.normal(0, 5, 4000)
+    values = 60 + policies[:, None] + tasks + random.normal(0, 1.5, (5, 4000))
+    told = _spread((values / 100).tolist())
+    assert told == pytest.approx({"policies": np.std(policies, ddof=1), "single_training": 1.5}, rel=0.03)
+    noise = _spread((random.normal(0.6, 0.01, (5, 3))).tolist())
+    assert noise is not None and noise["policies"] < 0.5 and _spread([[0.5, 0.6]]) is None
+
+
 def test_a_diverged_training_stands_at_chance_and_one_task_says_nothing() -> None:
     protocol, found = planted(3)
     for line in found:
@@ -324,11 +371,13 @@ def test_the_groups_are_apart_from_what_the_agent_has_seen() -> None:
     assert contest.GROUPS["lenet"].model != contest.GROUPS["wide"].model != "search"
 
 
-def test_the_committed_rehearsal_follows_from_its_log_and_is_the_shipped_agents() -> None:
-    folder = Path(__file__).parents[2] / "experiments/results/rehearsal"
+@pytest.mark.parametrize(("name", "read"), [("rehearsal", "development"), ("contest", "test")])
+def test_the_committed_results_follow_from_their_log_and_are_the_shipped_agents(name: str, read: str) -> None:
+    folder = Path(__file__).parents[2] / "experiments/results" / name
     protocol = json.loads((folder / "protocol.json").read_text())
     written = json.loads((folder / "results.json").read_text())
-    assert protocol["split"] == "development"
+    assert protocol["split"] == read
+    assert (folder / "test_set_reads.jsonl").exists() == (read == "test")
     assert protocol["contestants"]["agent"]["sha256"] == agent_checksum(FOLDER)
     found = results(protocol, lines(folder / "runs.jsonl"))
     assert len(found["tables"]) == len(written["tables"]) > 0
@@ -341,3 +390,13 @@ def test_the_committed_rehearsal_follows_from_its_log_and_is_the_shipped_agents(
         for rival, gap in one[ALL]["agent_minus"].items():
             assert other[ALL]["agent_minus"][rival] == pytest.approx(gap)
     assert (folder / "results.md").read_text() == markdown(written)
+
+
+def test_the_readme_tells_the_contest_as_it_came() -> None:
+    root = Path(__file__).parents[2]
+    table = json.loads((root / "experiments/results/contest/results.json").read_text())["tables"][0]
+    for rival in (BEST, RANDOM, PLAIN):
+        gap = table[ALL]["agent_minus"][rival]
+        overall = f"**{gap['mean']:+.2f} ({gap['low']:+.2f} to {gap['high']:+.2f})**"
+        means = [f"{group['agent_minus'][rival]['mean']:+.2f}" for group in table["groups"].values()]
+        assert f"| {' | '.join([overall, *means])} |" in (root / "README.md").read_text(), rival

@@ -3,6 +3,7 @@
 import json
 import math
 import shutil
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -140,16 +141,19 @@ def test_candidates_are_the_logs_best_and_mixtures() -> None:
     assert means[0] == pytest.approx(0.2, abs=0.1)
 
 
-def test_the_best_is_found_by_halving_and_a_search_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_best_is_found_by_halving_and_a_search_goes_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
+) -> None:
     log, out = tmp_path / "episodes.jsonl", tmp_path / "out"
     log.write_text("".join(json.dumps(line) + "\n" for line in study(12)))
     trained: list[tuple[str, int]] = []
 
-    def play(policy: MixPolicy, number: int, precision: str, data_root: str | None) -> dict[str, Any]:
+    def play(policy: MixPolicy, number: int, kind: str, precision: str, data_root: str | None) -> dict[str, Any]:
         trained.append((str(policy), number))
         noise = float(np.random.default_rng([number, len(str(policy))]).normal(0, 0.005))
         return {
             "policy": json.dumps(policy.to_json()), "task": number,
+            "task_drawn": asdict(search_fixed.KINDS[kind].task(number)),
             "development": 0.7 + 0.1 * policy.shares.get("cutmix", 0.0) + noise,
         }  # fmt: skip
 
@@ -172,6 +176,15 @@ def test_the_best_is_found_by_halving_and_a_search_goes_on(tmp_path: Path, monke
     assert len(trained) == len(before["trainings.jsonl"].splitlines()) - 100
     assert {name: (out / name).read_bytes() for name in before} == before
     assert json.loads((out / "results.json").read_text())["rounds"] == result["rounds"]
+    with pytest.raises(SystemExit):
+        search_fixed.main([*arguments, "--tasks", "one"])
+    assert "is of other tasks than --tasks one" in capsys.readouterr().err
+    search_fixed.main(["--log", str(log), "--out", str(tmp_path / "one"), "--tasks", "one", "--from-menu", "16"])
+    one = json.loads((tmp_path / "one/results.json").read_text())
+    policies = [MixPolicy.from_json(entry["policy"]) for entry in one["rounds"][0]]
+    assert {MENU.policy(action) for action in ACTIONS} < set(policies) and one["trainings"] <= 300
+    tasks = {json.loads(text)["task_drawn"]["data_seed"] for text in (tmp_path / "one/trainings.jsonl").open()}
+    assert len(tasks) == one["rounds"][-1][0]["tasks"], "other images each time"
 
 
 def test_the_committed_search_follows_from_its_log(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
