@@ -142,11 +142,12 @@ class ActionValues:
     def __init__(self, effects: Tensor, mean: Tensor, spread: Tensor, networks: Sequence[nn.Module]) -> None:
         self._effects, self._mean, self._spread, self._networks = effects, mean, spread, networks
 
-    def __call__(self, observations: Tensor) -> tuple[Tensor, Tensor]:
-        """Values and how far the networks disagree on them, as a standard deviation.
+    def __call__(self, observations: Tensor, caution: float) -> tuple[Tensor, Tensor]:
+        """Values, and what is left of them with caution.
 
         Args:
             observations: `[N, O]`.
+            caution: standard deviations among the networks that are taken off.
 
         Returns:
             Both `[N, A]`, of the menu's `actions()` in order.
@@ -156,12 +157,8 @@ class ActionValues:
         inputs = torch.cat((seen.repeat_interleave(count, 0), self._effects.repeat(len(seen), 1)), dim=1)
         with torch.no_grad():
             told = torch.stack([network(inputs).view(-1, count) for network in self._networks])
-        return told.mean(dim=0), told.std(dim=0, correction=0)
-
-    def cautious(self, observations: Tensor, caution: float) -> Tensor:
-        """Values less so many standard deviations, `[N, A]` at observations `[N, O]`."""
-        mean, spread = self(observations)
-        return mean - caution * spread
+        mean = told.mean(dim=0)
+        return mean, mean - caution * told.std(dim=0, correction=0)
 
 
 def fit_values(decisions: Decisions, menu: Menu, config: RegressionConfig, *, seed: int) -> ActionValues:
@@ -211,8 +208,7 @@ def follow_values(
         What the agent's most probable actions are worth, less the best ones, both with caution, mean over the
         observations.
     """
-    expected, _ = values(observations)
-    cautious = values.cautious(observations, config.caution)
+    expected, cautious = values(observations, config.caution)
     wanted = torch.softmax(cautious / config.temperature, dim=1)
     worth = (wanted * expected).sum(dim=1)
     choices = torch.tensor(menu.actions())

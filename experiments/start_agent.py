@@ -169,12 +169,11 @@ def foretold(decisions: Decisions, judged: Decisions, config: RegressionConfig, 
         fifth = tasks[fold::FOLDS].tolist()
         held = judged.among(fifth)
         rest = decisions.among([task for task in tasks.tolist() if task not in set(fifth)])
-        learned = fit_values(rest, MENU, config, seed=seed)
-        expected, _ = learned(held.observations)
+        expected, cautious = fit_values(rest, MENU, config, seed=seed)(held.observations, config.caution)
         scores.append(held.scores.numpy())
         values.append(expected.gather(1, held.actions[:, None])[:, 0].numpy())
         segments.append(held.segments)
-        firsts += _first_choices(held, learned.cautious(held.observations, config.caution))
+        firsts += _first_choices(held, cautious)
     score, value, segment = map(np.concatenate, (scores, values, segments))
     explained = [
         1 - float(np.mean((score - value)[segment == place] ** 2) / score[segment == place].var())
@@ -195,10 +194,9 @@ def of_other_parts(decisions: Decisions, judged: Decisions, config: RegressionCo
         others = [task for task in tasks if part_of(task) != part]
         if within and others:
             held = judged.among(within)
-            worth = fit_values(decisions.among(others), MENU, config, seed=seed).cautious(
-                held.observations, config.caution
-            )
-            found[part] = _over_tasks(_first_choices(held, worth))
+            values = fit_values(decisions.among(others), MENU, config, seed=seed)
+            _, cautious = values(held.observations, config.caution)
+            found[part] = _over_tasks(_first_choices(held, cautious))
     return found
 
 

@@ -5,7 +5,7 @@ from collections.abc import Callable
 
 from torch import nn
 
-from classifier.models.convnet import convnet
+from classifier.models.convnet import ConvNet
 from classifier.models.densenet import densenet121, densenet121_small
 from classifier.models.label_head import attach_label_head, find_last_layer, without_label_head
 from classifier.models.lenet import lenet
@@ -27,7 +27,7 @@ MODELS: dict[str, Callable[[int, int], nn.Module]] = {
     "search_wide": search_wide,
     "search_bottleneck": search_bottleneck,
     "lenet": lenet,
-    "convnet": convnet,
+    "convnet": ConvNet,
     "preact_resnet18": preact_resnet18,
     "resnet50_small": resnet50_small,
     "resnet50": resnet50,

@@ -31,8 +31,3 @@ class ConvNet(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Images `[B, C, H, W]` of at least 4 x 4 pixels to logits `[B, K]`."""
         return self.head(torch.relu(self.hidden(self.pool(self.stages(x)).flatten(1))))
-
-
-def convnet(num_classes: int, in_channels: int) -> ConvNet:
-    """A small network without normalisation; 43 thousand parameters."""
-    return ConvNet(num_classes, in_channels)

@@ -68,9 +68,9 @@ def test_values_and_the_agent_that_follows_them_find_what_was_put_in() -> None:
     tried = torch.linspace(0.1, 1.9, 30)
     seen = torch.from_numpy(np.stack([observation(float(told)) for told in tried]))
     expected = torch.tensor([[worth(float(told), action) for action in ACTIONS] for told in tried])
-    means, spread = values(seen)
+    means, cautious = values(seen, 1.0)
     assert (means - expected).abs().mean() < 0.35
-    assert (spread > 0).all()
+    assert (cautious < means).all()
     torch.manual_seed(0)
     policy = new_policy(MENU, [32, 32])
     everywhere = torch.from_numpy(np.concatenate([episode.observations for episode in planted(150)]))
@@ -101,8 +101,9 @@ def test_caution_prefers_what_the_networks_agree_on() -> None:
     nothing, one = torch.zeros(seen.shape[1]), torch.ones(seen.shape[1])
     networks = [Told([1.0, 3.0, *rest]), Told([1.0, 0.0, *rest])]
     values = ActionValues(torch.zeros(len(ACTIONS), 1), nothing, one, networks)
-    mean, spread = values(seen)
-    assert torch.equal(mean[0, :2], torch.tensor([1.0, 1.5])) and torch.equal(spread[0, :2], torch.tensor([0.0, 1.5]))
+    mean, cautious = values(seen, 2.0)
+    assert torch.equal(mean[0, :2], torch.tensor([1.0, 1.5]))
+    assert torch.equal(cautious[0, :2], torch.tensor([1.0, 1.5 - 2 * 1.5]))
     for caution, best in ((0.0, ACTIONS[1]), (1.0, ACTIONS[0])):
         torch.manual_seed(0)
         policy = new_policy(MENU, [32, 32])
@@ -117,11 +118,11 @@ def test_the_same_seed_gives_the_same_values_and_leaves_other_draws_alone() -> N
     torch.manual_seed(5)
     before = torch.rand(1)
     torch.manual_seed(5)
-    one, spread = fit_values(decisions, MENU, config, seed=3)(decisions.observations)
+    one, cautious = fit_values(decisions, MENU, config, seed=3)(decisions.observations, 1.0)
     assert torch.equal(torch.rand(1), before)
-    assert torch.equal(fit_values(decisions, MENU, config, seed=3)(decisions.observations)[0], one)
-    assert not torch.equal(fit_values(decisions, MENU, config, seed=4)(decisions.observations)[0], one)
-    assert (spread == 0).all(), "one network agrees with itself"
+    assert torch.equal(fit_values(decisions, MENU, config, seed=3)(decisions.observations, 1.0)[0], one)
+    assert not torch.equal(fit_values(decisions, MENU, config, seed=4)(decisions.observations, 1.0)[0], one)
+    assert torch.equal(cautious, one), "one network agrees with itself"
 
 
 def test_an_observation_ends_with_the_last_action_one_hot() -> None:
