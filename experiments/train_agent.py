@@ -153,7 +153,10 @@ class Search:
                     f"got {config.environments}"
                 )
             if config.environments and config.backend == "ray":
-                raise ValueError("each of Ray's workers holds one environment: use --workers for --environments")
+                raise ValueError(
+                    f"each of Ray's workers holds one environment, got --environments {config.environments}: give "
+                    "--environments 0, and their number as --workers"
+                )
             if config.environments and config.environments < config.workers:
                 raise ValueError(
                     f"--environments must be at least --workers ({config.workers}), got {config.environments}"

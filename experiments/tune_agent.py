@@ -87,7 +87,7 @@ class TuneConfig:
     """Search many times on a Ray cluster, and keep the best policy."""
 
     preset: str = "default"
-    """Named setting of the single searches: default, fashion, cifar10 or cifar100."""
+    """Named setting of the single searches: default, fashion, family, cifar10 or cifar100."""
     search: Literal["asha", "pbt", "random"] = "asha"
     """Agents over hyperparameters with early stopping, Population Based Training, or random schedules."""
     trials: int = 8
@@ -149,7 +149,8 @@ def parse(arguments: Sequence[str]) -> TuneConfig:
     name = named(arguments, "--preset") or "default"
     if name not in PRESETS:
         raise RunError(f"--preset must be one of {', '.join(PRESETS)}, got {name!r}")
-    default = TuneConfig(preset=name, agent=replace(PRESETS[name], backend="ray"))
+    one_each = replace(PRESETS[name], backend="ray", environments=0)  # each of Ray's workers holds one environment
+    default = TuneConfig(preset=name, agent=one_each)
     return tyro.cli(TuneConfig, default=default, args=arguments, description=__doc__)
 
 

@@ -550,7 +550,7 @@ def test_own_data_and_network_and_no_look_at_the_test_set(
         ("--workers 100000", "--workers and --environments must be at most 1,000"),
         ("--environments 1", "at least --workers"),
         ("--environments 3", "episodes_per_update"),
-        ("--environments 2 --backend ray", "use --workers"),
+        ("--environments 2 --backend ray", "--environments 0, and their number as --workers"),
         ("--seed -1", "seed"),
         ("--tasks 0", "pool"),
         ("--segments 0.5", "segments"),

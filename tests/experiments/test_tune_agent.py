@@ -16,7 +16,7 @@ from envs import DIMENSIONS
 from experiments import train_agent, tune_agent
 from experiments.faults.writes import workers_here
 from experiments.population import Member
-from experiments.presets import SearchConfig
+from experiments.presets import PRESETS, SearchConfig
 from experiments.train_agent import Search
 from tests.envs.tiny import digits
 from tests.experiments.test_train_agent import OPTIONS, lines
@@ -111,6 +111,11 @@ def test_trials_differ_and_are_the_same_again() -> None:
     assert drawn[1:] != [tune_agent.trial_config(SETTING, 5, number) for number in range(1, 20)]
     for config in drawn:
         Search.of(config)
+
+
+@pytest.mark.parametrize("name", PRESETS)
+def test_every_preset_can_be_searched_many_times(name: str) -> None:
+    Search.of(tune_agent.parse(["--preset", name]).agent)
 
 
 @pytest.mark.parametrize(
