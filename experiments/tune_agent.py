@@ -123,21 +123,30 @@ def main(arguments: Sequence[str] | None = None) -> None:
             run, stored = RunFolder.open(asked.resume, KIND, trust=asked.trust)
             config = stored_config(TuneConfig, stored)
         check(config)
-    with user_errors(), connected(asked.address or config.address):
+    address = asked.address or config.address
+    with user_errors(), connected(address):
         share = Search.of(config.agent).share
         if asked.resume is None:
             config = replace(config, agent=settle(config))
             run = RunFolder.create(config.out, KIND)
             run.write_config(KIND, asdict(config))
         require_places(config.agent.workers if config.search == "asha" else 1, share)
-        with user_errors(f"python experiments/tune_agent.py {run.go_on}"):
+        with user_errors(go_on(run)):
             print(f"run folder: {run.path}\nwatch: tensorboard --logdir {run.path}", flush=True)
-            execute(config, run)
-            report(Search.of(config.agent), run)
-            print(
-                f"\nwritten: {run.path}/policy.json, summary.json\nnext:\n"
-                f"  python experiments/replay_policy.py --policy {run.path}/policy.json"
-            )
+            results = agents(config, run) if config.search == "asha" else population(config, run)
+    # Some of Tune's actors outlive its trials, on CPUs that the comparison needs; they do not outlive the connection.
+    with user_errors(go_on(run)), connected(address):
+        finish(config, run, results)
+        report(Search.of(config.agent), run)
+        print(
+            f"\nwritten: {run.path}/policy.json, summary.json\nnext:\n"
+            f"  python experiments/replay_policy.py --policy {run.path}/policy.json"
+        )
+
+
+def go_on(run: RunFolder) -> str:
+    """The command that goes on with a run."""
+    return f"python experiments/tune_agent.py {run.go_on}"
 
 
 def parse(arguments: Sequence[str]) -> TuneConfig:
@@ -189,15 +198,15 @@ def settle(config: TuneConfig) -> SearchConfig:
     return search.config
 
 
-def execute(config: TuneConfig, run: RunFolder) -> None:
-    """Search, keep the best, compare it and write the summary, from wherever the run folder stands."""
-    results = agents(config, run) if config.search == "asha" else population(config, run)
+def finish(config: TuneConfig, run: RunFolder, results: ResultGrid) -> None:
+    """Keep the best, compare it and write the summary."""
     for result in results:
         if result.error is not None:
             print(f"a trial failed, the others went on: {' '.join(own_words(result.error).split())}", file=sys.stderr)
     search = Search.of(config.agent)
-    workers = begin_workers(search, run, [Position() for _ in range(config.agent.workers)])
+    workers = None
     try:
+        workers = begin_workers(search, run, [Position() for _ in range(config.agent.workers)])
         trainings = Trainings(run, workers)
         if config.search == "asha":
             schedule, images = best_agent(config, run), agents_images(config, run)
@@ -208,7 +217,8 @@ def execute(config: TuneConfig, run: RunFolder) -> None:
     except WorkerFailedError as error:
         raise RunError(f"{error}; go on with {run.go_on}") from None
     finally:
-        workers.close()
+        if workers is not None:
+            workers.close()
     summary = {"search": config.search, "images_trained": images, "policy": schedule.to_json(), "contest": contest}
     run.write_json("summary.json", summary)
 

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import ray
 
 from agent.workers import episode_seed
 from classifier.mixing import PolicySchedule
@@ -195,3 +196,27 @@ def test_population_leaves_the_winning_lineage(start: Any, tmp_path: Path) -> No
         assert entry["lineage"][-1] == entry["trial"]
     updates = Search.of(replace(SETTING, train_size=(100, 120), updates=(8, 10), tasks=2)).tasks.task(0).updates
     assert json.loads((run / "summary.json").read_text())["images_trained"] == 4 * updates * 100
+
+
+class Holder:
+    """Has what it was given, until it is ended."""
+
+    def ready(self) -> bool:
+        return True
+
+
+@pytest.mark.slow
+def test_actors_that_outlive_their_trials_leave_the_comparison_its_cpus(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    search, left = tune_agent.fit, []
+
+    def leaving(*arguments: Any) -> Any:
+        results = search(*arguments)
+        left.append(ray.remote(num_cpus=ray.cluster_resources()["CPU"])(Holder).remote())
+        assert ray.get(left[0].ready.remote())
+        return results
+
+    monkeypatch.setattr(tune_agent, "fit", leaving)
+    tune_agent.main([*AGENT, "--search", "random", "--trainings", "2", "--out", str(tmp_path / "run")])
+    assert (tmp_path / "run/summary.json").exists()
