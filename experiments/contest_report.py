@@ -181,23 +181,24 @@ def markdown(result: Mapping[str, Any]) -> str:
 def _rows(table: Mapping[str, Any]) -> list[str]:
     groups, overall = table["groups"], table[ALL]
     order = sorted(overall["agent_minus"], key=lambda name: overall["agent_minus"][name]["mean"])
-    heads = [f"{group['title']} ({group['tasks']})" for group in groups.values()]
+    shown = {} if len(groups) == 1 else groups  # one group alone is all there is
+    heads = [f"all ({overall['tasks']})", *(f"{group['title']} ({group['tasks']})" for group in shown.values())]
     rows = [
         [
             name,
             f"**{_shown(overall['agent_minus'][name])}**",
-            *(_shown(group["agent_minus"][name]) for group in groups.values()),
+            *(_shown(group["agent_minus"][name]) for group in shown.values()),
         ]
         for name in order
     ]
-    accuracy = [overall["accuracy"][AGENT], *(float(np.mean(group["accuracy"][AGENT])) for group in groups.values())]
+    accuracy = [overall["accuracy"][AGENT], *(float(np.mean(group["accuracy"][AGENT])) for group in shown.values())]
     rows.append(["*accuracy of the agent, %*", *(f"*{100 * value:.2f}*" for value in accuracy)])
     spread = overall["fixed"]
     return [
         f"{table['count']} tasks of each group, as far as they are finished:",
         "",
-        f"| the agent, asked live, less | all ({overall['tasks']}) | {' | '.join(heads)} |",
-        "|---" * (len(groups) + 2) + "|",
+        f"| the agent, asked live, less | {' | '.join(heads)} |",
+        "|---" * (len(heads) + 1) + "|",
         *(f"| {' | '.join(row)} |" for row in rows),
         "",
         *([_noise(spread), ""] if spread else []),
@@ -220,7 +221,7 @@ def picture(result: Mapping[str, Any]) -> Figure:
     parts = np.atleast_1d(figure.subfigures(len(tables), 1, height_ratios=heights))
     for part, table in zip(parts, tables, strict=True):
         groups, overall = table["groups"], table[ALL]
-        panels = {"all": overall, **groups}
+        panels = groups if len(groups) == 1 else {"all": overall, **groups}
         order = sorted(overall["accuracy"], key=lambda name: overall["accuracy"][name])
         axes = part.subplots(1, len(panels), sharey=True, squeeze=False)[0]
         for axis, panel in zip(axes, panels.values(), strict=True):

@@ -23,6 +23,7 @@ from experiments.family import MENU, SEGMENTS
 from experiments.shipped import FOLDER, agent_checksum
 from tests.envs.tiny import tiny, weights
 
+ROOT = Path(__file__).parents[2]
 TINY = contest.Group(
     "tiny",
     TaskDistribution(train_size=(200, 250), updates=(20, 30), label_noise=(0.0, 0.2), pool=None, seed=3),
@@ -371,14 +372,30 @@ def test_the_groups_are_apart_from_what_the_agent_has_seen() -> None:
     assert contest.GROUPS["lenet"].model != contest.GROUPS["wide"].model != "search"
 
 
-@pytest.mark.parametrize(("name", "read"), [("rehearsal", "development"), ("contest", "test")])
-def test_the_committed_results_follow_from_their_log_and_are_the_shipped_agents(name: str, read: str) -> None:
-    folder = Path(__file__).parents[2] / "experiments/results" / name
+def test_schedules_of_the_contest_of_one_task_are_those_that_its_searches_found() -> None:
+    folder = ROOT / "experiments/results/one_task"
+    contestants = json.loads((folder / "protocol.json").read_text())["contestants"]
+    for name, found in (("best fixed", "fixed"), ("ppo", "ppo"), ("pbt", "pbt"), ("random search", "random")):
+        schedule = PolicySchedule.load(folder / found / "policy.json")
+        assert PolicySchedule.from_json(contestants[name]["schedule"]).segments == schedule.segments, name
+    assert contestants["shipped"]["sha256"] == agent_checksum(FOLDER)
+
+
+@pytest.mark.parametrize(
+    ("name", "read", "agent"),
+    [
+        ("rehearsal", "development", FOLDER),
+        ("contest", "test", FOLDER),
+        ("one_task", "test", ROOT / "experiments/results/one_task/ppo"),
+    ],
+)
+def test_the_committed_results_follow_from_their_log_and_are_the_agents(name: str, read: str, agent: Path) -> None:
+    folder = ROOT / "experiments/results" / name
     protocol = json.loads((folder / "protocol.json").read_text())
     written = json.loads((folder / "results.json").read_text())
     assert protocol["split"] == read
     assert (folder / "test_set_reads.jsonl").exists() == (read == "test")
-    assert protocol["contestants"]["agent"]["sha256"] == agent_checksum(FOLDER)
+    assert protocol["contestants"]["agent"]["sha256"] == agent_checksum(agent)
     found = results(protocol, lines(folder / "runs.jsonl"))
     assert len(found["tables"]) == len(written["tables"]) > 0
     assert found["aims"].keys() == written["aims"].keys()
@@ -393,10 +410,9 @@ def test_the_committed_results_follow_from_their_log_and_are_the_shipped_agents(
 
 
 def test_the_readme_tells_the_contest_as_it_came() -> None:
-    root = Path(__file__).parents[2]
-    table = json.loads((root / "experiments/results/contest/results.json").read_text())["tables"][0]
+    table = json.loads((ROOT / "experiments/results/contest/results.json").read_text())["tables"][0]
     for rival in (BEST, RANDOM, PLAIN):
         gap = table[ALL]["agent_minus"][rival]
         overall = f"**{gap['mean']:+.2f} ({gap['low']:+.2f} to {gap['high']:+.2f})**"
         means = [f"{group['agent_minus'][rival]['mean']:+.2f}" for group in table["groups"].values()]
-        assert f"| {' | '.join([overall, *means])} |" in (root / "README.md").read_text(), rival
+        assert f"| {' | '.join([overall, *means])} |" in (ROOT / "README.md").read_text(), rival
