@@ -178,20 +178,21 @@ def markdown(result: Mapping[str, Any]) -> str:
     )
 
 
+def _columns(table: Mapping[str, Any]) -> list[Mapping[str, Any]]:
+    """All groups together, then each of them; one alone is all there is."""
+    groups = list(table["groups"].values())
+    return groups if len(groups) == 1 else [table[ALL], *groups]
+
+
 def _rows(table: Mapping[str, Any]) -> list[str]:
-    groups, overall = table["groups"], table[ALL]
+    columns, overall = _columns(table), table[ALL]
     order = sorted(overall["agent_minus"], key=lambda name: overall["agent_minus"][name]["mean"])
-    shown = {} if len(groups) == 1 else groups  # one group alone is all there is
-    heads = [f"all ({overall['tasks']})", *(f"{group['title']} ({group['tasks']})" for group in shown.values())]
-    rows = [
-        [
-            name,
-            f"**{_shown(overall['agent_minus'][name])}**",
-            *(_shown(group["agent_minus"][name]) for group in shown.values()),
-        ]
-        for name in order
-    ]
-    accuracy = [overall["accuracy"][AGENT], *(float(np.mean(group["accuracy"][AGENT])) for group in shown.values())]
+    heads = [f"{column.get('title', 'all')} ({column['tasks']})" for column in columns]
+    rows = []
+    for name in order:
+        first, *others = [_shown(column["agent_minus"][name]) for column in columns]
+        rows.append([name, f"**{first}**", *others])
+    accuracy = [float(np.mean(column["accuracy"][AGENT])) for column in columns]
     rows.append(["*accuracy of the agent, %*", *(f"*{100 * value:.2f}*" for value in accuracy)])
     spread = overall["fixed"]
     return [
@@ -216,15 +217,14 @@ def picture(result: Mapping[str, Any]) -> Figure:
     """How far everybody is from the agent, a panel for each group and one for all of them, a row for each table."""
     tables = result["tables"]
     heights = [3 + len(table[ALL]["accuracy"]) for table in tables]
-    widest = max(1 + len(table["groups"]) for table in tables)
+    widest = max(len(_columns(table)) for table in tables)
     figure = Figure(figsize=(2.6 + 2.1 * widest, 0.4 + 0.24 * sum(heights)), layout="constrained")
     parts = np.atleast_1d(figure.subfigures(len(tables), 1, height_ratios=heights))
     for part, table in zip(parts, tables, strict=True):
-        groups, overall = table["groups"], table[ALL]
-        panels = groups if len(groups) == 1 else {"all": overall, **groups}
-        order = sorted(overall["accuracy"], key=lambda name: overall["accuracy"][name])
+        panels, accuracy = _columns(table), table[ALL]["accuracy"]
+        order = sorted(accuracy, key=lambda name: accuracy[name])
         axes = part.subplots(1, len(panels), sharey=True, squeeze=False)[0]
-        for axis, panel in zip(axes, panels.values(), strict=True):
+        for axis, panel in zip(axes, panels, strict=True):
             for row, contestant in enumerate(order):
                 if contestant == AGENT:
                     axis.plot(0, row, "o", color="#d55e00", markersize=5)

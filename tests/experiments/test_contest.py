@@ -416,3 +416,17 @@ def test_the_readme_tells_the_contest_as_it_came() -> None:
         overall = f"**{gap['mean']:+.2f} ({gap['low']:+.2f} to {gap['high']:+.2f})**"
         means = [f"{group['agent_minus'][rival]['mean']:+.2f}" for group in table["groups"].values()]
         assert f"| {' | '.join([overall, *means])} |" in (ROOT / "README.md").read_text(), rival
+
+
+@pytest.mark.parametrize(
+    ("name", "table", "rival"),
+    [("contest", 1, ORACLE), ("contest", 1, "population"), ("one_task", 0, BEST), ("one_task", 0, RANDOM)],
+)
+def test_the_readme_tells_other_differences_with_their_intervals(name: str, table: int, rival: str) -> None:
+    written = json.loads((ROOT / "experiments/results" / name / "results.json").read_text())
+    gap = written["tables"][table][ALL]["agent_minus"][rival]
+    mean, low, high = (f"{abs(gap[value]):.2f}" for value in ("mean", "low", "high"))
+    if gap["mean"] < 0:
+        low, high = high, low
+    told = " ".join((ROOT / "README.md").read_text().split()).replace(" points ", " ")
+    assert f"{mean} ({low} to {high}" in told
