@@ -9,6 +9,7 @@ import signal
 import sys
 import threading
 import time
+import weakref
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import is_dataclass
@@ -16,7 +17,7 @@ from importlib.metadata import version
 from multiprocessing import resource_tracker
 from pathlib import Path
 from types import FrameType
-from typing import Any, NoReturn, TypeVar, get_type_hints
+from typing import Any, NoReturn, TextIO, TypeVar, get_type_hints
 
 import torch
 from typeguard import CollectionCheckStrategy, TypeCheckError, check_type
@@ -29,6 +30,7 @@ from classifier.models import LIBRARIES
 VERSION = 1
 TUNE = "tune"  # the kind of run that is many searches
 KEPT_CHECKPOINTS = 2
+ENDING_SECONDS = 5.0  # that a process which was stopped or killed may still hold its folder, having ended for others
 CPU_FLAGS = ("avx2", "avx512f", "avx512_bf16", "amx_tile", "amx_bf16")
 PACKAGES = ("torch", "torchvision", "gymnasium", "stable-baselines3", "numpy")
 
@@ -67,19 +69,22 @@ class RunFolder:
         try:
             self.checkpoints.mkdir(parents=True, exist_ok=True)
             # The system lets go of this lock when the process ends, however it ends.
-            self._lock = open(path / "lock", "a+")
+            lock = open(path / "lock", "a+")
         except OSError as error:
             raise RunError(f"{path}: a run folder cannot be written there ({error.strerror}); choose another") from None
-        try:
-            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            self._lock.seek(0)
-            owner = self._lock.read().strip() or "unknown"
-            raise RunError(f"{path}: process {owner} is running there; wait for it, stop it, or use another") from None
+        self._unlock = weakref.finalize(self, lock.close)
+        self._unlock.atexit = False  # not before the process's very end
+        end = time.monotonic() + ENDING_SECONDS
+        while not _locked(lock):
+            if time.monotonic() > end:
+                lock.seek(0)
+                owner = lock.read().strip() or "unknown"
+                raise RunError(f"{path}: process {owner} is running there; wait for it, stop it, or use another")
+            time.sleep(0.1)
         with naming(path / "lock"):
-            self._lock.truncate(0)
-            self._lock.write(f"{os.getpid()}\n")
-            self._lock.flush()
+            lock.truncate(0)
+            lock.write(f"{os.getpid()}\n")
+            lock.flush()
         # What a kill left half written; nobody else writes here now.
         for folder in (path, self.checkpoints, path / "references"):
             for torn in folder.glob(f".*{PART}"):
@@ -128,7 +133,7 @@ class RunFolder:
 
     def release(self) -> None:
         """Let another process own the folder."""
-        self._lock.close()
+        self._unlock()
 
     @property
     def checkpoints(self) -> Path:
@@ -297,6 +302,16 @@ class LineLog:
             file.write(json.dumps(entry) + "\n")
             file.flush()
             os.fsync(file.fileno())
+
+
+def _locked(lock: TextIO) -> bool:
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    except OSError as error:
+        raise RunError(f"{lock.name}: cannot be locked ({error.strerror}); choose a folder on another disk") from None
+    return True
 
 
 @contextmanager

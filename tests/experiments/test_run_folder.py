@@ -1,12 +1,15 @@
 """A run's folder: one owner, files that are whole, and what is read back after a crash."""
 
 import errno
+import fcntl
+import gc
 import json
 import os
 import signal
 import subprocess
 import sys
 import threading
+import warnings
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -17,6 +20,7 @@ import torch
 from classifier.data import DataError
 from classifier.files import DamagedFileError, save_state
 from classifier.mixing import PolicyError
+from experiments import run_folder
 from experiments.run_folder import (
     KEPT_CHECKPOINTS,
     LineLog,
@@ -77,12 +81,41 @@ def test_folder_that_cannot_be_written(tmp_path: Path) -> None:
         RunFolder.create(str(tmp_path / "file"), "agent")
 
 
-def test_second_owner_is_refused_and_told_the_first(tmp_path: Path) -> None:
+def test_second_owner_is_refused_and_told_the_first(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(run_folder, "ENDING_SECONDS", 0.2)
     run = RunFolder.create(str(tmp_path), "agent")
     run.write_config("agent", {})
     for _ in range(2):  # being refused leaves the owner's name where it stands
         with pytest.raises(RunError, match=f"process {os.getpid()} is running"):
             RunFolder.open(str(tmp_path), "agent", trust=False)
+
+
+def test_owner_that_is_ending_is_waited_for(tmp_path: Path) -> None:
+    first = RunFolder(tmp_path)
+    ending = threading.Timer(0.3, first.release)
+    ending.start()
+    RunFolder(tmp_path)
+    ending.join()
+
+
+def test_folder_that_nobody_holds_any_more_is_let_go_of_in_silence(tmp_path: Path) -> None:
+    with warnings.catch_warnings(record=True) as told:
+        warnings.simplefilter("always")
+        run = RunFolder(tmp_path)
+        run.itself = run  # type: ignore[attr-defined]  # found by the garbage collector alone
+        del run
+        gc.collect()
+        RunFolder(tmp_path)
+    assert not told
+
+
+def test_disk_without_locks_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(_handle: Any, _operation: int) -> None:
+        raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
+
+    monkeypatch.setattr(fcntl, "flock", fail)
+    with pytest.raises(RunError, match=f"{tmp_path}/lock: cannot be locked .No locks available.; choose a folder on"):
+        RunFolder(tmp_path)
 
 
 def test_lock_goes_with_its_process(tmp_path: Path) -> None:

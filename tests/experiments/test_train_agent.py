@@ -385,7 +385,8 @@ def test_killed_and_interrupted_as_by_a_user(
     process = start("train_agent.py", *OPTIONS, "--out", "run", cwd=tmp_path)
     wait_until("a checkpoint", lambda: any(folder.glob("checkpoints/*.safetensors")), running=process)
 
-    # A second process on the same run.
+    # A second process on the same run, which does not come to its end meanwhile.
+    os.killpg(process.pid, signal.SIGSTOP)
     assert status_of(["--resume", str(folder)]) == 2
     assert capsys.readouterr().err == (
         f"error: {folder}: process {process.pid} is running there; wait for it, stop it, or use another\n"
