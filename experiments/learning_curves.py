@@ -9,7 +9,7 @@ import json
 import shlex
 import shutil
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -69,39 +69,58 @@ def main(arguments: Sequence[str] | None = None) -> None:
         logs = sorted(out.glob("seed-*.jsonl"))
         if len(logs) < FEWEST:
             raise RunError(f"{out} has the logs of {len(logs)} searches; a band takes at least {FEWEST}")
-        found = {}
-        for log in logs:
-            with fitting(log):
-                found[log.stem] = returns(LineLog(log).read(), config.episodes_per_update)
-        result = {"command": shlex.join([*COMMAND.split(), *arguments]), **curves(found, config.episodes_per_update)}
+        result = {"command": shlex.join([*COMMAND.split(), *arguments])}
+        with fitting(out):
+            found = {log.stem: LineLog(log).read() for log in logs}
+            result |= curves(found, config.episodes_per_update)
         write_atomic(out / "results.json", (json.dumps(result, indent=2) + "\n").encode())
         write_atomic(out / "results.png", png(picture(result)))
         for name, half in (("first", result["first_half"]), ("second", result["second_half"])):
             print(f"mean return, {name} half of the episodes: {half[0]:+.2f} ± {half[1]:.2f} over {len(found)} seeds")
-        gain = result["second_less_first"]
-        print(f"second less first, paired: {gain[0]:+.2f} ± {gain[1]:.2f}\nwritten: {out}/results.json, results.png")
+        gain, by_task = result["second_less_first"], result["second_less_first_by_task"]
+        print(f"second less first, over searches: {gain[0]:+.2f} ± {gain[1]:.2f}")
+        if by_task is not None:
+            tasks = result["tasks_of_both_halves"]
+            print(f"second less first, over {tasks} tasks played in both: {by_task[0]:+.2f} ± {by_task[1]:.2f}")
+        print(f"written: {out}/results.json, results.png")
 
 
-def returns(episodes: Sequence[dict[str, Any]], together: int) -> list[float]:
+def returns(episodes: Sequence[Mapping[str, Any]], together: int) -> list[float]:
     """Mean return of each `together` episodes of a search's log, in order; those left over are not counted."""
     sums = [float(sum(episode["rewards"])) for episode in episodes]
     whole = len(sums) // together * together
     return np.array(sums[:whole]).reshape(-1, together).mean(axis=1).tolist()
 
 
-def curves(found: dict[str, list[float]], together: int) -> dict[str, Any]:
+def curves(logs: Mapping[str, Sequence[Mapping[str, Any]]], together: int) -> dict[str, Any]:
     """The curves of every search, as far as all of them came, and what they say together.
+
+    Args:
+        logs: every search's episodes, in order.
+        together: episodes between two points of a curve.
 
     Returns:
         For `results.json`: episodes at each point, every search's mean returns, their mean with the half-width of its
-        95 % Student interval over searches, and means of the first and second half of the episodes.
+        95 % Student interval over searches, and means of the first and second half of the episodes. Of these halves'
+        difference also the mean and interval over the tasks of all searches that were played in both, if there are two:
+        it is free of which tasks a half has drawn.
+
+    Raises:
+        RunError: there are not two points.
     """
+    found = {name: returns(episodes, together) for name, episodes in logs.items()}
     points = min(len(values) for values in found.values())
     if points < 2:
         raise RunError(f"every search needs at least two updates of {together} episodes")
     table = np.array([values[:points] for values in found.values()])
     points_with_bands = [mean_interval(column) for column in table.T.tolist()]
-    first, second = table[:, : points // 2].mean(axis=1), table[:, -(points // 2) :].mean(axis=1)
+    half = points // 2
+    first, second = table[:, :half].mean(axis=1), table[:, -half:].mean(axis=1)
+    by_task = []
+    for episodes in logs.values():
+        halves = episodes[: half * together], episodes[(points - half) * together : points * together]
+        before, after = map(_by_task, halves)
+        by_task += [after[task] - before[task] for task in before if task in after]
     return {
         "episodes": [together * (point + 1) for point in range(points)],
         "searches": {name: values[:points] for name, values in found.items()},
@@ -110,7 +129,16 @@ def curves(found: dict[str, list[float]], together: int) -> dict[str, Any]:
         "first_half": mean_interval(first.tolist()),
         "second_half": mean_interval(second.tolist()),
         "second_less_first": mean_interval((second - first).tolist()),
+        "second_less_first_by_task": mean_interval(by_task) if len(by_task) > 1 else None,
+        "tasks_of_both_halves": len(by_task),
     }
+
+
+def _by_task(episodes: Sequence[Mapping[str, Any]]) -> dict[str, float]:
+    played: dict[str, list[float]] = {}
+    for episode in episodes:
+        played.setdefault(json.dumps(episode["task"]), []).append(float(sum(episode["rewards"])))
+    return {task: float(np.mean(values)) for task, values in played.items()}
 
 
 def picture(result: dict[str, Any]) -> Figure:

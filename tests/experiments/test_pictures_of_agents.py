@@ -56,7 +56,7 @@ def test_the_committed_choices_are_the_shipped_agents() -> None:
 def run_folder(folder: Path, seed: int, returns: list[float]) -> Path:
     folder.mkdir()
     (folder / "config.json").write_text(json.dumps({"config": {"seed": seed}}))
-    lines = [json.dumps({"rewards": [0.0, value]}) for value in returns]
+    lines = [json.dumps({"task": seed, "rewards": [0.0, value]}) for value in returns]
     (folder / "episodes.jsonl").write_text("\n".join(lines) + "\n")
     return folder
 
@@ -93,12 +93,38 @@ def test_curves_are_means_of_updates_with_a_students_band(tmp_path: Path, capsys
     assert len(list((tmp_path / "out").glob("seed-*.jsonl"))) == 3, "what was there stays"
 
 
+def test_halves_are_compared_task_by_task() -> None:
+    """Easy tasks fill the second half, and every task loses one point from one half to the other."""
+    random = np.random.default_rng(1)
+    ease = {"first": 0.0, "both": 10.0, "also both": 20.0, "second": 40.0}
+
+    def episodes(names: list[str], shift: float) -> list[dict[str, Any]]:
+        return [{"task": {"name": name}, "rewards": [ease[name], shift]} for name in random.permutation(names)]
+
+    early, late = ["first"] * 8 + ["both"] * 3 + ["also both"], ["second"] * 9 + ["both"] + ["also both"] * 2
+    logs = {
+        name: [
+            *episodes(early, 0.0),
+            *episodes(["first"] * 4, 100.0),
+            *episodes(late, shift),
+            *episodes(["both"], 90.0),
+        ]
+        for name, shift in (("seed-0", -1.0), ("seed-1", -2.0))
+    }
+    result = learning_curves.curves(logs, 4)
+    assert result["second_less_first"][0] > 10
+    assert result["tasks_of_both_halves"] == 4
+    assert result["second_less_first_by_task"] == pytest.approx((-1.5, 3.182446 * np.sqrt(1 / 3) / 2), rel=1e-6)
+    apart = {name: [{**entry, "task": number} for number, entry in enumerate(log)] for name, log in logs.items()}
+    assert learning_curves.curves(apart, 4)["second_less_first_by_task"] is None
+
+
 def test_committed_curves_follow_from_the_committed_logs() -> None:
     folder = Path(__file__).parents[2] / "experiments/results/learning"
     result = json.loads((folder / "results.json").read_text())
     together = result["episodes"][0]
     logs = {
-        log.stem: learning_curves.returns([json.loads(line) for line in log.read_text().splitlines()], together)
+        log.stem: [json.loads(line) for line in log.read_text().splitlines()]
         for log in sorted(folder.glob("seed-*.jsonl"))
     }
     found = json.loads(json.dumps(learning_curves.curves(logs, together)))
