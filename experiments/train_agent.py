@@ -67,7 +67,7 @@ from experiments.run_folder import (
     stored_config,
     user_errors,
 )
-from experiments.shipped import FOLDER
+from experiments.shipped import FOLDER, agent_checksum
 
 KIND = "agent"
 GREEDY_EPISODES = 4  # for each worker's share of at least one: what the majority is taken over
@@ -489,7 +489,8 @@ def learn(
             # The total is counted from where the search stands, since timesteps are not reset.
             model.learn(left, callback=callback, reset_num_timesteps=False)
             learning_seconds = callback.learning_seconds
-    facts = {"learned_by": "ppo", "episodes": len(log.read()), **facts_of(search)}
+    started = None if config.start is None else agent_checksum(start)  # no path: it says nothing elsewhere
+    facts = {"learned_by": "ppo", "episodes": len(log.read()), "start_sha256": started, **facts_of(search)}
     return Agent(model.policy, search.menu, search.segments, facts), learning_seconds
 
 
@@ -715,7 +716,6 @@ def facts_of(search: Search) -> dict[str, Any]:
     return {
         "dataset": config.dataset,
         "image_size": config.image_size,
-        "start": config.start,
         "model": config.model,
         "train_size": list(config.train_size),
         "updates": list(config.updates),

@@ -385,6 +385,7 @@ def test_schedules_of_the_contest_of_one_task_are_those_that_its_searches_found(
     ("name", "read", "agent"),
     [
         ("rehearsal", "development", FOLDER),
+        ("learning/rehearsal", "development", FOLDER),
         ("contest", "test", FOLDER),
         ("one_task", "test", ROOT / "experiments/results/one_task/ppo"),
     ],
@@ -396,6 +397,8 @@ def test_the_committed_results_follow_from_their_log_and_are_the_agents(name: st
     assert protocol["split"] == read
     assert (folder / "test_set_reads.jsonl").exists() == (read == "test")
     assert protocol["contestants"]["agent"]["sha256"] == agent_checksum(agent)
+    others = [entry for entry in protocol["contestants"].values() if entry["kind"] == "agent" and "folder" in entry]
+    assert all(entry["sha256"] == agent_checksum(ROOT / entry["folder"]) for entry in others)
     found = results(protocol, lines(folder / "runs.jsonl"))
     assert len(found["tables"]) == len(written["tables"]) > 0
     assert found["aims"].keys() == written["aims"].keys()

@@ -30,6 +30,7 @@ from envs import Menu, MixPolicyEnv
 from experiments import presets, report, train_agent
 from experiments.faults.writes import workers_here
 from experiments.presets import PRESETS, SearchConfig
+from experiments.shipped import agent_checksum
 from tests import board
 
 # A search of seconds that learns fast enough for its agent to end somewhere else than where it started.
@@ -718,7 +719,7 @@ def test_a_search_starts_at_an_agent_and_goes_on_without_it(
     train_agent.main([*OPTIONS, *still])
     found = Agent.load(tmp_path / "new")
     assert all(np.allclose(known[name], tensor, atol=1e-6) for name, tensor in found.policy.state_dict().items())
-    assert found.provenance["start"] == str(tmp_path / "known")
+    assert found.provenance["start_sha256"] == agent_checksum(tmp_path / "known")
     shutil.rmtree(tmp_path / "known")
     for part in ("summary.json", "checkpoints"):
         target = tmp_path / "new" / part
