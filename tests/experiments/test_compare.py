@@ -345,7 +345,7 @@ def test_measures_are_those_of_the_networks_and_intervals_go_over_images_too(
     assert with_images == pytest.approx(4.302653 * error, rel=1e-5)  # the quantile of two degrees of freedom
     assert "| calibration error | FGSM | PGD |" in (tmp_path / "results.md").read_text()
     (plain, cutmix) = (report["methods"][name] for name in ("plain", "cutmix"))
-    table = {line["method"]: line for line in csv.DictReader((tmp_path / "results.csv").open())}
+    table = {line["method"]: line for line in csv.DictReader((tmp_path / "results.csv").read_text().splitlines())}
     assert float(table["cutmix"]["PGD"]) == cutmix["measures"]["PGD"]["mean"]
     assert float(table["cutmix"]["less_baseline"]) == pytest.approx(
         cutmix["accuracy"]["mean"] - plain["accuracy"]["mean"]

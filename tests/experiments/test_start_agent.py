@@ -183,7 +183,10 @@ def test_the_best_is_found_by_halving_and_a_search_goes_on(
     one = json.loads((tmp_path / "one/results.json").read_text())
     policies = [MixPolicy.from_json(entry["policy"]) for entry in one["rounds"][0]]
     assert {MENU.policy(action) for action in ACTIONS} < set(policies) and one["trainings"] <= 300
-    tasks = {json.loads(text)["task_drawn"]["data_seed"] for text in (tmp_path / "one/trainings.jsonl").open()}
+    tasks = {
+        json.loads(text)["task_drawn"]["data_seed"]
+        for text in (tmp_path / "one/trainings.jsonl").read_text().splitlines()
+    }
     assert len(tasks) == one["rounds"][-1][0]["tasks"], "other images each time"
 
 
