@@ -69,10 +69,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
         logs = sorted(out.glob("seed-*.jsonl"))
         if len(logs) < FEWEST:
             raise RunError(f"{out} has the logs of {len(logs)} searches; a band takes at least {FEWEST}")
-        result = {"command": shlex.join([*COMMAND.split(), *arguments])}
-        with fitting(out):
-            found = {log.stem: LineLog(log).read() for log in logs}
-            result |= curves(found, config.episodes_per_update)
+        found = {}
+        for log in logs:
+            with fitting(log):
+                found[log.stem] = returns(LineLog(log).read())
+        result = {"command": shlex.join([*COMMAND.split(), *arguments]), **curves(found, config.episodes_per_update)}
         write_atomic(out / "results.json", (json.dumps(result, indent=2) + "\n").encode())
         write_atomic(out / "results.png", png(picture(result)))
         for name, half in (("first", result["first_half"]), ("second", result["second_half"])):
@@ -85,19 +86,17 @@ def main(arguments: Sequence[str] | None = None) -> None:
         print(f"written: {out}/results.json, results.png")
 
 
-def returns(episodes: Sequence[Mapping[str, Any]], together: int) -> list[float]:
-    """Mean return of each `together` episodes of a search's log, in order; those left over are not counted."""
-    sums = [float(sum(episode["rewards"])) for episode in episodes]
-    whole = len(sums) // together * together
-    return np.array(sums[:whole]).reshape(-1, together).mean(axis=1).tolist()
+def returns(episodes: Sequence[Mapping[str, Any]]) -> list[tuple[str, float]]:
+    """Task and return of each episode of a search's log, in order."""
+    return [(json.dumps(episode["task"]), float(sum(episode["rewards"]))) for episode in episodes]
 
 
-def curves(logs: Mapping[str, Sequence[Mapping[str, Any]]], together: int) -> dict[str, Any]:
+def curves(found: Mapping[str, Sequence[tuple[str, float]]], together: int) -> dict[str, Any]:
     """The curves of every search, as far as all of them came, and what they say together.
 
     Args:
-        logs: every search's episodes, in order.
-        together: episodes between two points of a curve.
+        found: task and return of every search's episodes, in order.
+        together: episodes between two points of a curve; those left over are not counted.
 
     Returns:
         For `results.json`: episodes at each point, every search's mean returns, their mean with the half-width of its
@@ -108,22 +107,22 @@ def curves(logs: Mapping[str, Sequence[Mapping[str, Any]]], together: int) -> di
     Raises:
         RunError: there are not two points.
     """
-    found = {name: returns(episodes, together) for name, episodes in logs.items()}
-    points = min(len(values) for values in found.values())
+    points = min(len(episodes) // together for episodes in found.values())
     if points < 2:
         raise RunError(f"every search needs at least two updates of {together} episodes")
-    table = np.array([values[:points] for values in found.values()])
+    counted = {name: episodes[: points * together] for name, episodes in found.items()}
+    table = np.array([[gained for _, gained in episodes] for episodes in counted.values()])
+    table = table.reshape(len(counted), points, together).mean(axis=2)
     points_with_bands = [mean_interval(column) for column in table.T.tolist()]
     half = points // 2
     first, second = table[:, :half].mean(axis=1), table[:, -half:].mean(axis=1)
     by_task = []
-    for episodes in logs.values():
-        halves = episodes[: half * together], episodes[(points - half) * together : points * together]
-        before, after = map(_by_task, halves)
+    for episodes in counted.values():
+        before, after = _by_task(episodes[: half * together]), _by_task(episodes[-half * together :])
         by_task += [after[task] - before[task] for task in before if task in after]
     return {
         "episodes": [together * (point + 1) for point in range(points)],
-        "searches": {name: values[:points] for name, values in found.items()},
+        "searches": dict(zip(counted, table.tolist(), strict=True)),
         "mean": [mean for mean, _ in points_with_bands],
         "half_width": [width for _, width in points_with_bands],
         "first_half": mean_interval(first.tolist()),
@@ -134,10 +133,10 @@ def curves(logs: Mapping[str, Sequence[Mapping[str, Any]]], together: int) -> di
     }
 
 
-def _by_task(episodes: Sequence[Mapping[str, Any]]) -> dict[str, float]:
+def _by_task(episodes: Sequence[tuple[str, float]]) -> dict[str, float]:
     played: dict[str, list[float]] = {}
-    for episode in episodes:
-        played.setdefault(json.dumps(episode["task"]), []).append(float(sum(episode["rewards"])))
+    for task, gained in episodes:
+        played.setdefault(task, []).append(gained)
     return {task: float(np.mean(values)) for task, values in played.items()}
 
 

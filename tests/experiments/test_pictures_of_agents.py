@@ -14,6 +14,7 @@ from agent.replay import probabilities_of
 from classifier.mixing import PolicySchedule
 from envs import Task
 from experiments import draw_agent, learning_curves
+from experiments.contest_report import ALL
 from experiments.family import MENU, SEGMENTS
 from experiments.shipped import FOLDER, agent_checksum
 from tests.envs.tiny import tiny
@@ -98,11 +99,11 @@ def test_halves_are_compared_task_by_task() -> None:
     random = np.random.default_rng(1)
     ease = {"first": 0.0, "both": 10.0, "also both": 20.0, "second": 40.0}
 
-    def episodes(names: list[str], shift: float) -> list[dict[str, Any]]:
-        return [{"task": {"name": name}, "rewards": [ease[name], shift]} for name in random.permutation(names)]
+    def episodes(names: list[str], shift: float) -> list[tuple[str, float]]:
+        return [(name, ease[name] + shift) for name in random.permutation(names)]
 
     early, late = ["first"] * 8 + ["both"] * 3 + ["also both"], ["second"] * 9 + ["both"] + ["also both"] * 2
-    logs = {
+    found = {
         name: [
             *episodes(early, 0.0),
             *episodes(["first"] * 4, 100.0),
@@ -111,11 +112,11 @@ def test_halves_are_compared_task_by_task() -> None:
         ]
         for name, shift in (("seed-0", -1.0), ("seed-1", -2.0))
     }
-    result = learning_curves.curves(logs, 4)
+    result = learning_curves.curves(found, 4)
     assert result["second_less_first"][0] > 10
     assert result["tasks_of_both_halves"] == 4
     assert result["second_less_first_by_task"] == pytest.approx((-1.5, 3.182446 * np.sqrt(1 / 3) / 2), rel=1e-6)
-    apart = {name: [{**entry, "task": number} for number, entry in enumerate(log)] for name, log in logs.items()}
+    apart = {name: [(str(number), gained) for number, (_, gained) in enumerate(log)] for name, log in found.items()}
     assert learning_curves.curves(apart, 4)["second_less_first_by_task"] is None
 
 
@@ -124,10 +125,19 @@ def test_committed_curves_follow_from_the_committed_logs() -> None:
     result = json.loads((folder / "results.json").read_text())
     together = result["episodes"][0]
     logs = {
-        log.stem: [json.loads(line) for line in log.read_text().splitlines()]
+        log.stem: learning_curves.returns([json.loads(line) for line in log.read_text().splitlines()])
         for log in sorted(folder.glob("seed-*.jsonl"))
     }
     found = json.loads(json.dumps(learning_curves.curves(logs, together)))
+    mean, width = result["second_less_first_by_task"]
+    told = f"({mean:+.2f} ± {width:.2f} standard errors over {result['tasks_of_both_halves']} tasks that"
+    rehearsed = json.loads((folder / "rehearsal/results.json").read_text())["tables"][0][ALL]["agent_minus"]
+    gaps = [rehearsed[f"ppo-{seed}"] for seed in range(len(logs))]
+    behind = sorted(f"{gap['mean']:.2f}" for gap in gaps)
+    noise = f"(95 % intervals from {min(gap['low'] for gap in gaps):+.2f} to {max(gap['high'] for gap in gaps):+.2f})"
+    for page in ("results/README.md", "policies/README.md"):
+        text = " ".join((folder.parents[1] / page).read_text().split())
+        assert told in text and f"{behind[0]} to {behind[-1]} points behind" in text and noise in text, page
     for name, value in found.items():
         if name == "searches":
             assert list(value) == list(result[name])
