@@ -56,7 +56,7 @@ lint: $(DEV) ## Check style, format and types
 	echo '==> ruff format --check'
 	$(RUN) -m ruff format --check .
 	echo '==> mypy'
-	$(RUN) -m mypy classifier envs agent
+	$(RUN) -m mypy
 
 format: $(DEV) ## Put imports and layout right
 	$(RUN) -m ruff check --fix .

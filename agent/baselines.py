@@ -2,8 +2,8 @@
 
 import numpy as np
 
-from classifier.mixing import MixPolicy, PolicySchedule
-from envs import Menu
+from rlmix.classifier.mixing import MixPolicy, PolicySchedule
+from rlmix.envs import Menu
 
 FIXED = {
     "plain": MixPolicy({"clean": 1.0}),

@@ -19,10 +19,10 @@ from stable_baselines3.common.logger import TensorBoardOutputFormat
 from torch.utils.tensorboard.writer import SummaryWriter
 from tqdm import tqdm
 
-from agent.ppo import search_state
-from agent.workers import Position
-from classifier.files import naming
-from envs import DIMENSIONS, Menu
+from rlmix.agent.ppo import search_state
+from rlmix.agent.workers import Position
+from rlmix.classifier.files import naming
+from rlmix.envs import DIMENSIONS, Menu
 
 # What TensorBoard's custom scalars show side by side, by category and chart; tags are regular expressions. Each choice
 # is a run of its own below the search's (`add_scalars`), for TensorBoard colours lines by run.

@@ -20,13 +20,13 @@ from stable_baselines3.common.distributions import MultiCategoricalDistribution
 from stable_baselines3.common.policies import ActorCriticPolicy
 from stable_baselines3.common.vec_env import VecEnv
 
-from classifier.files import DamagedFileError, write_atomic
-from classifier.hardware import require_memory
-from classifier.mixing.policy import require_fields
-from envs import DIMENSIONS, Menu, MixPolicyEnv, Task
-from envs.mix_policy import segment_ends
-from envs.observation import VERSION as OBSERVATION_VERSION
-from envs.observation import observation_space
+from rlmix.classifier.files import DamagedFileError, write_atomic
+from rlmix.classifier.hardware import require_memory
+from rlmix.classifier.mixing.policy import require_fields
+from rlmix.envs import DIMENSIONS, Menu, MixPolicyEnv, Task
+from rlmix.envs.mix_policy import segment_ends
+from rlmix.envs.observation import VERSION as OBSERVATION_VERSION
+from rlmix.envs.observation import observation_space
 
 FORMAT = "rl-mix agent"
 VERSION = 1

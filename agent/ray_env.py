@@ -17,8 +17,8 @@ import torch
 from numpy.typing import NDArray
 from stable_baselines3.common.vec_env.base_vec_env import VecEnvIndices, VecEnvStepReturn
 
-from agent.vec_env import AskedVecEnv, Make, Served
-from agent.workers import Position
+from rlmix.agent.vec_env import AskedVecEnv, Make, Served
+from rlmix.agent.workers import Position
 
 NOTICE_SECONDS = 20.0  # a worker that has not started after so long is told about,
 START_SECONDS = 600.0  # and after so long is taken for one that failed

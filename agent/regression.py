@@ -18,8 +18,8 @@ from stable_baselines3.common.policies import ActorCriticPolicy
 from torch import Tensor, nn
 from torch.nn.functional import mse_loss
 
-from classifier.mixing import METHODS
-from envs import Menu
+from rlmix.classifier.mixing import METHODS
+from rlmix.envs import Menu
 
 FEWEST = 1e-3  # spread that an input is divided by at least; one that never changes says nothing
 BATCH = 256

@@ -8,11 +8,11 @@ import numpy as np
 from numpy.typing import NDArray
 from stable_baselines3.common.vec_env import VecEnv
 
-from agent.ppo import Agent
-from agent.workers import Position
-from classifier.mixing import MixPolicy, PolicyError, PolicySchedule
-from envs import Menu
-from envs.observation import TrainingState, observe
+from rlmix.agent.ppo import Agent
+from rlmix.agent.workers import Position
+from rlmix.classifier.mixing import MixPolicy, PolicyError, PolicySchedule
+from rlmix.envs import Menu
+from rlmix.envs.observation import TrainingState, observe
 
 PROBABILITIES = "probabilities"  # what a schedule's provenance calls those that an agent gave
 DIGITS = 6  # of a probability, as it is kept

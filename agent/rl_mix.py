@@ -27,13 +27,13 @@ from stable_baselines3.common.utils import obs_as_tensor
 from torch import Tensor, nn
 from torch.distributions import Categorical
 
-from agent.ppo import restore_search, search_state
-from classifier.files import DamagedFileError, write_atomic
-from classifier.hardware import require_memory
-from classifier.mixing.policy import require_fields
-from classifier.mixing.rmix import THRESHOLDS
-from envs import RLMixEnv
-from envs.rl_mix import LOGIT_LIMIT, Observation
+from rlmix.agent.ppo import restore_search, search_state
+from rlmix.classifier.files import DamagedFileError, write_atomic
+from rlmix.classifier.hardware import require_memory
+from rlmix.classifier.mixing.policy import require_fields
+from rlmix.classifier.mixing.rmix import THRESHOLDS
+from rlmix.envs import RLMixEnv
+from rlmix.envs.rl_mix import LOGIT_LIMIT, Observation
 
 FORMAT = "rl-mix per-batch agent"
 VERSION = 1
@@ -466,7 +466,7 @@ class ThresholdAgent:
         except (OSError, ValueError, TypeError, KeyError, RuntimeError, SafetensorError, RecursionError) as error:
             raise DamagedFileError(
                 f"{folder}: no usable per-batch agent there ({error}); it needs agent.json and agent.safetensors as "
-                "train_agent.py --env rl-mix writes them"
+                "train_rl_mix.py writes them"
             ) from None
 
 

@@ -18,7 +18,7 @@ from stable_baselines3.common.env_util import is_wrapped
 from stable_baselines3.common.vec_env import VecEnv
 from stable_baselines3.common.vec_env.base_vec_env import VecEnvIndices, VecEnvStepReturn
 
-from agent.workers import Position, Worker
+from rlmix.agent.workers import Position, Worker
 
 MOST_HELD = 64  # environments of a process: more answers at a time than a pipe holds would let both its ends wait
 PATIENCE = 10.0  # seconds that a process has to end

@@ -9,9 +9,9 @@ import numpy as np
 from numpy.typing import NDArray
 from stable_baselines3.common.vec_env import VecEnv
 
-from agent.ppo import Agent
-from classifier.mixing import PolicySchedule
-from envs import MixPolicyEnv, Task
+from rlmix.agent.ppo import Agent
+from rlmix.classifier.mixing import PolicySchedule
+from rlmix.envs import MixPolicyEnv, Task
 
 STREAMS = ("search", "greedy", "candidates", "contest")  # seeds of one never meet those of another
 

@@ -125,3 +125,60 @@ def _put_tensors(value: Any, tensors: dict[str, Tensor]) -> Any:
     if isinstance(value, list):
         return [_put_tensors(entry, tensors) for entry in value]
     return value
+
+
+class LineLog:
+    """Results that are appended one JSON object a line; a torn last line is dropped when it is read.
+
+    A line is on the disk before the next one is written, so a stop can tear the last one only.
+
+    Args:
+        path: of the file; made when the first line is written.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def read(self) -> list[dict[str, Any]]:
+        """Every whole line so far.
+
+        Raises:
+            DamagedFileError: a line before the last one is damaged, which no stop of a program does.
+        """
+        lines = self.path.read_bytes().removesuffix(b"\n").split(b"\n") if self.path.exists() else []
+        entries = []
+        for number, line in enumerate(lines, start=1):
+            try:
+                entry = json.loads(line)
+                if not isinstance(entry, dict):
+                    raise ValueError("not an object")
+            except (ValueError, RecursionError) as error:
+                if number == len(lines):
+                    break
+                raise DamagedFileError(
+                    f"{self.path}: expected a JSON object in line {number}, got {type(error).__name__}: {error!s:.80}; "
+                    "restore the file, or delete it from this line on to have the rest made again"
+                ) from None
+            entries.append(entry)
+        return entries
+
+    def keep(self, count: int) -> None:
+        """Forget all lines after the first `count`: the search goes on from before they were written.
+
+        Raises:
+            DamagedFileError: there are fewer, or one of them is damaged.
+        """
+        entries = self.read()[:count]
+        if len(entries) < count:
+            raise DamagedFileError(
+                f"{self.path}: expected {count} lines, as many as the checkpoint has counted, got {len(entries)}; "
+                "restore the file, or start a new run"
+            )
+        write_atomic(self.path, "".join(json.dumps(entry) + "\n" for entry in entries).encode())
+
+    def append(self, entry: dict[str, Any]) -> None:
+        """Write one more line and flush it to the disk."""
+        with naming(self.path), open(self.path, "a") as file:
+            file.write(json.dumps(entry) + "\n")
+            file.flush()
+            os.fsync(file.fileno())

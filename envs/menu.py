@@ -8,8 +8,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from classifier.mixing import METHODS, LamDistribution, MixPolicy
-from classifier.mixing.policy import require_fields
+from rlmix.classifier.mixing import METHODS, LamDistribution, MixPolicy
+from rlmix.classifier.mixing.policy import require_fields
 
 MOST_ACTIONS = 10_000
 DIMENSIONS = ("source", "threshold", "label", "lam")

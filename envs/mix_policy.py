@@ -14,14 +14,14 @@ import numpy as np
 from gymnasium import spaces
 from numpy.typing import NDArray
 
-from classifier.data import Splits, load_dataset, split
-from classifier.mixing import MixPolicy, PolicySchedule
-from classifier.trainer import EvalStats, TrainConfig, Trainer
-from envs.menu import Menu
-from envs.observation import TrainingState, observation_space, observe
-from envs.picture import mixed_picture
-from envs.reference import ReferenceCurve, measure_reference
-from envs.tasks import Task, TaskDistribution
+from rlmix.classifier.data import Splits, load_dataset, split
+from rlmix.classifier.mixing import MixPolicy, PolicySchedule
+from rlmix.classifier.mixing.picture import mixed_picture
+from rlmix.classifier.training.trainer import EvalStats, TrainConfig, Trainer
+from rlmix.envs.menu import Menu
+from rlmix.envs.observation import TrainingState, observation_space, observe
+from rlmix.envs.reference import ReferenceCurve, measure_reference
+from rlmix.envs.tasks import Task, TaskDistribution
 
 REWARDS = ("relative", "standing", "change", "final")
 REFERRED = REWARDS[:2]  # that compare with a reference
@@ -107,7 +107,7 @@ class MixPolicyEnv(gym.Env[Any, Any]):
     ## Arguments
     ```python
     import gymnasium as gym
-    env = gym.make("envs:MixPolicy-v0", dataset="digits", segments=4, reward="relative")
+    env = gym.make("rlmix:MixPolicy-v0", dataset="digits", segments=4, reward="relative")
     ```
 
     ## Version History

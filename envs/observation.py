@@ -7,9 +7,9 @@ import numpy as np
 from gymnasium import spaces
 from numpy.typing import NDArray
 
-from classifier.trainer import EvalStats, TrainStats
-from envs.menu import Menu
-from envs.tasks import Task
+from rlmix.classifier.training.trainer import EvalStats, TrainStats
+from rlmix.envs.menu import Menu
+from rlmix.envs.tasks import Task
 
 VERSION = 1
 

@@ -10,11 +10,11 @@ from pathlib import Path
 
 import numpy as np
 
-from classifier.data import ImageFiles
-from classifier.files import write_atomic
-from classifier.mixing import MixPolicy
-from classifier.trainer import EvalStats, Trainer
-from envs.tasks import Task
+from rlmix.classifier.data import ImageFiles
+from rlmix.classifier.files import write_atomic
+from rlmix.classifier.mixing import MixPolicy
+from rlmix.classifier.training.trainer import EvalStats, Trainer
+from rlmix.envs.tasks import Task
 
 
 @dataclass(frozen=True)

@@ -13,12 +13,12 @@ from gymnasium import spaces
 from numpy.typing import NDArray
 from torch import Tensor
 
-from classifier.data import Splits, load_dataset, split
-from classifier.mixing import LamDistribution
-from classifier.mixing.rmix import THRESHOLDS, rmix_grids
-from classifier.mixing.saliency import pooled_saliency, summing_to_one
-from classifier.trainer import TrainConfig, Trainer
-from envs.picture import mixed_picture
+from rlmix.classifier.data import Splits, load_dataset, split
+from rlmix.classifier.mixing import LamDistribution
+from rlmix.classifier.mixing.picture import mixed_picture
+from rlmix.classifier.mixing.rmix import THRESHOLDS, rmix_grids
+from rlmix.classifier.mixing.saliency import pooled_saliency, summing_to_one
+from rlmix.classifier.training.trainer import TrainConfig, Trainer
 
 Observation = dict[str, NDArray[np.float32]]
 
@@ -79,7 +79,7 @@ class RLMixEnv(gym.Env[Any, Any]):
     ## Arguments
     ```python
     import gymnasium as gym
-    env = gym.make("envs:RLMix-v0", dataset="digits")
+    env = gym.make("rlmix:RLMix-v0", dataset="digits")
     ```
 
     ## Version History

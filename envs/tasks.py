@@ -5,8 +5,8 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from classifier.data import NOISES, Splits
-from classifier.trainer import TrainConfig
+from rlmix.classifier.data import NOISES, Splits
+from rlmix.classifier.training.trainer import TrainConfig
 
 
 @dataclass(frozen=True)

@@ -22,11 +22,13 @@ from typing import Any
 
 import tyro
 
-from classifier.files import write_atomic
-from classifier.hardware import resolve_device, set_threads
-from experiments.measures import MEASURES, NotMeasurable, Subject
-from experiments.run_folder import LineLog, RunError, interrupt_on_sigterm, machine, user_errors
-from experiments.trained_run import TrainedRun
+from rlmix.classifier.evaluation.measures import MEASURES, NotMeasurable, Subject
+from rlmix.classifier.files import LineLog, write_atomic
+from rlmix.classifier.hardware import resolve_device, set_threads
+from rlmix.experiments.runs.errors import RunError, user_errors
+from rlmix.experiments.runs.machine import machine
+from rlmix.experiments.runs.signals import interrupt_on_sigterm
+from rlmix.experiments.training.trained_run import TrainedRun
 
 COMMAND = "python experiments/evaluate.py"
 TEST_READS = "test_set_reads.jsonl"

@@ -20,18 +20,12 @@ from pathlib import Path
 import torch
 import tyro
 
-from experiments import train_agent
-from experiments.pages import NAME, write_comparison_report, write_search_report, write_training_report
-from experiments.run_folder import (
-    USER_ERRORS,
-    RunError,
-    code_of,
-    interrupt_on_sigterm,
-    read_config,
-    require_no_code,
-    user_errors,
-)
-from experiments.trained_run import TRAININGS, TrainedRun
+from rlmix.experiments.reports.pages import NAME, write_comparison_report, write_search_report, write_training_report
+from rlmix.experiments.runs.errors import USER_ERRORS, RunError, user_errors
+from rlmix.experiments.runs.folder import code_of, read_config, require_no_code
+from rlmix.experiments.runs.signals import interrupt_on_sigterm
+from rlmix.experiments.search import plan
+from rlmix.experiments.training.trained_run import TRAININGS, TrainedRun
 
 
 @dataclass(frozen=True)
@@ -88,8 +82,8 @@ def write(config: ReportConfig, path: Path) -> None:
             require_no_code(config.run, code_of("comparison", report["setting"]))
         write_comparison_report(path, report, config.data_root)
         return
-    kind, _ = read_config(config.run, (*TRAININGS, train_agent.KIND), trust=config.trust)
-    if kind == train_agent.KIND:
+    kind, _ = read_config(config.run, (*TRAININGS, plan.KIND), trust=config.trust)
+    if kind == plan.KIND:
         write_search_report(path)
     else:
         run = TrainedRun.open(config.run, device=torch.device("cpu"), data_root=config.data_root, trust=True)

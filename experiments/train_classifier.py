@@ -15,16 +15,18 @@ from dataclasses import asdict, replace
 
 import tyro
 
-from agent.replay import follow
-from classifier.data import DataError
-from classifier.mixing import PolicySchedule
-from experiments.dry_run import dry_run, stand_in
-from experiments.final_training import draw_data, load_data, resolve, train_to_the_end
-from experiments.presets import named
-from experiments.recipes import RECIPES, ClassifierConfig, recipe_table
-from experiments.run_folder import RunError, RunFolder, interrupt_on_sigterm, stored_config, user_errors
-
-KIND = "classifier"
+from rlmix.agent.replay import follow
+from rlmix.classifier.mixing import PolicySchedule
+from rlmix.experiments.runs.config import stored_config
+from rlmix.experiments.runs.errors import RunError, user_errors
+from rlmix.experiments.runs.folder import RunFolder
+from rlmix.experiments.runs.signals import interrupt_on_sigterm
+from rlmix.experiments.search.config import named
+from rlmix.experiments.training.config import CLASSIFIER, ClassifierConfig
+from rlmix.experiments.training.dry_run import what_it_takes
+from rlmix.experiments.training.final_training import train_to_the_end
+from rlmix.experiments.training.recipes import RECIPES, recipe_table
+from rlmix.experiments.training.resolve import load_data, resolve
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -39,14 +41,14 @@ def main(arguments: Sequence[str] | None = None) -> None:
             print(what_it_takes(config))
             return
         if config.resume is not None:
-            run, stored = RunFolder.open(config.resume, KIND, trust=config.trust)
+            run, stored = RunFolder.open(config.resume, CLASSIFIER, trust=config.trust)
             config = stored_config(ClassifierConfig, stored)
             policy, data = config.policy(), load_data(config)
         else:
             policy, data = config.policy(), load_data(config)
             config = resolve(config, data, [policy])
-            run = RunFolder.create(config.out, KIND)
-            run.write_config(KIND, asdict(config))
+            run = RunFolder.create(config.out, CLASSIFIER)
+            run.write_config(CLASSIFIER, asdict(config))
     with user_errors(f"python experiments/train_classifier.py {run.go_on}"):
         print(f"run folder: {run.path}")
         train_to_the_end(config, run, data, follow(PolicySchedule.fixed(policy)), [1.0], str(policy))
@@ -63,29 +65,6 @@ def parse(arguments: Sequence[str]) -> ClassifierConfig:
         raise RunError(f"--recipe must be one of those that --recipes lists, got {name!r}")
     default = ClassifierConfig() if name is None else replace(RECIPES[name].config, recipe=name)
     return tyro.cli(ClassifierConfig, default=default, args=arguments, description=__doc__)
-
-
-def what_it_takes(config: ClassifierConfig) -> str:
-    """A dry run's report; where the data set cannot be had, random images of its published shape stand in.
-
-    Raises:
-        DataError: the data set cannot be had, and its shape is not known.
-    """
-    try:
-        data = load_data(config)
-    except DataError:
-        dataset = stand_in(config.dataset, config.image_size)
-        if dataset is None:
-            raise
-        data = draw_data(config, dataset)
-    policy = config.policy()
-    # Whether compiling pays takes minutes to find out: that is left to the training.
-    resolved = resolve(replace(config, compile="off" if config.compile == "auto" else config.compile), data, [policy])
-    report = dry_run(replace(resolved, compile=config.compile), data, policy)
-    if config.recipe is None:
-        return report
-    recipe = RECIPES[config.recipe]
-    return f"{report}\naims for    {recipe.aim}\nchecked     {recipe.verified}"
 
 
 if __name__ == "__main__":

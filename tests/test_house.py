@@ -4,6 +4,7 @@ import json
 import pkgutil
 import subprocess
 import sys
+from importlib.metadata import packages_distributions
 from pathlib import Path
 
 import pytest
@@ -12,7 +13,6 @@ ROOT = Path(__file__).parents[1]
 # What importing all of a room, and nothing of a room above, must not bring in.
 NOT_FOR = {
     "classifier": (
-        "gymnasium",
         "stable_baselines3",
         "ray",
         "envs",
@@ -33,7 +33,7 @@ NOT_FOR = {
 
 
 def modules(room: str) -> list[str]:
-    return [room, *(entry.name for entry in pkgutil.walk_packages([str(ROOT / room)], f"{room}."))]
+    return [f"rlmix.{room}", *(entry.name for entry in pkgutil.walk_packages([str(ROOT / room)], f"rlmix.{room}."))]
 
 
 @pytest.fixture(scope="module")
@@ -46,7 +46,7 @@ found = {{}}
 for room, modules in {rooms}.items():
     for module in modules:
         importlib.import_module(module)
-    found[room] = sorted({{name.partition(".")[0] for name in sys.modules}})
+    found[room] = sorted({{name.removeprefix("rlmix.").partition(".")[0] for name in sys.modules}})
 print(json.dumps(found))
 """
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
@@ -54,9 +54,23 @@ print(json.dumps(found))
 
 
 def test_every_room_is_found() -> None:
-    assert "classifier.mixing.rmix" in modules("classifier")
-    assert "envs.mix_policy" in modules("envs")
-    assert "agent.ppo" in modules("agent")
+    assert "rlmix.classifier.mixing.rmix" in modules("classifier")
+    assert "rlmix.envs.mix_policy" in modules("envs")
+    assert "rlmix.agent.ppo" in modules("agent")
+
+
+def test_no_command_hides_a_module_of_python_or_of_a_package() -> None:
+    """A script's folder stands first on the path: a file called statistics.py was once imported by torch.compile."""
+    folders = [path.parent for path in (ROOT / "experiments").rglob("*.py")]
+    names = {
+        path.stem
+        for folder in {ROOT / "experiments", *folders}
+        for path in folder.glob("*")
+        if path.suffix in ("", ".py")
+    }
+    taken = {*sys.stdlib_module_names, *packages_distributions()}
+    assert "train_agent" in names and "torch" in taken
+    assert not (names - {"__init__"}) & taken
 
 
 @pytest.mark.parametrize("room", NOT_FOR)

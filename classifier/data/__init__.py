@@ -3,15 +3,15 @@
 splits = split(load_dataset("fashion_mnist")).draw(5_000, data_seed=0, label_noise=0.2)
 """
 
-from classifier.data.augmentation import augment, normalise, pad_images
-from classifier.data.dataset import Dataset, Images, resized
-from classifier.data.evaluation import evaluation_chunks
-from classifier.data.image_files import ImageFiles
-from classifier.data.image_folder import load_image_folder
-from classifier.data.image_set import DataError, ImageSet
-from classifier.data.registry import DATASETS, load_dataset
-from classifier.data.splits import NOISES, Splits, split
-from classifier.data.streaming import StreamDraw, stream_batches, stream_evaluation
+from rlmix.classifier.data.augmentation import augment, normalise, pad_images
+from rlmix.classifier.data.dataset import Dataset, Images, resized
+from rlmix.classifier.data.evaluation import evaluation_chunks
+from rlmix.classifier.data.image_files import ImageFiles
+from rlmix.classifier.data.image_folder import load_image_folder
+from rlmix.classifier.data.image_set import DataError, ImageSet
+from rlmix.classifier.data.registry import DATASETS, load_dataset
+from rlmix.classifier.data.splits import NOISES, Splits, split
+from rlmix.classifier.data.streaming import StreamDraw, stream_batches, stream_evaluation
 
 __all__ = [
     "DATASETS",

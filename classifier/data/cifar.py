@@ -6,9 +6,9 @@ from typing import Any
 
 import torch
 
-from classifier.data.dataset import Dataset
-from classifier.data.downloads import download_whole, user_folder
-from classifier.data.image_set import DataError, ImageSet
+from rlmix.classifier.data.dataset import Dataset
+from rlmix.classifier.data.downloads import download_whole, user_folder
+from rlmix.classifier.data.image_set import DataError, ImageSet
 
 STATISTICS = {
     "cifar10": ((0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616)),

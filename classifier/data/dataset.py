@@ -5,9 +5,9 @@ from dataclasses import dataclass, replace
 
 import torch
 
-from classifier.data.image_files import ImageFiles
-from classifier.data.image_set import DataError, ImageSet
-from classifier.hardware import require_memory
+from rlmix.classifier.data.image_files import ImageFiles
+from rlmix.classifier.data.image_set import DataError, ImageSet
+from rlmix.classifier.hardware import require_memory
 
 Images = ImageSet | ImageFiles  # pixels in memory, or files that are streamed
 

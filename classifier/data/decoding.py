@@ -16,7 +16,7 @@ import torch
 from PIL import Image, UnidentifiedImageError
 from torch import Tensor
 
-from classifier.data.image_set import DataError
+from rlmix.classifier.data.image_set import DataError
 
 # torchvision.datasets.folder.IMG_EXTENSIONS, without the seconds that its import takes
 ENDINGS = (".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".pgm", ".tif", ".tiff", ".webp")

@@ -5,9 +5,9 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from classifier.data.dataset import Dataset
-from classifier.data.image_set import ImageSet
-from classifier.data.stratify import set_apart
+from rlmix.classifier.data.dataset import Dataset
+from rlmix.classifier.data.image_set import ImageSet
+from rlmix.classifier.data.stratify import set_apart
 
 # scikit-learn names no test set. A fixed fifth of each class is taken, by a seed that is part of this data set.
 TEST_SEED = 1_797

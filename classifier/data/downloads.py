@@ -8,7 +8,7 @@ from http.client import HTTPException
 from pathlib import Path
 from zipfile import BadZipFile
 
-from classifier.data.image_set import DataError
+from rlmix.classifier.data.image_set import DataError
 
 
 def user_folder() -> Path:

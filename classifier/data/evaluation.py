@@ -6,9 +6,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from classifier.data.dataset import Images
-from classifier.data.image_files import ImageFiles
-from classifier.data.streaming import stream_evaluation
+from rlmix.classifier.data.dataset import Images
+from rlmix.classifier.data.image_files import ImageFiles
+from rlmix.classifier.data.streaming import stream_evaluation
 
 
 def evaluation_chunks(

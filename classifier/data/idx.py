@@ -16,9 +16,9 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from classifier.data.dataset import Dataset
-from classifier.data.downloads import download_whole, user_folder
-from classifier.data.image_set import DataError, ImageSet
+from rlmix.classifier.data.dataset import Dataset
+from rlmix.classifier.data.downloads import download_whole, user_folder
+from rlmix.classifier.data.image_set import DataError, ImageSet
 
 NUM_CLASSES = 10
 FILES = ("train-images-idx3-ubyte", "train-labels-idx1-ubyte", "t10k-images-idx3-ubyte", "t10k-labels-idx1-ubyte")

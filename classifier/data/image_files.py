@@ -7,7 +7,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from classifier.data.image_set import DataError, describe
+from rlmix.classifier.data.image_set import DataError, describe
 
 
 @dataclass(frozen=True, eq=False)

@@ -11,12 +11,12 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from classifier.data.dataset import Dataset, Images
-from classifier.data.decoding import ENDINGS, MAX_THREADS, decode_squares, printable, read_size
-from classifier.data.image_files import ImageFiles
-from classifier.data.image_set import DataError, ImageSet
-from classifier.data.stratify import set_apart
-from classifier.hardware import available_memory
+from rlmix.classifier.data.dataset import Dataset, Images
+from rlmix.classifier.data.decoding import ENDINGS, MAX_THREADS, decode_squares, printable, read_size
+from rlmix.classifier.data.image_files import ImageFiles
+from rlmix.classifier.data.image_set import DataError, ImageSet
+from rlmix.classifier.data.stratify import set_apart
+from rlmix.classifier.hardware import available_memory
 
 TEST_NAMES = ("test", "val", "valid", "validation")
 

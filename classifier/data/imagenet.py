@@ -7,12 +7,12 @@ from pickle import UnpicklingError
 
 import torch
 
-from classifier.data.dataset import Dataset
-from classifier.data.decoding import printable
-from classifier.data.downloads import user_folder
-from classifier.data.image_files import ImageFiles
-from classifier.data.image_folder import class_folders, image_files
-from classifier.data.image_set import DataError
+from rlmix.classifier.data.dataset import Dataset
+from rlmix.classifier.data.decoding import printable
+from rlmix.classifier.data.downloads import user_folder
+from rlmix.classifier.data.image_files import ImageFiles
+from rlmix.classifier.data.image_folder import class_folders, image_files
+from rlmix.classifier.data.image_set import DataError
 
 FOLDER = "imagenet"
 NUM_CLASSES = 1_000

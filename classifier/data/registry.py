@@ -5,15 +5,15 @@ import os
 from collections.abc import Callable
 from pathlib import Path
 
-from classifier.data.cifar import load_cifar10, load_cifar100
-from classifier.data.dataset import Dataset, resized
-from classifier.data.digits import load_digits
-from classifier.data.idx import load_fashion_mnist, load_mnist
-from classifier.data.image_folder import load_image_folder
-from classifier.data.image_set import DataError
-from classifier.data.imagenet import load_imagenet
-from classifier.data.svhn import load_svhn
-from classifier.data.tiny_imagenet import load_tiny_imagenet
+from rlmix.classifier.data.cifar import load_cifar10, load_cifar100
+from rlmix.classifier.data.dataset import Dataset, resized
+from rlmix.classifier.data.digits import load_digits
+from rlmix.classifier.data.idx import load_fashion_mnist, load_mnist
+from rlmix.classifier.data.image_folder import load_image_folder
+from rlmix.classifier.data.image_set import DataError
+from rlmix.classifier.data.imagenet import load_imagenet
+from rlmix.classifier.data.svhn import load_svhn
+from rlmix.classifier.data.tiny_imagenet import load_tiny_imagenet
 
 DATASETS: dict[str, Callable[[Path | None], Dataset]] = {
     "cifar10": load_cifar10,
@@ -85,7 +85,7 @@ def _load_own(name: str) -> Dataset:
     dataset = function()
     if not isinstance(dataset, Dataset):
         raise DataError(
-            f"data set {name!r}: expected it to return a classifier.data.Dataset, got {type(dataset).__name__}; "
+            f"data set {name!r}: expected it to return a rlmix.classifier.data.Dataset, got {type(dataset).__name__}; "
             "build one from two ImageSets, as classifier/data/digits.py does"
         )
     return dataset

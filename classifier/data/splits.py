@@ -6,10 +6,10 @@ from functools import cached_property
 import numpy as np
 import torch
 
-from classifier.data.dataset import Dataset, Images
-from classifier.data.image_files import ImageFiles
-from classifier.data.image_set import DataError, ImageSet
-from classifier.data.stratify import IntArray, apportion, interleave, positions_by_class, random_stream
+from rlmix.classifier.data.dataset import Dataset, Images
+from rlmix.classifier.data.image_files import ImageFiles
+from rlmix.classifier.data.image_set import DataError, ImageSet
+from rlmix.classifier.data.stratify import IntArray, apportion, interleave, positions_by_class, random_stream
 
 # Fixed for good: were it a setting, one task's validation images would be another's training images, and whatever is
 # learned over many tasks would have seen what it is judged by.

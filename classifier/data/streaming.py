@@ -19,9 +19,9 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 from torch.utils.data import Dataset as MapDataset
 
-from classifier.data.decoding import centre_square, read_rgb
-from classifier.data.image_files import ImageFiles
-from classifier.data.image_set import DataError
+from rlmix.classifier.data.decoding import centre_square, read_rgb
+from rlmix.classifier.data.image_files import ImageFiles
+from rlmix.classifier.data.image_set import DataError
 
 SCALE = (0.08, 1.0)  # share of the image's area, as published for Inception and usual for ImageNet since
 RATIO = (3 / 4, 4 / 3)  # width over height

@@ -5,9 +5,9 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from classifier.data.dataset import Dataset
-from classifier.data.downloads import download_whole, user_folder
-from classifier.data.image_set import DataError, ImageSet
+from rlmix.classifier.data.dataset import Dataset
+from rlmix.classifier.data.downloads import download_whole, user_folder
+from rlmix.classifier.data.image_set import DataError, ImageSet
 
 FILES = ("train_32x32.mat", "test_32x32.mat")
 FOLDER = "svhn"

@@ -7,10 +7,10 @@ from pathlib import Path
 
 import torch
 
-from classifier.data.dataset import Dataset
-from classifier.data.decoding import decode_squares
-from classifier.data.downloads import download_whole, user_folder
-from classifier.data.image_set import DataError, ImageSet
+from rlmix.classifier.data.dataset import Dataset
+from rlmix.classifier.data.decoding import decode_squares
+from rlmix.classifier.data.downloads import download_whole, user_folder
+from rlmix.classifier.data.image_set import DataError, ImageSet
 
 URL = "http://cs231n.stanford.edu/tiny-imagenet-200.zip"
 MD5 = "90528d7ca1a48142e341f4ef8d21d0de"

@@ -8,13 +8,13 @@ Everything is measured in float32 on a `PixelNetwork`, which takes pixels in [0,
 dependencies are imported when they are first used; `pip install 'rl-mix[evaluation]'` brings them.
 """
 
-from classifier.evaluation.accuracy import Accuracy, Calibration, accuracy, calibration
-from classifier.evaluation.attacks import ATTACKS, adversarial, attacked_accuracy
-from classifier.evaluation.boxes import BoxedImages, load_boxed_folder, on_canvas
-from classifier.evaluation.corruptions import CORRUPTIONS, corrupt, corrupted_accuracy
-from classifier.evaluation.embeddings import Distances, class_distances
-from classifier.evaluation.localisation import Localisation, localise
-from classifier.evaluation.network import PixelNetwork, Predictions, load_weights, predict, trained_network
+from rlmix.classifier.evaluation.accuracy import Accuracy, Calibration, accuracy, calibration
+from rlmix.classifier.evaluation.attacks import ATTACKS, adversarial, attacked_accuracy
+from rlmix.classifier.evaluation.boxes import BoxedImages, load_boxed_folder, on_canvas
+from rlmix.classifier.evaluation.corruptions import CORRUPTIONS, corrupt, corrupted_accuracy
+from rlmix.classifier.evaluation.embeddings import Distances, class_distances
+from rlmix.classifier.evaluation.localisation import Localisation, localise
+from rlmix.classifier.evaluation.network import PixelNetwork, Predictions, load_weights, predict, trained_network
 
 __all__ = [
     "ATTACKS",

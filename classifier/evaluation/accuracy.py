@@ -5,7 +5,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from classifier.evaluation.libraries import library
+from rlmix.classifier.evaluation.libraries import library
 
 BINS = 15  # of confidence, as in Guo et al. 2017 and the R-Mix paper's tables
 METRICS = "torchmetrics.functional.classification"

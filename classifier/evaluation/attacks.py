@@ -11,8 +11,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from classifier.evaluation.libraries import library
-from classifier.evaluation.network import PixelNetwork
+from rlmix.classifier.evaluation.libraries import library
+from rlmix.classifier.evaluation.network import PixelNetwork
 
 EPSILON = 8 / 255  # radius of the ball
 PGD_STEP = 2 / 255

@@ -10,8 +10,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from classifier.data import DataError, ImageSet
-from classifier.data.decoding import centre_square, printable, read_rgb
+from rlmix.classifier.data import DataError, ImageSet
+from rlmix.classifier.data.decoding import centre_square, printable, read_rgb
 
 CANVAS = 2  # sides of the item that the canvas measures
 FRAGMENTS = 6

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterable
 import torch
 from torch import Tensor
 
-from classifier.evaluation.network import PixelNetwork
+from rlmix.classifier.evaluation.network import PixelNetwork
 
 
 def gaussian_noise(pixels: Tensor, strength: float, generator: torch.Generator) -> Tensor:

@@ -13,9 +13,9 @@ import torch
 from scipy.ndimage import find_objects, label
 from torch import Tensor, nn
 
-from classifier.evaluation.boxes import BoxedImages
-from classifier.evaluation.libraries import library
-from classifier.evaluation.network import PixelNetwork
+from rlmix.classifier.evaluation.boxes import BoxedImages
+from rlmix.classifier.evaluation.libraries import library
+from rlmix.classifier.evaluation.network import PixelNetwork
 
 THRESHOLD = 0.2
 THRESHOLDS = tuple(step / 20 for step in range(1, 20))

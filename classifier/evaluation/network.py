@@ -11,8 +11,8 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from classifier.files import DamagedFileError
-from classifier.models import build_model, find_last_layer
+from rlmix.classifier.files import DamagedFileError
+from rlmix.classifier.models import build_model, find_last_layer
 
 
 class PixelNetwork(nn.Module):

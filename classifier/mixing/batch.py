@@ -5,9 +5,9 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from classifier.mixing.methods import METHODS, MixDraw, MixInput
-from classifier.mixing.policy import MixPolicy
-from classifier.mixing.targets import smooth
+from rlmix.classifier.mixing.methods import METHODS, MixDraw, MixInput
+from rlmix.classifier.mixing.policy import MixPolicy
+from rlmix.classifier.mixing.targets import smooth
 
 
 def mix_batch(

@@ -5,7 +5,7 @@ import math
 import torch
 from torch import Tensor
 
-from classifier.mixing.blend import blend_targets
+from rlmix.classifier.mixing.blend import blend_targets
 
 Box = tuple[int, int, int, int]  # top, bottom, left, right; bottom and right are one past the last pixel
 

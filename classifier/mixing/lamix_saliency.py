@@ -4,7 +4,7 @@ from collections.abc import Callable
 
 from torch import Tensor
 
-from classifier.mixing.blend import blend_targets
+from rlmix.classifier.mixing.blend import blend_targets
 
 
 def lamix_saliency(

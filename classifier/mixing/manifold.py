@@ -5,7 +5,7 @@ from contextlib import contextmanager
 
 from torch import Tensor, nn
 
-from classifier.mixing.blend import blend_pixels
+from rlmix.classifier.mixing.blend import blend_pixels
 
 STAGES = 3  # the input, after stage 1, after stage 2; one drawn per batch, as published
 

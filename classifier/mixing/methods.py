@@ -10,19 +10,19 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from classifier.mixing.average import average
-from classifier.mixing.blend import blend_targets
-from classifier.mixing.cutmix import cutmix, cutmix_box
-from classifier.mixing.lamix_saliency import lamix_saliency
-from classifier.mixing.manifold import drawn_stage
-from classifier.mixing.mixup import mixup
-from classifier.mixing.puzzlemix import block_counts, graph_cuts, puzzlemix
-from classifier.mixing.rmix import THRESHOLDS, rmix, rmix_grids
-from classifier.mixing.saliency import patch_saliency, pixel_saliency
-from classifier.mixing.saliencymix import fine_grained_saliency, saliencymix
+from rlmix.classifier.mixing.average import average
+from rlmix.classifier.mixing.blend import blend_targets
+from rlmix.classifier.mixing.cutmix import cutmix, cutmix_box
+from rlmix.classifier.mixing.lamix_saliency import lamix_saliency
+from rlmix.classifier.mixing.manifold import drawn_stage
+from rlmix.classifier.mixing.mixup import mixup
+from rlmix.classifier.mixing.puzzlemix import block_counts, graph_cuts, puzzlemix
+from rlmix.classifier.mixing.rmix import THRESHOLDS, rmix, rmix_grids
+from rlmix.classifier.mixing.saliency import patch_saliency, pixel_saliency
+from rlmix.classifier.mixing.saliencymix import fine_grained_saliency, saliencymix
 
 if TYPE_CHECKING:
-    from classifier.mixing.policy import MixPolicy
+    from rlmix.classifier.mixing.policy import MixPolicy
 
 
 @dataclass(frozen=True)

@@ -2,7 +2,7 @@
 
 from torch import Tensor
 
-from classifier.mixing.blend import blend_pixels, blend_targets
+from rlmix.classifier.mixing.blend import blend_pixels, blend_targets
 
 
 def mixup(images: Tensor, targets: Tensor, *, partner: Tensor, lam: float) -> tuple[Tensor, Tensor]:

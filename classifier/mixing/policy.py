@@ -10,7 +10,7 @@ from typing import Any
 
 from scipy.special import betaincinv
 
-from classifier.mixing.methods import METHODS
+from rlmix.classifier.mixing.methods import METHODS
 
 SHARE_TOLERANCE = 1e-6
 

@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional
 
-from classifier.mixing.blend import blend_targets
+from rlmix.classifier.mixing.blend import blend_targets
 
 BLOCKS = (2, 4, 8, 16)  # blocks per side, one drawn per batch, as published
 LABELS = 3  # levels of the mask: 0, 1/2, 1

@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from classifier.mixing.blend import blend_pixels, blend_targets
+from rlmix.classifier.mixing.blend import blend_pixels, blend_targets
 
 GRIDS = (4, 2)  # patches per side, one drawn per batch: 8 and 16 pixels at 32 px, as published
 THRESHOLDS = tuple(0.99 * step / 9 for step in range(10))  # linspace(0, 0.99, 10), as published

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from classifier.mixing.blend import blend_targets
+from rlmix.classifier.mixing.blend import blend_targets
 
 LUMA = (0.299, 0.587, 0.114)  # weight of red, green and blue in an image's intensity
 SURROUNDS = (12, 24, 28, 48, 56, 112)  # pixels from the centre to the edge of what it is compared with

@@ -8,8 +8,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from classifier.files import write_atomic
-from classifier.mixing.policy import MixPolicy, PolicyError, require_fields
+from rlmix.classifier.files import write_atomic
+from rlmix.classifier.mixing.policy import MixPolicy, PolicyError, require_fields
 
 FORMAT = "rl-mix policy schedule"
 VERSION = 2

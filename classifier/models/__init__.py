@@ -5,22 +5,22 @@ from collections.abc import Callable
 
 from torch import nn
 
-from classifier.models.convnet import ConvNet
-from classifier.models.densenet import densenet121, densenet121_small
-from classifier.models.label_head import attach_label_head, find_last_layer, without_label_head
-from classifier.models.lenet import lenet
-from classifier.models.libraries import near_matches, timm_model, torchvision_classifiers, torchvision_model
-from classifier.models.preact_resnet import (
+from rlmix.classifier.models.convnet import ConvNet
+from rlmix.classifier.models.densenet import densenet121, densenet121_small
+from rlmix.classifier.models.label_head import attach_label_head, find_last_layer, without_label_head
+from rlmix.classifier.models.lenet import lenet
+from rlmix.classifier.models.libraries import near_matches, timm_model, torchvision_classifiers, torchvision_model
+from rlmix.classifier.models.preact_resnet import (
     PreActResNet,
     preact_resnet18,
     search_bottleneck,
     search_network,
     search_wide,
 )
-from classifier.models.resnet import resnet50, resnet50_small
-from classifier.models.resnext import resnext29_4_24
-from classifier.models.stages import hidden_stages
-from classifier.models.wide_resnet import wrn_16_8, wrn_28_10
+from rlmix.classifier.models.resnet import resnet50, resnet50_small
+from rlmix.classifier.models.resnext import resnext29_4_24
+from rlmix.classifier.models.stages import hidden_stages
+from rlmix.classifier.models.wide_resnet import wrn_16_8, wrn_28_10
 
 MODELS: dict[str, Callable[[int, int], nn.Module]] = {
     "search": search_network,

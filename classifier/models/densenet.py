@@ -2,7 +2,7 @@
 
 from torch import nn
 
-from classifier.models.libraries import torchvision_model
+from rlmix.classifier.models.libraries import torchvision_model
 
 
 def densenet121(num_classes: int, in_channels: int) -> nn.Module:

@@ -9,7 +9,7 @@ from typing import Any
 
 from torch import nn
 
-from classifier.models.channels import set_in_channels
+from rlmix.classifier.models.channels import set_in_channels
 
 # Builders' arguments by the module they are in. With auxiliary heads these two return a tuple while they train, and
 # they warn unless told that their own initialisation, which takes its time, is meant.

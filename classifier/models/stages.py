@@ -2,11 +2,11 @@
 
 from torch import nn
 
-from classifier.models.convnet import ConvNet
-from classifier.models.lenet import LeNet
-from classifier.models.preact_resnet import PreActResNet
-from classifier.models.resnext import ResNeXt
-from classifier.models.wide_resnet import WideResNet
+from rlmix.classifier.models.convnet import ConvNet
+from rlmix.classifier.models.lenet import LeNet
+from rlmix.classifier.models.preact_resnet import PreActResNet
+from rlmix.classifier.models.resnext import ResNeXt
+from rlmix.classifier.models.wide_resnet import WideResNet
 
 # Their classes of ResNets, by name: neither library need be there, or imported, to tell that a network is none of its.
 RESNETS = {("torchvision.models.resnet", "ResNet"), ("timm.models.resnet", "ResNet")}

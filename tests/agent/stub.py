@@ -16,12 +16,12 @@ from stable_baselines3.common.logger import configure
 from stable_baselines3.common.vec_env import DummyVecEnv, VecEnv
 from tqdm import tqdm
 
-from agent.callbacks import SearchLog
-from agent.ppo import PPOConfig, build_agent, restore_search
-from agent.workers import Position, Worker
-from classifier.files import load_state, save_state
-from envs import Menu
-from envs.observation import observation_space
+from rlmix.agent.callbacks import SearchLog
+from rlmix.agent.ppo import PPOConfig, build_agent, restore_search
+from rlmix.agent.workers import Position, Worker
+from rlmix.classifier.files import load_state, save_state
+from rlmix.envs import Menu
+from rlmix.envs.observation import observation_space
 
 SEGMENTS = (0.25, 0.5, 0.75, 1.0)
 DIVERGES = 6  # the source that ends an episode at once

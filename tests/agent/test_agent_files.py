@@ -12,10 +12,10 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from agent.ppo import Agent, new_policy
-from classifier.files import DamagedFileError
-from envs import DIMENSIONS, Menu
-from envs.observation import observation_space
+from rlmix.agent.ppo import Agent, new_policy
+from rlmix.classifier.files import DamagedFileError
+from rlmix.envs import DIMENSIONS, Menu
+from rlmix.envs.observation import observation_space
 
 PROVENANCE = {"learned_by": "ppo", "episodes": 3, "updates": [20, 20]}
 

@@ -13,9 +13,9 @@ from stable_baselines3.common.logger import HParam, configure
 from stable_baselines3.common.vec_env import DummyVecEnv, VecEnv
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from agent.callbacks import SearchLog, choices_figure
-from agent.workers import Position, Worker, episode_seed
-from envs import DIMENSIONS, Menu
+from rlmix.agent.callbacks import SearchLog, choices_figure
+from rlmix.agent.workers import Position, Worker, episode_seed
+from rlmix.envs import DIMENSIONS, Menu
 from tests import board
 from tests.agent.stub import CONFIG, DIVERGES, SEGMENTS, search, stub_workers
 from tests.envs.tiny import play, tiny

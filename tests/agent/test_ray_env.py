@@ -13,9 +13,9 @@ import numpy as np
 import pytest
 import ray
 
-from agent import ray_env
-from agent.ray_env import RayVecEnv, Share, WorkerFailedError
-from agent.workers import Position, Worker, episode_seed
+from rlmix.agent import ray_env
+from rlmix.agent.ray_env import RayVecEnv, Share, WorkerFailedError
+from rlmix.agent.workers import Position, Worker, episode_seed
 from tests.agent.stub import Stub, stub_workers
 
 ROOT = Path(__file__).parents[2]

@@ -6,10 +6,10 @@ import numpy as np
 import pytest
 import torch
 
-from agent.ppo import Agent, new_policy
-from agent.regression import ActionValues, Decisions, Episode, RegressionConfig, fit_values, follow_values
-from envs import Menu
-from envs.observation import FEATURES, observation_space, one_hot
+from rlmix.agent.ppo import Agent, new_policy
+from rlmix.agent.regression import ActionValues, Decisions, Episode, RegressionConfig, fit_values, follow_values
+from rlmix.envs import Menu
+from rlmix.envs.observation import FEATURES, observation_space, one_hot
 
 MENU = Menu(
     sources=(("clean", {"clean": 1.0}), ("cutmix half", {"clean": 0.5, "cutmix": 0.5}), ("rmix all", {"rmix": 1.0})),

@@ -10,8 +10,8 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from agent.baselines import FIXED, random_schedule
-from agent.replay import (
+from rlmix.agent.baselines import FIXED, random_schedule
+from rlmix.agent.replay import (
     Probabilities,
     as_provenance,
     ask,
@@ -22,12 +22,12 @@ from agent.replay import (
     probabilities_of,
     to_schedule,
 )
-from agent.workers import Position, episode_seed
-from classifier.mixing import MixPolicy, PolicyError, PolicySchedule
-from envs import Menu
-from envs.mix_policy import segment_ends
-from envs.observation import TrainingState, observe
-from envs.tasks import Task
+from rlmix.agent.workers import Position, episode_seed
+from rlmix.classifier.mixing import MixPolicy, PolicyError, PolicySchedule
+from rlmix.envs import Menu
+from rlmix.envs.mix_policy import segment_ends
+from rlmix.envs.observation import TrainingState, observe
+from rlmix.envs.tasks import Task
 from tests.agent.stub import SEGMENTS, Stub, stub_workers
 from tests.agent.test_agent_files import new_agent
 from tests.envs.tiny import play, tiny, weights

@@ -16,7 +16,7 @@ from stable_baselines3.common.distributions import MultiCategoricalDistribution
 from stable_baselines3.common.logger import Logger
 from torch.nn.functional import conv2d, linear, relu
 
-from agent.rl_mix import (
+from rlmix.agent.rl_mix import (
     BatchExtractor,
     Epoch,
     PerBatchConfig,
@@ -27,10 +27,10 @@ from agent.rl_mix import (
     play,
     random_thresholds,
 )
-from classifier.files import DamagedFileError, load_state, save_state
-from classifier.trainer import TrainConfig
-from envs import RLMixEnv
-from envs.rl_mix import Observation
+from rlmix.classifier.files import DamagedFileError, load_state, save_state
+from rlmix.classifier.training.trainer import TrainConfig
+from rlmix.envs import RLMixEnv
+from rlmix.envs.rl_mix import Observation
 from tests.envs.tiny import TRAINING, digits
 
 BATCH, CLASSES, UPDATES = 20, 10, 24

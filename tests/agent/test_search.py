@@ -14,11 +14,11 @@ from stable_baselines3 import PPO
 from stable_baselines3.common.distributions import MultiCategoricalDistribution
 from stable_baselines3.common.vec_env import DummyVecEnv, VecEnv
 
-from agent.ppo import PPOConfig, build_agent, restore_search, search_state
-from agent.vec_env import ProcessVecEnv
-from agent.workers import Position, Worker, episode_seed, make_worker
-from classifier.files import load_state, save_state
-from envs import Menu
+from rlmix.agent.ppo import PPOConfig, build_agent, restore_search, search_state
+from rlmix.agent.vec_env import ProcessVecEnv
+from rlmix.agent.workers import Position, Worker, episode_seed, make_worker
+from rlmix.classifier.files import load_state, save_state
+from rlmix.envs import Menu
 from tests.agent.stub import CONFIG, DIVERGES, SEGMENTS, search, stub_workers
 from tests.envs.tiny import arguments, tiny
 
@@ -26,7 +26,7 @@ from tests.envs.tiny import arguments, tiny
 @pytest.fixture(autouse=True)
 def _quick_pictures(monkeypatch: pytest.MonkeyPatch) -> None:
     """Pictures take longer than everything else here, and are looked at in test_callbacks."""
-    monkeypatch.setattr("agent.callbacks.choices_figure", lambda *_, **__: Figure(figsize=(1, 1)))
+    monkeypatch.setattr("rlmix.agent.callbacks.choices_figure", lambda *_, **__: Figure(figsize=(1, 1)))
 
 
 STEPS = len(SEGMENTS) * CONFIG.episodes_per_update

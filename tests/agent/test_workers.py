@@ -12,10 +12,10 @@ import numpy as np
 import pytest
 from stable_baselines3.common.vec_env import DummyVecEnv
 
-from agent.vec_env import ProcessVecEnv
-from agent.workers import STREAMS, Job, Position, Worker, episode_seed, run_jobs
-from classifier.mixing import MixPolicy, PolicySchedule
-from experiments.family import MENU
+from rlmix.agent.vec_env import ProcessVecEnv
+from rlmix.agent.workers import STREAMS, Job, Position, Worker, episode_seed, run_jobs
+from rlmix.classifier.mixing import MixPolicy, PolicySchedule
+from rlmix.experiments.search.task_family import MENU
 from tests.agent.stub import Stub, stub_workers
 from tests.agent.test_agent_files import new_agent
 from tests.envs.tiny import play, tiny
@@ -70,7 +70,7 @@ def holding(index: int, position: Position) -> Worker:
 
 def test_processes_that_are_ended_give_back_what_they_hold(tmp_path: Path) -> None:
     script = (
-        "from agent.vec_env import ProcessVecEnv; from agent.workers import Position; "
+        "from rlmix.agent.vec_env import ProcessVecEnv; from rlmix.agent.workers import Position; "
         "from tests.agent.test_workers import holding\n"
         "if __name__ == '__main__':\n"
         "    workers = ProcessVecEnv(holding, [Position()] * 2, processes=2); workers.reset(); workers.close()\n"

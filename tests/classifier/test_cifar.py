@@ -11,7 +11,7 @@ import pytest
 import torch
 from torchvision.datasets import CIFAR10, CIFAR100, cifar
 
-from classifier.data import DataError, load_dataset
+from rlmix.classifier.data import DataError, load_dataset
 
 PER_BATCH = 20
 BATCHES = [*(f"data_batch_{number}" for number in range(1, 6)), "test_batch"]

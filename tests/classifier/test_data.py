@@ -21,7 +21,7 @@ from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torchvision.transforms import functional as reference
 
-from classifier.data import (
+from rlmix.classifier.data import (
     DATASETS,
     NOISES,
     DataError,
@@ -393,7 +393,7 @@ def own_module(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]
     (package / "__init__.py").touch()
     (package / "own_data.py").write_text(
         "from dataclasses import replace\n"
-        "from classifier.data import load_dataset\n"
+        "from rlmix.classifier.data import load_dataset\n"
         "def load():\n    return replace(load_dataset('digits'), name='own')\n"
         "def nothing():\n    return None\n"
         "def broken():\n    raise ZeroDivisionError('own mistake')\n"
@@ -413,7 +413,7 @@ def test_own_function_is_called(own_module: str) -> None:
 @pytest.mark.parametrize(
     ("name", "message"),
     [
-        ("someones_package.own_data:nothing", "return a classifier.data.Dataset, got NoneType"),
+        ("someones_package.own_data:nothing", "return a rlmix.classifier.data.Dataset, got NoneType"),
         ("someones_package.own_data:value", "a function value"),
         ("someones_package.own_data:lod", "a function lod"),
         ("someones_package.other:load", "PYTHONPATH"),

@@ -12,8 +12,8 @@ from scipy.ndimage import gaussian_filter
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from classifier.data import load_dataset, normalise, split
-from classifier.evaluation import (
+from rlmix.classifier.data import load_dataset, normalise, split
+from rlmix.classifier.evaluation import (
     ATTACKS,
     CORRUPTIONS,
     PixelNetwork,
@@ -28,10 +28,10 @@ from classifier.evaluation import (
     predict,
     trained_network,
 )
-from classifier.files import DamagedFileError
-from classifier.mixing import MixPolicy
-from classifier.models import build_model, find_last_layer
-from classifier.trainer import TrainConfig, Trainer
+from rlmix.classifier.files import DamagedFileError
+from rlmix.classifier.mixing import MixPolicy
+from rlmix.classifier.models import build_model, find_last_layer
+from rlmix.classifier.training.trainer import TrainConfig, Trainer
 
 EPSILON = 8 / 255
 

@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors import safe_open
 
-from classifier.files import DamagedFileError, load_state, save_state, write_atomic
+from rlmix.classifier.files import DamagedFileError, load_state, save_state, write_atomic
 
 
 def assert_same(loaded: Any, saved: Any) -> None:

@@ -7,8 +7,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from classifier import hardware
-from classifier.hardware import bf16_works, resolve_device, resolve_precision, why_not_compile
+from rlmix.classifier import hardware
+from rlmix.classifier.hardware import bf16_works, resolve_device, resolve_precision, why_not_compile
 
 CPU = torch.device("cpu")
 

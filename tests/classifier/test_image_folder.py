@@ -18,7 +18,7 @@ from torchvision.datasets import ImageFolder
 from torchvision.datasets.folder import IMG_EXTENSIONS
 from torchvision.transforms import CenterCrop, Compose, PILToTensor, Resize
 
-from classifier.data import (
+from rlmix.classifier.data import (
     DataError,
     Dataset,
     ImageFiles,
@@ -28,9 +28,9 @@ from classifier.data import (
     load_image_folder,
     split,
 )
-from classifier.data.decoding import ENDINGS, centre_square, decode_squares, read_rgb
-from classifier.data.image_folder import mean_and_std
-from classifier.hardware import available_memory
+from rlmix.classifier.data.decoding import ENDINGS, centre_square, decode_squares, read_rgb
+from rlmix.classifier.data.image_folder import mean_and_std
+from rlmix.classifier.hardware import available_memory
 
 CLASSES = ("cat", "dog", "eel")
 

@@ -10,17 +10,17 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
-from classifier.data import DataError, ImageSet
-from classifier.evaluation import BoxedImages, PixelNetwork, load_boxed_folder, localise, on_canvas
-from classifier.evaluation.boxes import FRAGMENTS
-from classifier.evaluation.localisation import (
+from rlmix.classifier.data import DataError, ImageSet
+from rlmix.classifier.evaluation import BoxedImages, PixelNetwork, load_boxed_folder, localise, on_canvas
+from rlmix.classifier.evaluation.boxes import FRAGMENTS
+from rlmix.classifier.evaluation.localisation import (
     boxes_of_maps,
     chance,
     class_activation_maps,
     last_feature_map,
     overlap,
 )
-from classifier.models import build_model, find_last_layer
+from rlmix.classifier.models import build_model, find_last_layer
 
 
 @pytest.fixture(autouse=True)

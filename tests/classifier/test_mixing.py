@@ -15,14 +15,14 @@ from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torchvision.transforms import v2
 
-from classifier.mixing import METHODS, LamDistribution, MixDraw, MixPolicy, mix_batch, one_hot, soft_cross_entropy
-from classifier.mixing.average import average
-from classifier.mixing.cutmix import cutmix, cutmix_box
-from classifier.mixing.methods import Method, MixInput
-from classifier.mixing.mixup import mixup
-from classifier.mixing.rmix import GRIDS, THRESHOLDS, rmix, salient_patches
-from classifier.mixing.saliency import buffers_unchanged, input_gradient, patch_saliency
-from classifier.mixing.targets import global_label, lamix_target, smooth
+from rlmix.classifier.mixing import METHODS, LamDistribution, MixDraw, MixPolicy, mix_batch, one_hot, soft_cross_entropy
+from rlmix.classifier.mixing.average import average
+from rlmix.classifier.mixing.cutmix import cutmix, cutmix_box
+from rlmix.classifier.mixing.methods import Method, MixInput
+from rlmix.classifier.mixing.mixup import mixup
+from rlmix.classifier.mixing.rmix import GRIDS, THRESHOLDS, rmix, salient_patches
+from rlmix.classifier.mixing.saliency import buffers_unchanged, input_gradient, patch_saliency
+from rlmix.classifier.mixing.targets import global_label, lamix_target, smooth
 
 GOLDEN = Path(__file__).parents[2].parent / "shared" / "golden"
 K = 7

@@ -12,13 +12,13 @@ import torchvision
 from torch import Tensor, nn
 from torchvision.models.resnet import Bottleneck
 
-from classifier.data import ImageSet, Splits
-from classifier.mixing import MixPolicy
-from classifier.models import MODELS, attach_label_head, build_model, hidden_stages, without_label_head
-from classifier.models.channels import set_in_channels
-from classifier.models.resnext import ResNeXt, ResNeXtBlock
-from classifier.models.wide_resnet import WideBlock, WideResNet
-from classifier.trainer import TrainConfig, Trainer
+from rlmix.classifier.data import ImageSet, Splits
+from rlmix.classifier.mixing import MixPolicy
+from rlmix.classifier.models import MODELS, attach_label_head, build_model, hidden_stages, without_label_head
+from rlmix.classifier.models.channels import set_in_channels
+from rlmix.classifier.models.resnext import ResNeXt, ResNeXtBlock
+from rlmix.classifier.models.wide_resnet import WideBlock, WideResNet
+from rlmix.classifier.training.trainer import TrainConfig, Trainer
 
 
 @pytest.fixture(scope="module", autouse=True)

@@ -12,8 +12,8 @@ import scipy.stats
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from classifier.mixing import METHODS, Interleaver, LamDistribution, MixPolicy, PolicyError, PolicySchedule
-from classifier.mixing.schedule import MAX_BYTES, MAX_SEGMENTS
+from rlmix.classifier.mixing import METHODS, Interleaver, LamDistribution, MixPolicy, PolicyError, PolicySchedule
+from rlmix.classifier.mixing.schedule import MAX_BYTES, MAX_SEGMENTS
 
 # Strategies
 

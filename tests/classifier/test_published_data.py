@@ -22,7 +22,7 @@ from torchvision.datasets import SVHN, ImageFolder
 from torchvision.datasets import imagenet as torch_imagenet
 from torchvision.transforms import functional as reference
 
-from classifier.data import (
+from rlmix.classifier.data import (
     DataError,
     Dataset,
     ImageFiles,

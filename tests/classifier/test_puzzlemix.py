@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from classifier.mixing import puzzlemix as module
-from classifier.mixing.puzzlemix import block_counts, mask_costs, mask_energy, puzzlemix, solve_mask, transported
+from rlmix.classifier.mixing import puzzlemix as module
+from rlmix.classifier.mixing.puzzlemix import block_counts, mask_costs, mask_energy, puzzlemix, solve_mask, transported
 
 GOLDEN = Path(__file__).parents[2].parent / "shared" / "golden"
 MEAN, STD = torch.tensor([0.5, 0.45, 0.4]), torch.tensor([0.25, 0.2, 0.3])

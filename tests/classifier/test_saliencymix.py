@@ -7,9 +7,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from classifier.data import load_dataset
-from classifier.mixing.cutmix import cutmix, cutmix_box
-from classifier.mixing.saliencymix import fine_grained_saliency, saliencymix
+from rlmix.classifier.data import load_dataset
+from rlmix.classifier.mixing.cutmix import cutmix, cutmix_box
+from rlmix.classifier.mixing.saliencymix import fine_grained_saliency, saliencymix
 
 
 def rng(seed: int) -> torch.Generator:

@@ -9,9 +9,9 @@ import pytest
 import torch
 from PIL import Image
 
-from classifier.data import ImageFiles, Splits, evaluation_chunks, load_image_folder, split
-from classifier.mixing import MixPolicy
-from classifier.trainer import TrainConfig, Trainer
+from rlmix.classifier.data import ImageFiles, Splits, evaluation_chunks, load_image_folder, split
+from rlmix.classifier.mixing import MixPolicy
+from rlmix.classifier.training.trainer import TrainConfig, Trainer
 
 SIDE = 16
 MIXED = MixPolicy({"clean": 0.5, "rmix": 0.25, "cutmix": 0.25})

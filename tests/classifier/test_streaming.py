@@ -19,8 +19,8 @@ from torch import Tensor
 from torchvision.transforms import CenterCrop, RandomResizedCrop, Resize
 from torchvision.transforms import functional as reference
 
-from classifier.data import DataError, ImageFiles, StreamDraw, stream_batches, stream_evaluation
-from classifier.data.streaming import random_crop
+from rlmix.classifier.data import DataError, ImageFiles, StreamDraw, stream_batches, stream_evaluation
+from rlmix.classifier.data.streaming import random_crop
 
 ROOT = Path(__file__).parents[2]
 NUM_FILES = 12
@@ -125,7 +125,7 @@ def test_draws_are_taken_two_ahead_for_each_worker(files: ImageFiles) -> None:
 
 SPAWNED = """
 import multiprocessing, sys, torch
-from classifier.data import ImageFiles, StreamDraw, stream_batches
+from rlmix.classifier.data import ImageFiles, StreamDraw, stream_batches
 if __name__ == "__main__":
     multiprocessing.set_start_method("spawn")
     paths = tuple(sys.argv[1:])

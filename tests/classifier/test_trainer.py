@@ -20,12 +20,12 @@ from torch import Tensor, nn
 from torch.nn import functional
 from torch.overrides import TorchFunctionMode
 
-from classifier.data import ImageSet, Splits, load_dataset, split
-from classifier.files import load_state, save_state
-from classifier.mixing import METHODS, LamDistribution, MixPolicy
-from classifier.mixing.methods import MixInput
-from classifier.models import MODELS, build_model
-from classifier.trainer import EvalStats, TrainConfig, Trainer, TrainStats, UpdateStats, merge_stats
+from rlmix.classifier.data import ImageSet, Splits, load_dataset, split
+from rlmix.classifier.files import load_state, save_state
+from rlmix.classifier.mixing import METHODS, LamDistribution, MixPolicy
+from rlmix.classifier.mixing.methods import MixInput
+from rlmix.classifier.models import MODELS, build_model
+from rlmix.classifier.training.trainer import EvalStats, TrainConfig, Trainer, TrainStats, UpdateStats, merge_stats
 
 BATCH = 12
 LOGITS_BOUND = 0.05  # between bf16 and fp32, relative to the largest logit

@@ -22,10 +22,10 @@ from stable_baselines3 import A2C, PPO
 from stable_baselines3.common.env_checker import check_env as sb3_check
 from stable_baselines3.common.env_util import make_vec_env
 
-from envs import Menu, MixPolicyEnv
+from rlmix.envs import Menu, MixPolicyEnv
 from tests.envs.tiny import arguments, play, tiny
 
-IDS = ("envs:MixPolicy-v0", "envs:MixPolicyFlat-v0")
+IDS = ("rlmix:MixPolicy-v0", "rlmix:MixPolicyFlat-v0")
 SMALL_MENU = Menu(
     sources=(("clean", {"clean": 1.0}), ("cutmix half", {"clean": 0.5, "cutmix": 0.5})),
     thresholds=(None,),

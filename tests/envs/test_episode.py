@@ -10,11 +10,11 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from classifier.mixing import MixPolicy, PolicySchedule
-from classifier.trainer import Trainer
-from envs import Menu, MixPolicyEnv
-from envs.mix_policy import training_seed
-from envs.observation import FEATURES
+from rlmix.classifier.mixing import MixPolicy, PolicySchedule
+from rlmix.classifier.training.trainer import Trainer
+from rlmix.envs import Menu, MixPolicyEnv
+from rlmix.envs.mix_policy import training_seed
+from rlmix.envs.observation import FEATURES
 from tests.envs.tiny import TRAINING, arguments, digits, play, same_weights, tiny, weights
 
 POOL = {"train_size": (60, 150), "updates": (12, 30), "label_noise": (0.0, 0.4), "pool": 3}

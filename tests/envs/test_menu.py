@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 from gymnasium import spaces
 
-from classifier.mixing import METHODS, MixPolicy
-from envs import DIMENSIONS, Menu, MixPolicyEnv
+from rlmix.classifier.mixing import METHODS, MixPolicy
+from rlmix.envs import DIMENSIONS, Menu, MixPolicyEnv
 
 
 def test_default_sizes_and_number_of_distinct_policies() -> None:

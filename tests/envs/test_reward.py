@@ -9,10 +9,10 @@ from typing import Any
 
 import pytest
 
-from classifier.mixing import MixPolicy
-from classifier.trainer import EvalStats, TrainConfig, Trainer
-from envs import MixPolicyEnv
-from envs.mix_policy import training_seed
+from rlmix.classifier.mixing import MixPolicy
+from rlmix.classifier.training.trainer import EvalStats, TrainConfig, Trainer
+from rlmix.envs import MixPolicyEnv
+from rlmix.envs.mix_policy import training_seed
 from tests.envs.tiny import TRAINING, digits, play, tiny
 
 ACTIONS = [(6, 0, 1, 0), (0, 0, 2, 0), (4, 2, 0, 1), (1, 0, 3, 2)]

@@ -14,14 +14,14 @@ from numpy.typing import NDArray
 from stable_baselines3.common.env_checker import check_env as sb3_check
 from torch import nn
 
-from classifier.data import ImageSet, Splits, load_dataset, resized, split
-from classifier.files import load_state, save_state
-from classifier.mixing import LamDistribution, MixDraw, MixPolicy
-from classifier.mixing.rmix import THRESHOLDS
-from classifier.mixing.saliency import pooled_saliency
-from classifier.trainer import TrainConfig, Trainer, _Batch, _Views
-from envs import RLMixEnv
-from envs.rl_mix import Observation, cosine
+from rlmix.classifier.data import ImageSet, Splits, load_dataset, resized, split
+from rlmix.classifier.files import load_state, save_state
+from rlmix.classifier.mixing import LamDistribution, MixDraw, MixPolicy
+from rlmix.classifier.mixing.rmix import THRESHOLDS
+from rlmix.classifier.mixing.saliency import pooled_saliency
+from rlmix.classifier.training.trainer import TrainConfig, Trainer, _Batch, _Views
+from rlmix.envs import RLMixEnv
+from rlmix.envs.rl_mix import Observation, cosine
 from tests.envs.tiny import TRAINING, digits
 
 BATCH, UPDATES = 20, 24
@@ -90,7 +90,7 @@ def same(one: Observation, other: Observation) -> bool:
     "ignore:The minimal resolution for an image",
 )
 def test_both_checkers_find_nothing(changes: dict[str, Any]) -> None:
-    env = gym.make("envs:RLMix-v0", render_mode="rgb_array", training={**TRAINING, "updates": 30}, **changes)
+    env = gym.make("rlmix:RLMix-v0", render_mode="rgb_array", training={**TRAINING, "updates": 30}, **changes)
     gymnasium_check(env.unwrapped)
     sb3_check(env.unwrapped)
 

@@ -11,10 +11,10 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from classifier.data import load_dataset
-from classifier.mixing import PolicySchedule
-from envs import MixPolicyEnv, Task, TaskDistribution
-from envs.mix_policy import segment_ends
+from rlmix.classifier.data import load_dataset
+from rlmix.classifier.mixing import PolicySchedule
+from rlmix.envs import MixPolicyEnv, Task, TaskDistribution
+from rlmix.envs.mix_policy import segment_ends
 from tests.envs.tiny import arguments, digits, play, tiny
 
 WIDE = {"train_size": (50, 5000), "updates": (10, 4000), "label_noise": (0.1, 0.6), "pool": None}

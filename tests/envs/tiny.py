@@ -8,8 +8,8 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
-from classifier.data import Splits, load_dataset, split
-from envs import MixPolicyEnv
+from rlmix.classifier.data import Splits, load_dataset, split
+from rlmix.envs import MixPolicyEnv
 
 TRAINING: dict[str, Any] = {
     "model": "tests.envs.tiny:network",

@@ -11,11 +11,11 @@ import pytest
 import torch
 from torch import nn
 
-from classifier.data import load_dataset, split
-from classifier.hardware import why_not_compile
-from classifier.models import MODELS
-from classifier.trainer import BLOCK
-from experiments import benchmark_speed
+from rlmix.classifier.data import load_dataset, split
+from rlmix.classifier.hardware import why_not_compile
+from rlmix.classifier.models import MODELS
+from rlmix.classifier.training.trainer import BLOCK
+from rlmix.experiments.benchmarks import training_speed
 
 Refused = Callable[[Callable[[Sequence[str]], Any], Sequence[object]], str]
 
@@ -44,18 +44,20 @@ def speed(tmp_path_factory: pytest.TempPathFactory) -> tuple[Any, str]:
     path = tmp_path_factory.mktemp("speed") / "new" / "report.json"
     threads, handler = torch.get_num_threads(), signal.getsignal(signal.SIGTERM)
     try:
-        benchmark_speed.main([*SPEED, "--model", "search", "--no-compile", "--out", str(path)])
+        training_speed.main([*SPEED, "--model", "search", "--no-compile", "--out", str(path)])
     finally:
         torch.set_num_threads(threads)
         signal.signal(signal.SIGTERM, handler)
     assert [entry.name for entry in path.parent.iterdir()] == ["report.json"]
     report = read_strictly(path)
-    return report, benchmark_speed.text_report(report)
+    return report, training_speed.text_report(report)
 
 
 def test_the_report_says_on_what_and_how_it_was_measured(speed: tuple[Any, str]) -> None:
     report, _ = speed
-    assert report["command"].startswith("python experiments/benchmark_speed.py --dataset digits --seconds 0.01")
+    assert report["command"].startswith(
+        "python experiments/benchmarks/training_speed.py --dataset digits --seconds 0.01"
+    )
     assert report["config"]["rounds"] == 3
     assert report["machine"]["torch"] == torch.__version__.partition("+")[0]
     assert report["machine"]["cores"] >= 1
@@ -66,7 +68,7 @@ def test_the_report_says_on_what_and_how_it_was_measured(speed: tuple[Any, str])
 def test_ratios_are_those_of_each_round(speed: tuple[Any, str]) -> None:
     (result,) = speed[0]["models"]
     contestants = result["contestants"]
-    assert set(contestants) == {name for name in benchmark_speed.WAYS if not name.endswith("compiled")}
+    assert set(contestants) == {name for name in training_speed.WAYS if not name.endswith("compiled")}
     for row in contestants.values():
         rates = np.array(row["images_per_second"]["rounds"])
         assert rates.shape == (3,)
@@ -103,22 +105,22 @@ def test_the_text_has_a_line_for_everything(speed: tuple[Any, str]) -> None:
 
 
 def test_the_trainer_is_left_unclocked(speed: tuple[Any, str]) -> None:
-    assert not hasattr(benchmark_speed.Trainer.train, "__wrapped__")
-    assert not hasattr(benchmark_speed.Trainer.evaluate, "__wrapped__")
+    assert not hasattr(training_speed.Trainer.train, "__wrapped__")
+    assert not hasattr(training_speed.Trainer.evaluate, "__wrapped__")
 
 
 def test_every_round_runs_every_contestant_in_rotated_order(monkeypatch: pytest.MonkeyPatch) -> None:
     calls: list[tuple[str, int]] = []
 
-    def stretch(trainer: Any, contestant: benchmark_speed.Way, updates: int, *, seed: int) -> float:
-        name = next(name for name, value in benchmark_speed.WAYS.items() if value is contestant)
+    def stretch(trainer: Any, contestant: training_speed.Way, updates: int, *, seed: int) -> float:
+        name = next(name for name, value in training_speed.WAYS.items() if value is contestant)
         calls.append((name, seed))
         return 100.0 * (1 + seed)
 
-    monkeypatch.setattr(benchmark_speed, "run_stretch", stretch)
-    monkeypatch.setattr(benchmark_speed, "fitting_length", lambda *_: 2)
-    config = benchmark_speed.BenchmarkConfig(rounds=3, compile=False)
-    result = benchmark_speed.measure_model(config, "search", split(load_dataset("digits")))
+    monkeypatch.setattr(training_speed, "run_stretch", stretch)
+    monkeypatch.setattr(training_speed, "fitting_length", lambda *_: 2)
+    config = training_speed.BenchmarkConfig(rounds=3, compile=False)
+    result = training_speed.measure_model(config, "search", split(load_dataset("digits")))
     names = list(result["contestants"])
     for number in range(3):
         order = [name for name, seed in calls if seed == number]
@@ -133,17 +135,17 @@ def test_a_stretch_is_even_and_bears_whole_blocks_of_draws(
 ) -> None:
     assert 2 * BLOCK == 64
     data = split(load_dataset("digits"))
-    trainer = benchmark_speed.Trainer(benchmark_speed.TrainConfig(batch_size=20, device="cpu"), data)
-    monkeypatch.setattr(benchmark_speed, "run_stretch", lambda *_, **__: 200.001)  # an update in a tenth of a second
-    contestant = benchmark_speed.WAYS["plain"]
-    assert benchmark_speed.fitting_length(trainer, contestant, seconds) == expected
+    trainer = training_speed.Trainer(training_speed.TrainConfig(batch_size=20, device="cpu"), data)
+    monkeypatch.setattr(training_speed, "run_stretch", lambda *_, **__: 200.001)  # an update in a tenth of a second
+    contestant = training_speed.WAYS["plain"]
+    assert training_speed.fitting_length(trainer, contestant, seconds) == expected
 
 
 def test_other_networks_get_larger_images(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(MODELS, "tiny", tiny_network)
     path = tmp_path / "report.json"
     arguments = ["--model", "tiny", "--image-size", "12", "--threads", "1", "--no-compile", "--out", str(path)]
-    benchmark_speed.main([*SPEED, *arguments])
+    training_speed.main([*SPEED, *arguments])
     report = read_strictly(path)
     assert report["models"][0]["image_shape"] == [1, 12, 12]
     assert report["episode"] is None  # the search network's alone
@@ -153,10 +155,10 @@ def test_other_networks_get_larger_images(tmp_path: Path, monkeypatch: pytest.Mo
 
 
 def test_named_contestants_are_measured_beside_those_of_the_ratios(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(benchmark_speed, "run_stretch", lambda *_, **__: 1.0)
-    monkeypatch.setattr(benchmark_speed, "fitting_length", lambda *_: 2)
-    config = benchmark_speed.BenchmarkConfig(rounds=1, compile=False, contestants=("cutmix",))
-    result = benchmark_speed.measure_model(config, "search", split(load_dataset("digits")))
+    monkeypatch.setattr(training_speed, "run_stretch", lambda *_, **__: 1.0)
+    monkeypatch.setattr(training_speed, "fitting_length", lambda *_: 2)
+    config = training_speed.BenchmarkConfig(rounds=1, compile=False, contestants=("cutmix",))
+    result = training_speed.measure_model(config, "search", split(load_dataset("digits")))
     assert set(result["contestants"]) == {"plain", "cutmix", "rmix", "rmix-exact-fp32"}
 
 
@@ -166,7 +168,7 @@ def test_the_compiled_fast_path_is_measured(tmp_path: Path, monkeypatch: pytest.
     monkeypatch.setitem(MODELS, "tiny", tiny_network)
     path = tmp_path / "report.json"
     arguments = ["--model", "tiny", "--image-size", "0", "--threads", "1", "--device", "cpu", "--out", str(path)]
-    benchmark_speed.main([*SPEED, *arguments])
+    training_speed.main([*SPEED, *arguments])
     result = read_strictly(path)["models"][0]
     contestants = result["contestants"]
     assert contestants["rmix-compiled"]["compiled"]
@@ -180,7 +182,7 @@ def test_a_profile_is_printed_and_nothing_written(
 ) -> None:
     monkeypatch.setitem(MODELS, "tiny", tiny_network)
     path = tmp_path / "report.json"
-    benchmark_speed.main([*SPEED, "--model", "tiny", "--profile", "rmix", "--out", str(path)])
+    training_speed.main([*SPEED, "--model", "tiny", "--profile", "rmix", "--out", str(path)])
     out = capsys.readouterr().out
     assert "tiny, rmix, 10 updates" in out
     assert "aten::convolution_backward" in out
@@ -201,4 +203,4 @@ def test_a_profile_is_printed_and_nothing_written(
     ],
 )
 def test_the_benchmark_refuses(arguments: Sequence[str], named: str, refused: Refused) -> None:
-    assert named in refused(benchmark_speed.main, arguments)
+    assert named in refused(training_speed.main, arguments)

@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 import torch
 
-from classifier.mixing.puzzlemix import transported
-from experiments import benchmark_mixing
+from rlmix.classifier.mixing.puzzlemix import transported
+from rlmix.experiments.benchmarks import mixing_speed
 
 Refused = Callable[[Callable[[Sequence[str]], Any], Sequence[object]], str]
 
@@ -21,7 +21,7 @@ def test_ratios_are_those_of_each_round(tmp_path: Path, capsys: pytest.CaptureFi
     pytest.importorskip("timm")
     pytest.importorskip("gco")
     path = tmp_path / "new" / "report.json"
-    benchmark_mixing.main([*TINY, "--out", str(path)])
+    mixing_speed.main([*TINY, "--out", str(path)])
     report = json.loads(path.read_text())
     text = capsys.readouterr().out
     seconds = {name: np.array(row["rounds"]) for name, row in report["seconds"].items()}
@@ -48,8 +48,7 @@ def test_dense_plans_move_what_ours_moves(blocks: int) -> None:
     worth = torch.rand(5, blocks, blocks, generator=generator) ** 6
     worth /= worth.sum(dim=(1, 2), keepdim=True)
     ours, dense = (
-        move(images, mask=mask, saliency=worth, t_eps=0.05)
-        for move in (transported, benchmark_mixing.transported_densely)
+        move(images, mask=mask, saliency=worth, t_eps=0.05) for move in (transported, mixing_speed.transported_densely)
     )
     size = 16 // blocks
     shown = (mask > 0).repeat_interleave(size, dim=1).repeat_interleave(size, dim=2)[:, None]
@@ -68,4 +67,4 @@ def test_dense_plans_move_what_ours_moves(blocks: int) -> None:
     ],
 )
 def test_the_benchmark_refuses(arguments: Sequence[str], named: str, refused: Refused) -> None:
-    assert named in refused(benchmark_mixing.main, arguments)
+    assert named in refused(mixing_speed.main, arguments)

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from experiments import benchmark_ray
+from rlmix.experiments.benchmarks import ray_overhead
 
 
 def test_workers_that_one_driver_feeds() -> None:
@@ -20,7 +20,7 @@ def test_workers_that_one_driver_feeds() -> None:
             }
         ],
     }
-    rows = benchmark_ray.feeds(report)
+    rows = ray_overhead.feeds(report)
     assert [row["segment_seconds"] for row in rows] == [0.5, 1.0, 10.0, 60.0]
     for row in rows:
         for share, workers in ((0.1, row["workers_at_a_tenth"]), (0.5, row["workers_at_half"])):
@@ -29,7 +29,7 @@ def test_workers_that_one_driver_feeds() -> None:
 
 @pytest.mark.parametrize("option", ["--rounds 0", "--waiting-steps 0", "--perturbations 0", "--dataset nonsense"])
 def test_refused_in_one_line(refused: Any, option: str) -> None:
-    refused(benchmark_ray.main, ["--dataset", "digits", "--out", "report.json", *option.split()])
+    refused(ray_overhead.main, ["--dataset", "digits", "--out", "report.json", *option.split()])
 
 
 @pytest.mark.slow
@@ -38,7 +38,7 @@ def test_it_runs(start: Any, tmp_path: Path) -> None:
         "--dataset digits --train-size 100 --updates 20 --rounds 1 --waiting-workers 2 --waiting-steps 2 --wait 0.1 "
         "--perturbations 1 --out report.json"
     )
-    process = start("benchmark_ray.py", *options.split(), cwd=tmp_path)
+    process = start("benchmarks/ray_overhead.py", *options.split(), cwd=tmp_path)
     _, err = process.communicate(timeout=900)
     assert process.returncode == 0, err
     report = json.loads((tmp_path / "report.json").read_text())

@@ -8,9 +8,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-from agent.rl_mix import PerBatchConfig, ThresholdPPO
-from classifier.trainer import Trainer
-from experiments import benchmark_rl_mix
+from rlmix.agent.rl_mix import PerBatchConfig, ThresholdPPO
+from rlmix.classifier.training.trainer import Trainer
+from rlmix.experiments.benchmarks import rl_mix_cost
 
 Refused = Callable[[Callable[[Sequence[str]], Any], Sequence[object]], str]
 
@@ -21,7 +21,7 @@ AGENT = PerBatchConfig(extractor="image", n_steps=8, batch_size=4, epochs=3)
 def test_figures_follow_from_the_rounds(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(benchmark_rl_mix, "PerBatchConfig", lambda: AGENT)
+    monkeypatch.setattr(rl_mix_cost, "PerBatchConfig", lambda: AGENT)
     methods = Trainer.train_mixed, ThresholdPPO.choose
     learned: list[tuple[int, int]] = []
     update = ThresholdPPO.update
@@ -31,7 +31,7 @@ def test_figures_follow_from_the_rounds(
         update(self, *arguments, **keywords)
 
     monkeypatch.setattr(ThresholdPPO, "update", counted)
-    benchmark_rl_mix.main([*TINY, "--out", str(tmp_path / "cost.json")])
+    rl_mix_cost.main([*TINY, "--out", str(tmp_path / "cost.json")])
     report = json.loads((tmp_path / "cost.json").read_text())
     (result,) = report["models"]
     assert result["model"] == "search" and result["image_shape"] == [1, 8, 8] and result["threads"] == 1
@@ -61,4 +61,4 @@ def test_figures_follow_from_the_rounds(
     ],
 )
 def test_refuses_what_cannot_be_measured(option: str, named: str, refused: Refused) -> None:
-    assert named in refused(benchmark_rl_mix.main, [*TINY, *option.split(), "--out", "cost.json"])
+    assert named in refused(rl_mix_cost.main, [*TINY, *option.split(), "--out", "cost.json"])

@@ -9,13 +9,13 @@ from typing import Any
 import numpy as np
 import pytest
 
-from agent.ppo import Agent, new_policy
-from agent.replay import as_provenance
-from classifier.mixing import PolicySchedule
-from envs import DIMENSIONS, Menu
-from experiments import train_classifier
-from experiments.contestants import CONTESTANTS
-from experiments.pages import write_comparison_report, write_search_report
+from rlmix.agent.ppo import Agent, new_policy
+from rlmix.agent.replay import as_provenance
+from rlmix.classifier.mixing import PolicySchedule
+from rlmix.envs import DIMENSIONS, Menu
+from rlmix.experiments import train_classifier
+from rlmix.experiments.comparison.contestants import CONTESTANTS
+from rlmix.experiments.reports.pages import write_comparison_report, write_search_report
 from tests.experiments.test_report import OPTIONS, comparison
 
 BROWSERS = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")

@@ -16,12 +16,13 @@ import pytest
 import torch
 from PIL import Image
 
-from classifier.data import load_dataset, split
-from classifier.mixing import METHODS, MixPolicy, PolicySchedule
-from experiments import compare
-from experiments.comparison import unpack_hits
-from experiments.contestants import CONTESTANTS
-from experiments.intervals import paired_difference
+from rlmix.classifier.data import load_dataset, split
+from rlmix.classifier.mixing import METHODS, MixPolicy, PolicySchedule
+from rlmix.experiments import compare
+from rlmix.experiments.comparison import trainings
+from rlmix.experiments.comparison.contestants import CONTESTANTS
+from rlmix.experiments.comparison.intervals import paired_difference
+from rlmix.experiments.comparison.results import unpack_hits
 
 Refused = Callable[[Callable[[Sequence[str]], Any], Sequence[object]], str]
 
@@ -199,23 +200,23 @@ def test_a_seed_gives_both_contestants_the_same_training_but_for_the_saliency(
 ) -> None:
     started = []
 
-    class Watched(compare.Trainer):
+    class Watched(trainings.Trainer):
         def train(self, *arguments: Any, **keywords: Any) -> Any:
             weights = torch.cat([parameter.detach().flatten() for parameter in self.model.parameters()])
             started.append((weights, self.data.train.images, self.seed, asdict(self.config)))
             return super().train(*arguments, **keywords)
 
-    monkeypatch.setattr(compare, "Trainer", Watched)
-    setting = compare.Setting("digits", "search", 60, 6, 20, "cpu", "fp32", torch.__version__)
-    config = compare.ComparisonConfig()
-    runs = [compare.train(name, CONTESTANTS[name], 3, setting, config) for name in ("rmix", "rmix-exact")]
+    monkeypatch.setattr(trainings, "Trainer", Watched)
+    setting = trainings.Setting("digits", "search", 60, 6, 20, "cpu", "fp32", torch.__version__)
+    config = trainings.ComparisonConfig()
+    runs = [trainings.train(name, CONTESTANTS[name], 3, setting, config) for name in ("rmix", "rmix-exact")]
     (weights, images, seed, one), (weights2, images2, seed2, other) = started
     assert torch.equal(weights, weights2)
     assert torch.equal(images, images2)
     assert seed == seed2 == 3
     assert {name for name in one if one[name] != other[name]} == {"saliency"}
     assert [run["setting"] for run in runs] == [asdict(setting)] * 2
-    assert compare.train("rmix-exact", CONTESTANTS["rmix-exact"], 4, setting, config)["seed"] == 4
+    assert trainings.train("rmix-exact", CONTESTANTS["rmix-exact"], 4, setting, config)["seed"] == 4
     assert not torch.equal(started[2][1], images)
 
 
@@ -233,8 +234,8 @@ def test_a_per_batch_agent_is_compared_as_the_others_are(tmp_path: Path, trained
         rewards = [run["last_quarter"]["reward"] for run in logged if run["method"] == name]
         assert rows[name]["reward"]["per_seed"] == rewards and all(0 < reward <= 1 for reward in rewards)
     assert set(report["less_baseline"]) == {"rl-mix", "rmix-all"}
-    setting, config = compare.Setting(**report["setting"]), compare.ComparisonConfig()
-    again = compare.train("rl-mix", CONTESTANTS["rl-mix"], 1, setting, config)
+    setting, config = trainings.Setting(**report["setting"]), trainings.ComparisonConfig()
+    again = trainings.train("rl-mix", CONTESTANTS["rl-mix"], 1, setting, config)
     assert again["accuracy"] == rows["rl-mix"]["accuracy"]["per_seed"][1]
 
 
@@ -295,8 +296,8 @@ def test_a_schedule_is_followed_and_told_from_another_by_its_name(
     assert PolicySchedule.from_json(row["schedule"]) == PolicySchedule.load(tmp_path / "policy.json")
     # By hand: half of the updates under either policy.
     splits = split(load_dataset("digits", None)).draw(60, data_seed=1)
-    setting = compare.Setting(**read_strictly(tmp_path / "out" / "results.json")["setting"])
-    trainer = compare.Trainer(setting.training("recycled"), splits, seed=1)
+    setting = trainings.Setting(**read_strictly(tmp_path / "out" / "results.json")["setting"])
+    trainer = trainings.Trainer(setting.training("recycled"), splits, seed=1)
     for policy in (MixPolicy({"clean": 1.0}), MixPolicy({"cutmix": 1.0})):
         trainer.train(policy, 3, probe=False)
     assert row["accuracy"]["per_seed"][1] == trainer.evaluate("development").accuracy
@@ -358,7 +359,7 @@ def test_measures_are_those_of_the_networks_and_intervals_go_over_images_too(
 def test_the_test_set_is_read_when_asked_and_written_down(
     comparison: Path, tmp_path: Path, trained: list[tuple[str, int]], refused: Refused
 ) -> None:
-    assert not (comparison / compare.TEST_READS).exists()
+    assert not (comparison / trainings.TEST_READS).exists()
     options = ["--contestants", "plain", "rmix", *SETTING, "--seeds", "2", "--test-set"]
     for _ in range(2):
         compare.main([*options, "--out", str(tmp_path)])
@@ -366,7 +367,7 @@ def test_the_test_set_is_read_when_asked_and_written_down(
     test = load_dataset("digits", None).test
     assert report["images"] == len(test) and report["setting"]["split"] == "test"
     assert f"{len(test):,} test images" in (tmp_path / "results.md").read_text()
-    (read,) = [json.loads(line) for line in (tmp_path / compare.TEST_READS).read_text().splitlines()]
+    (read,) = [json.loads(line) for line in (tmp_path / trainings.TEST_READS).read_text().splitlines()]
     assert "--test-set" in read["command"] and read["images"] == len(test)
     assert "split 'development', not 'test'" in refused(compare.main, [*options, "--out", comparison])
 
@@ -390,12 +391,12 @@ def test_a_log_without_a_split_is_one_of_development_images(
 def test_a_diverged_training_stands_at_chance_and_measures_nothing(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, trained: list[tuple[str, int]]
 ) -> None:
-    true_training = compare.Setting.training
+    true_training = trainings.Setting.training
 
-    def training(self: compare.Setting, saliency: str) -> Any:
+    def training(self: trainings.Setting, saliency: str) -> Any:
         return replace(true_training(self, saliency), lr=1e30)
 
-    monkeypatch.setattr(compare.Setting, "training", training)
+    monkeypatch.setattr(trainings.Setting, "training", training)
     options = ["--contestants", "plain", "mixup", *SETTING, "--seeds", "2", "--measures", "accuracy"]
     compare.main([*options, "--out", str(tmp_path)])
     row = read_strictly(tmp_path / "results.json")["methods"]["plain"]

@@ -9,18 +9,30 @@ import numpy as np
 import pytest
 import torch
 
-from agent.ppo import Agent, new_policy
-from classifier.data import load_dataset, split
-from classifier.hardware import resolve_device, resolve_precision
-from classifier.mixing import MixPolicy, PolicySchedule
-from classifier.trainer import TrainConfig, Trainer
-from envs import Menu, TaskDistribution
-from envs.mix_policy import training_seed
-from experiments import contest, family
-from experiments.comparison import pack_hits, unpack_hits
-from experiments.contest_report import ALL, BEST, ORACLE, PLAIN, RANDOM, _spread, markdown, picture, results
-from experiments.family import MENU, SEGMENTS
-from experiments.shipped import FOLDER, agent_checksum
+from rlmix.agent import population
+from rlmix.agent.ppo import Agent, new_policy
+from rlmix.classifier.data import load_dataset, split
+from rlmix.classifier.hardware import resolve_device, resolve_precision
+from rlmix.classifier.mixing import MixPolicy, PolicySchedule
+from rlmix.classifier.training.trainer import TrainConfig, Trainer
+from rlmix.envs import Menu, TaskDistribution
+from rlmix.envs.mix_policy import training_seed
+from rlmix.experiments.comparison.results import pack_hits, unpack_hits
+from rlmix.experiments.search import task_family
+from rlmix.experiments.search.shipped import FOLDER, agent_checksum
+from rlmix.experiments.search.task_family import MENU, SEGMENTS
+from rlmix.experiments.studies.contest import contest
+from rlmix.experiments.studies.contest.contest_results import (
+    ALL,
+    BEST,
+    ORACLE,
+    PLAIN,
+    RANDOM,
+    _spread,
+    markdown,
+    picture,
+    results,
+)
 from tests.envs.tiny import tiny, weights
 
 ROOT = Path(__file__).parents[2]
@@ -199,7 +211,7 @@ def test_the_population_keeps_a_training_that_its_actions_give() -> None:
     menu = Menu(sources=(("cutmix", {"cutmix": 1.0}),), thresholds=(None,), labels=((1.0, 0.0),), lams=("beta(1)",))
     env = tiny(reward="final", menu=menu, segments=(0.3, 0.6, 1.0))
     task = env.tasks.task(0)
-    trainer, actions = contest.population(env, task, 4, 4)
+    trainer, actions = population.population(env, task, 4, 4)
     assert trainer is not None and actions == [[0, 0, 0, 0]] * 3
     kept, best = weights(env), trainer.evaluate("validation").accuracy
     random = np.random.default_rng([4, 1])
@@ -218,7 +230,7 @@ def test_the_population_keeps_a_training_that_its_actions_give() -> None:
 def test_the_population_ends_among_its_best_and_is_the_same_again() -> None:
     def again() -> tuple[list[list[int]], dict[str, torch.Tensor]]:
         env = tiny(reward="final", menu=MENU, segments=SEGMENTS, tasks={"updates": (60, 60)})
-        _, actions = contest.population(env, env.tasks.task(1), 7, 8)
+        _, actions = population.population(env, env.tasks.task(1), 7, 8)
         return actions, weights(env)
 
     (one, first), (other, second) = again(), again()
@@ -228,7 +240,7 @@ def test_the_population_ends_among_its_best_and_is_the_same_again() -> None:
 
 def test_a_population_that_diverges_keeps_nothing() -> None:
     env = tiny(reward="final", menu=MENU, segments=SEGMENTS, training={"lr": 1e12})
-    trainer, _ = contest.population(env, env.tasks.task(0), 0, 4)
+    trainer, _ = population.population(env, env.tasks.task(0), 0, 4)
     assert trainer is None
 
 
@@ -359,7 +371,9 @@ def test_rivals_of_more_tasks_have_a_table_of_their_own_by_which_aims_are_judged
 
 
 def test_the_groups_are_apart_from_what_the_agent_has_seen() -> None:
-    tasks = {family.task(part.first + number).data_seed for part in family.PARTS.values() for number in range(2000)}
+    tasks = {
+        task_family.task(part.first + number).data_seed for part in task_family.PARTS.values() for number in range(2000)
+    }
     for name, group in contest.GROUPS.items():
         assert not tasks & {group.tasks.task(number).data_seed for number in range(100)}, name
     seeds = [

@@ -8,17 +8,19 @@ from typing import Any
 
 import pytest
 
-from experiments import disk, train_agent, train_classifier
-from experiments.disk import SCALAR, tell_disk
-from experiments.faults.writes import workers_here
+from rlmix.experiments import train_agent, train_classifier
+from rlmix.experiments.runs import disk
+from rlmix.experiments.runs.disk import SCALAR, tell_disk
+from rlmix.experiments.search import search
 from tests.experiments.test_train_agent import OPTIONS
+from tests.soak.writes import workers_here
 
 FINAL = (
     "--dataset digits --train-size 200 --batch-size 50 --validation-size 100 --precision fp32 --compile off "
     "--threads 1 --method rmix --checkpoint-seconds 0"
 ).split()
 PER_BATCH = (
-    "--env rl-mix --dataset digits --train-size 60 --batch-size 20 --validation-size 100 --device cpu --precision fp32 "
+    "--dataset digits --train-size 60 --batch-size 20 --validation-size 100 --device cpu --precision fp32 "
     "--compile off --threads 1 --checkpoint-seconds 0 --ppo.n-steps 12 --ppo.batch-size 4 --ppo.epochs 1"
 )
 
@@ -44,7 +46,7 @@ def scalars(run: Path) -> int:
 def test_a_search_takes_no_more_than_it_tells(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(train_agent, "ProcessVecEnv", workers_here)
+    monkeypatch.setattr(search, "ProcessVecEnv", workers_here)
     sizes, bounds = [], []
     for episodes in (8, 160):
         run = tmp_path / str(episodes)

@@ -6,15 +6,15 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from experiments import draw_methods
+from rlmix.experiments.studies import methods_picture
 
 
 def test_every_method_has_a_row_of_its_own(tmp_path: Path) -> None:
     pytest.importorskip("gco")
     path = tmp_path / "new" / "methods.png"
-    draw_methods.main(["--dataset", "digits", "--train-size", "100", "--updates", "4", "--out", str(path)])
+    methods_picture.main(["--dataset", "digits", "--train-size", "100", "--updates", "4", "--out", str(path)])
     pixels = np.asarray(Image.open(path).convert("L"), dtype=float)
-    rows = np.array_split(pixels, len(draw_methods.DRAWN))
+    rows = np.array_split(pixels, len(methods_picture.DRAWN))
     height = min(map(len, rows))
     for number, row in enumerate(rows):
         assert row.std() > 20

@@ -10,7 +10,8 @@ from typing import Any
 import pytest
 import torch
 
-from experiments import evaluate, measures, train_classifier
+from rlmix.classifier.evaluation import measures
+from rlmix.experiments import evaluate, train_classifier
 
 Refused = Callable[[Callable[[Sequence[str]], Any], Sequence[object]], str]
 

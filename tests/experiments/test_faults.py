@@ -16,16 +16,21 @@ import pytest
 import torch
 from safetensors.torch import save
 
-from classifier.data import DataError
-from classifier.data import idx as idx_files
-from classifier.files import STATE_VERSION, DamagedFileError, load_state, write_atomic
-from experiments import evaluate, per_batch, replay_policy, report, train_agent, train_classifier, tune_agent
-from experiments.faults import inputs, kills, writes
-from experiments.faults.inputs import KINDS, Kind, Outcome, Workshop, cut_policies, survey, tally
-from experiments.faults.kills import PROGRAMS, KillsSoak, Program, Undisturbed, tell
-from experiments.faults.writes import Cases, Disk, Failed, WritesSoak
-from experiments.presets import SearchConfig
-from experiments.run_folder import USER_ERRORS, LineLog, RunError, RunFolder, stored_config, user_errors
+from rlmix.classifier.data import DataError
+from rlmix.classifier.data import idx as idx_files
+from rlmix.classifier.files import STATE_VERSION, DamagedFileError, LineLog, load_state, write_atomic
+from rlmix.experiments import evaluate, replay_policy, report, train_agent, train_classifier, train_rl_mix, tune_agent
+from rlmix.experiments.runs.config import stored_config
+from rlmix.experiments.runs.errors import USER_ERRORS, RunError, user_errors
+from rlmix.experiments.runs.folder import RunFolder
+from rlmix.experiments.search import plan, tuning
+from rlmix.experiments.search.config import SearchConfig
+from rlmix.experiments.training import rl_mix
+from rlmix.experiments.training.config import CLASSIFIER, REPLAY, ClassifierConfig
+from tests.soak import inputs, kills, writes
+from tests.soak.inputs import KINDS, Kind, Outcome, Workshop, cut_policies, survey, tally
+from tests.soak.kills import PROGRAMS, KillsSoak, Program, Undisturbed, tell
+from tests.soak.writes import Cases, Disk, Failed, WritesSoak
 
 
 @pytest.mark.slow
@@ -220,29 +225,33 @@ def write_config(folder: Path, kind: str, config: Any) -> None:
 
 
 HOOK = "received.hook:build"
-TRAINING = train_classifier.ClassifierConfig(**inputs.FINAL)
+TRAINING = ClassifierConfig(**inputs.FINAL)
 RECEIVED = {
-    "train_agent.py": (train_agent, replace(inputs.SEARCH, model=HOOK)),
-    "train_agent.py, data": (train_agent, replace(inputs.SEARCH, dataset=HOOK)),
-    "train_classifier.py": (train_classifier, replace(TRAINING, model=HOOK)),
-    "train_classifier.py, a slash": (train_classifier, replace(TRAINING, model=f"a/{HOOK}")),
-    "train_classifier.py, data": (train_classifier, replace(TRAINING, dataset=HOOK)),
-    "replay_policy.py": (replay_policy, replace(inputs.REPLAY, dataset=HOOK)),
-    "per_batch.py": (per_batch, replace(per_batch.RLMixConfig(**inputs.FINAL), model=HOOK)),
-    "tune_agent.py": (tune_agent, inputs.MANY),
-    "tune_agent.py, model": (tune_agent, replace(inputs.MANY, agent=replace(inputs.MANY.agent, model=HOOK))),
+    "train_agent.py": (train_agent.main, plan.KIND, replace(inputs.SEARCH, model=HOOK)),
+    "train_agent.py, data": (train_agent.main, plan.KIND, replace(inputs.SEARCH, dataset=HOOK)),
+    "train_classifier.py": (train_classifier.main, CLASSIFIER, replace(TRAINING, model=HOOK)),
+    "train_classifier.py, a slash": (train_classifier.main, CLASSIFIER, replace(TRAINING, model=f"a/{HOOK}")),
+    "train_classifier.py, data": (train_classifier.main, CLASSIFIER, replace(TRAINING, dataset=HOOK)),
+    "replay_policy.py": (replay_policy.main, REPLAY, replace(inputs.REPLAY, dataset=HOOK)),
+    "train_rl_mix.py": (train_rl_mix.main, rl_mix.KIND, replace(rl_mix.RLMixConfig(**inputs.FINAL), model=HOOK)),
+    "tune_agent.py": (tune_agent.main, tuning.KIND, inputs.MANY),
+    "tune_agent.py, model": (
+        tune_agent.main,
+        tuning.KIND,
+        replace(inputs.MANY, agent=replace(inputs.MANY.agent, model=HOOK)),
+    ),
 }
 
 
 @pytest.mark.parametrize("name", RECEIVED)
 def test_a_received_run_runs_no_code_unless_it_is_trusted(name: str, received: Path, refused: Any) -> None:
-    module, config = RECEIVED[name]
-    write_config(received, module.KIND, config)
-    said = refused(module.main, ["--resume", "received"])
+    main, kind, config = RECEIVED[name]
+    write_config(received, kind, config)
+    said = refused(main, ["--resume", "received"])
     assert "would run code (" in said and "add --trust" in said
     assert (HOOK in said) == (HOOK in str(config))
     assert "received.hook" not in os.sys.modules  # type: ignore[attr-defined]
-    run, _ = RunFolder.open("received", module.KIND, trust=True)
+    run, _ = RunFolder.open("received", kind, trust=True)
     assert run.go_on == "--resume received --trust"
     run.release()
 
@@ -251,7 +260,7 @@ def test_a_received_run_runs_no_code_unless_it_is_trusted(name: str, received: P
 def test_looking_at_a_received_run_runs_no_code_unless_it_is_trusted(
     main: Any, received: Path, refused: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    write_config(received, train_classifier.KIND, replace(TRAINING, dataset=HOOK))
+    write_config(received, CLASSIFIER, replace(TRAINING, dataset=HOOK))
     (received / "model.safetensors").write_bytes(save({"weight": torch.zeros(1)}))
     assert HOOK in refused(main, ["--run", "received"])
     with pytest.raises((ZeroDivisionError, SystemExit)):
@@ -270,8 +279,8 @@ def test_a_run_without_code_of_its_own_needs_no_trust(tmp_path: Path) -> None:
     for number, config in enumerate((TRAINING, replace(TRAINING, dataset="./images:here", model="timm/hf_hub:a"))):
         folder = tmp_path / str(number)
         folder.mkdir()
-        write_config(folder, train_classifier.KIND, config)
-        run, _ = RunFolder.open(str(folder), train_classifier.KIND, trust=False)
+        write_config(folder, CLASSIFIER, config)
+        run, _ = RunFolder.open(str(folder), CLASSIFIER, trust=False)
         assert run.go_on == f"--resume {folder}"
         run.release()
 

@@ -21,19 +21,19 @@ from safetensors.torch import load_file
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from torch import nn
 
-from agent.ppo import Agent, new_policy
-from agent.replay import probabilities_of
-from classifier.data import load_dataset
-from classifier.mixing import METHODS, LamDistribution, MixPolicy, PolicySchedule
-from classifier.models import build_model
-from classifier.trainer import Trainer
-from envs import DIMENSIONS, Menu
-from experiments import replay_policy, train_classifier
-from experiments.final_training import FinalConfig, load_data
-from experiments.replay_policy import ReplayConfig
-from experiments.run_folder import RunFolder
-from experiments.shipped import FOLDER
-from experiments.train_classifier import ClassifierConfig
+from rlmix.agent.ppo import Agent, new_policy
+from rlmix.agent.replay import probabilities_of
+from rlmix.classifier.data import load_dataset
+from rlmix.classifier.mixing import METHODS, LamDistribution, MixPolicy, PolicySchedule
+from rlmix.classifier.models import build_model
+from rlmix.classifier.training.trainer import Trainer
+from rlmix.envs import DIMENSIONS, Menu
+from rlmix.experiments import replay_policy, train_classifier
+from rlmix.experiments.runs.folder import RunFolder
+from rlmix.experiments.search.shipped import FOLDER
+from rlmix.experiments.train_classifier import ClassifierConfig
+from rlmix.experiments.training.config import FinalConfig, ReplayConfig
+from rlmix.experiments.training.resolve import load_data
 from tests import board
 
 UPDATES, EVALUATIONS, TEST_IMAGES = 60, 3, 359
@@ -444,7 +444,7 @@ def test_interrupt_saves_and_says_how_to_go_on(
 OWN = """
 from dataclasses import replace
 from torch import nn
-from classifier.data import load_dataset
+from rlmix.classifier.data import load_dataset
 
 def load():
     return replace(load_dataset("digits"), name="mine")

@@ -12,11 +12,11 @@ import pytest
 import torch
 from PIL import Image
 
-from classifier.data import load_dataset, split
-from classifier.mixing import MixPolicy
-from classifier.trainer import TrainConfig, Trainer
-from experiments import lamix_figures
-from experiments.contestants import CONTESTANTS, only_policy
+from rlmix.classifier.data import load_dataset, split
+from rlmix.classifier.mixing import MixPolicy
+from rlmix.classifier.training.trainer import TrainConfig, Trainer
+from rlmix.experiments.comparison.contestants import CONTESTANTS, only_policy
+from rlmix.experiments.studies.lamix import figures as lamix
 
 Refused = Callable[[Callable[[Sequence[str]], Any], Sequence[object]], str]
 
@@ -44,9 +44,9 @@ def figures(tmp_path_factory: pytest.TempPathFactory) -> Path:
     handler, threads = signal.getsignal(signal.SIGTERM), torch.get_num_threads()
     torch.set_num_threads(1)  # as workers have
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(lamix_figures, "run_all", here)
+        patch.setattr(figures, "run_all", here)
         for name, options in FIGURES.items():
-            lamix_figures.main([name, *SETTING, *options, "--out", str(folder / name)])
+            lamix.main([name, *SETTING, *options, "--out", str(folder / name)])
     signal.signal(signal.SIGTERM, handler)
     torch.set_num_threads(threads)
     return folder
@@ -90,7 +90,7 @@ def test_every_figure_is_drawn_and_says_where_it_is_from(name: str, figures: Pat
     assert pixels[:, :2].min() == pixels[:, -2:].min() == 255  # nor at the sides
     report = report_of(figures / name)
     assert report["kind"] == f"lamix_{name}"
-    assert report["command"].startswith(f"python experiments/lamix_figures.py {name} --dataset digits")
+    assert report["command"].startswith(f"python experiments/studies/lamix/figures.py {name} --dataset digits")
     assert report["machine"]["cores"] >= 1
     assert len(runs_of(figures / name)) == len(report["seeds"]) * len(report["arms"])
 
@@ -133,7 +133,7 @@ def test_means_intervals_and_differences_are_the_textbooks(figures: Path) -> Non
 
 def test_pairs_are_mixed_half_and_half_and_labelled_as_the_equations_say(trainer: Trainer) -> None:
     policy = MixPolicy(LAMIX.shares, LAMIX.lam, label_beta=0.3)
-    pairs = lamix_figures.mixed_pairs(trainer, policy, 30)
+    pairs = lamix.mixed_pairs(trainer, policy, 30)
     first, mixed, second = pairs.pixels
     torch.testing.assert_close(mixed, (first + second) / 2)
     held_out = trainer.data.development
@@ -153,8 +153,8 @@ def test_pairs_are_mixed_half_and_half_and_labelled_as_the_equations_say(trainer
 
 
 def test_top_targets_are_the_largest_in_falling_order(trainer: Trainer) -> None:
-    pairs = lamix_figures.mixed_pairs(trainer, LAMIX, 4)
-    for number, shown in enumerate(lamix_figures.measure_targets(trainer, LAMIX, 4)["pairs"]):
+    pairs = lamix.mixed_pairs(trainer, LAMIX, 4)
+    for number, shown in enumerate(lamix.measure_targets(trainer, LAMIX, 4)["pairs"]):
         weights = dict(zip(trainer.data.class_names, pairs.soft_label[number].tolist(), strict=True))
         assert [tuple(entry) for entry in shown["top"]] == sorted(weights.items(), key=lambda entry: -entry[1])[:5]
         assert shown["classes"] == [trainer.data.class_names[index] for index in pairs.classes[:, number].tolist()]
@@ -162,7 +162,7 @@ def test_top_targets_are_the_largest_in_falling_order(trainer: Trainer) -> None:
 
 
 def test_every_entry_of_the_labels_is_counted_once(trainer: Trainer) -> None:
-    found = lamix_figures.measure_labels(trainer, LAMIX, 40)
+    found = lamix.measure_labels(trainer, LAMIX, 40)
     for kind, highest in (("soft", 1.0), ("global", np.e / (np.e + 9))):
         true, other = found["histograms"][f"{kind}_true"], found["histograms"][f"{kind}_other"]
         assert (sum(true), sum(other)) == (2 * 40, 8 * 40)
@@ -175,7 +175,7 @@ def test_every_entry_of_the_labels_is_counted_once(trainer: Trainer) -> None:
 
 
 def test_embeddings_are_what_the_last_layer_reads(trainer: Trainer) -> None:
-    found = lamix_figures.measure_embedding(trainer, LAMIX, 60)
+    found = lamix.measure_embedding(trainer, LAMIX, 60)
     assert found["labels"] == trainer.data.development.labels[:30].tolist()
     embeddings = torch.tensor(found["embeddings"])
     assert embeddings.shape == (30, 2)
@@ -188,7 +188,7 @@ def test_embeddings_are_what_the_last_layer_reads(trainer: Trainer) -> None:
 
 def test_the_network_goes_on_training_after_it_was_looked_at(trainer: Trainer) -> None:
     before = {name: tensor.clone() for name, tensor in trainer.model.state_dict().items()}
-    for measure in lamix_figures.MEASURES.values():
+    for measure in lamix.MEASURES.values():
         measure(trainer, LAMIX, 10)
     assert all(parameter.requires_grad for parameter in trainer.model.parameters())
     assert all(torch.equal(tensor, before[name]) for name, tensor in trainer.model.state_dict().items())
@@ -201,19 +201,19 @@ def test_a_figure_goes_on_where_it_was_stopped(figures: Path, tmp_path: Path, mo
         asked.extend((job.args[0], job.args[2]) for job in jobs)
         return here(jobs, processes)
 
-    monkeypatch.setattr(lamix_figures, "run_all", run_all)
+    monkeypatch.setattr(figures, "run_all", run_all)
     log = tmp_path / "runs.jsonl"
     log.write_text((figures / "beta" / "runs.jsonl").read_text()[:-40])  # the last line is torn
     command = ("beta", *SETTING, *FIGURES["beta"], "--out", str(tmp_path))
-    lamix_figures.main(command)
+    lamix.main(command)
     assert asked == [("beta 1", 1)]
     assert report_of(tmp_path)["arms"]["beta 1"]["points"] == report_of(figures / "beta")["arms"]["beta 1"]["points"]
-    lamix_figures.main(command)
+    lamix.main(command)
     assert len(asked) == 1
 
 
 def test_trainings_run_in_processes_of_their_own(figures: Path, tmp_path: Path) -> None:
-    lamix_figures.main(["targets", *SETTING, *FIGURES["targets"], "--out", str(tmp_path)])
+    lamix.main(["targets", *SETTING, *FIGURES["targets"], "--out", str(tmp_path)])
     (own,), (other,) = runs_of(figures / "targets"), runs_of(tmp_path)
     assert own["points"] == other["points"]
 
@@ -236,28 +236,28 @@ def test_trainings_run_in_processes_of_their_own(figures: Path, tmp_path: Path) 
     ],
 )
 def test_the_figures_refuse(arguments: Sequence[str], named: str, refused: Refused) -> None:
-    assert named in refused(lamix_figures.main, arguments)
+    assert named in refused(lamix.main, arguments)
 
 
 def test_a_network_without_a_bottleneck_cannot_be_drawn_in_a_plane(trainer: Trainer) -> None:
     wide = Trainer(TrainConfig(updates=1, batch_size=20, device="cpu", precision="fp32"), trainer.data)
-    with pytest.raises(lamix_figures.RunError, match=r"--model must have an embedding of 2 units.*64"):
-        lamix_figures.measure_embedding(wide, LAMIX, 10)
+    with pytest.raises(lamix.RunError, match=r"--model must have an embedding of 2 units.*64"):
+        lamix.measure_embedding(wide, LAMIX, 10)
 
 
 def test_a_training_that_diverges_counts_as_chance_and_is_not_drawn(monkeypatch: pytest.MonkeyPatch) -> None:
-    class Diverging(lamix_figures.Trainer):
+    class Diverging(lamix.Trainer):
         def train(self, *arguments: Any, **keywords: Any) -> Any:
             with torch.no_grad():
                 next(self.model.parameters()).fill_(torch.nan)
             return super().train(*arguments, **keywords)
 
-    monkeypatch.setattr(lamix_figures, "Trainer", Diverging)
+    monkeypatch.setattr(figures, "Trainer", Diverging)
     common = {
         "dataset": "digits", "model": "search", "train_size": 60, "updates": 6, "batch_size": 20, "device": "cpu",
         "precision": "fp32", "torch": torch.__version__, "epochs": [2], "looked_at": 5,
     }  # fmt: skip
-    run = lamix_figures.train("lamix", LAMIX, 0, lamix_figures.FigureSetting(**common, figure="beta"), None)
+    run = lamix.train("lamix", LAMIX, 0, lamix.FigureSetting(**common, figure="beta"), None)
     assert run["diverged"] and run["points"][-1]["accuracy"] == 0.1
-    with pytest.raises(lamix_figures.RunError, match="lamix, seed 0: the training diverged"):
-        lamix_figures.train("lamix", LAMIX, 0, lamix_figures.FigureSetting(**common, figure="labels"), None)
+    with pytest.raises(lamix.RunError, match="lamix, seed 0: the training diverged"):
+        lamix.train("lamix", LAMIX, 0, lamix.FigureSetting(**common, figure="labels"), None)

@@ -11,12 +11,13 @@ import pytest
 import torch
 from torch import nn
 
-from classifier import hardware
-from classifier.data import Splits, load_dataset, split
-from classifier.hardware import available_memory, require_memory, set_threads
-from classifier.trainer import EVALUATION_BATCH, TrainConfig
-from experiments import memory, per_batch, train_agent
-from experiments.memory import GPU_CONTEXT, IMAGE_COPIES, PROCESS, WorkerMemory, shortage, worker_memory
+from rlmix.classifier import hardware
+from rlmix.classifier.data import Splits, load_dataset, split
+from rlmix.classifier.hardware import available_memory, require_memory, set_threads
+from rlmix.classifier.training.trainer import EVALUATION_BATCH, TrainConfig
+from rlmix.experiments import train_agent, train_rl_mix
+from rlmix.experiments.runs import memory
+from rlmix.experiments.runs.memory import GPU_CONTEXT, IMAGE_COPIES, PROCESS, WorkerMemory, shortage, worker_memory
 
 HIDDEN, PIXELS, CLASSES = 32, 64, 10
 TRAINING = TrainConfig(model="tests.experiments.test_memory:two_layers", batch_size=50, precision="fp32", device="cpu")
@@ -134,8 +135,8 @@ def test_a_search_warns_before_it_starts_and_goes_on(
     assert numbers_of(line)[0] == 2 and numbers_of(line)[3] == 0.1
 
     monkeypatch.setattr(memory, "available_memory", lambda: 10)
-    monkeypatch.setattr(per_batch, "train", lambda *_: None)
-    options = "--env rl-mix --dataset digits --train-size 100 --updates 8 --validation-size 100 --compile off"
+    monkeypatch.setattr(train_rl_mix, "train", lambda *_: None)
+    options = "--dataset digits --train-size 100 --updates 8 --validation-size 100 --compile off"
     train_agent.main([*options.split(), "--out", str(tmp_path / "per batch")])
     (line,) = [line for line in capsys.readouterr().err.splitlines() if line.startswith("warning: ")]
     assert line.startswith("warning: it needs about ") and "process" not in line and "--workers" not in line

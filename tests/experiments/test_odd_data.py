@@ -9,11 +9,11 @@ from typing import Any
 import pytest
 import torch
 
-from agent.ppo import Agent, new_policy
-from classifier.data import Dataset, ImageSet
-from classifier.mixing import METHODS
-from envs import Menu
-from experiments import compare, replay_policy, train_agent, train_classifier
+from rlmix.agent.ppo import Agent, new_policy
+from rlmix.classifier.data import Dataset, ImageSet
+from rlmix.classifier.mixing import METHODS
+from rlmix.envs import Menu
+from rlmix.experiments import compare, replay_policy, train_agent, train_classifier
 
 HERE = "tests.experiments.test_odd_data"
 RUN = "--compile off --precision fp32 --device cpu --out run".split()
@@ -83,7 +83,7 @@ def test_images_without_a_grid_are_refused_by_the_methods_that_need_one(
 def test_other_commands_refuse_them_before_they_start(refused: Callable[..., str], tmp_path: Path) -> None:
     search = "--updates 8 8 --train-size 60 60 --validation-size 20".split()
     assert R_MIX.format("5 x 5") in refused(train_agent.main, ["--dataset", f"{HERE}:five", *search, *RUN])
-    rl_mix = "--env rl-mix --updates 8 --train-size 60 --validation-size 20 --batch-size 20".split()
+    rl_mix = "--updates 8 --train-size 60 --validation-size 20 --batch-size 20".split()
     assert R_MIX.format("5 x 5") in refused(train_agent.main, ["--dataset", f"{HERE}:five", *rl_mix, *RUN])
     contest = "--contestants plain puzzlemix --train-size 60 --updates 8 --seeds 2 --processes 1 --out run".split()
     assert PUZZLE_MIX.format("8 x 16") in refused(compare.main, ["--dataset", f"{HERE}:wide", *contest])

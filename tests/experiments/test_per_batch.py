@@ -18,21 +18,23 @@ import torch
 from safetensors.torch import load_file
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from agent.rl_mix import PerBatchConfig, ThresholdAgent, new_policy
-from classifier.mixing.rmix import THRESHOLDS
-from classifier.models import build_model
-from classifier.trainer import TrainConfig, Trainer
-from envs import RLMixEnv
-from experiments import compare, per_batch, train_agent
-from experiments.contestants import CONTESTANTS
-from experiments.per_batch import RLMixConfig
+from rlmix.agent.rl_mix import PerBatchConfig, ThresholdAgent, new_policy
+from rlmix.classifier.mixing.rmix import THRESHOLDS
+from rlmix.classifier.models import build_model
+from rlmix.classifier.training.trainer import TrainConfig, Trainer
+from rlmix.envs import RLMixEnv
+from rlmix.experiments import train_agent
+from rlmix.experiments.comparison import trainings
+from rlmix.experiments.comparison.contestants import CONTESTANTS
+from rlmix.experiments.training import rl_mix
+from rlmix.experiments.training.rl_mix import RLMixConfig
 from tests import board
 
 Refused = Callable[[Callable[[Sequence[str]], Any], Sequence[object]], str]
 
 # Epochs of 3 updates, the last one of 2; rollouts of 4 end within them.
 BATCH, UPDATES, EPOCHS = 20, 14, 5
-DATA = f"--env rl-mix --dataset digits --train-size 60 --updates {UPDATES} --batch-size {BATCH} --threads 1".split()
+DATA = f"--dataset digits --train-size 60 --updates {UPDATES} --batch-size {BATCH} --threads 1".split()
 PPO = "--ppo.extractor image --ppo.n-steps 4 --ppo.batch-size 2 --ppo.learning-rate 0.01".split()
 OPTIONS = [*DATA, *PPO, "--checkpoint-seconds", "0"]
 OUTCOME = ["agent.json", "agent.safetensors", "epochs.jsonl", "model.safetensors"]
@@ -101,7 +103,7 @@ def test_a_training_leaves_its_configuration_and_results(run: Path) -> None:
 
 
 def test_the_network_is_the_one_that_was_measured(run: Path) -> None:
-    data = per_batch.load_data(RLMixConfig(dataset="digits", train_size=60))
+    data = rl_mix.load_data(RLMixConfig(dataset="digits", train_size=60))
     model = build_model("search", num_classes=10, in_channels=1)
     model.load_state_dict(load_file(run / "model.safetensors"))
     mean, std = torch.tensor(data.mean), torch.tensor(data.std)
@@ -202,7 +204,7 @@ def test_interrupted_it_saves_first(
     monkeypatch.setattr(RLMixEnv, "step", interrupting)
     seldom = [option if option != "0" else "3600" for option in OPTIONS]
     assert status_of([*seldom, "--out", str(tmp_path / "run")]) == 130
-    hint = f"stopped; go on with: python experiments/train_agent.py --env rl-mix --resume {tmp_path}/run\n"
+    hint = f"stopped; go on with: python experiments/train_rl_mix.py --resume {tmp_path}/run\n"
     assert capsys.readouterr().err.endswith(hint)
     assert [int(path.stem) for path in (tmp_path / "run/checkpoints").iterdir()] == [{4: 6, 14: 14}[update]]
     monkeypatch.undo()
@@ -216,10 +218,10 @@ def test_interrupted_it_saves_first(
 def test_the_control_is_the_comparisons(tmp_path: Path) -> None:
     train_agent.main([*DATA, "--thresholds", "random", "--out", str(tmp_path / "run")])
     assert not (tmp_path / "run/agent.json").exists()
-    training = Trainer(TrainConfig(), per_batch.load_data(RLMixConfig(dataset="digits", train_size=60)))
-    setting = compare.Setting("digits", "search", 60, UPDATES, BATCH, "cpu", training.precision, torch.__version__)
+    training = Trainer(TrainConfig(), rl_mix.load_data(RLMixConfig(dataset="digits", train_size=60)))
+    setting = trainings.Setting("digits", "search", 60, UPDATES, BATCH, "cpu", training.precision, torch.__version__)
     contestant = CONTESTANTS["rl-mix-random"]
-    line = compare.train("rl-mix-random", contestant, 0, setting, compare.ComparisonConfig())
+    line = trainings.train("rl-mix-random", contestant, 0, setting, trainings.ComparisonConfig())
     summary = summary_of(tmp_path / "run")
     assert (line["accuracy"], line["last_quarter"]) == (summary["development"]["accuracy"], summary["last_quarter"])
 

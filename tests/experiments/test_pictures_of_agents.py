@@ -9,14 +9,14 @@ import numpy as np
 import pytest
 import torch
 
-from agent.ppo import Agent, new_policy
-from agent.replay import probabilities_of
-from classifier.mixing import PolicySchedule
-from envs import Task
-from experiments import draw_agent, learning_curves
-from experiments.contest_report import ALL
-from experiments.family import MENU, SEGMENTS
-from experiments.shipped import FOLDER, agent_checksum
+from rlmix.agent.ppo import Agent, new_policy
+from rlmix.agent.replay import probabilities_of
+from rlmix.classifier.mixing import PolicySchedule
+from rlmix.envs import Task
+from rlmix.experiments.search.shipped import FOLDER, agent_checksum
+from rlmix.experiments.search.task_family import MENU, SEGMENTS
+from rlmix.experiments.studies.contest.contest_results import ALL
+from rlmix.experiments.studies.task_family import draw_agent, learning_curves
 from tests.envs.tiny import tiny
 
 

@@ -17,11 +17,12 @@ import pytest
 import ray
 from ray.cluster_utils import Cluster
 
-from agent.ray_env import Share
-from experiments import train_agent
-from experiments.cluster import places
-from experiments.faults.writes import workers_here
+from rlmix.agent.ray_env import Share
+from rlmix.experiments import train_agent
+from rlmix.experiments.search import search
+from rlmix.experiments.search.cluster import places
 from tests.experiments.test_train_agent import OPTIONS, outcome, status_of
+from tests.soak.writes import workers_here
 
 ROOT = Path(__file__).parents[2]
 NODE: dict[str, Any] = {"object_store_memory": 80 * 2**20, "include_dashboard": False}
@@ -46,7 +47,7 @@ def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> dict[str, bytes]:
     """What the same search leaves without Ray."""
     folder = tmp_path_factory.mktemp("undisturbed")
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(train_agent, "ProcessVecEnv", workers_here)
+        patch.setattr(search, "ProcessVecEnv", workers_here)
         train_agent.main([*SEARCH, "--out", str(folder / "run")])
     return outcome(folder / "run")
 
@@ -192,7 +193,7 @@ def test_failing_search_is_told_in_its_own_words(
 def test_ray_listens_on_loopback_alone() -> None:
     """In a process of its own, since where Ray listens is settled when it is imported."""
     code = """
-from experiments.cluster import connected
+from rlmix.experiments.search.cluster import connected
 import os, pathlib
 def listening():
     own = {os.readlink(f"/proc/{p}/fd/{f}") for p in os.listdir("/proc") if p.isdigit() and owned(p)

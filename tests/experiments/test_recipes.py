@@ -11,11 +11,13 @@ import numpy as np
 import pytest
 import torch
 
-from classifier.data import DataError, Dataset, ImageSet, Splits, split
-from classifier.mixing import LamDistribution, MixPolicy
-from classifier.trainer import Trainer
-from experiments import dry_run, final_training, train_classifier
-from experiments.recipes import RECIPES, ClassifierConfig
+from rlmix.classifier.data import DataError, Dataset, ImageSet, Splits, split
+from rlmix.classifier.mixing import LamDistribution, MixPolicy
+from rlmix.classifier.training.trainer import Trainer
+from rlmix.experiments import train_classifier
+from rlmix.experiments.training import dry_run, resolve
+from rlmix.experiments.training.config import ClassifierConfig
+from rlmix.experiments.training.recipes import RECIPES
 
 Refused = Callable[[Callable[[Sequence[str]], Any], Sequence[object]], str]
 
@@ -212,7 +214,7 @@ def test_a_dry_run_leaves_trying_to_compile_to_the_training(
     def tried(*_: Any, **__: Any) -> bool:
         raise AssertionError("compiling takes minutes")
 
-    monkeypatch.setattr(final_training, "compiling_pays", tried)
+    monkeypatch.setattr(resolve, "compiling_pays", tried)
     train_classifier.main([*SMALL[:-1], "auto", "--updates", "1000000", "--dry-run"])
     setting, lines = report_of(capsys.readouterr().out)
     assert setting["compile"] == "auto"
@@ -262,7 +264,7 @@ def test_random_images_stand_in_for_a_data_set_that_is_not_here(
     def missing(config: Any) -> Any:
         raise DataError("not here")
 
-    monkeypatch.setattr(train_classifier, "load_data", missing)
+    monkeypatch.setattr(dry_run, "load_data", missing)
     recipe = ["--recipe", "cutmix-cifar100-preact_resnet18", "--dry-run"]
     train_classifier.main([*recipe, "--model", "search", "--batch-size", "50", "--compile", "off", "--threads", "1"])
     setting, lines = report_of(capsys.readouterr().out)

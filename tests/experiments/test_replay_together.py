@@ -14,8 +14,9 @@ import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from torch import Tensor, distributed, multiprocessing, nn
 
-from classifier.mixing import MixPolicy, PolicySchedule
-from experiments import replay_policy
+from rlmix.classifier.mixing import MixPolicy, PolicySchedule
+from rlmix.experiments import replay_policy
+from rlmix.experiments.training import replay
 from tests.envs.tiny import network
 
 UPDATES = 1200
@@ -53,7 +54,7 @@ def in_two_processes(rank: int, run: Path) -> None:
     os.chdir(run.parent)
     torch.set_num_threads(1)
     distributed.init_process_group("gloo", init_method=f"file://{run.parent}/meeting", rank=rank, world_size=2)
-    replay_policy.one_of_several({"run": str(run)})
+    replay.one_of_several({"run": str(run)})
     distributed.destroy_process_group()
 
 

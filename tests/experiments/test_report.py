@@ -17,10 +17,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from classifier.data import load_dataset, split
-from classifier.mixing import MixPolicy, PolicySchedule
-from experiments import evaluate, report, train_classifier
-from experiments.charts import (
+from rlmix.classifier.data import load_dataset, split
+from rlmix.classifier.mixing import MixPolicy, PolicySchedule
+from rlmix.experiments import evaluate, report, train_classifier
+from rlmix.experiments.comparison.contestants import CONTESTANTS
+from rlmix.experiments.reports.charts import (
     MOST_POINTS,
     interval_chart,
     line_chart,
@@ -28,9 +29,8 @@ from experiments.charts import (
     share_table,
     timeline,
 )
-from experiments.contestants import CONTESTANTS
-from experiments.faults.inputs import KINDS
-from experiments.pages import write_comparison_report, write_search_report
+from rlmix.experiments.reports.pages import write_comparison_report, write_search_report
+from tests.soak.inputs import KINDS
 
 Refused = Callable[[Callable[[Sequence[str]], Any], Sequence[object]], str]
 OPTIONS = (

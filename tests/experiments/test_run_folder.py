@@ -17,20 +17,14 @@ from typing import Any
 import pytest
 import torch
 
-from classifier.data import DataError
-from classifier.files import DamagedFileError, save_state
-from classifier.mixing import PolicyError
-from experiments import run_folder
-from experiments.run_folder import (
-    KEPT_CHECKPOINTS,
-    LineLog,
-    RunError,
-    RunFolder,
-    StopSignal,
-    interrupt_later,
-    stored_config,
-    user_errors,
-)
+from rlmix.classifier.data import DataError
+from rlmix.classifier.files import DamagedFileError, LineLog, save_state
+from rlmix.classifier.mixing import PolicyError
+from rlmix.experiments.runs import folder
+from rlmix.experiments.runs.config import stored_config
+from rlmix.experiments.runs.errors import RunError, user_errors
+from rlmix.experiments.runs.folder import KEPT_CHECKPOINTS, RunFolder
+from rlmix.experiments.runs.signals import StopSignal, interrupt_later
 
 
 @dataclass(frozen=True)
@@ -82,7 +76,7 @@ def test_folder_that_cannot_be_written(tmp_path: Path) -> None:
 
 
 def test_second_owner_is_refused_and_told_the_first(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(run_folder, "ENDING_SECONDS", 0.2)
+    monkeypatch.setattr(folder, "ENDING_SECONDS", 0.2)
     run = RunFolder.create(str(tmp_path), "agent")
     run.write_config("agent", {})
     for _ in range(2):  # being refused leaves the owner's name where it stands
@@ -120,7 +114,7 @@ def test_disk_without_locks_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPa
 
 def test_lock_goes_with_its_process(tmp_path: Path) -> None:
     code = (
-        "import os, sys; from pathlib import Path; from experiments.run_folder import RunFolder\n"
+        "import os, sys; from pathlib import Path; from rlmix.experiments.runs.folder import RunFolder\n"
         "run = RunFolder(Path(sys.argv[1])); os.kill(os.getpid(), 9)"
     )
     ended = subprocess.run([sys.executable, "-c", code, str(tmp_path)], cwd=Path(__file__).parents[2])

@@ -3,8 +3,8 @@
 import numpy as np
 import pytest
 
-from experiments.faults.memory import LEAST, MemorySoak, growth
-from experiments.run_folder import RunError
+from rlmix.experiments.runs.errors import RunError
+from tests.soak.memory import LEAST, MemorySoak, growth
 
 
 def readings(slope: float) -> list[float]:

@@ -6,8 +6,8 @@ from typing import Any
 
 import pytest
 
-from experiments.faults.table import HEAD, table
-from experiments.run_folder import RunError
+from rlmix.experiments.runs.errors import RunError
+from tests.soak.table import HEAD, table
 
 ROOT = Path(__file__).parents[2]
 RESULTS: dict[str, dict[str, Any]] = {

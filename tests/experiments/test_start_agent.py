@@ -10,12 +10,23 @@ from typing import Any
 import numpy as np
 import pytest
 
-from agent.ppo import Agent
-from agent.regression import Decisions, RegressionConfig
-from classifier.mixing import MixPolicy, PolicySchedule
-from envs.observation import FEATURES
-from experiments import search_fixed, start_agent
-from experiments.family import MENU, PARTS, PLAIN, REFERENCE, SEGMENTS, SLOW, TASKS, environment, part_of, task
+from rlmix.agent.ppo import Agent
+from rlmix.agent.regression import Decisions, RegressionConfig
+from rlmix.classifier.mixing import MixPolicy, PolicySchedule
+from rlmix.envs.observation import FEATURES
+from rlmix.experiments.search.task_family import (
+    MENU,
+    PARTS,
+    PLAIN,
+    REFERENCE,
+    SEGMENTS,
+    SLOW,
+    TASKS,
+    environment,
+    part_of,
+    task,
+)
+from rlmix.experiments.studies.task_family import best_fixed, fit_agent
 
 ACTIONS = MENU.actions()
 GOOD = MENU.find(MixPolicy({"rmix": 1.0}))
@@ -43,7 +54,7 @@ def study(count: int) -> list[dict[str, Any]]:
 def test_scores_are_standard_errors_from_the_reference_of_the_same_task_and_seed() -> None:
     lines = [logged(0, REFERENCE, 0.8, "reference"), logged(0, GOOD, 0.81), logged(1, GOOD, 0.9)]
     lines += [logged(2, REFERENCE, 0.5, "reference"), logged(2, PLAIN, 0.1)]
-    found = start_agent.episodes(lines)
+    found = fit_agent.episodes(lines)
     assert [episode.task for episode in found] == [0, 0, 2, 2], "a task without its reference says nothing"
     assert found[0].score == found[2].score == 0
     assert found[1].score == pytest.approx(0.01 / math.sqrt(0.8 * 0.2 / 3000))
@@ -59,7 +70,7 @@ def test_of_a_training_that_diverged_what_was_done_until_then_counts() -> None:
     line = logged(0, PLAIN, 0.1)
     line["actions"] = [list(PLAIN)] * 2 + [list(GOOD)] * 3
     line["observations"] = line["observations"][:3]
-    _, diverged = start_agent.episodes([logged(0, REFERENCE, 0.8, "reference"), line])
+    _, diverged = fit_agent.episodes([logged(0, REFERENCE, 0.8, "reference"), line])
     assert diverged.actions == [PLAIN] * 2 and len(diverged.observations) == 2 and diverged.score == -10
     found = Decisions.of([diverged], MENU)
     assert found.actions.tolist() == [ACTIONS.index(PLAIN)] * 2 and found.weights.tolist() == [0.5] * 2
@@ -69,16 +80,16 @@ def test_the_agent_learns_what_the_log_says(tmp_path: Path, capsys: Any) -> None
     log = tmp_path / "episodes.jsonl"
     log.write_text("".join(json.dumps(line) + "\n" for line in study(40)))
     arguments = ["--log", str(log), "--regression.members", "2", "--regression.steps", "150", "--out"]
-    start_agent.main([*arguments, str(tmp_path / "one")])
+    fit_agent.main([*arguments, str(tmp_path / "one")])
     agent = Agent.load(tmp_path / "one")
-    seen = start_agent.episodes(study(40))[0].observations
+    seen = fit_agent.episodes(study(40))[0].observations
     assert [agent.choose(row) for row in seen] == [GOOD] * len(SEGMENTS)
     told = json.loads((tmp_path / "one" / "start.json").read_text())["held_out_tasks"]
     assert min(told["explained"]) > 0.6
     assert told["first_choice"]["of the highest value"] == told["first_choice"]["the luckiest"]
     assert told["first_choice"]["all"][0] < told["first_choice"]["the luckiest"][0] - 1
     assert "held-out tasks" in capsys.readouterr().out
-    start_agent.main([*arguments, str(tmp_path / "again")])
+    fit_agent.main([*arguments, str(tmp_path / "again")])
     for name in ("agent.safetensors", "start.json"):
         one, again = ((tmp_path / folder / name).read_bytes() for folder in ("one", "again"))
         assert one.replace(b"/one", b"/again") == again
@@ -95,9 +106,9 @@ def test_a_part_is_foretold_from_the_other_parts_alone() -> None:
             line["observations"] = [[seen] * len(FEATURES)] * (len(SEGMENTS) + 1)
             lines.append(line)
     config = RegressionConfig(members=2, hidden=32, steps=300)
-    decisions = Decisions.of(start_agent.episodes(lines), MENU)
-    both = start_agent.foretold(decisions, decisions, config, seed=0)["first_choice"]["of the highest value"]
-    apart = start_agent.of_other_parts(decisions, decisions, config, seed=0)
+    decisions = Decisions.of(fit_agent.episodes(lines), MENU)
+    both = fit_agent.foretold(decisions, decisions, config, seed=0)["first_choice"]["of the highest value"]
+    apart = fit_agent.of_other_parts(decisions, decisions, config, seed=0)
     assert both[0] == pytest.approx(0.03 / math.sqrt(0.73 * 0.27 / 3000), rel=0.1)
     assert apart.keys() == {"family", "slow"}
     assert all(part["of the highest value"][0] < -1 for part in apart.values())
@@ -109,7 +120,7 @@ def test_too_little_of_a_log_is_refused(count: int | None, named: str, tmp_path:
     if count is not None:
         log.write_text("".join(json.dumps(line) + "\n" for line in study(count)))
     with pytest.raises(SystemExit):
-        start_agent.main(["--log", str(log), "--out", str(tmp_path / "out")])
+        fit_agent.main(["--log", str(log), "--out", str(tmp_path / "out")])
     told = capsys.readouterr().err
     assert named in told and "Traceback" not in told
     assert not (tmp_path / "out").exists()
@@ -129,12 +140,12 @@ def test_a_tasks_number_says_its_part() -> None:
 
 
 def test_candidates_are_the_logs_best_and_mixtures() -> None:
-    assert search_fixed.best_of_menu(study(40), 1) == [MENU.policy(GOOD)]
+    assert best_fixed.best_of_menu(study(40), 1) == [MENU.policy(GOOD)]
     liked = [logged(number, ACTIONS[-1], 1.0, "drawn") for number in range(40)]
-    assert search_fixed.best_of_menu([*study(40), *liked], 1) == [MENU.policy(GOOD)], "no agent chooses the tasks"
-    assert len(search_fixed.best_of_menu(study(40), len(ACTIONS))) == len(ACTIONS)
-    drawn = search_fixed.mixtures(50, seed=0)
-    assert drawn == search_fixed.mixtures(50, seed=0) != search_fixed.mixtures(50, seed=1)
+    assert best_fixed.best_of_menu([*study(40), *liked], 1) == [MENU.policy(GOOD)], "no agent chooses the tasks"
+    assert len(best_fixed.best_of_menu(study(40), len(ACTIONS))) == len(ACTIONS)
+    drawn = best_fixed.mixtures(50, seed=0)
+    assert drawn == best_fixed.mixtures(50, seed=0) != best_fixed.mixtures(50, seed=1)
     assert len(set(drawn)) == 50
     assert {method for policy in drawn for method in policy.shares} == {"clean", "mixup", "cutmix", "average", "rmix"}
     means = [np.mean([policy.shares.get("rmix", 0.0) for policy in drawn])]
@@ -153,14 +164,14 @@ def test_the_best_is_found_by_halving_and_a_search_goes_on(
         noise = float(np.random.default_rng([number, len(str(policy))]).normal(0, 0.005))
         return {
             "policy": json.dumps(policy.to_json()), "task": number,
-            "task_drawn": asdict(search_fixed.KINDS[kind].task(number)),
+            "task_drawn": asdict(best_fixed.KINDS[kind].task(number)),
             "development": 0.7 + 0.1 * policy.shares.get("cutmix", 0.0) + noise,
         }  # fmt: skip
 
-    monkeypatch.setattr(search_fixed, "play", play)
-    monkeypatch.setattr(search_fixed, "run_all", lambda jobs, _: (job() for job in jobs))
+    monkeypatch.setattr(best_fixed, "play", play)
+    monkeypatch.setattr(best_fixed, "run_all", lambda jobs, _: (job() for job in jobs))
     arguments = ["--log", str(log), "--out", str(out)]
-    search_fixed.main(arguments)
+    best_fixed.main(arguments)
     result = json.loads((out / "results.json").read_text())
     counts = [(len(entries), entries[0]["tasks"]) for entries in result["rounds"]]
     assert counts == [(24, 4), (8, 16), (3, 48)]
@@ -172,14 +183,14 @@ def test_the_best_is_found_by_halving_and_a_search_goes_on(
     before = {name: (out / name).read_bytes() for name in ("policy.json", "trainings.jsonl")}
     (out / "trainings.jsonl").write_bytes(b"".join(before["trainings.jsonl"].splitlines(keepends=True)[:100]))
     trained.clear()
-    search_fixed.main(arguments)
+    best_fixed.main(arguments)
     assert len(trained) == len(before["trainings.jsonl"].splitlines()) - 100
     assert {name: (out / name).read_bytes() for name in before} == before
     assert json.loads((out / "results.json").read_text())["rounds"] == result["rounds"]
     with pytest.raises(SystemExit):
-        search_fixed.main([*arguments, "--tasks", "one"])
+        best_fixed.main([*arguments, "--tasks", "one"])
     assert "is of other tasks than --tasks one" in capsys.readouterr().err
-    search_fixed.main(["--log", str(log), "--out", str(tmp_path / "one"), "--tasks", "one", "--from-menu", "16"])
+    best_fixed.main(["--log", str(log), "--out", str(tmp_path / "one"), "--tasks", "one", "--from-menu", "16"])
     one = json.loads((tmp_path / "one/results.json").read_text())
     policies = [MixPolicy.from_json(entry["policy"]) for entry in one["rounds"][0]]
     assert {MENU.policy(action) for action in ACTIONS} < set(policies) and one["trainings"] <= 300
@@ -193,13 +204,13 @@ def test_the_best_is_found_by_halving_and_a_search_goes_on(
 def test_the_committed_search_follows_from_its_log(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     folder = Path(__file__).parents[2] / "experiments/results"
     shutil.copytree(folder / "fixed", tmp_path / "fixed")
-    monkeypatch.setattr(search_fixed, "play", None)  # nothing is trained
-    search_fixed.main(["--log", str(folder / "family/episodes.jsonl"), "--out", str(tmp_path / "fixed")])
+    monkeypatch.setattr(best_fixed, "play", None)  # nothing is trained
+    best_fixed.main(["--log", str(folder / "family/episodes.jsonl"), "--out", str(tmp_path / "fixed")])
     written, found = (json.loads((at / "results.json").read_text()) for at in (folder / "fixed", tmp_path / "fixed"))
     assert (
         written["trainings"] == found["trainings"] == len((folder / "fixed/trainings.jsonl").read_text().splitlines())
     )
-    assert len(written["rounds"]) == len(found["rounds"]) == len(search_fixed.ROUNDS)
+    assert len(written["rounds"]) == len(found["rounds"]) == len(best_fixed.ROUNDS)
     for one, other in zip(written["rounds"], found["rounds"], strict=True):
         assert [entry["policy"] for entry in one] == [entry["policy"] for entry in other]
         assert [entry["mean"] for entry in one] == pytest.approx([entry["mean"] for entry in other])

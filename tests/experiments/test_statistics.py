@@ -6,7 +6,12 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from experiments.intervals import crossed_interval, mean_interval, paired_difference, pigeonhole_bootstrap
+from rlmix.experiments.comparison.intervals import (
+    crossed_interval,
+    mean_interval,
+    paired_difference,
+    pigeonhole_bootstrap,
+)
 
 
 @pytest.mark.parametrize("confidence", [0.5, 0.95, 0.99])

@@ -12,14 +12,14 @@ import numpy as np
 import pytest
 from scipy.stats import norm
 
-from agent.ppo import Agent, lean_towards, new_policy
-from classifier.mixing import MixPolicy
-from envs.observation import observation_space
-from experiments import study_family
-from experiments.family import MENU, PARTS, PLAIN, REFERENCE, SEGMENTS, part_of
-from experiments.family_summary import markdown, picture, summary
-from experiments.run_folder import LineLog
-from experiments.study_family import DRAWN, FIXED, LOOKING, SWITCHING, TWICE, plans
+from rlmix.agent.ppo import Agent, lean_towards, new_policy
+from rlmix.classifier.files import LineLog
+from rlmix.classifier.mixing import MixPolicy
+from rlmix.envs.observation import observation_space
+from rlmix.experiments.search.task_family import MENU, PARTS, PLAIN, REFERENCE, SEGMENTS, part_of
+from rlmix.experiments.studies.task_family import collect
+from rlmix.experiments.studies.task_family.collect import DRAWN, FIXED, LOOKING, SWITCHING, TWICE, plans
+from rlmix.experiments.studies.task_family.summary import markdown, picture, summary
 
 GOOD = MENU.find(MixPolicy({"rmix": 1.0}))
 
@@ -73,8 +73,8 @@ def test_an_agent_draws_once_and_once_again_and_its_draws_are_not_repeated(
 ) -> None:
     env, tasks = Recorded(), 60
     parts: list[str] = []
-    monkeypatch.setattr(study_family, "_environment", lambda part, *_: parts.append(part) or env)
-    monkeypatch.setattr(study_family, "run_all", lambda jobs, _: (job() for job in jobs))
+    monkeypatch.setattr(collect, "_environment", lambda part, *_: parts.append(part) or env)
+    monkeypatch.setattr(collect, "run_all", lambda jobs, _: (job() for job in jobs))
     for folder, probability in (("sure", 0.9999), ("open", None)):
         policy = new_policy(MENU, [8])
         if probability is not None:
@@ -83,7 +83,7 @@ def test_an_agent_draws_once_and_once_again_and_its_draws_are_not_repeated(
         Agent(policy, MENU, SEGMENTS, {}).save(tmp_path / folder)
         counts = ["--tasks", str(tasks - 2), "--slow", "1", "--bare", "1"]
         arguments = [*counts, "--agent", str(tmp_path / folder), "--out", str(tmp_path / "study")]
-        study_family.main(arguments)
+        collect.main(arguments)
     lines = LineLog(tmp_path / "study/episodes.jsonl").read()
     assert parts == [part_of(line["task"]) for line in lines] and set(parts) == set(PARTS)
     by_agent: dict[str, list[Any]] = {}
@@ -102,7 +102,7 @@ def test_an_agent_draws_once_and_once_again_and_its_draws_are_not_repeated(
     assert set(places) == set(range(1, len(SEGMENTS))), "it draws again after any segment"
     assert all(sum(one != other for one, other in pairwise(actions)) <= 1 for actions in free)
     count = len(lines)
-    study_family.main(arguments)
+    collect.main(arguments)
     assert len(LineLog(tmp_path / "study/episodes.jsonl").read()) == count, "what has finished is not run again"
 
 

@@ -9,7 +9,6 @@ import re
 import shutil
 import signal
 import subprocess
-import sys
 from dataclasses import fields, replace
 from html import unescape
 from pathlib import Path
@@ -21,17 +20,18 @@ from scipy import stats
 from stable_baselines3.common.vec_env import DummyVecEnv
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from agent.ppo import Agent, PPOConfig
-from agent.replay import probabilities_of, to_schedule
-from agent.workers import episode_seed
-from classifier.mixing import PolicySchedule
-from classifier.trainer import Trainer
-from envs import Menu, MixPolicyEnv
-from experiments import presets, report, train_agent
-from experiments.faults.writes import workers_here
-from experiments.presets import PRESETS, SearchConfig
-from experiments.shipped import agent_checksum
+from rlmix.agent.ppo import Agent, PPOConfig
+from rlmix.agent.replay import probabilities_of, to_schedule
+from rlmix.agent.workers import episode_seed
+from rlmix.classifier.mixing import PolicySchedule
+from rlmix.classifier.training.trainer import Trainer
+from rlmix.envs import Menu, MixPolicyEnv
+from rlmix.experiments import report, train_agent
+from rlmix.experiments.search import config, plan, search, selection
+from rlmix.experiments.search.config import PRESETS, SearchConfig
+from rlmix.experiments.search.shipped import agent_checksum
 from tests import board
+from tests.soak.writes import workers_here
 
 # A search of seconds that learns fast enough for its agent to end somewhere else than where it started.
 EPISODES, SEGMENTS, PER_ROLLOUT, SEEDS = 12, 4, 4, 3
@@ -51,7 +51,7 @@ class Killed(BaseException):
 @pytest.fixture
 def here(monkeypatch: pytest.MonkeyPatch) -> None:
     """Searches of this test run in this process alone, which saves the start of others."""
-    monkeypatch.setattr(train_agent, "ProcessVecEnv", workers_here)
+    monkeypatch.setattr(search, "ProcessVecEnv", workers_here)
 
 
 def status_of(arguments: list[str]) -> object:
@@ -100,7 +100,7 @@ def four(tmp_path_factory: pytest.TempPathFactory) -> dict[str, bytes]:
     """What the search leaves with four environments, all in this process."""
     folder = tmp_path_factory.mktemp("four")
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(train_agent, "ProcessVecEnv", workers_here)
+        patch.setattr(search, "ProcessVecEnv", workers_here)
         train_agent.main([*OPTIONS, "--environments", "4", "--out", str(folder / "run")])
     return outcome(folder / "run")
 
@@ -207,7 +207,7 @@ def test_policy_tells_where_it_comes_from(run: Path) -> None:
 def test_best_candidate_is_kept(here: None, unfinished: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     menu, ends = Menu(), (0.25, 0.5, 0.75, 1.0)
     rolled = [to_schedule([[source, 0, 0, 0]] * 4, menu, ends) for source in (3, 3, 3, 4, 4, 0)]
-    monkeypatch.setattr(train_agent, "greedy_schedules", lambda *_: rolled)
+    monkeypatch.setattr(selection, "greedy_schedules", lambda *_: rolled)
     train_agent.main(["--resume", str(unfinished)])
     assert len(json.loads((unfinished / "candidates.json").read_text())) == 3
     assert_best_is_kept(unfinished)
@@ -254,7 +254,7 @@ def test_every_episode_is_logged_with_its_rewards(run: Path) -> None:
 
 def test_logged_episode_can_be_had_again(run: Path) -> None:
     episode = lines(run / "episodes.jsonl")[-1]
-    search, _ = train_agent.resolve(train_agent.parse(OPTIONS))
+    search, _ = plan.resolve(train_agent.parse(OPTIONS))
     env = MixPolicyEnv(**{**search.environment(None), "reward": "change"})
     env.reset(seed=episode["seed"])
     accuracies = [env.step(action)[4]["validation_accuracy"] for action in episode["actions"]]
@@ -454,7 +454,7 @@ def test_lost_worker_is_told_in_one_line(
     def lost(*_: object) -> None:
         raise EOFError  # what a pipe to a process that is gone raises
 
-    monkeypatch.setattr(train_agent, "prepare_references", lost)
+    monkeypatch.setattr(search, "prepare_references", lost)
     assert status_of([*OPTIONS, "--out", str(tmp_path / "run")]) == 2
     (line,) = capsys.readouterr().err.splitlines()
     assert line.startswith("error: ") and line.endswith(f"--resume {tmp_path / 'run'}")
@@ -498,7 +498,7 @@ def test_torn_logs_are_mended(here: None, run: Path, unfinished: Path) -> None:
 OWN = """
 from dataclasses import replace
 from torch import nn
-from classifier.data import load_dataset
+from rlmix.classifier.data import load_dataset
 
 def load():
     return replace(load_dataset("digits"), name="mine")
@@ -667,16 +667,16 @@ def test_presets_are_searches_that_can_run(name: str) -> None:
     assert config == PRESETS[name] == train_agent.parse([f"--preset={name}"]) and config.preset == name
     changed = train_agent.parse(["--episodes", "5", "--preset", name, "--ppo.epochs", "3"])
     assert changed == replace(PRESETS[name], episodes=5, ppo=replace(PRESETS[name].ppo, epochs=3))
-    search = train_agent.Search.of(config)
+    search = plan.Search.of(config)
     environments = DummyVecEnv([lambda: MixPolicyEnv(**search.environment(None))] * config.worker_count)
-    train_agent.new_agent(search, environments)
+    plan.new_agent(search, environments)
 
 
 @pytest.mark.parametrize(("cores", "workers"), [(1, 1), (2, 2), (3, 2), (6, 4), (12, 8), (64, 8)])
 def test_default_search_starts_on_any_number_of_cores(
     cores: int, workers: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(presets.os, "sched_getaffinity", lambda _: set(range(cores)))
+    monkeypatch.setattr(config.os, "sched_getaffinity", lambda _: set(range(cores)))
     assert SearchConfig().worker_count == workers
     assert SearchConfig().environment_count == workers
     assert SearchConfig(workers=3).worker_count == SearchConfig(workers=3).environment_count == 3
@@ -685,24 +685,18 @@ def test_default_search_starts_on_any_number_of_cores(
     assert SearchConfig(environments=6, workers=4).worker_count == 4
 
 
-def test_no_command_hides_a_module_of_python() -> None:
-    """Their folder stands first on the path: a file called statistics.py was once imported by torch.compile."""
-    folder = Path(train_agent.__file__).parent
-    assert not {path.stem for path in folder.glob("*.py")} & set(sys.stdlib_module_names)
-
-
 @pytest.mark.parametrize(
     ("difference", "width", "said"),
     [(0.1, 0.05, "better"), (-0.1, 0.05, "worse"), (0.05, 0.05, "within noise"), (-0.01, 0.05, "within noise"),
      (0.5, None, "one seed: nothing can be said")],
 )  # fmt: skip
 def test_verdict(difference: float, width: float | None, said: str) -> None:
-    assert train_agent.verdict(difference, width) == said
+    assert search.verdict(difference, width) == said
 
 
 def test_segments_are_given_as_a_number_or_as_their_ends() -> None:
     def ends(text: str) -> tuple[float, ...]:
-        return train_agent.Search.of(train_agent.parse(f"--dataset digits --segments {text}".split())).segments
+        return plan.Search.of(train_agent.parse(f"--dataset digits --segments {text}".split())).segments
 
     assert ends("4") == (0.25, 0.5, 0.75, 1.0)
     assert ends("1") == ends("1.0") == (1.0,)

@@ -10,17 +10,18 @@ from typing import Any
 import pytest
 import ray
 
-from agent.workers import episode_seed
-from classifier.mixing import PolicySchedule
-from classifier.trainer import Trainer
-from envs import DIMENSIONS
-from experiments import train_agent, tune_agent
-from experiments.faults.writes import workers_here
-from experiments.population import Member
-from experiments.presets import PRESETS, SearchConfig
-from experiments.train_agent import Search
+from rlmix.agent.workers import episode_seed
+from rlmix.classifier.mixing import PolicySchedule
+from rlmix.classifier.training.trainer import Trainer
+from rlmix.envs import DIMENSIONS
+from rlmix.experiments import train_agent, tune_agent
+from rlmix.experiments.search import search, tuning
+from rlmix.experiments.search.config import PRESETS, SearchConfig
+from rlmix.experiments.search.plan import Search
+from rlmix.experiments.search.population_trainable import Member
 from tests.envs.tiny import digits
 from tests.experiments.test_train_agent import OPTIONS, lines
+from tests.soak.writes import workers_here
 
 AGENT = [f"--agent.{word[2:]}" if word.startswith("--") else word for word in OPTIONS]
 SETTING = SearchConfig(
@@ -105,11 +106,11 @@ def test_a_diverged_member_stands_at_chance(monkeypatch: pytest.MonkeyPatch) -> 
 
 
 def test_trials_differ_and_are_the_same_again() -> None:
-    drawn = [tune_agent.trial_config(SETTING, 4, number) for number in range(20)]
+    drawn = [tuning.trial_config(SETTING, 4, number) for number in range(20)]
     assert drawn[0] == SETTING
     assert len({config.ppo for config in drawn}) == 20
-    assert drawn == [tune_agent.trial_config(SETTING, 4, number) for number in range(20)]
-    assert drawn[1:] != [tune_agent.trial_config(SETTING, 5, number) for number in range(1, 20)]
+    assert drawn == [tuning.trial_config(SETTING, 4, number) for number in range(20)]
+    assert drawn[1:] != [tuning.trial_config(SETTING, 5, number) for number in range(1, 20)]
     for config in drawn:
         Search.of(config)
 
@@ -169,7 +170,7 @@ def test_killed_run_goes_on_and_its_trials_are_searches_like_any(
     assert "Development-test accuracy" in out
 
     # Trial 0 is the search that train_agent.py makes of the same options.
-    monkeypatch.setattr(train_agent, "ProcessVecEnv", workers_here)
+    monkeypatch.setattr(search, "ProcessVecEnv", workers_here)
     train_agent.main([*OPTIONS, "--out", str(tmp_path / "alone")])
     for file in ("policy.json", "agent.safetensors", "episodes.jsonl"):
         assert (run / "trials/0000" / file).read_bytes() == (tmp_path / "alone" / file).read_bytes()
@@ -209,7 +210,7 @@ class Holder:
 def test_actors_that_outlive_their_trials_leave_the_comparison_its_cpus(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    search, left = tune_agent.fit, []
+    search, left = tuning.fit, []
 
     def leaving(*arguments: Any) -> Any:
         results = search(*arguments)
@@ -217,6 +218,6 @@ def test_actors_that_outlive_their_trials_leave_the_comparison_its_cpus(
         assert ray.get(left[0].ready.remote())
         return results
 
-    monkeypatch.setattr(tune_agent, "fit", leaving)
+    monkeypatch.setattr(tuning, "fit", leaving)
     tune_agent.main([*AGENT, "--search", "random", "--trainings", "2", "--out", str(tmp_path / "run")])
     assert (tmp_path / "run/summary.json").exists()

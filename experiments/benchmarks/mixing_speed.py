@@ -1,0 +1,289 @@
+"""Measure mixing operations alone: against torchvision's and timm's, and Puzzle Mix against dense transport plans.
+
+python experiments/benchmarks/mixing_speed.py
+python experiments/benchmarks/mixing_speed.py --threads 2 --channels 1 --side 28
+
+In every round each operation runs in turn, in rotated order, and a ratio is the median of the rounds' own ratios. The
+libraries' operations draw their ratio, make one-hot targets and mix; ours is measured likewise ("from labels", what
+`mix_batch` does) and with draws and targets given ("alone"). timm's overwrites the batch that it is given and mixes
+each image with the one at the mirrored place; torchvision's takes the neighbour; ours draws a permutation.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shlex
+import sys
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+import tyro
+from torch import Tensor
+
+from rlmix.classifier.files import write_atomic
+from rlmix.classifier.mixing import MixPolicy, mix_batch, one_hot
+from rlmix.classifier.mixing.cutmix import cutmix, cutmix_box
+from rlmix.classifier.mixing.mixup import mixup
+from rlmix.classifier.mixing.puzzlemix import block_counts, graph_cuts, mask_costs, solve_mask, transported
+from rlmix.experiments.benchmarks.timing import prepare_output, ratios, spread, summary
+from rlmix.experiments.runs.errors import RunError, user_errors
+from rlmix.experiments.runs.machine import machine
+from rlmix.experiments.runs.signals import interrupt_on_sigterm
+
+COMMAND = "python experiments/benchmarks/mixing_speed.py"
+CLASSES = 100
+STRENGTHS = {"beta": 1.2, "gamma": 0.5, "eta": 0.2}  # Puzzle Mix's, as published, and the next two
+T_EPS, T_SIZE = 0.8, 4
+Operation = Callable[[], object]
+
+
+@dataclass(frozen=True)
+class MixingBenchmarkConfig:
+    """Measure mixing operations alone."""
+
+    batch_size: int = 100
+    """Images in a batch."""
+    channels: int = 3
+    """Channels of the images."""
+    side: int = 32
+    """Side of the images in pixels."""
+    threads: int = 1
+    """Threads."""
+    seconds: float = 0.3
+    """Length of one operation's stretch in one round, at least one call."""
+    rounds: int = 9
+    """Stretches of each operation."""
+    out: str = "experiments/results/benchmark_mixing.json"
+    """The report, JSON."""
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Run the command."""
+    arguments = sys.argv[1:] if arguments is None else arguments
+    interrupt_on_sigterm()
+    with user_errors():
+        config = tyro.cli(MixingBenchmarkConfig, args=arguments, description=__doc__)
+        for name, least in (("batch_size", 2), ("channels", 1), ("side", 8), ("threads", 1), ("rounds", 1)):
+            if getattr(config, name) < least:
+                option = name.replace("_", "-")
+                raise RunError(f"--{option} must be at least {least}, got {getattr(config, name)}")
+        if not 0 < config.seconds < float("inf"):
+            raise RunError(f"--seconds must be a finite number above 0, got {config.seconds:g}")
+        torch.set_num_threads(config.threads)
+        try:
+            graph_cuts()
+            counts = block_counts(config.side, config.side)
+        except (ImportError, ValueError) as error:
+            raise RunError(str(error)) from None
+        out = Path(config.out)
+        prepare_output(out)
+        report = {
+            "kind": "benchmark_mixing",
+            "command": shlex.join([*COMMAND.split(), *arguments]),
+            "config": asdict(config),
+            "machine": machine(),
+            **against_libraries(config),
+            "puzzlemix": {str(blocks): puzzlemix_parts(config, blocks) for blocks in counts},
+            "load_average_after": os.getloadavg(),
+        }
+        write_atomic(out, (json.dumps(report, indent=2, ensure_ascii=False) + "\n").encode())
+    print(f"{text_report(report)}\nwritten: {out}")
+
+
+def against_libraries(config: MixingBenchmarkConfig) -> dict[str, Any]:
+    """mixup and CutMix, ours over each library's, by what is measured of ours.
+
+    Raises:
+        RunError: timm is not installed.
+    """
+    try:
+        from timm.data.mixup import Mixup
+    except ImportError:
+        raise RunError("timm is not installed; pip install 'rl-mix[timm]'") from None
+    from torchvision.transforms import v2  # a second, which the other commands need not wait
+
+    images, labels = _batch(config)
+    targets, generator = one_hot(labels, CLASSES), torch.Generator().manual_seed(0)
+    partner = torch.randperm(len(images), generator=generator)
+    box = cutmix_box(config.side, config.side, lam=0.5, centre=(0.5, 0.5))
+    timed: dict[str, Operation] = {
+        "mixup alone": lambda: mixup(images, targets, partner=partner, lam=0.5),
+        "cutmix alone": lambda: cutmix(images, targets, partner=partner, box=box),
+    }
+    for name in ("mixup", "cutmix"):
+        timed[f"{name} from labels"] = _from_labels(name, images, labels, generator)
+    torchvisions: dict[str, Callable[..., object]] = {
+        "mixup": v2.MixUp(num_classes=CLASSES),
+        "cutmix": v2.CutMix(num_classes=CLASSES),
+    }
+    overwritten = images.clone()
+    for name in ("mixup", "cutmix"):
+        theirs = torchvisions[name]
+        timed[f"{name} torchvision"] = lambda theirs=theirs: theirs(images, labels)  # type: ignore[misc]
+        alphas = {"mixup_alpha": float(name == "mixup"), "cutmix_alpha": float(name == "cutmix")}
+        in_place = Mixup(**alphas, label_smoothing=0.0, num_classes=CLASSES)
+        timed[f"{name} timm"] = lambda in_place=in_place: in_place(overwritten, labels)  # type: ignore[misc]
+    seconds = interleaved(timed, config)
+    return {
+        "seconds": {name: summary(values) for name, values in seconds.items()},
+        "of_library": {
+            f"{name} {ours} / {library}": summary(ratios(seconds[f"{name} {ours}"], seconds[f"{name} {library}"]))
+            for name in ("mixup", "cutmix")
+            for ours in ("alone", "from labels")
+            for library in ("torchvision", "timm")
+        },
+    }
+
+
+def puzzlemix_parts(config: MixingBenchmarkConfig, blocks: int) -> dict[str, Any]:
+    """Seconds of Puzzle Mix's parts for one batch, its transport by gathering and by dense plans.
+
+    Args:
+        config: for the batch.
+        blocks: blocks per side.
+    """
+    images, _ = _batch(config)
+    generator = torch.Generator().manual_seed(1)
+    partner = torch.randperm(len(images), generator=generator)
+    saliency = _salient_spots(len(images), config.side, generator)
+    mean, std = torch.zeros(config.channels), torch.ones(config.channels)
+
+    def costs() -> tuple[Tensor, Tensor, Tensor]:
+        return mask_costs(
+            images,
+            partner=partner,
+            lam=0.5,
+            saliency=saliency,
+            blocks=blocks,
+            mean=mean,
+            std=std,
+            **STRENGTHS,
+        )
+
+    found = costs()
+    mask = solve_mask(*found) / 2
+    block = config.side // blocks
+    if T_SIZE < block and block % T_SIZE == 0:
+        finer = block // T_SIZE
+        mask = mask.repeat_interleave(finer, dim=1).repeat_interleave(finer, dim=2)
+    worth = torch.nn.functional.avg_pool2d(saliency[:, None], config.side // mask.shape[-1])[:, 0]
+    worth = worth / worth.sum(dim=(1, 2), keepdim=True)
+
+    def both(move: Callable[..., Tensor]) -> Operation:
+        # The image, and its partner, which the rest of the mask shows.
+        return lambda: (
+            move(images, mask=mask, saliency=worth, t_eps=T_EPS),
+            move(images[partner], mask=1 - mask, saliency=worth[partner], t_eps=T_EPS),
+        )
+
+    seconds = interleaved(
+        {
+            "costs": costs,
+            "cut": lambda: solve_mask(*found),
+            "transport": both(transported),
+            "transport by dense plans": both(transported_densely),
+        },
+        config,
+    )
+    whole = [sum(parts) for parts in zip(*(seconds[name] for name in ("costs", "cut", "transport")), strict=True)]
+    dense = [
+        sum(parts) for parts in zip(*(seconds[n] for n in ("costs", "cut", "transport by dense plans")), strict=True)
+    ]
+    return {
+        "seconds": {name: summary(values) for name, values in {**seconds, "whole": whole}.items()},
+        "transport_of_cut": summary(ratios(seconds["transport"], seconds["cut"])),
+        "dense_of_whole": summary(ratios(dense, whole)),
+    }
+
+
+def transported_densely(images: Tensor, *, mask: Tensor, saliency: Tensor, t_eps: float) -> Tensor:
+    """Puzzle Mix's transport in the form that the paper gives (algorithm 1): plans as `n^2 x n^2` matrices.
+
+    Arguments are those of `classifier.mixing.puzzlemix.transported`, and so is the result, except that here all places
+    that a block is not moved to are filled, which the mask does not show.
+    """
+    batch, blocks = len(images), mask.shape[-1]
+    places, size = blocks**2, images.shape[-1] // blocks
+    row, column = torch.arange(places) // blocks, torch.arange(places) % blocks
+    distance = ((row[:, None] - row) ** 2 + (column[:, None] - column) ** 2) / max(blocks - 1, 1) ** 2
+    cost = t_eps * distance - saliency.reshape(batch, places, 1) * (mask > 0).reshape(batch, 1, places)
+    for _ in range(blocks):
+        plan = torch.zeros_like(cost).scatter_(2, cost.argmin(dim=2, keepdim=True), 1.0)
+        claims = torch.where(plan > 0, cost, torch.inf)
+        wins = torch.zeros_like(cost).scatter_(1, claims.argmin(dim=1, keepdim=True), 1.0) * plan
+        cost = cost + (1 - wins) * plan
+    pieces = torch.nn.functional.unfold(images, size, stride=size)
+    return torch.nn.functional.fold(pieces @ wins, images.shape[-2:], size, stride=size)
+
+
+def interleaved(operations: Mapping[str, Operation], config: MixingBenchmarkConfig) -> dict[str, list[float]]:
+    """Seconds of one call of each operation, round by round, in rotated order."""
+    calls = {}
+    for name, operation in operations.items():
+        for _ in range(2):
+            started = time.perf_counter()
+            operation()
+            took = time.perf_counter() - started
+        calls[name] = max(1, round(config.seconds / took))
+    names = list(operations)
+    seconds: dict[str, list[float]] = {name: [] for name in names}
+    for number in range(config.rounds):
+        start = number % len(names)
+        for name in names[start:] + names[:start]:
+            started = time.perf_counter()
+            for _ in range(calls[name]):
+                operations[name]()
+            seconds[name].append((time.perf_counter() - started) / calls[name])
+    return seconds
+
+
+def text_report(report: Mapping[str, Any]) -> str:
+    """The report as aligned lines."""
+    config, host = report["config"], report["machine"]
+    lines = [
+        f"{host['processor']}, {config['threads']} threads, torch {host['torch']}, load {host['load_average'][0]:.1f} "
+        f"before and {report['load_average_after'][0]:.1f} after",
+        f"a batch of {config['batch_size']} images of {config['channels']} x {config['side']} x {config['side']}; "
+        f"medians over {config['rounds']} rounds [quartiles] (range)",
+        "",
+        *(f"{name:<28}{1e3 * row['median']:8.3f} ms" for name, row in report["seconds"].items()),
+        "",
+        *(f"{name:<36}{spread(row)}" for name, row in report["of_library"].items()),
+    ]
+    for blocks, parts in report["puzzlemix"].items():
+        times = ", ".join(f"{name} {1e3 * row['median']:.1f} ms" for name, row in parts["seconds"].items())
+        lines += [
+            "",
+            f"Puzzle Mix, {blocks} x {blocks} blocks: {times}",
+            f"  transport over cut {spread(parts['transport_of_cut'])}",
+            f"  with dense plans over ours {spread(parts['dense_of_whole'])}",
+        ]
+    return "\n".join(lines)
+
+
+def _batch(config: MixingBenchmarkConfig) -> tuple[Tensor, Tensor]:
+    generator = torch.Generator().manual_seed(0)
+    images = torch.randn(config.batch_size, config.channels, config.side, config.side, generator=generator)
+    return images, torch.randint(CLASSES, (config.batch_size,), generator=generator)
+
+
+def _salient_spots(count: int, side: int, generator: torch.Generator) -> Tensor:
+    """Saliency `[count, side, side]` of images with one object each: a spot somewhere, and a little noise."""
+    place = torch.arange(side) / side
+    row, column = torch.rand(2, count, 1, generator=generator)
+    spots = (-((place - row) ** 2) / 0.05).exp()[:, :, None] * (-((place - column) ** 2) / 0.05).exp()[:, None]
+    return spots + 0.2 * torch.rand(count, side, side, generator=generator)
+
+
+def _from_labels(name: str, images: Tensor, labels: Tensor, generator: torch.Generator) -> Operation:
+    policy = MixPolicy({name: 1.0})
+    return lambda: mix_batch(images, one_hot(labels, CLASSES), policy, method=name, generator=generator)
+
+
+if __name__ == "__main__":
+    main()

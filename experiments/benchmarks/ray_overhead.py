@@ -1,0 +1,301 @@
+"""Measure what Ray costs: scaling of workers, the driver's share of a step, bytes, and a perturbation of PBT.
+
+    python experiments/benchmarks/ray_overhead.py
+    python experiments/benchmarks/ray_overhead.py --waiting-workers 1 4 16 --rounds 3
+
+Four parts. *Scaling*: environment steps a second of one worker and of two, one thread each, training for real, in
+alternating rounds. *Driver*: workers that only wait, so that what remains is the driver's cost; CPU seconds of the
+driver's process for each environment step, of collecting alone and with PPO's learning. *Bytes*: what travels for one
+step, as Ray serialises it. *Perturbation*: what a member of a population pays when it takes over another's weights.
+"""
+
+from __future__ import annotations
+
+import json
+import shlex
+import statistics
+import sys
+import tempfile
+import time
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import gymnasium as gym
+import numpy as np
+import torch
+import tyro
+
+from rlmix.agent.baselines import FIXED
+from rlmix.agent.ppo import PPOConfig, build_agent
+from rlmix.agent.ray_env import RayVecEnv, Share
+from rlmix.agent.workers import Position, make_worker
+from rlmix.classifier.files import write_atomic
+from rlmix.envs import Menu
+from rlmix.envs.observation import observation_space
+from rlmix.experiments.runs.errors import RunError, user_errors
+from rlmix.experiments.runs.machine import machine
+from rlmix.experiments.runs.signals import interrupt_on_sigterm
+from rlmix.experiments.search.cluster import connected
+from rlmix.experiments.search.config import SearchConfig
+from rlmix.experiments.search.plan import START, Search, resolve
+
+COMMAND = "python experiments/benchmarks/ray_overhead.py"
+SEGMENTS = 4
+DECLARED_CPUS = 128  # more than there are: workers that wait need none
+
+
+@dataclass(frozen=True)
+class BenchmarkConfig:
+    """Measure scaling, the driver's cost, bytes and a perturbation's cost on this machine."""
+
+    dataset: str = "fashion_mnist"
+    """Data set by name, or package.module:function that returns a rlmix.classifier.data.Dataset."""
+    data_root: str | None = None
+    """Folder where the data set lies; none looks in the usual places, then downloads."""
+    train_size: int = 500
+    """Training images of an episode; this and the next as train_agent.py's default has them."""
+    updates: int = 250
+    """Length of an episode's training."""
+    rounds: int = 5
+    """Alternating rounds of one and of two workers, an episode each."""
+    waiting_workers: tuple[int, ...] = (1, 4, 16, 64)
+    """Numbers of workers that only wait."""
+    wait: float = 0.5
+    """Seconds that a step of theirs takes."""
+    waiting_steps: int = 16
+    """Steps of each of them that are measured."""
+    perturbations: int = 5
+    """Perturbations that are measured."""
+    out: str = "experiments/results/benchmark_ray.json"
+    """The report, JSON."""
+
+
+@dataclass(frozen=True)
+class Start:
+    """A `Position` without its module, whose imports would cost each waiting worker 300 MB."""
+
+    stream: str = "search"
+    episode: int = 0
+    actions: tuple[tuple[int, ...], ...] = ()
+
+
+class WaitingWorker:
+    """Answers as `RayWorker` does, with a step's real answer, after a while; imports no torch, so that 64 fit."""
+
+    def __init__(self, make: Any, _index: int, _position: Any, _threads: int) -> None:
+        self._make, self._steps = make, 0
+
+    def build(self) -> None:
+        """Take what is answered."""
+        self._spaces, self._answer, self._seconds, self._segments = self._make
+
+    def spaces(self) -> Any:
+        """Spaces of observations and actions."""
+        return self._spaces
+
+    def attribute(self, _name: str) -> None:
+        """None is there."""
+
+    def is_wrapped(self, _wrapper: Any) -> bool:
+        """By nothing."""
+        return False
+
+    def reset(self) -> Any:
+        """The observation of every step."""
+        return self._answer[0], {}
+
+    def step(self, _action: Any) -> Any:
+        """Wait, then answer."""
+        time.sleep(self._seconds)
+        self._steps += 1
+        observation, reward, _, info = self._answer
+        return observation, reward, self._steps % self._segments == 0, info
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Run the command."""
+    arguments = sys.argv[1:] if arguments is None else arguments
+    torch.set_num_threads(1)
+    interrupt_on_sigterm()
+    with user_errors():
+        config = tyro.cli(BenchmarkConfig, args=arguments, description=__doc__)
+        search = setting(config)
+        report: dict[str, Any] = {
+            "kind": "benchmark_ray",
+            "command": shlex.join([*COMMAND.split(), *arguments]),
+            "config": asdict(config),
+            "machine": machine(),
+        }
+        with connected(None, cpus=DECLARED_CPUS):
+            report["scaling"], answer = scaling(config, search)
+            print(report["scaling"], flush=True)
+            report["bytes"] = step_bytes(answer)
+            print(report["bytes"], flush=True)
+            report["perturbation"] = perturbation(config, search)
+            print(report["perturbation"], flush=True)
+            report["driver"] = []
+            for workers in config.waiting_workers:
+                report["driver"].append(driver(config, answer, workers))
+                print(report["driver"][-1], flush=True)
+                report["one_driver_feeds"] = feeds(report)
+                # Now already: most workers come last, and may be more than the machine can start.
+                write_atomic(Path(config.out), (json.dumps(report, indent=2) + "\n").encode())
+        print(f"written: {config.out}")
+
+
+def setting(config: BenchmarkConfig) -> Search:
+    """The search whose segments are timed.
+
+    Raises:
+        RunError: an option is out of range.
+    """
+    for name in ("rounds", "waiting_steps", "perturbations"):
+        if getattr(config, name) < 1:
+            raise RunError(f"--{name.replace('_', '-')} must be at least 1, got {getattr(config, name)}")
+    search, _ = resolve(
+        SearchConfig(
+            dataset=config.dataset,
+            data_root=config.data_root,
+            train_size=(config.train_size, config.train_size),
+            updates=(config.updates, config.updates),
+            reward="change",
+            tasks=1,
+            workers=1,
+            compile="off",
+        )
+    )
+    return search
+
+
+def scaling(config: BenchmarkConfig, search: Search) -> tuple[dict[str, Any], Any]:
+    """Steps a second of one worker and of two, and a step's answer."""
+    import ray
+
+    vectors = {
+        workers: RayVecEnv(partial(make_worker, search.environment(None), 0), [Position()] * workers, share=Share())
+        for workers in (1, 2)
+    }
+    action = search.menu.find(FIXED[START])
+    for vector in vectors.values():  # data, first draws and code paths
+        vector.reset()
+        for _ in search.segments:
+            vector.step(np.array([action] * vector.num_envs))
+    answer = ray.get(vectors[1]._actors[0].step.remote(np.array(action)))
+    rates: dict[int, list[float]] = {1: [], 2: []}
+    for round_number in range(config.rounds):
+        for workers in (1, 2) if round_number % 2 == 0 else (2, 1):
+            vector = vectors[workers]
+            vector.reset()
+            started = time.perf_counter()
+            for _ in search.segments:
+                vector.step(np.array([action] * workers))
+            rates[workers].append(workers * len(search.segments) / (time.perf_counter() - started))
+    for vector in vectors.values():
+        vector.close()
+    ratios = [two / one for one, two in zip(rates[1], rates[2], strict=True)]
+    return {
+        "steps_per_second": {str(workers): values for workers, values in rates.items()},
+        "median_steps_per_second": {str(workers): statistics.median(values) for workers, values in rates.items()},
+        "two_over_one": ratios,
+        "median_two_over_one": statistics.median(ratios),
+        "segment_seconds": 1 / statistics.median(rates[1]),
+    }, answer
+
+
+def step_bytes(answer: Any) -> dict[str, int]:
+    """Bytes of an action and of a step's answer as Ray serialises them, without its envelope."""
+    import ray
+
+    context = ray._private.worker.global_worker.get_serialization_context()
+    return {
+        "action": context.serialize(np.zeros(4, dtype=np.int64)).total_bytes,
+        "answer": context.serialize(answer).total_bytes,
+    }
+
+
+def driver(config: BenchmarkConfig, answer: Any, workers: int) -> dict[str, Any]:
+    """What an environment step costs the driver when workers only wait."""
+    spaces = (observation_space(Menu()), gym.spaces.MultiDiscrete(list(Menu().sizes)))
+    given = (spaces, answer, config.wait, SEGMENTS)
+    starts = [Start()] * workers
+    vector = RayVecEnv(given, starts, share=Share(0.01), actor=WaitingWorker)  # type: ignore[arg-type]
+    try:
+        vector.reset()
+        actions = np.zeros((workers, 4), dtype=np.int64)
+        vector.step(actions)
+        wall, cpu = time.perf_counter(), time.process_time()
+        for _ in range(config.waiting_steps):
+            vector.step(actions)
+        wall, cpu = time.perf_counter() - wall, time.process_time() - cpu
+        ppo = PPOConfig(episodes_per_update=max(workers, 8))
+        model = build_agent(ppo, vector, segments=SEGMENTS, seed=0, start=(2, 0, 0, 0))
+        learning_wall, learning_cpu = time.perf_counter(), time.process_time()
+        model.learn(SEGMENTS * ppo.episodes_per_update)
+        learning_wall, learning_cpu = (
+            time.perf_counter() - learning_wall,
+            time.process_time() - learning_cpu,
+        )
+    finally:
+        vector.close()
+    steps = config.waiting_steps * workers
+    learned = SEGMENTS * ppo.episodes_per_update
+    return {
+        "workers": workers,
+        "cpu_seconds_per_step": cpu / steps,
+        "wall_seconds_beyond_waiting_per_step": (wall - config.waiting_steps * config.wait) / steps,
+        "cpu_seconds_per_step_with_learning": learning_cpu / learned,
+        "wall_seconds_beyond_waiting_per_step_with_learning": (learning_wall - learned / workers * config.wait)
+        / learned,
+    }
+
+
+def perturbation(config: BenchmarkConfig, search: Search) -> dict[str, Any]:
+    """Seconds of writing a member's state, becoming another member and reading its state; beside a segment's."""
+    from ray import tune
+
+    from rlmix.experiments.search.population_trainable import STATE, Member
+
+    plan = [list(search.menu.find(FIXED[START]))] * len(search.segments)
+    base = {"number": 0, "perturbed": False, "plan": plan}
+    member = tune.with_parameters(Member, agent=asdict(search.config))(dict(base))
+    times: dict[str, list[float]] = {"segment": [], "save": [], "reset": [], "restore": []}
+    with tempfile.TemporaryDirectory() as folder:
+        for number in range(config.perturbations):
+            times["segment"].append(_seconds(member.step))
+            times["save"].append(_seconds(lambda: member.save_checkpoint(folder)))
+            times["reset"].append(_seconds(lambda number=number: member.reset_config({**base, "number": number})))
+            times["restore"].append(_seconds(lambda: member.load_checkpoint(folder)))
+            member.reset_config(base)
+        size = (Path(folder) / STATE).stat().st_size
+    medians = {f"{name}_seconds": statistics.median(values) for name, values in times.items()}
+    return {
+        **medians,
+        "perturbation_seconds": medians["save_seconds"] + medians["reset_seconds"] + medians["restore_seconds"],
+        "state_bytes": size,
+    }
+
+
+def _seconds(action: Any) -> float:
+    started = time.perf_counter()
+    action()
+    return time.perf_counter() - started
+
+
+def feeds(report: dict[str, Any]) -> list[dict[str, float]]:
+    """How many workers one driver feeds for segments of a length, at the cost that most workers showed.
+
+    A step of N workers takes the segment T and then N times the driver's cost c: its share is N c / (T + N c).
+    """
+    cost = report["driver"][-1]["wall_seconds_beyond_waiting_per_step_with_learning"]
+    cost = max(cost, report["driver"][-1]["cpu_seconds_per_step_with_learning"])
+    return [
+        {"segment_seconds": seconds, "workers_at_a_tenth": seconds / cost / 9, "workers_at_half": seconds / cost}
+        for seconds in (round(report["scaling"]["segment_seconds"], 3), 1.0, 10.0, 60.0)
+    ]
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,261 @@
+"""Measure what RL-Mix's per-batch agent costs: its update of the classifier against one of exact R-Mix.
+
+python experiments/benchmarks/rl_mix_cost.py
+python experiments/benchmarks/rl_mix_cost.py --model search --rounds 15
+
+Both sides mix every batch with saliency by a pass of its own, in one process, on the same images, a stretch each in
+every round, in alternating order; a ratio is the median of the rounds' own ratios, so that what else a shared machine
+does meets both sides alike. The agent is the published one: its choices and what it stores are timed as they happen.
+Of its own update one pass is timed in every round, on a rollout filled up with the steps at hand; it counts once for
+each of the agent's passes, and is shared out among the n_steps updates of the classifier that they are made for.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shlex
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+import tyro
+from stable_baselines3.common.logger import Logger
+
+from rlmix.agent.rl_mix import PerBatchConfig, ThresholdPPO
+from rlmix.classifier.data import load_dataset, split
+from rlmix.classifier.files import write_atomic
+from rlmix.classifier.hardware import resolve_device
+from rlmix.classifier.mixing import MixPolicy
+from rlmix.classifier.training.trainer import TrainConfig, Trainer
+from rlmix.envs import RLMixEnv
+from rlmix.experiments.benchmarks.timing import clocked, prepare_output, summary
+from rlmix.experiments.runs.errors import RunError, user_errors
+from rlmix.experiments.runs.machine import machine
+from rlmix.experiments.runs.signals import interrupt_on_sigterm
+
+COMMAND = "python experiments/benchmarks/rl_mix_cost.py"
+UPDATES = 10**6  # of the learning-rate schedule; no stretch gets far into it
+WARM_UP = 2  # updates before the clock starts: the first draws, the optimiser's state
+EVERY_BATCH = MixPolicy({"rmix": 1.0})
+PUBLISHED_RATIO = 2.0  # 8 hours against 4 on a P100 (arXiv 2212.04875)
+PARTS = {  # of an update of RL-Mix: what it is called, and the methods whose time it is
+    "clean pass": (Trainer, "_take_gradient"),
+    "mixed update": (Trainer, "train_mixed"),
+    "choosing": (ThresholdPPO, "choose"),
+    "storing": (ThresholdPPO, "learn"),
+}
+
+
+@dataclass(frozen=True)
+class CostConfig:
+    """Measure what RL-Mix's per-batch agent costs beside exact R-Mix."""
+
+    dataset: str = "fashion_mnist"
+    """Data set by name, or package.module:function that returns a rlmix.classifier.data.Dataset."""
+    data_root: str | None = None
+    """Folder where the data set lies; none looks in the usual places, then downloads."""
+    model: tuple[str, ...] = ("search", "preact_resnet18")
+    """Networks by name."""
+    image_size: int = 32
+    """Side that images are resized to, for every network but search."""
+    train_size: int = 1000
+    """Training images."""
+    batch_size: int = 100
+    """Images per update."""
+    threads: int | None = None
+    """Threads on a CPU; none is 1 for the network search, and 2 for others."""
+    seconds: float = 5.0
+    """Length of one side's stretch in one round, about; it has at least 2 updates."""
+    rounds: int = 9
+    """Stretches of each side."""
+    device: str = "auto"
+    """auto, cpu, cuda or cuda:N."""
+    out: str = "experiments/results/rl_mix_cost.json"
+    """The report, JSON."""
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Run the command."""
+    arguments = sys.argv[1:] if arguments is None else arguments
+    interrupt_on_sigterm()
+    with user_errors():
+        config = tyro.cli(CostConfig, args=arguments, description=__doc__)
+        check(config)
+        out = Path(config.out)
+        prepare_output(out)
+        report = {
+            "kind": "rl_mix_cost",
+            "command": shlex.join([*COMMAND.split(), *arguments]),
+            "config": asdict(config),
+            "agent": asdict(PerBatchConfig()),
+            "machine": machine(),
+            "device": str(resolve_device(config.device)),
+            "models": [measure(config, model) for model in config.model],
+            "load_average_after": os.getloadavg(),
+        }
+        write_atomic(out, (json.dumps(report, indent=2, ensure_ascii=False) + "\n").encode())
+    print(f"\n{text_report(report)}\nwritten: {out}")
+
+
+def check(config: CostConfig) -> None:
+    """Refuse what cannot be measured.
+
+    Raises:
+        RunError: naming the option.
+    """
+    for name, value in (("rounds", config.rounds), ("threads", config.threads)):
+        if value is not None and value < 1:
+            raise RunError(f"--{name} must be at least 1, got {value}")
+    if not 0 < config.seconds < float("inf"):
+        raise RunError(f"--seconds must be a finite number above 0, got {config.seconds:g}")
+    if not config.model:
+        raise RunError("--model must name at least one network, got none")
+    if config.train_size <= WARM_UP * config.batch_size:
+        raise RunError(
+            f"--train-size must be above {WARM_UP * config.batch_size}, {WARM_UP} batches, got {config.train_size}"
+        )
+    try:
+        resolve_device(config.device)
+    except ValueError as error:
+        raise RunError(f"--device: {error}") from error
+
+
+def measure(config: CostConfig, model: str) -> dict[str, Any]:
+    """Seconds of an update on both sides, round by round, their ratios, and where RL-Mix's time goes.
+
+    Raises:
+        RunError: network and images do not fit, or there are fewer images than a batch holds.
+    """
+    usual = 1 if model == "search" else min(2, len(os.sched_getaffinity(0)))
+    torch.set_num_threads(config.threads or usual)
+    dataset = load_dataset(
+        config.dataset, config.data_root, image_size=None if model == "search" else config.image_size
+    )
+    try:
+        data = split(dataset).draw(config.train_size, data_seed=0)
+        training = TrainConfig(
+            model=model, updates=UPDATES, batch_size=config.batch_size, saliency="exact", device=config.device
+        )
+        env, trainer = RLMixEnv(training=training, splits=data), Trainer(training, data)
+    except ValueError as error:
+        raise RunError(str(error)) from error
+    published = PerBatchConfig()
+    agent = ThresholdPPO(replace(published, epochs=1), env, seed=0, updates=UPDATES, logger=Logger(None, []))
+    _say(f"{model}: warming up")
+    exact_stretch(trainer, 2)
+    length = max(2, int(config.seconds / exact_stretch(trainer, 2)))
+    length = min(length, agent.model.n_steps - 1)  # the agent's own update is timed apart
+    rl_mix_stretch(env, agent, 2, published)
+    rounds = []
+    for number in range(config.rounds):
+        _say(f"{model}: round {number + 1} of {config.rounds}")
+        seconds: dict[str, Any] = {}
+        for side in ("exact", "rl_mix") if number % 2 else ("rl_mix", "exact"):
+            if side == "exact":
+                seconds["exact"] = exact_stretch(trainer, length)
+            else:
+                seconds.update(rl_mix_stretch(env, agent, length, published))
+        rounds.append(seconds)
+    whole = [entry["stepping"] + entry["parts"]["learning"] for entry in rounds]
+    return {
+        "model": model,
+        "image_shape": list(data.train.image_shape),
+        "threads": torch.get_num_threads(),
+        "precision": trainer.precision,
+        "updates_per_round": length,
+        "agent_parameters": sum(parameter.numel() for parameter in agent.model.policy.parameters()),
+        "exact_seconds": summary([entry["exact"] for entry in rounds]),
+        "rl_mix_seconds": summary(whole),
+        "ratio": summary([ours / entry["exact"] for ours, entry in zip(whole, rounds, strict=True)]),
+        "percent_of_rl_mix": {
+            part: summary([100 * entry["parts"][part] / ours for ours, entry in zip(whole, rounds, strict=True)])
+            for part in rounds[0]["parts"]
+        },
+    }
+
+
+def exact_stretch(trainer: Trainer, updates: int) -> float:
+    """Seconds of an update of exact R-Mix that mixes every batch."""
+    trainer.reset(0)
+    trainer.train(EVERY_BATCH, WARM_UP, probe=False)
+    return trainer.train(EVERY_BATCH, updates, probe=False).seconds / updates
+
+
+def rl_mix_stretch(env: RLMixEnv, agent: ThresholdPPO, updates: int, config: PerBatchConfig) -> dict[str, Any]:
+    """Seconds of an update of RL-Mix without the agent's own (`stepping`), and of each of its parts with it.
+
+    Args:
+        env: where the agent plays.
+        agent: as `config` has it, but for learning in one pass.
+        updates: length of the stretch.
+        config: the agent whose cost it is.
+    """
+    observation, _ = env.reset(seed=0)
+    for update in range(WARM_UP):
+        observation, *_ = env.step(agent.choose(observation, update))
+    agent.model.rollout_buffer.reset()
+    with ExitStack() as stack:
+        clocks = {part: stack.enter_context(clocked(*method)) for part, method in PARTS.items()}
+        started = time.perf_counter()
+        for update in range(WARM_UP, WARM_UP + updates):
+            observation, reward, terminated, truncated, _ = env.step(agent.choose(observation, update))
+            agent.learn(reward, observation, terminated, truncated)
+            if terminated or truncated:
+                env.reset()
+        stepping = (time.perf_counter() - started) / updates
+    parts = {part: sum(seconds) / updates for part, seconds in clocks.items()}
+    parts["saliency, reward, copies"] = stepping - sum(parts.values())
+    parts["learning"] = config.epochs * pass_seconds(agent) / config.n_steps
+    return {"stepping": stepping, "parts": parts}
+
+
+def pass_seconds(agent: ThresholdPPO) -> float:
+    """Seconds of an update of an agent; its rollout is filled up with copies of the steps that it holds."""
+    buffer = agent.model.rollout_buffer
+    filled = buffer.pos
+    for row in range(filled, buffer.buffer_size):
+        for values in agent.rows().values():
+            values[row] = values[row % filled]
+    buffer.pos, buffer.full = buffer.buffer_size, True
+    started = time.perf_counter()
+    agent.update(torch.zeros(1, 1), done=True)
+    return time.perf_counter() - started
+
+
+def text_report(report: Mapping[str, Any]) -> str:
+    """The report for a reader."""
+    host = report["machine"]
+    lines = [
+        f"{host['processor']}, {host['cores']} cores, torch {host['torch']}, device {report['device']}, load "
+        f"{host['load_average'][0]:.1f} before and {report['load_average_after'][0]:.1f} after; medians over "
+        f"{report['config']['rounds']} rounds [quartiles] (range)"
+    ]
+    for result in report["models"]:
+        ratio = result["ratio"]
+        shape = " x ".join(str(side) for side in result["image_shape"])
+        lines += [
+            "",
+            f"{result['model']}, images {shape}, batches of {report['config']['batch_size']}, {result['precision']}, "
+            f"threads {result['threads']}",
+            f"  exact R-Mix, every batch  {1000 * result['exact_seconds']['median']:,.1f} ms an update",
+            f"  RL-Mix, learning included {1000 * result['rl_mix_seconds']['median']:,.1f} ms an update",
+            f"  ratio {ratio['median']:.2f} [{ratio['q25']:.2f}-{ratio['q75']:.2f}] ({ratio['low']:.2f}-"
+            f"{ratio['high']:.2f}); published: about {PUBLISHED_RATIO:g}",
+            "  of RL-Mix's time: "
+            + ", ".join(f"{part} {values['median']:.1f} %" for part, values in result["percent_of_rl_mix"].items()),
+        ]
+    return "\n".join(lines)
+
+
+def _say(text: str) -> None:
+    print(text, file=sys.stderr, flush=True)
+
+
+if __name__ == "__main__":
+    main()

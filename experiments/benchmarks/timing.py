@@ -1,0 +1,65 @@
+"""What the benchmarks share: clocks, interleaved ratios and their spread."""
+
+from __future__ import annotations
+
+import functools
+import os
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from rlmix.experiments.runs.errors import RunError
+
+
+def prepare_output(path: Path) -> None:
+    """Make the folder of a report now, not after minutes of measuring.
+
+    Raises:
+        RunError: the report cannot be written there.
+    """
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        writable = os.access(path.parent, os.W_OK) and not path.is_dir()
+    except OSError as error:
+        raise RunError(f"--out {path}: cannot be written there ({error.strerror}); choose another") from None
+    if not writable:
+        raise RunError(f"--out {path}: cannot be written there; choose another file")
+
+
+@contextmanager
+def clocked(owner: type, name: str) -> Iterator[list[float]]:
+    """Note the seconds of every call of a method while the block runs."""
+    method, seconds = getattr(owner, name), []
+
+    @functools.wraps(method)
+    def timed(*arguments: Any, **keywords: Any) -> Any:
+        started = time.perf_counter()
+        try:
+            return method(*arguments, **keywords)
+        finally:
+            seconds.append(time.perf_counter() - started)
+
+    setattr(owner, name, timed)
+    try:
+        yield seconds
+    finally:
+        setattr(owner, name, method)
+
+
+def summary(values: Sequence[float]) -> dict[str, Any]:
+    """Median, quartiles and range of the rounds' values, and the values themselves."""
+    low, q25, median, q75, high = np.quantile(values, (0, 0.25, 0.5, 0.75, 1)).tolist()
+    return {"median": median, "q25": q25, "q75": q75, "low": low, "high": high, "rounds": list(values)}
+
+
+def ratios(values: Sequence[float], bases: Sequence[float]) -> list[float]:
+    return [value / base for value, base in zip(values, bases, strict=True)]
+
+
+def spread(values: Mapping[str, Any]) -> str:
+    quartiles, extremes = (f"{values[low]:.2f}-{values[high]:.2f}" for low, high in (("q25", "q75"), ("low", "high")))
+    return f"{values['median']:.2f} [{quartiles}] ({extremes})"

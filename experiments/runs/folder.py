@@ -1,0 +1,224 @@
+"""A run's folder: its configuration, its lock, its checkpoints and its results."""
+
+import fcntl
+import json
+import os
+import sys
+import time
+import weakref
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, TextIO
+
+from rlmix.classifier.files import PART, DamagedFileError, load_state, naming, save_state, write_atomic
+from rlmix.classifier.models import LIBRARIES
+from rlmix.experiments.runs.errors import RunError
+from rlmix.experiments.runs.machine import machine
+
+VERSION = 1
+TUNE = "tune"  # the kind of run that is many searches
+KEPT_CHECKPOINTS = 2
+ENDING_SECONDS = 5.0  # that a process which was stopped or killed may still hold its folder, having ended for others
+
+
+class RunFolder:
+    """A folder that one process at a time owns.
+
+    Args:
+        path: of the folder; made if it is not there.
+
+    Raises:
+        RunError: another process owns it, or it cannot be written.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        try:
+            self.checkpoints.mkdir(parents=True, exist_ok=True)
+            # The system lets go of this lock when the process ends, however it ends.
+            lock = open(path / "lock", "a+")
+        except OSError as error:
+            raise RunError(f"{path}: a run folder cannot be written there ({error.strerror}); choose another") from None
+        self._unlock = weakref.finalize(self, lock.close)
+        self._unlock.atexit = False  # not before the process's very end
+        end = time.monotonic() + ENDING_SECONDS
+        while not _locked(lock):
+            if time.monotonic() > end:
+                lock.seek(0)
+                owner = lock.read().strip() or "unknown"
+                raise RunError(f"{path}: process {owner} is running there; wait for it, stop it, or use another")
+            time.sleep(0.1)
+        with naming(path / "lock"):
+            lock.truncate(0)
+            lock.write(f"{os.getpid()}\n")
+            lock.flush()
+        # What a kill left half written; nobody else writes here now.
+        for folder in (path, self.checkpoints, path / "references"):
+            for torn in folder.glob(f".*{PART}"):
+                torn.unlink(missing_ok=True)
+
+    @classmethod
+    def create(cls, out: str | None, kind: str) -> "RunFolder":
+        """A new folder: `out`, or `runs/KIND-DATE-TIME`.
+
+        Raises:
+            RunError: `out` holds a run already.
+        """
+        if out is None:
+            stem = Path("runs") / f"{kind}-{time.strftime('%Y%m%d-%H%M%S')}"
+            path = next(
+                candidate
+                for candidate in (stem, *(stem.with_name(f"{stem.name}-{number}") for number in range(2, 1000)))
+                if not candidate.exists()
+            )
+        else:
+            path = Path(out)
+            if os.path.exists(path / "config.json"):
+                raise RunError(f"{path}: a run is there already; go on with --resume {path}, or choose another --out")
+        return cls(path)
+
+    @classmethod
+    def open(cls, path: str, kind: str, *, trust: bool) -> tuple["RunFolder", dict[str, Any]]:
+        """The folder of an earlier run of the same kind, and its configuration.
+
+        Args:
+            path: of the folder.
+            kind: of the run.
+            trust: whether the folder is the user's own, and code that it names or holds may run.
+
+        Raises:
+            RunError: there is none, it is of another kind or version, or it would run code and is not trusted.
+        """
+        _, config = read_config(path, (kind,), trust=trust)
+        return cls(Path(path)), config
+
+    @property
+    def go_on(self) -> str:
+        """Options by which a command goes on with this run."""
+        kind, config = read_config(str(self.path), None, trust=True)
+        return f"--resume {self.path}{' --trust' if code_of(kind, config) else ''}"
+
+    def release(self) -> None:
+        """Let another process own the folder."""
+        self._unlock()
+
+    @property
+    def checkpoints(self) -> Path:
+        """Folder of the checkpoints."""
+        return self.path / "checkpoints"
+
+    @property
+    def events(self) -> Path:
+        """Folder of TensorBoard's events."""
+        return self.path / "tensorboard"
+
+    def write_config(self, kind: str, config: dict[str, Any]) -> None:
+        """Write `config.json`: what was asked for and on what it runs."""
+        value = {"kind": kind, "version": VERSION, "config": config, "machine": machine(), "command": sys.argv}
+        self.write_json("config.json", value)
+
+    def write_json(self, name: str, value: Any) -> None:
+        """Write a JSON file into the folder, whole or not at all."""
+        write_atomic(self.path / name, (json.dumps(value, indent=2, ensure_ascii=False) + "\n").encode())
+
+    def read_json(self, name: str) -> Any:
+        """Read a JSON file that `write_json` wrote.
+
+        Raises:
+            RunError: it cannot be read.
+        """
+        try:
+            return json.loads((self.path / name).read_bytes())
+        except (OSError, ValueError, RecursionError) as error:
+            raise RunError(f"{self.path / name}: cannot be read ({error}); delete it to have it made again") from None
+
+    def save_checkpoint(self, number: int, state: dict[str, Any]) -> None:
+        """Write checkpoint `number` and delete all but the newest ones."""
+        save_state(self.checkpoints / f"{number:010d}.safetensors", state)
+        for old in sorted(self.checkpoints.glob("*.safetensors"))[:-KEPT_CHECKPOINTS]:
+            old.unlink()
+
+    def load_checkpoint(self) -> dict[str, Any] | None:
+        """The newest checkpoint that is whole, or none; says so where it has to fall back."""
+        for path in sorted(self.checkpoints.glob("*.safetensors"), reverse=True):
+            try:
+                return load_state(path)
+            except DamagedFileError as error:
+                print(f"{error}; going back to the checkpoint before", file=sys.stderr)
+                path.rename(path.with_suffix(".damaged"))
+                for old in sorted(self.checkpoints.glob("*.damaged"))[:-KEPT_CHECKPOINTS]:
+                    old.unlink()
+        return None
+
+
+def stop_file(run: Path) -> Path:
+    """A run folder's file that asks a training in other processes to save and stop."""
+    return run / "stop"
+
+
+def read_config(path: str, kinds: Sequence[str] | None, *, trust: bool) -> tuple[str, dict[str, Any]]:
+    """The kind of a run, one of `kinds`, and its configuration.
+
+    Args:
+        path: of the run's folder.
+        kinds: that are expected; none = any.
+        trust: whether the folder is the user's own, and code that it names or holds may run.
+
+    Raises:
+        RunError: there is no run, it is of another kind or version, or it would run code and is not trusted.
+    """
+    try:
+        value = json.loads((Path(path) / "config.json").read_bytes())
+        kind, found, config = value["kind"], value["version"], value["config"]
+        if not isinstance(kind, str) or not isinstance(config, dict):
+            raise TypeError
+    except OSError:
+        raise RunError(f"{path}: no run is there (config.json is missing); give a run's folder") from None
+    except (ValueError, KeyError, TypeError, RecursionError):
+        raise RunError(f"{path}/config.json: not a run's configuration; the file is damaged") from None
+    if (kinds is not None and kind not in kinds) or found != VERSION:
+        expected = "" if kinds is None else f"{' or '.join(kinds)}, "
+        raise RunError(
+            f"{path}: a run of {kind:.80}, version {found!r:.80}; expected {expected}version {VERSION}, "
+            "as this RL-Mix writes it"
+        )
+    if not trust:
+        require_no_code(path, code_of(kind, config))
+    return kind, config
+
+
+def code_of(kind: str, config: Mapping[str, Any]) -> list[str]:
+    """What would run as code if a run went on or were looked at: names of a user's functions, and Ray's files."""
+    code = ["files of Ray in it"] if kind == TUNE else []
+    for part in (config, config.get("agent")):
+        for name in ("dataset", "model") if isinstance(part, dict) else ():
+            value = part.get(name)
+            if isinstance(value, str) and ":" in value:
+                # What load_dataset and build_model do not import: the path of a folder, and a library's network.
+                path, library = name == "dataset" and os.sep in value, value.partition("/")[0] in LIBRARIES
+                if not (path or (name == "model" and library)):
+                    code.append(f"{name} {value}")
+    return code
+
+
+def require_no_code(path: str, code: Sequence[str]) -> None:
+    """Refuse a folder that would run code.
+
+    Raises:
+        RunError: there is some.
+    """
+    if code:
+        raise RunError(
+            f"{path}: would run code ({', '.join(code):.200}); add --trust if the folder is your own, "
+            "and nobody else could change it"
+        )
+
+
+def _locked(lock: TextIO) -> bool:
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    except OSError as error:
+        raise RunError(f"{lock.name}: cannot be locked ({error.strerror}); choose a folder on another disk") from None
+    return True

@@ -1,0 +1,204 @@
+"""A search: PPO on the workers' trainings, resumable."""
+
+from __future__ import annotations
+
+import math
+import sys
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import asdict
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from stable_baselines3.common.logger import HParam, configure
+from stable_baselines3.common.vec_env import VecEnv
+from tqdm import tqdm
+
+from rlmix.agent.baselines import FIXED
+from rlmix.agent.callbacks import SearchLog
+from rlmix.agent.ppo import Agent, restore_search
+from rlmix.agent.ray_env import RayVecEnv, WorkerFailedError
+from rlmix.agent.vec_env import ProcessVecEnv
+from rlmix.agent.workers import Position, make_worker
+from rlmix.classifier.files import LineLog
+from rlmix.envs.mix_policy import REFERRED
+from rlmix.experiments.reports.pages import write_search_report
+from rlmix.experiments.runs.config import stored_config
+from rlmix.experiments.runs.disk import search_bytes, tell_disk
+from rlmix.experiments.runs.errors import RunError, fitting
+from rlmix.experiments.runs.folder import RunFolder
+from rlmix.experiments.runs.signals import interrupt_later
+from rlmix.experiments.search.config import SearchConfig
+from rlmix.experiments.search.plan import KIND, Search, new_agent
+from rlmix.experiments.search.selection import (
+    LIVE,
+    MOST_CANDIDATES,
+    Trainings,
+    compare,
+    facts_of,
+    keep_best,
+    offer,
+    shipped_agent,
+)
+from rlmix.experiments.search.shipped import agent_checksum
+
+
+def search_trial(parameters: dict[str, str]) -> None:
+    """The search of a run folder as a Ray Tune trial.
+
+    Args:
+        parameters: `run`, the folder's path.
+    """
+    torch.set_num_threads(1)
+    run, stored = RunFolder.open(parameters["run"], KIND, trust=True)
+    execute(Search.of(stored_config(SearchConfig, stored)), run)
+
+
+def execute(search: Search, run: RunFolder) -> None:
+    """Search, choose, compare and report, from wherever the run folder stands."""
+    started = time.monotonic()
+    config = search.config
+    checkpoint = run.load_checkpoint()
+    with fitting(run.checkpoints):
+        positions = positions_of(config, checkpoint)
+    workers = None
+    try:
+        workers = begin_workers(search, run, positions)
+        prepare_references(search, workers)
+        searching = time.monotonic()
+        agent, learning_seconds = learn(search, run, workers, positions, checkpoint)
+        search_seconds = time.monotonic() - searching
+        agent.save(run.path)
+        trainings = Trainings(run, workers)
+        schedule = keep_best(search, run, trainings, offer(run, workers, agent), agent.provenance)
+        contest = compare(search, schedule, trainings, {LIVE: agent, **shipped_agent(search)})
+    except (EOFError, ConnectionError):
+        raise RunError(
+            "a worker process ended too early, by its own error above or killed from outside (is there enough "
+            f"memory?); go on with {run.go_on}"
+        ) from None
+    except WorkerFailedError as error:
+        raise RunError(f"{error}; what was learned is saved, go on with {run.go_on}") from None
+    finally:
+        if workers is not None:
+            workers.close()
+    timing = {
+        "seconds_this_time": round(time.monotonic() - started, 1),
+        "search_seconds_this_time": round(search_seconds, 1),
+        "learning_share_of_search": round(learning_seconds / max(search_seconds, 1e-9), 4),
+    }
+    run.write_json("summary.json", {"policy": schedule.to_json(), "contest": contest, "timing": timing})
+    write_search_report(run.path)
+
+
+def positions_of(config: SearchConfig, checkpoint: dict[str, Any] | None) -> list[Position]:
+    """Where each worker stands: at the start, or where the checkpoint left it."""
+    if checkpoint is None:
+        return [Position() for _ in range(config.environment_count)]
+    return [
+        Position("search", entry["episode"], tuple(tuple(action) for action in entry["actions"]))
+        for entry in checkpoint["positions"]
+    ]
+
+
+def begin_workers(search: Search, run: RunFolder, positions: Sequence[Position]) -> VecEnv:
+    """Start the workers where the search wants them."""
+    make, config = partial(make_worker, search.environment(run), search.config.seed), search.config
+    if config.backend == "ray":
+        return RayVecEnv(make, positions, share=search.share, timeout=config.worker_timeout)
+    with interrupt_later():
+        return ProcessVecEnv(make, positions, processes=config.worker_count)
+
+
+def prepare_references(search: Search, workers: VecEnv) -> None:
+    """Let the workers measure the relative reward's reference on every task of the pool, side by side."""
+    if search.config.reward not in REFERRED or not search.config.reference_seeds:
+        return
+    tasks = range(search.config.tasks)
+    for start in tqdm(range(0, len(tasks), workers.num_envs), desc="reference", unit="round", mininterval=1):
+        workers.env_method("prepare_reference", list(tasks[start : start + workers.num_envs]))
+
+
+def learn(
+    search: Search,
+    run: RunFolder,
+    workers: VecEnv,
+    positions: list[Position],
+    checkpoint: dict[str, Any] | None,
+    learned: Callable[[int], None] = lambda _: None,
+) -> tuple[Agent, float]:
+    """Train the agent, from a checkpoint if there is one; gives it and the seconds that PPO itself took.
+
+    Args:
+        search: the setting.
+        run: where checkpoints and the log of episodes go.
+        workers: the environments.
+        positions: where each worker stands.
+        checkpoint: what the search goes on from; none = it starts.
+        learned: called with the number of finished episodes after each rollout that was learned from and saved.
+    """
+    config = search.config
+    log = LineLog(run.path / "episodes.jsonl")
+    log.keep(0 if checkpoint is None else checkpoint["episodes_done"])
+    start = run.path / "start"
+    if config.start is not None and not (start / "agent.json").exists():
+        start.mkdir(exist_ok=True)
+        Agent.load(Path(config.start)).save(start)  # the run goes on without the original
+    try:
+        model = new_agent(search, workers, None if config.start is None else start)
+    except ValueError as error:
+        raise RunError(str(error)) from error
+    jobs = MOST_CANDIDATES * config.candidate_seeds + (len(FIXED) + 4) * config.contest_seeds
+    segments, choices = len(search.segments), sum(search.menu.sizes)
+    tell_disk(run.path, search_bytes(config, model.policy, segments=segments, choices=choices, jobs=jobs))
+    model.set_logger(configure(str(run.events), ["tensorboard"]))
+    model.logger.record("hparams", HParam(_flat(asdict(config)), {"reward/return_mean": 0.0}))
+    observations = workers.reset()
+    assert isinstance(observations, np.ndarray)
+    if checkpoint is not None:
+        with fitting(run.checkpoints):
+            restore_search(model, checkpoint["search"], observations)
+    total = config.episodes * len(search.segments)
+    left = total - model.num_timesteps
+    learning_seconds = 0.0
+    with tqdm(
+        total=config.episodes,
+        initial=0 if checkpoint is None else checkpoint["episodes_done"],
+        desc="search",
+        unit="episode",
+        smoothing=0.1,
+        mininterval=0.5 if sys.stderr.isatty() else 20,
+    ) as bar:
+        if left > 0:
+
+            def save(state: dict[str, Any]) -> None:
+                run.save_checkpoint(state["search"]["timesteps"], state)
+                learned(state["episodes_done"])
+
+            callback = SearchLog(
+                menu=search.menu,
+                segments=search.segments,
+                episodes_file=log.path,
+                positions=positions,
+                bar=bar,
+                rollouts=math.ceil(config.episodes / config.ppo.episodes_per_update),
+                save=save,
+                checkpoint=checkpoint,
+            )
+            model._last_obs = observations
+            if checkpoint is None:
+                model._last_episode_starts = np.ones(workers.num_envs, dtype=bool)
+            # The total is counted from where the search stands, since timesteps are not reset.
+            model.learn(left, callback=callback, reset_num_timesteps=False)
+            learning_seconds = callback.learning_seconds
+    started = None if config.start is None else agent_checksum(start)  # no path: it says nothing elsewhere
+    facts = {"learned_by": "ppo", "episodes": len(log.read()), "start_sha256": started, **facts_of(search)}
+    return Agent(model.policy, search.menu, search.segments, facts), learning_seconds
+
+
+def _flat(config: dict[str, Any]) -> dict[str, Any]:
+    flat = {**{name: value for name, value in config.items() if name != "ppo"}, **config["ppo"]}
+    return {name: value if isinstance(value, int | float | str | bool) else str(value) for name, value in flat.items()}

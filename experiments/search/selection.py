@@ -1,0 +1,241 @@
+"""What a search ends with: candidates of the agent, the best of them, and its comparison with others."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, replace
+from typing import Any
+
+import numpy as np
+from stable_baselines3.common.vec_env import VecEnv
+from torch.utils.tensorboard.writer import SummaryWriter
+from tqdm import tqdm
+
+from rlmix.agent.baselines import FIXED, random_schedule
+from rlmix.agent.ppo import Agent
+from rlmix.agent.replay import candidates, greedy_schedules
+from rlmix.agent.workers import Job, episode_seed, run_jobs
+from rlmix.classifier.files import LineLog
+from rlmix.classifier.mixing import PolicySchedule
+from rlmix.envs.mix_policy import require_updates
+from rlmix.experiments.comparison.intervals import mean_interval, paired_difference, verdict
+from rlmix.experiments.runs.errors import RunError, fitting
+from rlmix.experiments.runs.folder import RunFolder
+from rlmix.experiments.search.config import SearchConfig
+from rlmix.experiments.search.plan import START, Search
+from rlmix.experiments.search.shipped import FOLDER
+
+GREEDY_EPISODES = 4  # for each worker's share of at least one: what the majority is taken over
+MOST_CANDIDATES = 3
+LIVE, SHIPPED_AGENT = "its agent, live", "shipped agent, live"  # contestants
+TASKS_OF_THE_CONTEST = 1  # added to the seed of the tasks: images that the search has not trained on
+
+
+def offer(run: RunFolder, workers: VecEnv, agent: Agent) -> dict[str, PolicySchedule]:
+    """Candidates by name: what the agent does when it is rolled out greedily, or what an earlier start found.
+
+    Raises:
+        RunError: every one of these trainings diverged.
+    """
+    if (run.path / "candidates.json").exists():
+        return {name: PolicySchedule.from_json(value) for name, value in run.read_json("candidates.json").items()}
+    rolled = greedy_schedules(agent, workers, GREEDY_EPISODES)
+    if not rolled:
+        raise RunError("every training under the greedy agent diverged: search longer, or with a lower --lr")
+    offered = candidates(rolled, MOST_CANDIDATES)
+    run.write_json("candidates.json", {name: schedule.to_json() for name, schedule in offered.items()})
+    return offered
+
+
+def keep_best(
+    search: Search, run: RunFolder, trainings: Trainings, offered: dict[str, PolicySchedule], facts: dict[str, Any]
+) -> PolicySchedule:
+    """The candidate that does best on fresh seeds, as the run's `policy.json`.
+
+    Args:
+        search: the setting.
+        run: the folder.
+        trainings: who trains under the candidates.
+        offered: the candidates by name.
+        facts: how they came about, for the policy's provenance.
+    """
+    config = search.config
+    jobs = [
+        Job.of(name, schedule, search.tasks.task(number), _seed(config, "candidates", number), ["validation"])
+        for number in range(config.candidate_seeds)
+        for name, schedule in offered.items()
+    ]
+    results = trainings.run("candidates", jobs)
+    scores = {
+        name: mean_interval([r["validation"] for job, r in zip(jobs, results, strict=True) if job.name == name])
+        for name in offered
+    }
+    best = max(scores, key=lambda name: scores[name][0])
+    mean, width = scores[best]
+    provenance = {
+        "learned_by": facts["learned_by"],
+        "candidate": best,
+        "validation_accuracy": mean,
+        "validation_interval": width if np.isfinite(width) else None,
+        "validation_seeds": config.candidate_seeds,
+        **facts,
+        **offered[best].provenance,
+    }
+    schedule = PolicySchedule(offered[best].segments, provenance)
+    schedule.save(run.path / "policy.json")
+    return schedule
+
+
+def compare(
+    search: Search, schedule: PolicySchedule, trainings: Trainings, agents: Mapping[str, Agent]
+) -> dict[str, dict[str, Any]]:
+    """Train everybody on fresh images and seeds, the same for all; development-test accuracy.
+
+    Args:
+        search: the setting.
+        schedule: what was learned.
+        trainings: who trains.
+        agents: further contestants by name, asked live.
+    """
+    config = search.config
+    tasks = replace(search.tasks, pool=None, seed=search.tasks.seed + TASKS_OF_THE_CONTEST)
+    names = ["learned", *agents, *FIXED, "random"]
+    jobs = []
+    for number in range(config.contest_seeds):
+        seed = _seed(config, "contest", number)
+        contestants: dict[str, PolicySchedule | Agent] = {
+            "learned": schedule,
+            **agents,
+            **{name: PolicySchedule.fixed(policy) for name, policy in FIXED.items()},
+            "random": random_schedule(search.menu, search.segments, seed),
+        }
+        splits = ["validation", "development"]
+        jobs += [Job.of(name, contestants[name], tasks.task(seed), seed, splits) for name in names]
+    results = trainings.run("comparison", jobs)
+    accuracies = {
+        name: [r["development"] for job, r in zip(jobs, results, strict=True) if job.name == name] for name in names
+    }
+    contest = {}
+    for name in names:
+        mean, width = mean_interval(accuracies[name])
+        difference, difference_width = paired_difference(accuracies["learned"], accuracies[name])
+        contest[name] = {
+            "accuracies": accuracies[name],
+            "mean": mean,
+            "interval": width if np.isfinite(width) else None,
+            "learned_minus_this": difference,
+            "difference_interval": difference_width if np.isfinite(difference_width) else None,
+        }
+    return contest
+
+
+def shipped_agent(search: Search) -> dict[str, Agent]:
+    """The shipped agent by its name, if its segments all get an update in every training of the search.
+
+    Raises:
+        DamagedFileError: it cannot be used.
+    """
+    shipped = Agent.load(FOLDER)
+    try:
+        require_updates(shipped.segments, *search.tasks.updates)
+    except ValueError:
+        return {}
+    return {SHIPPED_AGENT: shipped}
+
+
+class Trainings:
+    """Trainings under given schedules, each run once however often the program is started.
+
+    Args:
+        run: where results are kept, in `trainings.jsonl`.
+        workers: who trains.
+    """
+
+    def __init__(self, run: RunFolder, workers: VecEnv) -> None:
+        self._log = LineLog(run.path / "trainings.jsonl")
+        with fitting(self._log.path):
+            self._done = {
+                (e["stage"], e["name"], e["seed"]): {split: float(value) for split, value in e["accuracy"].items()}
+                for e in self._log.read()
+            }
+        self._log.keep(len(self._done))
+        self._workers = workers
+
+    def run(self, stage: str, jobs: Sequence[Job]) -> list[dict[str, float]]:
+        """Accuracy by split of every job, in order; those of an earlier start are read."""
+        left = [number for number, job in enumerate(jobs) if (stage, job.name, job.seed) not in self._done]
+        bar = tqdm(total=len(jobs), initial=len(jobs) - len(left), desc=stage, unit="training")
+        with bar:
+            finished = run_jobs(self._workers, [jobs[number] for number in left])
+            for number, (job, accuracy) in zip(left, finished, strict=True):
+                told = {name: value for name, value in asdict(job).items() if name != "agent"}  # the name says whose
+                entry = {"stage": stage, "number": number, **told, "accuracy": accuracy}
+                self._log.append(entry)
+                self._done[stage, job.name, job.seed] = accuracy
+                bar.update(1)
+        return [self._done[stage, job.name, job.seed] for job in jobs]
+
+
+def report(search: Search, run: RunFolder) -> None:
+    """Print the policy and the table, and say what is noise; the table goes to TensorBoard too."""
+    summary = run.read_json("summary.json")
+    schedule, contest = PolicySchedule.from_json(summary["policy"]), summary["contest"]
+    print("\nThe learned policy")
+    for until, policy in schedule.segments:
+        print(f"  until {100 * until:5.1f} %  {policy}")
+    if search.config.start is None and all(policy == FIXED[START] for _, policy in schedule.segments):
+        print(f"  This is where the search started: it found nothing that its evidence puts above {START}.")
+    rows = [("", "accuracy", "learned is ahead by", "")]
+    for name, entry in contest.items():
+        versus = ("", "")
+        if name != "learned":
+            versus = (
+                f"{100 * entry['learned_minus_this']:+.2f} {_width(entry['difference_interval'])}",
+                verdict(entry["learned_minus_this"], entry["difference_interval"]),
+            )
+        rows.append((name, f"{100 * entry['mean']:.2f} {_width(entry['interval'])}", *versus))
+    widths = [max(len(row[column]) for row in rows) for column in range(4)]
+    seeds = len(contest["learned"]["accuracies"])
+    print(f"\nDevelopment-test accuracy in %, {seeds} fresh trainings each, 95 % intervals")
+    for row in rows:
+        print("  " + "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())
+    noisy = any(
+        verdict(entry["learned_minus_this"], entry["difference_interval"]) == "within noise"
+        for name, entry in contest.items()
+        if name != "learned"
+    )
+    if noisy and search.config.preset == "default":
+        print(
+            "\nA search this short mostly ends within noise. `--preset fashion` tries ten times as many trainings, "
+            "each twice as long, in an estimated 2.5 hours on 2 cores."
+        )
+    with SummaryWriter(str(run.events)) as writer:
+        header = "|" + "|".join(cell or " " for cell in rows[0]) + "|\n|---|---|---|---|\n"
+        writer.add_text("comparison", header + "\n".join("|" + "|".join(row) + "|" for row in rows[1:]))
+        policy = "\n".join(f"- until {100 * until:.1f} %: {policy}" for until, policy in schedule.segments)
+        writer.add_text("learned_policy", policy)
+
+
+def _seed(config: SearchConfig, stream: str, number: int) -> int:
+    return episode_seed(config.seed, stream, number)
+
+
+def facts_of(search: Search) -> dict[str, Any]:
+    """What a policy was learned on, for its provenance."""
+    config = search.config
+    return {
+        "dataset": config.dataset,
+        "image_size": config.image_size,
+        "model": config.model,
+        "train_size": list(config.train_size),
+        "updates": list(config.updates),
+        "label_noise": list(config.label_noise),
+        "lr_scale": list(config.lr_scale),
+        "clean": config.clean,
+        "batch_size": config.batch_size,
+        "seed": config.seed,
+    }
+
+
+def _width(width: float | None) -> str:
+    return "" if width is None else f"± {100 * width:.2f}"

@@ -1,0 +1,374 @@
+"""Many searches: hyperparameters by ASHA, or what the agent is compared with at equal trainings."""
+
+from __future__ import annotations
+
+import random
+import sys
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, field, replace
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+import torch
+
+from rlmix.agent.ppo import Agent
+from rlmix.agent.ray_env import WorkerFailedError
+from rlmix.agent.replay import to_schedule
+from rlmix.agent.workers import Position, episode_seed
+from rlmix.classifier.files import LineLog
+from rlmix.classifier.mixing import PolicySchedule
+from rlmix.envs import DIMENSIONS
+from rlmix.experiments.runs.config import stored_config
+from rlmix.experiments.runs.errors import RunError
+from rlmix.experiments.runs.folder import TUNE, RunFolder
+from rlmix.experiments.search.cluster import own_words, places, single_resources, trial_resources, tune_setting
+from rlmix.experiments.search.config import SearchConfig
+from rlmix.experiments.search.plan import KIND as AGENT_KIND
+from rlmix.experiments.search.plan import Search, resolve, resolve_with_gpus
+from rlmix.experiments.search.search import begin_workers, learn, positions_of, prepare_references
+from rlmix.experiments.search.selection import (
+    MOST_CANDIDATES,
+    Trainings,
+    compare,
+    facts_of,
+    keep_best,
+    offer,
+    shipped_agent,
+)
+
+if TYPE_CHECKING:
+    from ray.tune import ResultGrid, Tuner
+
+KIND = TUNE
+RECENT = 20  # finished episodes whose mean validation accuracy an agent is compared by
+METRIC = "validation_accuracy"
+
+
+@dataclass(frozen=True)
+class TuneConfig:
+    """Search many times on a Ray cluster, and keep the best policy."""
+
+    preset: str = "default"
+    """Named setting of the single searches: default, fashion, family, cifar10 or cifar100."""
+    search: Literal["asha", "pbt", "random"] = "asha"
+    """Agents over hyperparameters with early stopping, Population Based Training, or random schedules."""
+    trials: int = 8
+    """Agents that asha trains."""
+    trainings: int = 120
+    """Classifier trainings that pbt and random spend: the population's size, and the number of schedules."""
+    at_once: int = 0
+    """Agents at once; 0 takes as many as there is room for."""
+    grace: int = 16
+    """Episodes that asha lets every agent finish."""
+    agent: SearchConfig = field(default_factory=SearchConfig)
+    """The single search, and the classifier trainings of pbt and random."""
+    seed: int = 0
+    """Of the hyperparameters, of every single search, and of the population."""
+    address: str | None = None
+    """Of a Ray cluster, auto for this machine's; none starts Ray on this machine, listening on loopback alone."""
+    out: str | None = None
+    """Run folder; none makes one under runs/."""
+    resume: str | None = None
+    """Run folder to go on with, for which add --trust; all other options but --address are then read from it."""
+    trust: bool = False
+    """The run folder is your own: code that it names (package.module:function) or holds (Ray's files) may run."""
+
+
+def go_on(run: RunFolder) -> str:
+    """The command that goes on with a run."""
+    return f"python experiments/tune_agent.py {run.go_on}"
+
+
+def check(config: TuneConfig) -> None:
+    """Refuse options that are out of range or do not fit each other.
+
+    Raises:
+        RunError: one is.
+    """
+    for name, least in (("trials", 1), ("trainings", 2), ("at_once", 0), ("grace", 1), ("seed", 0)):
+        if getattr(config, name) < least:
+            raise RunError(f"--{name.replace('_', '-')} must be at least {least}, got {getattr(config, name)}")
+    if config.agent.backend != "ray":
+        raise RunError("--agent.backend must be ray here; train_agent.py searches without it")
+    for name in ("out", "resume", "address", "trust"):
+        if getattr(config.agent, name):
+            raise RunError(f"--agent.{name} is not for many searches: give --{name}")
+    if config.agent.start is not None:
+        raise RunError("--agent.start is not for many searches, whose segments differ: train_agent.py takes it")
+
+
+def settle(config: TuneConfig) -> SearchConfig:
+    """The single search with nothing left to `auto`.
+
+    Raises:
+        RunError: an option is out of range.
+        DataError: the data set cannot be had or is too small.
+    """
+    agent = replace(config.agent, seed=config.seed)
+    if not agent.workers:
+        agent = replace(agent, workers=agent.most_workers(max(places(Search.of(agent).share), 1)))
+    search, _ = resolve_with_gpus(agent) if agent.gpus_per_worker else resolve(agent)
+    if config.search == "asha":
+        for number in range(config.trials):
+            Search.of(trial_config(search.config, config.seed, number))
+    return search.config
+
+
+def finish(config: TuneConfig, run: RunFolder, results: ResultGrid) -> None:
+    """Keep the best, compare it and write the summary."""
+    for result in results:
+        if result.error is not None:
+            print(f"a trial failed, the others went on: {' '.join(own_words(result.error).split())}", file=sys.stderr)
+    search = Search.of(config.agent)
+    workers = None
+    try:
+        workers = begin_workers(search, run, [Position() for _ in range(config.agent.workers)])
+        trainings = Trainings(run, workers)
+        if config.search == "asha":
+            schedule, images = best_agent(config, run), agents_images(config, run)
+        else:
+            schedule = keep_best(search, run, trainings, best_members(config, run, results), provenance(config))
+            images = sum(entry["images"] for entry in LineLog(run.path / "members.jsonl").read())
+        contest = compare(search, schedule, trainings, shipped_agent(search))
+    except WorkerFailedError as error:
+        raise RunError(f"{error}; go on with {run.go_on}") from None
+    finally:
+        if workers is not None:
+            workers.close()
+    summary = {"search": config.search, "images_trained": images, "policy": schedule.to_json(), "contest": contest}
+    run.write_json("summary.json", summary)
+
+
+# Agents
+
+
+def trial_config(base: SearchConfig, seed: int, number: int) -> SearchConfig:
+    """Search `number`: the base with hyperparameters of PPO and the environment drawn; number 0 is the base itself."""
+    if number == 0:
+        return base
+    draw = np.random.default_rng([seed, number])
+    ppo = replace(
+        base.ppo,
+        learning_rate=float(np.exp(draw.uniform(np.log(3e-4), np.log(1e-2)))),
+        entropy=float(np.exp(draw.uniform(np.log(1e-3), np.log(5e-2)))),
+        epochs=int(draw.choice([4, 8, 16])),
+        clip=float(draw.choice([0.1, 0.2, 0.3])),
+        gae_lambda=float(draw.choice([0.9, 0.95, 1.0])),
+        start_probability=float(draw.uniform(0.2, 0.8)),
+    )
+    segments = (float(draw.choice([1, 2, 4])),)
+    reward = str(draw.choice(["relative", "change", "final"]))
+    return replace(base, ppo=ppo, segments=segments, reward=reward)  # type: ignore[arg-type]
+
+
+def agents(config: TuneConfig, run: RunFolder) -> ResultGrid:
+    """Train every agent as a trial of its own, or those that an earlier start has not finished."""
+    from ray import tune
+    from ray.tune.schedulers import ASHAScheduler
+
+    resources = trial_resources(config.agent.workers, Search.of(config.agent).share)
+    scheduler = ASHAScheduler(
+        time_attr="episodes",
+        max_t=config.agent.episodes,
+        grace_period=min(config.grace, config.agent.episodes),
+        reduction_factor=2,
+    )
+    trainable = tune.with_resources(tune.with_parameters(agent_trial, base=asdict(config.agent)), resources)
+    tuner = partial(
+        tune.Tuner,
+        trainable,
+        param_space={
+            "trials": str((run.path / "trials").resolve()),
+            "seed": config.seed,
+            "number": tune.grid_search(list(range(config.trials))),
+        },
+        tune_config=tune.TuneConfig(
+            metric=METRIC, mode="max", scheduler=scheduler, max_concurrent_trials=config.at_once or None
+        ),
+        run_config=tune_setting(run.path, verbose=1),
+    )
+    return fit(tuner, trainable, run)
+
+
+def agent_trial(parameters: dict[str, Any], base: dict[str, Any]) -> None:
+    """One agent, in a run folder of its own as train_agent.py's; goes on from its checkpoint where there is one.
+
+    Args:
+        parameters: `trials`, the folder of all; `seed` and `number`, as `trial_config` takes them.
+        base: the setting that hyperparameters are changed in, fields of `SearchConfig`.
+    """
+    from ray import tune
+
+    torch.set_num_threads(1)
+    setting = trial_config(stored_config(SearchConfig, base), parameters["seed"], parameters["number"])
+    search = Search.of(setting)
+    run = RunFolder(trial_folder(Path(parameters["trials"]), parameters["number"]))
+    run.write_config(AGENT_KIND, asdict(search.config))
+    total = search.config.episodes
+    if not (run.path / "policy.json").exists():
+
+        def learned(episodes: int) -> None:
+            if episodes < total:  # the end is reported with the policy's own accuracy
+                tune.report({METRIC: recent_accuracy(run), "episodes": episodes})
+
+        checkpoint = run.load_checkpoint()
+        positions = positions_of(search.config, checkpoint)
+        workers = begin_workers(search, run, positions)
+        try:
+            prepare_references(search, workers)
+            agent, _ = learn(search, run, workers, positions, checkpoint, learned)
+            agent.save(run.path)
+            trainings = Trainings(run, workers)
+            keep_best(search, run, trainings, offer(run, workers, agent), agent.provenance)
+        finally:
+            workers.close()
+    policy = PolicySchedule.load(run.path / "policy.json")
+    tune.report({METRIC: policy.provenance["validation_accuracy"], "episodes": total})
+
+
+def trial_folder(trials: Path, number: int) -> Path:
+    """Where search `number` is kept."""
+    return trials / f"{number:04d}"
+
+
+def recent_accuracy(run: RunFolder) -> float:
+    """Mean final validation accuracy of the newest finished episodes, in [0, 1]: alike for every reward."""
+    episodes = LineLog(run.path / "episodes.jsonl").read()[-RECENT:]
+    return float(np.mean([episode["validation_accuracy"][-1] for episode in episodes]))
+
+
+def best_agent(config: TuneConfig, run: RunFolder) -> PolicySchedule:
+    """The policy of the finished trial that does best on validation; it and its agent are copied into the run folder.
+
+    Raises:
+        RunError: no trial finished.
+    """
+    finished = [
+        folder
+        for number in range(config.trials)
+        if ((folder := trial_folder(run.path / "trials", number)) / "policy.json").exists()
+    ]
+    if not finished:
+        raise RunError("no agent was trained to its end; their errors are above")
+    policies = {folder: PolicySchedule.load(folder / "policy.json") for folder in finished}
+    best = max(finished, key=lambda folder: policies[folder].provenance["validation_accuracy"])
+    Agent.load(best).save(run.path)
+    schedule = PolicySchedule(policies[best].segments, {**policies[best].provenance, "trial": best.name})
+    schedule.save(run.path / "policy.json")
+    return schedule
+
+
+def agents_images(config: TuneConfig, run: RunFolder) -> int:
+    """Images that all agents' episodes trained on, those of stopped agents included."""
+    logs = [LineLog(trial_folder(run.path / "trials", number) / "episodes.jsonl") for number in range(config.trials)]
+    return config.agent.batch_size * sum(entry["task"]["updates"] for log in logs for entry in log.read())
+
+
+# Population Based Training and random schedules
+
+
+def population(config: TuneConfig, run: RunFolder) -> ResultGrid:
+    """Train every member, or go on where an earlier start was."""
+    from ray import tune
+    from ray.tune.schedulers import FIFOScheduler, PopulationBasedTraining
+
+    from rlmix.experiments.search.population_trainable import Member
+
+    search = Search.of(config.agent)
+    # Tune's scheduler draws from Python's global generator.
+    random.seed(config.seed)
+    scheduler: Any = FIFOScheduler()
+    if config.search == "pbt":
+        scheduler = PopulationBasedTraining(
+            time_attr="training_iteration",
+            perturbation_interval=1,  # a segment
+            hyperparam_mutations={
+                dimension: list(range(size)) for dimension, size in zip(DIMENSIONS, search.menu.sizes, strict=True)
+            },
+            synch=True,
+        )
+    starts = [random_schedule_actions(search, config, number) for number in range(config.trainings)]
+    trainable = tune.with_parameters(Member, agent=asdict(config.agent))
+    members = tune.with_resources(trainable, single_resources(search.share))
+    tuner = partial(
+        tune.Tuner,
+        members,
+        param_space={
+            "number": tune.grid_search(list(range(config.trainings))),
+            "perturbed": config.search == "pbt",
+            "plan": tune.sample_from(lambda spec: starts[spec["config"]["number"]]),
+            **{
+                dimension: tune.sample_from(lambda spec, place=place: starts[spec["config"]["number"]][0][place])
+                for place, dimension in enumerate(DIMENSIONS)
+            },
+        },
+        tune_config=tune.TuneConfig(metric=METRIC, mode="max", scheduler=scheduler, reuse_actors=True),
+        run_config=tune_setting(run.path, verbose=1),
+    )
+    return fit(tuner, members, run)
+
+
+def random_schedule_actions(search: Search, config: TuneConfig, number: int) -> list[list[int]]:
+    """A random action for each segment; a member of the population starts with the first."""
+    draw = np.random.default_rng(episode_seed(config.seed, "search", number))
+    return [draw.integers(search.menu.sizes).tolist() for _ in search.segments]
+
+
+def best_members(config: TuneConfig, run: RunFolder, results: ResultGrid) -> dict[str, PolicySchedule]:
+    """The schedules of the members that end best on validation, by name; all members go into `members.jsonl`.
+
+    Raises:
+        RunError: no member finished.
+    """
+    search = Search.of(config.agent)
+    finished = []
+    log = LineLog(run.path / "members.jsonl")
+    log.keep(0)
+    for result in results:
+        metrics = result.metrics or {}
+        if "actions" in metrics:
+            segments, updates = len(metrics["actions"]), search.tasks.task(0).updates
+            entry = {
+                "trial": metrics["trial_id"],
+                METRIC: metrics[METRIC],
+                "actions": metrics["actions"],
+                "lineage": metrics["lineage"],
+                # A member trains every segment once, on its own weights or a better member's.
+                "images": round(search.segments[segments - 1] * updates) * config.agent.batch_size,
+            }
+            log.append(entry)
+            if segments == len(search.segments):
+                finished.append(entry)
+    if not finished:
+        raise RunError("no training came to its end; their errors are above")
+    finished.sort(key=lambda entry: -entry[METRIC])
+    return {
+        f"member {entry['trial']}": to_schedule(entry["actions"], search.menu, search.segments)
+        for entry in finished[:MOST_CANDIDATES]
+    }
+
+
+def provenance(config: TuneConfig) -> dict[str, Any]:
+    """How a population's policy came about."""
+    return {"learned_by": config.search, "trainings": config.trainings, **facts_of(Search.of(config.agent))}
+
+
+# Tune
+
+
+def fit(tuner: Callable[[], Tuner], trainable: Any, run: RunFolder) -> ResultGrid:
+    """Run the trials; those of an earlier start that finished are kept, failed ones are tried again.
+
+    Args:
+        tuner: makes it, where there is none to go on with.
+        trainable: what it runs.
+        run: the folder.
+    """
+    from ray import tune
+
+    path = run.path.resolve() / "ray"
+    if any(path.glob("experiment_state-*.json")):
+        return tune.Tuner.restore(str(path), trainable, resume_unfinished=True, restart_errored=True).fit()
+    return tuner().fit()

@@ -1,0 +1,411 @@
+"""The contest: the agent, asked live and without a search, against everybody else on tasks that it has never seen.
+
+    python experiments/studies/contest/contest.py protocol --out experiments/results/contest
+    python experiments/studies/contest/contest.py run --out experiments/results/contest
+
+The protocol is written first: groups of tasks, seeds, contestants, the agent's checksum, and which images are read. The
+run does what the protocol says, notes that the test set is read, and writes the tables; trainings that have finished
+are not run again: the same command goes on. A protocol made with `--rehearsal` has other tasks and reads development
+images; that is where agents are chosen and programs tried.
+
+Every contestant trains the same network on the same images from the same seed. Those that search (the best fixed
+policy of each task, Population Based Training, whose members have seeds of their own) train many times and keep the
+network that is best on validation images.
+"""
+
+from __future__ import annotations
+
+import functools
+import json
+import shlex
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import tyro
+
+from rlmix.agent.baselines import random_schedule
+from rlmix.agent.population import population
+from rlmix.agent.ppo import Agent
+from rlmix.classifier.evaluation.measures import subject_of
+from rlmix.classifier.files import LineLog, naming, write_atomic
+from rlmix.classifier.hardware import resolve_device, resolve_precision
+from rlmix.classifier.mixing import PolicySchedule
+from rlmix.classifier.training.trainer import TrainConfig, Trainer
+from rlmix.envs import DIMENSIONS, Menu, MixPolicyEnv, TaskDistribution
+from rlmix.envs.mix_policy import training_seed
+from rlmix.experiments.comparison.contestants import PerBatch
+from rlmix.experiments.comparison.results import pack_hits
+from rlmix.experiments.comparison.runner import run_all
+from rlmix.experiments.comparison.trainings import TEST_READS, train_per_batch
+from rlmix.experiments.reports.charts import png
+from rlmix.experiments.runs.errors import RunError, fitting, user_errors
+from rlmix.experiments.runs.machine import machine
+from rlmix.experiments.runs.signals import interrupt_on_sigterm
+from rlmix.experiments.search.shipped import agent_checksum
+from rlmix.experiments.search.task_family import DATASET, IMAGE_SIZE, ONE_TASK, TASKS, VALIDATION_SIZE
+from rlmix.experiments.studies.contest.contest_results import (
+    AGENT,
+    BEST,
+    ONE,
+    ORACLE,
+    RANDOM,
+    RIVALS,
+    markdown,
+    picture,
+    results,
+)
+
+COMMAND = "python experiments/studies/contest/contest.py"
+SEED = 7_310_000_000  # of the tasks; far from those that anybody gives a search
+CONTEST, REHEARSAL = 0, 1  # what seeds of trainings and, as far as it is a rehearsal, of tasks are drawn from
+
+
+@dataclass(frozen=True)
+class Group:
+    """Tasks of one kind.
+
+    Attributes:
+        title: for tables.
+        tasks: where they come from.
+        dataset, image_size, model, lr: what is trained on, and how.
+        validation_size: images that searches choose by; none = the data set's default.
+    """
+
+    title: str
+    tasks: TaskDistribution
+    dataset: str = DATASET
+    image_size: int | None = IMAGE_SIZE
+    model: str = "search"
+    lr: float = 0.2
+    validation_size: int | None = VALIDATION_SIZE
+
+
+GROUPS = {
+    "family": Group("unseen sizes, budgets and seeds", replace(TASKS, seed=SEED + 1)),
+    "pair": Group(
+        "unseen noise: pairs of classes", replace(TASKS, seed=SEED + 2, clean=0.0, noise="pair", label_noise=(0.1, 0.4))
+    ),
+    "digits": Group(
+        "unseen data: digits of 8 pixels",
+        replace(TASKS, seed=SEED + 3, train_size=(200, 800)),
+        dataset="digits",
+        image_size=None,
+        validation_size=None,
+    ),
+    "lenet": Group("unseen network: LeNet", replace(TASKS, seed=SEED + 4), model="lenet", lr=0.02),
+    "wide": Group("unseen network: twice the channels", replace(TASKS, seed=SEED + 5), model="search_wide"),
+    ONE: Group("1,000 clean images, 1,000 updates", replace(ONE_TASK, seed=SEED + 6)),
+}
+
+
+@dataclass(frozen=True)
+class ContestConfig:
+    """Hold the contest, or write down how it will be held."""
+
+    stage: tyro.conf.Positional[Literal["protocol", "run"]]
+    """Write the protocol, or do what it says."""
+    agent: str = "experiments/policies/shipped"
+    """Folder of the agent; for the protocol."""
+    fixed: str = "experiments/results/fixed/policy.json"
+    """The best single fixed policy, search_fixed.py's; for the protocol."""
+    others: tuple[str, ...] = ()
+    """Further agents, each as NAME=FOLDER; for the protocol."""
+    schedules: tuple[str, ...] = ()
+    """Schedules that searches have found, each as NAME=FILE; for the protocol."""
+    only: tuple[str, ...] = ()
+    """Contestants, by their names in a protocol; none takes all of them; for the protocol."""
+    groups: tuple[str, ...] = tuple(name for name in GROUPS if name != ONE)
+    """Groups of tasks, or one alone, a contest of its own; for the protocol."""
+    count: int = 10
+    """Tasks of each group that everybody trains; for the protocol."""
+    rivals_count: int | None = None
+    """Tasks of each group for the agent, the best fixed policy, random and plain training, if more; for protocols."""
+    rehearsal: bool = False
+    """Other tasks, and development images instead of the test set; for the protocol."""
+    data_root: str | None = None
+    """Folder where data sets lie; none looks in the usual places, then downloads."""
+    processes: int = 2
+    """Trainings at a time, one thread each."""
+    out: str = "runs/contest"
+    """Folder of protocol.json, runs.jsonl, results.json, results.md and results.png."""
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One contestant on one task.
+
+    Attributes:
+        group: name of its group.
+        task: number of the task.
+        contestant: name.
+    """
+
+    group: str
+    task: int
+    contestant: str
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Run the command."""
+    arguments = sys.argv[1:] if arguments is None else arguments
+    interrupt_on_sigterm()
+    command = shlex.join([*COMMAND.split(), *arguments])
+    with user_errors(command):
+        config = tyro.cli(ContestConfig, args=arguments, description=__doc__)
+        if config.processes < 1:
+            raise RunError(f"--processes must be at least 1, got {config.processes}")
+        out = Path(config.out)
+        if config.stage == "protocol":
+            write_protocol(config, out, command)
+        else:
+            run(config, out, command)
+
+
+def write_protocol(config: ContestConfig, out: Path, command: str) -> None:
+    """Write down who will be trained on what, before anything is.
+
+    Raises:
+        RunError: trainings have been made already, or an option is out of range.
+    """
+    if (out / "runs.jsonl").exists():
+        raise RunError(f"{out}: trainings of a contest are there already; its protocol stays as it is")
+    unknown = [name for name in config.groups if name not in GROUPS]
+    if unknown or not config.groups:
+        raise RunError(f"--groups must be among {', '.join(GROUPS)}, got {' '.join(unknown) or 'none'}")
+    if ONE in config.groups and len(config.groups) > 1:
+        raise RunError(f"--groups {ONE} is a contest of its own; leave the others out, got {' '.join(config.groups)}")
+    if config.count < 2:
+        raise RunError(f"--count must be at least 2, got {config.count}")
+    if config.rivals_count is not None and config.rivals_count < config.count:
+        raise RunError(f"--rivals-count must be at least --count, {config.count}, got {config.rivals_count}")
+    agent = Agent.load(Path(config.agent))
+    contestants: dict[str, dict[str, Any]] = {
+        AGENT: _agent(config.agent),
+        BEST: {"kind": "schedule", "schedule": PolicySchedule.load(config.fixed).to_json()},
+        RANDOM: {"kind": "random"},
+        **{
+            f"fixed: {name}": {"kind": "schedule", "schedule": schedule.to_json(), "of_the_menu": True}
+            for name, schedule in fixed_of(agent.menu).items()
+        },
+        "population": {"kind": "population", "trainings": len(agent.menu.actions())},
+        "rl-mix": {"kind": "per batch"},
+    }
+    for option, entries in (("--others", config.others), ("--schedules", config.schedules)):
+        for entry in entries:
+            name, equals, path = entry.partition("=")
+            if not equals or not name or name in (*contestants, ORACLE):
+                what = "FOLDER" if option == "--others" else "FILE"
+                raise RunError(f"{option} must be new names as NAME={what}, got {entry!r}")
+            if option == "--schedules":
+                contestants[name] = {"kind": "schedule", "schedule": PolicySchedule.load(path).to_json()}
+                continue
+            known = Agent.load(Path(path))
+            if (known.menu, known.segments) != (agent.menu, agent.segments):
+                raise RunError(f"--others: {entry} has another menu or other segments than {config.agent}")
+            contestants[name] = _agent(path)
+    strange = [name for name in config.only if name not in contestants]
+    if strange or (config.only and AGENT not in config.only):
+        raise RunError(
+            f"--only must be {AGENT} and others among {', '.join(contestants)}, got {', '.join(strange or config.only)}"
+        )
+    groups = {name: GROUPS[name] for name in config.groups}
+    if config.rehearsal:
+        groups = {
+            name: replace(group, tasks=replace(group.tasks, seed=group.tasks.seed + 1000))
+            for name, group in groups.items()
+        }
+    protocol = {
+        "command": command,
+        "split": "development" if config.rehearsal else "test",
+        "first_seed": REHEARSAL if config.rehearsal else CONTEST,
+        "groups": {name: asdict(group) for name, group in groups.items()},
+        "contestants": {
+            name: {**entry, "count": config.rivals_count or config.count if name in RIVALS else config.count}
+            for name, entry in contestants.items()
+            if not config.only or name in config.only
+        },
+        "menu": agent.menu.to_json(),
+        "segments": list(agent.segments),
+        "statistics": (
+            "Means over tasks of paired differences (same images, weights and order of data); over all groups every "
+            "task weighs alike. 95 % intervals from 2,000 bootstrap replicates that draw tasks, within their groups, "
+            "and held-out images, alike in all groups of one data set. The oracle is the network of the menu's fixed "
+            "policy that is best on each task's validation images. A training that diverged counts as at chance. What "
+            "was aimed at is judged on the most tasks that everybody whom an aim names has trained."
+        ),
+    }
+    with naming(out):
+        out.mkdir(parents=True, exist_ok=True)
+    write_atomic(out / "protocol.json", (json.dumps(protocol, indent=2) + "\n").encode())
+    print(f"written: {out}/protocol.json\nnext: {COMMAND} run --out {out}")
+
+
+def run(config: ContestConfig, out: Path, command: str) -> None:
+    """Do what the protocol says, from wherever the log stands, and write the tables.
+
+    Raises:
+        RunError: there is no protocol, or an agent is not the one that it names.
+    """
+    file = out / "protocol.json"
+    if not file.is_file():
+        raise RunError(f"there is no {file}; write it first: {COMMAND} protocol --out {out}")
+    with fitting(file):
+        protocol = json.loads(file.read_bytes())
+        for entry in protocol["contestants"].values():
+            if entry["kind"] == "agent" and entry["sha256"] != agent_checksum(Path(entry["folder"])):
+                raise RunError(
+                    f"{entry['folder']}: not the agent of the protocol; restore it, or write another protocol"
+                )
+        counts = {name: entry["count"] for name, entry in protocol["contestants"].items()}
+        wanted = [
+            Entry(group, number, name)
+            for count in sorted(set(counts.values()), reverse=True)  # those of many tasks first
+            for number in range(count)
+            for group in protocol["groups"]  # in turn, so that a contest half done says something
+            for name in counts
+            if counts[name] == count
+        ]
+    log = LineLog(out / "runs.jsonl")
+    with fitting(log.path):
+        known = log.read()
+        finished = {Entry(line["group"], line["task"], line["contestant"]): line for line in known}
+    log.keep(len(known))
+    missing = [entry for entry in wanted if entry not in finished]
+    print(f"{len(wanted)} entries, {len(wanted) - len(missing)} of them finished before", flush=True)
+    if missing and protocol["split"] == "test":
+        when = time.strftime("%Y-%m-%dT%H:%M:%S%z")
+        LineLog(out / TEST_READS).append({"at": when, "command": command, "entries": len(missing)})
+    precision = resolve_precision("auto", resolve_device("cpu"))
+    jobs = [functools.partial(play, entry, str(file), precision, config.data_root) for entry in missing]
+    started = time.monotonic()
+    try:
+        for done, line in enumerate(run_all(jobs, config.processes), start=len(wanted) - len(missing) + 1):
+            log.append(line)
+            finished[Entry(line["group"], line["task"], line["contestant"])] = line
+            told = f"{line['group']:<8} {line['task']:>3}  {line['contestant']:<24} {100 * line['accuracy']:.2f} %"
+            print(f"{done:>5} of {len(wanted)}  {time.monotonic() - started:6.0f} s  {told}", flush=True)
+    finally:  # however far it came
+        write(out, protocol, [finished[entry] for entry in wanted if entry in finished], command)
+
+
+def write(out: Path, protocol: Mapping[str, Any], lines: Sequence[Mapping[str, Any]], command: str) -> None:
+    """Write what the trainings so far say, of the tasks that every contestant of a table has finished."""
+    found = results(protocol, lines)
+    if not found["tables"]:
+        print("no two tasks of a group have been finished by every contestant")
+        return
+    result = {"command": command, "machine": machine(), **found}
+    write_atomic(out / "results.json", (json.dumps(result, indent=2) + "\n").encode())
+    write_atomic(out / "results.md", markdown(result).encode())
+    write_atomic(out / "results.png", png(picture(result)))
+    print(f"\n{markdown(result)}\nwritten: {out}/results.json, results.md, results.png")
+
+
+def fixed_of(menu: Menu) -> dict[str, PolicySchedule]:
+    """Every distinct policy of a menu, by what its choices are called where there is more than one."""
+    named = {}
+    for action in menu.actions():
+        words = [
+            menu.names(dimension)[choice]
+            for dimension, choice, size in zip(DIMENSIONS, action, menu.sizes, strict=True)
+            if size > 1
+        ]
+        named[", ".join(words)] = PolicySchedule.fixed(menu.policy(action))
+    return named
+
+
+def play(entry: Entry, protocol_file: str, precision: str, data_root: str | None) -> dict[str, Any]:
+    """One contestant's training, or trainings, of one task.
+
+    Returns:
+        The line of the log: accuracy on the split that is reported, in [0, 1], and which images are right, both in
+        float32 and both at chance or none after a diverged training; validation accuracy; and what the contestant
+        chose, if it chose.
+    """
+    protocol = _protocol(protocol_file)
+    group, contestant = protocol["groups"][entry.group], protocol["contestants"][entry.contestant]
+    env = _environment(protocol_file, entry.group, precision, data_root)
+    tasks = TaskDistribution(**group["tasks"])
+    task = tasks.task(entry.task)
+    seed = seed_of(protocol["first_seed"], tasks, entry.task)
+    chosen: list[Any] = []
+    trainings = 1
+    match contestant["kind"]:
+        case "schedule":
+            schedule = PolicySchedule.from_json(contestant["schedule"])
+            env.train_under(schedule, task, seed, splits=[])
+            trainer: Trainer | None = env.trainer
+        case "random":
+            schedule = random_schedule(env.menu, env.segments, seed)
+            env.train_under(schedule, task, seed, splits=[])
+            trainer = env.trainer
+        case "agent":
+            actions = Agent.load(Path(contestant["folder"])).play(env, task, seed)
+            trainer, chosen = env.trainer, [list(action) for action in actions]
+        case "population":
+            trainings = contestant["trainings"]
+            trainer, chosen = population(env, task, seed, trainings)
+        case _:
+            data = env.prepare(task).data
+            training = replace(task.training(env.training), saliency="exact")
+            trainer, _ = train_per_batch(PerBatch(), training, data, training_seed(seed))
+    seen = _seen(trainer, protocol["split"], 1 / env.trainer.num_classes)
+    return {**asdict(entry), "task_drawn": asdict(task), "seed": seed, "trainings": trainings, "chosen": chosen, **seen}
+
+
+def seed_of(first: int, tasks: TaskDistribution, number: int) -> int:
+    """The seed of everybody's training of a task; that of no other task in any group."""
+    return int(np.random.SeedSequence([first, tasks.seed, number]).generate_state(1)[0] >> 1)
+
+
+def _seen(trainer: Trainer | None, split: str, chance: float) -> dict[str, Any]:
+    """What a finished training's network is worth."""
+    validation = None if trainer is None else trainer.evaluate("validation")
+    if trainer is not None and validation is not None and np.isfinite(validation.loss):
+        right = subject_of(trainer, split).predictions.right
+        return {
+            "accuracy": float(right.mean()),
+            "validation": validation.accuracy,
+            "diverged": False,
+            "hits": pack_hits(right),
+            "images": len(right),
+        }
+    return {"accuracy": chance, "validation": chance, "diverged": True, "hits": None, "images": None}
+
+
+def _agent(folder: str) -> dict[str, Any]:
+    return {"kind": "agent", "folder": folder, "sha256": agent_checksum(Path(folder))}
+
+
+@functools.cache
+def _protocol(file: str) -> dict[str, Any]:
+    return json.loads(Path(file).read_bytes())
+
+
+@functools.cache
+def _environment(protocol_file: str, group: str, precision: str, data_root: str | None) -> MixPolicyEnv:
+    protocol = _protocol(protocol_file)
+    setting = protocol["groups"][group]
+    tasks = TaskDistribution(**setting["tasks"])
+    return MixPolicyEnv(
+        setting["dataset"],
+        data_root,
+        image_size=setting["image_size"],
+        training=TrainConfig(
+            model=setting["model"], updates=tasks.updates[1], lr=setting["lr"], device="cpu", precision=precision
+        ),
+        tasks=tasks,
+        segments=protocol["segments"],
+        reward="final",
+        menu=Menu.from_json(protocol["menu"]),
+        validation_size=setting["validation_size"],
+    )
+
+
+if __name__ == "__main__":
+    main()

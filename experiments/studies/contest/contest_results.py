@@ -1,0 +1,255 @@
+"""What a contest says: means and paired differences with bootstrap intervals, as JSON, as a table and as a picture."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from matplotlib.figure import Figure
+from numpy.typing import NDArray
+
+from rlmix.envs import Menu
+from rlmix.experiments.comparison.intervals import pigeonhole_bootstrap
+from rlmix.experiments.comparison.results import unpack_hits
+
+AGENT, BEST, RANDOM = "agent", "best fixed", "random"
+PLAIN = "fixed: clean, β 1"
+RIVALS = (AGENT, BEST, RANDOM, PLAIN)  # the aims' own, who may train more tasks than the others
+ORACLE = "oracle"  # of each task the menu's fixed policy that is best on validation images
+ALL = "all groups"
+ONE = "one"  # the group that is a contest of its own, with aims of its own
+AIMS_OF_ONE = ((BEST, 0.3), (RANDOM, 0.5))
+AIMS = (  # (rival, points that the agent is to be ahead)
+    (BEST, 0.5),
+    (RANDOM, 1.0),
+)
+WAY, BEHIND_PLAIN = 0.7, 0.3  # share of the way from the best fixed policy to the oracle; most behind plain training
+
+
+def results(protocol: Mapping[str, Any], lines: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """Differences of the agent to everybody, by group and over all of them, in points, and what came of the aims.
+
+    Args:
+        protocol: of the contest.
+        lines: of its log.
+
+    Returns:
+        For `results.json`. There is a table for each number of tasks that contestants train, most tasks first, of all
+        who train so many or more, on those tasks of a group that every one of them has finished, if there are two.
+        What was aimed at is judged by the first table that knows the rival.
+    """
+    counts = sorted({entry["count"] for entry in protocol["contestants"].values()}, reverse=True)
+    tables = [table for count in counts if (table := _table(protocol, lines, count)) is not None]
+    aims: dict[str, Any] = {}
+    for table in reversed(tables):
+        aims.update(_aims(table["groups"], table[ALL]["agent_minus"]))
+    return {"split": protocol["split"], "statistics": protocol["statistics"], "tables": tables, "aims": aims}
+
+
+def _table(protocol: Mapping[str, Any], lines: Sequence[Mapping[str, Any]], count: int) -> dict[str, Any] | None:
+    """The table of those who train so many tasks or more; none where no group has two that all have finished."""
+    names = [name for name, entry in protocol["contestants"].items() if entry["count"] >= count]
+    found = {(line["group"], line["task"], line["contestant"]): line for line in lines}
+    groups: dict[str, dict[str, Any]] = {}
+    rights: dict[str, dict[str, NDArray[np.float64]]] = {}
+    of_menu = [name for name in names if protocol["contestants"][name].get("of_the_menu")]
+    whole = len(of_menu) == len(Menu.from_json(protocol["menu"]).actions())
+    menu = of_menu if whole else []  # one that knows part of the menu alone would be no oracle
+    for group, setting in protocol["groups"].items():
+        tasks = [task for task in range(count) if all((group, task, name) in found for name in names)]
+        if len(tasks) < 2:
+            continue
+        images = next(line["images"] for line in lines if line["group"] == group and line["images"])
+        entries = {name: [found[group, task, name] for task in tasks] for name in names}
+        if menu:
+            best = [max(menu, key=lambda name: found[group, task, name]["validation"]) for task in tasks]
+            entries[ORACLE] = [found[group, task, name] for task, name in zip(tasks, best, strict=True)]
+        rights[group] = {name: np.stack([_right(line, images) for line in of]) for name, of in entries.items()}
+        groups[group] = {
+            "title": setting["title"],
+            "tasks": len(tasks),
+            "images": images,
+            "accuracy": {name: [line["accuracy"] for line in of] for name, of in entries.items()},
+            "agent_minus": {
+                name: _points([rights[group][AGENT] - right], [setting["dataset"]])
+                for name, right in rights[group].items()
+                if name != AGENT
+            },
+            "diverged": {name: sum(line["diverged"] for line in of) for name, of in entries.items()},
+        }
+    if not groups:
+        return None
+    data = [protocol["groups"][group]["dataset"] for group in groups]
+    everybody = [*names, *([ORACLE] if menu else [])]
+    overall = {
+        name: _points([rights[group][AGENT] - rights[group][name] for group in groups], data)
+        for name in everybody
+        if name != AGENT
+    }
+    accuracies = {name: [value for group in groups.values() for value in group["accuracy"][name]] for name in everybody}
+    return {
+        "count": count,
+        "groups": groups,
+        ALL: {
+            "tasks": sum(group["tasks"] for group in groups.values()),
+            "accuracy": {name: float(np.mean(values)) for name, values in accuracies.items()},
+            "agent_minus": overall,
+            "fixed": _spread([accuracies[name] for name in of_menu]),
+        },
+    }
+
+
+def _spread(accuracies: Sequence[Sequence[float]]) -> dict[str, float] | None:
+    """How far policies differ on average, and how far single trainings are from what policy and task say of them.
+
+    Args:
+        accuracies: of each policy on each task, in [0, 1].
+
+    Returns:
+        Standard deviations in points, of the policies' means with what single trainings add to them taken off, and of
+        what is left of single trainings, by a two-way analysis of variance; none for fewer than two policies.
+    """
+    values = 100 * np.array(accuracies)
+    if len(values) < 2:
+        return None
+    policies, tasks = values.shape
+    means = values.mean(axis=1)
+    left = values - means[:, None] - values.mean(axis=0) + values.mean()
+    single = (left**2).sum() / ((policies - 1) * (tasks - 1))
+    return {
+        "policies": float(np.sqrt(max(means.var(ddof=1) - single / tasks, 0.0))),
+        "single_training": float(np.sqrt(single)),
+    }
+
+
+def _right(line: Mapping[str, Any], images: int) -> NDArray[np.float64]:
+    """Which images are right, `[N]`; chance for each where the training diverged."""
+    return np.full(images, line["accuracy"]) if line["hits"] is None else unpack_hits(line["hits"], images)
+
+
+def _points(differences: Sequence[NDArray[np.float64]], data: Sequence[str]) -> dict[str, float]:
+    mean, low, high = pigeonhole_bootstrap(differences, data)
+    return {"mean": 100 * mean, "low": 100 * low, "high": 100 * high}
+
+
+def _aims(groups: Mapping[str, Any], overall: Mapping[str, Mapping[str, float]]) -> dict[str, Any]:
+    """What was aimed at, what came, and whether it was reached; of rivals that took part."""
+    aims: dict[str, Any] = {}
+    alone = list(groups) == [ONE]
+    for rival, points in AIMS_OF_ONE if alone else AIMS:
+        if rival in overall:
+            came = overall[rival]
+            reached = came["mean"] >= points and came["low"] > 0
+            aims[f"ahead of {rival} by {points:g} points, interval without zero"] = {"came": came, "reached": reached}
+    if alone:
+        return aims
+    if BEST in overall and ORACLE in overall:
+        gap = overall[BEST]["mean"] - overall[ORACLE]["mean"]  # of the oracle to the best fixed policy
+        share = overall[BEST]["mean"] / gap if gap > 0 else None
+        aims[f"{100 * WAY:g} % of the way from the best fixed policy to the oracle"] = {
+            "came": {"share": share, "oracle_minus_best_fixed": gap},
+            "reached": overall[BEST]["mean"] >= max(WAY * gap, 0.0),
+        }
+    if PLAIN in overall:
+        worst = {name: group["agent_minus"][PLAIN]["mean"] for name, group in groups.items()}
+        aims[f"in no group more than {BEHIND_PLAIN:g} points behind plain training"] = {
+            "came": worst,
+            "reached": min(worst.values()) >= -BEHIND_PLAIN,
+        }
+    return aims
+
+
+def markdown(result: Mapping[str, Any]) -> str:
+    """The results for a reader: by how much the agent is ahead of everybody, in every group and overall."""
+    aims = [
+        f"- {aim}: {'reached' if entry['reached'] else '**not reached**'} ({_came(entry['came'])})"
+        for aim, entry in result["aims"].items()
+    ]
+    return "\n".join(
+        [
+            f"By how many points of {result['split']} accuracy the agent is ahead, with 95 % intervals; tasks in "
+            f"brackets. {result['statistics']}",
+            "",
+            *(line for table in result["tables"] for line in _rows(table)),
+            *aims,
+            "",
+        ]
+    )
+
+
+def _columns(table: Mapping[str, Any]) -> list[Mapping[str, Any]]:
+    """All groups together, then each of them; one alone is all there is."""
+    groups = list(table["groups"].values())
+    return groups if len(groups) == 1 else [table[ALL], *groups]
+
+
+def _rows(table: Mapping[str, Any]) -> list[str]:
+    columns, overall = _columns(table), table[ALL]
+    order = sorted(overall["agent_minus"], key=lambda name: overall["agent_minus"][name]["mean"])
+    heads = [f"{column.get('title', 'all')} ({column['tasks']})" for column in columns]
+    rows = []
+    for name in order:
+        first, *others = [_shown(column["agent_minus"][name]) for column in columns]
+        rows.append([name, f"**{first}**", *others])
+    accuracy = [float(np.mean(column["accuracy"][AGENT])) for column in columns]
+    rows.append(["*accuracy of the agent, %*", *(f"*{100 * value:.2f}*" for value in accuracy)])
+    spread = overall["fixed"]
+    return [
+        f"{table['count']} tasks of each group, as far as they are finished:",
+        "",
+        f"| the agent, asked live, less | {' | '.join(heads)} |",
+        "|---" * (len(heads) + 1) + "|",
+        *(f"| {' | '.join(row)} |" for row in rows),
+        "",
+        *([_noise(spread), ""] if spread else []),
+    ]
+
+
+def _noise(spread: Mapping[str, float]) -> str:
+    return (
+        f"Means of the menu's fixed policies differ with a standard deviation of {spread['policies']:.2f} points; a "
+        f"single training is {spread['single_training']:.2f} points from what its policy and its task say of it."
+    )
+
+
+def picture(result: Mapping[str, Any]) -> Figure:
+    """How far everybody is from the agent, a panel for each group and one for all of them, a row for each table."""
+    tables = result["tables"]
+    heights = [3 + len(table[ALL]["accuracy"]) for table in tables]
+    widest = max(len(_columns(table)) for table in tables)
+    figure = Figure(figsize=(2.6 + 2.1 * widest, 0.4 + 0.24 * sum(heights)), layout="constrained")
+    parts = np.atleast_1d(figure.subfigures(len(tables), 1, height_ratios=heights))
+    for part, table in zip(parts, tables, strict=True):
+        panels, accuracy = _columns(table), table[ALL]["accuracy"]
+        order = sorted(accuracy, key=lambda name: accuracy[name])
+        axes = part.subplots(1, len(panels), sharey=True, squeeze=False)[0]
+        for axis, panel in zip(axes, panels, strict=True):
+            for row, contestant in enumerate(order):
+                if contestant == AGENT:
+                    axis.plot(0, row, "o", color="#d55e00", markersize=5)
+                    continue
+                gap = panel["agent_minus"][contestant]
+                reach = [[gap["high"] - gap["mean"]], [gap["mean"] - gap["low"]]]
+                axis.errorbar(-gap["mean"], row, xerr=reach, fmt="o", color="#0072b2", markersize=4)
+            axis.axvline(0, color="#d55e00", linewidth=0.8)
+            axis.set_title(f"{panel.get('title', 'all groups')}\n{panel['tasks']} tasks", fontsize=8)
+            axis.tick_params(labelsize=8)
+            axis.grid(axis="x", color="#dddddd", linewidth=0.6)
+            axis.spines[["top", "right", "left"]].set_visible(False)
+        axes[0].set_yticks(range(len(order)), order, fontsize=8)
+    parts[-1].supxlabel(f"points of {result['split']} accuracy against the agent, 95 % intervals", fontsize=9)
+    return figure
+
+
+def _shown(points: Mapping[str, float]) -> str:
+    return f"{points['mean']:+.2f} ({points['low']:+.2f} to {points['high']:+.2f})"
+
+
+def _came(came: Mapping[str, Any]) -> str:
+    if "low" in came:
+        return _shown(came)
+    if "share" in came:
+        share = "no way to go" if came["share"] is None else f"{100 * came['share']:.0f} %"
+        return f"{share}; the oracle is {came['oracle_minus_best_fixed']:+.2f} ahead of the best fixed policy"
+    return ", ".join(f"{name} {value:+.2f}" for name, value in came.items())

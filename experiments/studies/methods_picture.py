@@ -1,0 +1,88 @@
+"""Draw the same images under the mixing methods, with their targets: the picture in the README.
+
+python experiments/studies/methods_picture.py --out docs/methods.png
+"""
+
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import matplotlib
+import torch
+import tyro
+from matplotlib.figure import Figure
+
+from rlmix.classifier.data import load_dataset, split
+from rlmix.classifier.mixing import MixPolicy, mix_batch, one_hot
+from rlmix.classifier.mixing.picture import mixed_picture
+from rlmix.classifier.mixing.saliency import input_gradient
+from rlmix.classifier.mixing.targets import soft_cross_entropy
+from rlmix.classifier.training.trainer import TrainConfig, Trainer
+from rlmix.experiments.runs.errors import user_errors
+
+IMAGES = 8
+# Without Manifold Mixup, which mixes hidden states, and variants that look like the method that they are made of.
+DRAWN = ("clean", "mixup", "cutmix", "average", "rmix", "saliencymix", "puzzlemix")
+
+
+@dataclass(frozen=True)
+class DrawConfig:
+    """Draw the same images under the mixing methods, with their targets."""
+
+    dataset: str = "fashion_mnist"
+    """Data set by name."""
+    data_root: str | None = None
+    """Folder where the data set lies; none looks in the usual places."""
+    train_size: int = 2000
+    """Training images of the network."""
+    updates: int = 200
+    """Updates of the network whose saliency R-Mix and Puzzle Mix read."""
+    seed: int = 4
+    """Of the images, the network and the mixing."""
+    out: str = "docs/methods.png"
+    """The picture, PNG."""
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Run the command."""
+    with user_errors():
+        config = tyro.cli(DrawConfig, args=sys.argv[1:] if arguments is None else arguments, description=__doc__)
+        data = split(load_dataset(config.dataset, config.data_root)).draw(config.train_size, data_seed=config.seed)
+        draw(config, Trainer(TrainConfig(updates=config.updates, device="cpu"), data, seed=config.seed))
+    print(f"written: {config.out}")
+
+
+def draw(config: DrawConfig, trainer: Trainer) -> None:
+    """Train the network, mix the first development images with each method, and save the picture."""
+    trainer.train(MixPolicy({"clean": 1.0}), config.updates)
+    data, model, classes = trainer.data, trainer.model.train(), trainer.num_classes
+    mean, std = torch.tensor(data.mean), torch.tensor(data.std)
+    images = (data.development.images[:IMAGES] / 255 - mean[:, None, None]) / std[:, None, None]
+    targets = one_hot(data.development.labels[:IMAGES], classes)
+
+    def gradient(inputs: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+        return input_gradient(lambda leaf: soft_cross_entropy(model(leaf)[:, :classes], labels).mean(), inputs, model)
+
+    figure = Figure(figsize=(10.5, 1.72 * len(DRAWN)), layout="constrained")
+    for panel, method in zip(figure.subplots(len(DRAWN), 1), DRAWN, strict=True):
+        mixed = mix_batch(
+            images,
+            targets,
+            MixPolicy({method: 1.0}),
+            method=method,
+            generator=torch.Generator().manual_seed(config.seed),
+            gradient=gradient,
+            mean=mean,
+            std=std,
+        )
+        panel.imshow(mixed_picture(*mixed, class_names=data.class_names, mean=data.mean, std=data.std))
+        panel.set_title(method, loc="left", fontsize=11, fontweight="bold")
+        panel.axis("off")
+    Path(config.out).parent.mkdir(parents=True, exist_ok=True)
+    with matplotlib.rc_context({"savefig.facecolor": "white"}):
+        figure.savefig(config.out, dpi=100)
+
+
+if __name__ == "__main__":
+    main()

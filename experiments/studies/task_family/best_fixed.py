@@ -1,0 +1,183 @@
+"""The best single fixed policy for the family of tasks, mixtures of methods included: the agent's rival.
+
+python experiments/studies/task_family/best_fixed.py --out experiments/results/fixed
+python experiments/studies/task_family/best_fixed.py --tasks one --from-menu 16 --out experiments/results/one_task/fixed
+
+Candidates are the policies of the family's menu that its log finds best and mixtures drawn at random: shares of clean
+updates and of every method of the menu, label smoothing, whatever the menu pairs. They are halved successively: each
+round trains those that are left on further tasks of the family, all on the same ones, and keeps the best by mean
+accuracy over all rounds on development images. With `--tasks one` it is the best policy for 1,000 clean images and
+1,000 updates. Trainings that have finished are not run again: the same command goes on.
+"""
+
+from __future__ import annotations
+
+import functools
+import json
+import shlex
+import sys
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import tyro
+
+from rlmix.classifier.files import LineLog, naming, write_atomic
+from rlmix.classifier.hardware import resolve_device, resolve_precision
+from rlmix.classifier.mixing import MixPolicy, PolicySchedule
+from rlmix.experiments.comparison.intervals import mean_interval, paired_difference
+from rlmix.experiments.comparison.runner import run_all
+from rlmix.experiments.runs.errors import RunError, fitting, user_errors
+from rlmix.experiments.runs.machine import machine
+from rlmix.experiments.runs.signals import interrupt_on_sigterm
+from rlmix.experiments.search.task_family import MENU, ONE_TASK, TASKS, environment, part_of
+from rlmix.experiments.studies.task_family.fit_agent import episodes
+
+COMMAND = "python experiments/studies/task_family/best_fixed.py"
+FIRST_TASK = 100_000  # of the family; those before it are the log's and the agent's
+SMOOTHING = (0.0, 0.1, 0.3)
+KINDS = {"family": TASKS, "one": ONE_TASK}
+ROUNDS = ((24, 4), (8, 12), (3, 32))  # (candidates, tasks of each): the best of a round go on
+
+
+@dataclass(frozen=True)
+class FixedConfig:
+    """Search the best single fixed policy of the family."""
+
+    tasks: Literal["family", "one"] = "family"
+    """What it is to be best on: the family's tasks, or 1,000 clean images for 1,000 updates."""
+    log: str = "experiments/results/family/episodes.jsonl"
+    """Log of study_family.py: by it the menu's own candidates are chosen."""
+    from_menu: int = 8
+    """Candidates from the menu; the others are mixtures."""
+    seed: int = 0
+    """Of the mixtures."""
+    data_root: str | None = None
+    """Folder where the data set lies; none looks in the usual places, then downloads."""
+    processes: int = 2
+    """Trainings at a time, one thread each."""
+    out: str = "runs/fixed"
+    """Folder of trainings.jsonl, those finished so far, of results.json, and of policy.json, the best one."""
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Run the command."""
+    interrupt_on_sigterm()
+    arguments = sys.argv[1:] if arguments is None else arguments
+    command = shlex.join([*COMMAND.split(), *arguments])
+    with user_errors(command):
+        config = tyro.cli(FixedConfig, args=arguments, description=__doc__)
+        if not 0 <= config.from_menu <= min(ROUNDS[0][0], len(MENU.actions())):
+            raise RunError(f"--from-menu must be in [0, {len(MENU.actions())}], got {config.from_menu}")
+        for name, least in (("processes", 1), ("seed", 0)):
+            if getattr(config, name) < least:
+                raise RunError(f"--{name} must be at least {least}, got {getattr(config, name)}")
+        out, studied = Path(config.out), Path(config.log)
+        if not studied.is_file():
+            raise RunError(f"--log: there is no file {studied}; study_family.py writes one")
+        with naming(out):
+            out.mkdir(parents=True, exist_ok=True)
+        with fitting(studied):
+            left = best_of_menu(LineLog(studied).read(), config.from_menu)
+        left += mixtures(ROUNDS[0][0] - len(left), seed=config.seed)
+        log = LineLog(out / "trainings.jsonl")
+        with fitting(log.path):
+            known = log.read()
+            accuracies = {(line["policy"], line["task"]): line["development"] for line in known}
+            for line in known:
+                if line["task_drawn"] != asdict(KINDS[config.tasks].task(line["task"])):
+                    raise RunError(f"{log.path} is of other tasks than --tasks {config.tasks}; choose another --out")
+        log.keep(len(known))
+        precision = resolve_precision("auto", resolve_device("cpu"))
+        first, rounds = FIRST_TASK, []
+        for count, tasks in ROUNDS:
+            left = left[:count]
+            jobs = [
+                functools.partial(play, policy, task, config.tasks, precision, config.data_root)
+                for task in range(first, first + tasks)
+                for policy in left
+                if (_key(policy), task) not in accuracies
+            ]
+            for line in run_all(jobs, config.processes):
+                log.append(line)
+                accuracies[line["policy"], line["task"]] = line["development"]
+                print(f"{len(accuracies):>5}  task {line['task']}", flush=True)
+            first += tasks
+            scores = {
+                _key(policy): [accuracies[_key(policy), task] for task in range(FIRST_TASK, first)] for policy in left
+            }
+            left.sort(key=lambda policy: -float(np.mean(scores[_key(policy)])))
+            rounds.append(ranking(left, scores))
+        trainings = sum(count * tasks for count, tasks in ROUNDS)
+        facts = {"learned_by": "search_fixed", "command": command, "trainings": trainings}
+        PolicySchedule(PolicySchedule.fixed(left[0]).segments, facts).save(out / "policy.json")
+        result = {"command": command, "machine": machine(), "trainings": trainings, "rounds": rounds}
+        write_atomic(out / "results.json", (json.dumps(result, indent=2) + "\n").encode())
+        for entry in rounds[-1]:
+            print(f"  {100 * entry['mean']:.2f} %  {MixPolicy.from_json(entry['policy'])}")
+        print(f"written: {out}/policy.json, results.json, trainings.jsonl")
+
+
+def best_of_menu(lines: Sequence[dict[str, Any]], count: int) -> list[MixPolicy]:
+    """The menu's policies whose fixed trainings have the highest mean score in the study's log, for the family proper.
+
+    Args:
+        lines: of the log; policies without a training come last. What an agent drew does not count: it was drawn where
+            the agent thought well of it.
+        count: how many.
+    """
+    scores: dict[tuple[int, ...], list[float]] = {action: [] for action in MENU.actions()}
+    for episode in episodes([line for line in lines if line["kind"] != "drawn"]):
+        if len(set(episode.actions)) == 1 and part_of(episode.task) == "family":
+            scores[episode.actions[0]].append(episode.score)
+    best = sorted(scores, key=lambda action: -np.mean(scores[action]) if scores[action] else np.inf)
+    return [MENU.policy(action) for action in best[:count]]
+
+
+def mixtures(count: int, *, seed: int) -> list[MixPolicy]:
+    """Mixtures of the menu's methods with uniformly drawn shares, and label smoothing."""
+    random = np.random.default_rng(seed)
+    methods = sorted({method for _, shares in MENU.sources for method in shares})
+    drawn = []
+    for _ in range(count):
+        shares = random.dirichlet(np.ones(len(methods))).round(2)
+        shares[shares.argmax()] += 1 - shares.sum()
+        named = {method: round(float(share), 2) for method, share in zip(methods, shares, strict=True) if share > 0}
+        drawn.append(MixPolicy(named, label_smoothing=float(random.choice(SMOOTHING))))
+    return drawn
+
+
+def ranking(policies: Sequence[MixPolicy], scores: dict[str, list[float]]) -> list[dict[str, Any]]:
+    """Policies from the best on, each with its mean accuracy and how far it is behind the first one."""
+    first = scores[_key(policies[0])]
+    return [
+        {
+            "policy": policy.to_json(),
+            "mean": mean_interval(scores[_key(policy)])[0],
+            "behind": paired_difference(first, scores[_key(policy)]),
+            "tasks": len(first),
+        }
+        for policy in policies
+    ]
+
+
+def play(policy: MixPolicy, task: int, kind: str, precision: str, data_root: str | None) -> dict[str, Any]:
+    """Train a task of a kind, one of `KINDS`, under one policy; gives the line of the log."""
+    env, drawn = _environment(precision, data_root), KINDS[kind].task(task)
+    accuracy = env.train_under(PolicySchedule.fixed(policy), drawn, task, splits=["development"])
+    return {"policy": _key(policy), "task": task, "task_drawn": asdict(drawn), **accuracy}
+
+
+def _key(policy: MixPolicy) -> str:
+    return json.dumps(policy.to_json())
+
+
+@functools.cache
+def _environment(precision: str, data_root: str | None) -> Any:
+    return environment(precision=precision, data_root=data_root)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,232 @@
+"""Which policy is best on which task, and how much of it is chance: fixed, switching and random policies, logged.
+
+python experiments/studies/task_family/collect.py --tasks 100 --out experiments/results/family
+
+Every task of the family (`experiments/search/task_family.py`) is trained under the reference (CutMix on half of the
+updates) and plainly, the first tasks from two seeds, and from the first seed under fixed policies of the menu, under
+policies that switch once, and under such that begin as one of those two and switch after the first segment. With
+`--agent`, that agent draws once what a task is trained under, and once more at some later segment: trainings of what an
+agent would do, to correct what it believes. The log keeps what an agent would have seen at each segment's end, so that
+one can be started from it. Trainings that have finished are not run again: the same command goes on.
+"""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import json
+import shlex
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import tyro
+from numpy.typing import NDArray
+
+from rlmix.agent.ppo import Agent
+from rlmix.classifier.files import LineLog, write_atomic
+from rlmix.classifier.hardware import resolve_device, resolve_precision
+from rlmix.envs import MixPolicyEnv
+from rlmix.envs.observation import FEATURES
+from rlmix.experiments.comparison.runner import run_all
+from rlmix.experiments.reports.charts import png
+from rlmix.experiments.runs.errors import RunError, user_errors
+from rlmix.experiments.runs.machine import machine
+from rlmix.experiments.runs.signals import interrupt_on_sigterm
+from rlmix.experiments.search.task_family import MENU, PARTS, PLAIN, REFERENCE, SEGMENTS, environment, part_of, task
+from rlmix.experiments.studies.task_family.summary import markdown, picture, summary
+
+COMMAND = "python experiments/studies/task_family/collect.py"
+FIXED, SWITCHING, LOOKING = 2, 3, 2  # trainings of each task under drawn policies of each kind
+DRAWN = 2  # trainings of each task under what an agent draws
+TWICE = 20  # tasks whose reference and plain trainings are run from two seeds, to tell what chance does
+DIGITS = 4  # of a feature, as it is kept
+
+
+@dataclass(frozen=True)
+class StudyConfig:
+    """Train tasks of the family under many policies."""
+
+    tasks: int = 100
+    """Tasks 0, 1, 2, ... of the family."""
+    slow: int = 0
+    """Tasks of its slow part besides."""
+    bare: int = 0
+    """Tasks of its network without normalisation besides."""
+    data_root: str | None = None
+    """Folder where the data set lies; none looks in the usual places, then downloads."""
+    agent: str | None = None
+    """Folder of an agent whose draws every task is trained under besides."""
+    processes: int = 2
+    """Trainings at a time, one thread each."""
+    out: str = "runs/family"
+    """Folder of episodes.jsonl, the trainings finished so far."""
+
+
+@dataclass(frozen=True)
+class Plan:
+    """One training of a task.
+
+    Attributes:
+        task: number of the task.
+        training: seed of the training.
+        kind: reference, plain, fixed, switching, looking (switching after a first segment of the former two) or drawn.
+        actions: of each segment; of a drawn one none, they turn out.
+        agent: checksum of the agent that draws; none = nobody draws.
+        draw: which of this agent's it is.
+    """
+
+    task: int
+    training: int
+    kind: str
+    actions: tuple[tuple[int, ...], ...]
+    agent: str | None = None
+    draw: int = 0
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Run the command."""
+    interrupt_on_sigterm()
+    arguments = sys.argv[1:] if arguments is None else arguments
+    command = shlex.join([*COMMAND.split(), *arguments])
+    with user_errors(command):
+        config = tyro.cli(StudyConfig, args=arguments, description=__doc__)
+        for name, least in (("tasks", 1), ("slow", 0), ("bare", 0), ("processes", 1)):
+            if getattr(config, name) < least:
+                raise RunError(f"--{name} must be at least {least}, got {getattr(config, name)}")
+        agent = None if config.agent is None else Agent.load(Path(config.agent))
+        if agent is not None and (agent.menu, agent.segments) != (MENU, SEGMENTS):
+            raise RunError(f"--agent: {config.agent} has another menu or other segments than the family")
+        files = None if agent is None else agent.to_files()
+        checksum = None if files is None else hashlib.sha256(files["agent.safetensors"]).hexdigest()
+        out = Path(config.out)
+        out.mkdir(parents=True, exist_ok=True)
+        log = LineLog(out / "episodes.jsonl")
+        finished = log.read()
+        log.keep(len(finished))
+        seen = {_identity(line) for line in finished}
+        counts = {"family": config.tasks, "slow": config.slow, "bare": config.bare}
+        # All parts grow together, so that a log that is cut short has some of each.
+        order = sorted((number / count, part, number) for part, count in counts.items() for number in range(count))
+        wanted = [plan for _, part, number in order for plan in plans(PARTS[part].first + number, checksum)]
+        missing = [plan for plan in wanted if _identity(asdict(plan)) not in seen]
+        print(f"{len(wanted)} trainings, {len(wanted) - len(missing)} of them finished before", flush=True)
+        precision = resolve_precision("auto", resolve_device("cpu"))
+        jobs = [functools.partial(play, plan, precision, config.data_root, files) for plan in missing]
+        try:
+            for done, line in enumerate(run_all(jobs, config.processes), start=len(wanted) - len(missing) + 1):
+                log.append(line)
+                finished.append(line)
+                print(f"{done:>6} of {len(wanted)}  task {line['task']:<5} {line['kind']}", flush=True)
+        finally:  # however far it came
+            write(out, finished, command)
+
+
+def write(out: Path, lines: Sequence[dict[str, Any]], command: str) -> None:
+    """Write what the trainings so far say: results.json, results.md and results.png."""
+    result = {"command": command, "machine": machine(), **summary(lines)}
+    for name, content in (
+        ("results.json", (json.dumps(result, indent=2) + "\n").encode()),
+        ("results.md", markdown(result).encode()),
+        ("results.png", png(picture(lines))),
+    ):
+        write_atomic(out / name, content)
+    print(f"\n{markdown(result)}\nwritten: {out}/results.json, results.md, results.png")
+
+
+def plans(number: int, agent: str | None = None) -> list[Plan]:
+    """The trainings of a task, always the same ones; `DRAWN` more under what an agent draws, named by its checksum."""
+    random = np.random.default_rng([number, 1])
+    choices = MENU.actions()
+    count = len(SEGMENTS)
+
+    def draw() -> tuple[int, ...]:
+        return choices[random.integers(len(choices))]
+
+    drawn = [Plan(number, 0, "fixed", (draw(),) * count) for _ in range(FIXED)]
+    for _ in range(SWITCHING):
+        place = int(random.integers(1, count))
+        drawn.append(Plan(number, 0, "switching", (draw(),) * place + (draw(),) * (count - place)))
+    for _ in range(LOOKING):
+        look = (REFERENCE, PLAIN)[random.integers(2)]
+        drawn.append(Plan(number, 0, "looking", (look,) + (draw(),) * (count - 1)))
+    known = [
+        Plan(number, training, kind, (action,) * count)
+        for training in range(2 if number < TWICE else 1)
+        for kind, action in (("reference", REFERENCE), ("plain", PLAIN))
+    ]
+    distinct = list({(plan.training, plan.actions): plan for plan in (*drawn, *known)}.values())
+    return distinct if agent is None else [*distinct, *(Plan(number, 0, "drawn", (), agent, i) for i in range(DRAWN))]
+
+
+def play(plan: Plan, precision: str, data_root: str | None, agent: Mapping[str, bytes] | None = None) -> dict[str, Any]:
+    """Train a task under a plan.
+
+    Args:
+        plan: what is trained.
+        precision: number format of the network.
+        data_root: folder where the data set lies; none = looked for.
+        agent: contents of the files of the agent that draws, for a plan that is drawn.
+
+    Returns:
+        The line of the log: what was seen before each choice and at the end, as `FEATURES`; validation accuracy after
+        each segment and development accuracy at the end, all in [0, 1]; at chance after a diverged training.
+    """
+    env = _environment(part_of(plan.task), precision, data_root)
+    drawn = task(plan.task)
+    observation, _ = env.reset(seed=plan.training, options={"task": drawn})
+    seen, accuracies, diverged = [observation], [], False
+    actions: list[tuple[int, ...]] = []
+    player = None if agent is None or plan.agent is None else Agent.from_files(agent)
+    random = np.random.default_rng([plan.task, 2, plan.draw])
+    again = int(random.integers(1, len(SEGMENTS)))  # where a drawn one is drawn once more
+    for segment in range(len(SEGMENTS)):
+        if player is None:
+            actions.append(plan.actions[segment])
+        elif segment in (0, again):
+            actions.append(_drawn(player, observation, random))
+        else:
+            actions.append(actions[-1])
+        observation, _, terminated, _, info = env.step(actions[-1])
+        seen.append(observation)
+        accuracies.append(info["validation_accuracy"])
+        diverged = info["diverged"]
+        if terminated:
+            break
+    development = 1 / env.trainer.num_classes if diverged else env.trainer.evaluate("development").accuracy
+    return {
+        **asdict(plan),
+        "actions": actions if plan.agent is not None else plan.actions,
+        "task_drawn": asdict(drawn),
+        "observations": [[round(float(value), DIGITS) for value in row[: len(FEATURES)]] for row in seen],
+        "validation": [round(accuracy, 5) for accuracy in accuracies],
+        "development": round(development, 5),
+        "diverged": diverged,
+    }
+
+
+@functools.cache
+def _environment(part: str, precision: str, data_root: str | None) -> MixPolicyEnv:
+    return environment(part, precision=precision, data_root=data_root)
+
+
+def _drawn(agent: Agent, observation: NDArray[np.float32], random: np.random.Generator) -> tuple[int, ...]:
+    """An action by the probabilities that an agent gives each choice of each dimension."""
+    return tuple(
+        int(random.choice(len(choices), p=np.array([*choices.values()]) / sum(choices.values())))
+        for choices in agent.probabilities(observation).values()
+    )
+
+
+def _identity(line: Mapping[str, Any]) -> tuple[Any, ...]:
+    """What tells a training of the log from others: what it was trained under, or which draw it was."""
+    agent = line.get("agent")
+    what = tuple(map(tuple, line["actions"])) if agent is None else (agent, line["draw"])
+    return (line["task"], line["training"], what)
+
+
+if __name__ == "__main__":
+    main()

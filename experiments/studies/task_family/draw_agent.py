@@ -1,0 +1,134 @@
+"""What the agent does on an easy, a short and a noisy task: a picture, and each task's schedule as a file.
+
+python experiments/studies/task_family/draw_agent.py --out experiments/results/choices
+"""
+
+from __future__ import annotations
+
+import shlex
+import sys
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+import tyro
+from matplotlib.figure import Figure
+
+from rlmix.agent.ppo import Agent
+from rlmix.agent.replay import as_provenance, to_schedule
+from rlmix.classifier.files import naming, write_atomic
+from rlmix.classifier.hardware import resolve_device, resolve_precision
+from rlmix.classifier.mixing import PolicySchedule
+from rlmix.envs import DIMENSIONS, Task
+from rlmix.experiments.reports.charts import png
+from rlmix.experiments.runs.errors import RunError, user_errors
+from rlmix.experiments.runs.signals import interrupt_on_sigterm
+from rlmix.experiments.search.shipped import SHIPPED, agent_checksum, agent_folder
+from rlmix.experiments.search.task_family import environment
+
+COMMAND = "python experiments/studies/task_family/draw_agent.py"
+TASKS = {
+    "easy": Task(train_size=5000, updates=2000, label_noise=0.0, data_seed=1),
+    "short": Task(train_size=2000, updates=200, label_noise=0.0, data_seed=2),
+    "few images": Task(train_size=200, updates=2000, label_noise=0.0, data_seed=3),
+    "noisy": Task(train_size=1000, updates=2000, label_noise=0.45, data_seed=4),
+}
+
+
+@dataclass(frozen=True)
+class DrawConfig:
+    """Draw what an agent does on some tasks."""
+
+    agent: str = SHIPPED
+    """The agent: shipped, or a folder; one with the family's menu and segments."""
+    seed: int = 0
+    """Of the trainings."""
+    data_root: str | None = None
+    """Folder where the data set lies; none looks in the usual places, then downloads."""
+    out: str = "runs/choices"
+    """Folder of choices.png, and of a schedule for each task."""
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Run the command."""
+    interrupt_on_sigterm()
+    arguments = sys.argv[1:] if arguments is None else arguments
+    with user_errors():
+        config = tyro.cli(DrawConfig, args=arguments, description=__doc__)
+        agent = Agent.load(agent_folder(config.agent))
+        checksum = agent_checksum(agent_folder(config.agent))
+        torch.set_num_threads(1)
+        env = environment(precision=resolve_precision("auto", resolve_device("cpu")), data_root=config.data_root)
+        if (agent.menu, agent.segments) != (env.menu, env.segments):
+            raise RunError(f"--agent: {config.agent} has another menu or other segments than the family's")
+        out = Path(config.out)
+        with naming(out):
+            out.mkdir(parents=True, exist_ok=True)
+        told = {}
+        for name, task in TASKS.items():
+            seen = []
+            observation, _ = env.reset(seed=config.seed, options={"task": task})
+            over, actions = False, []
+            while not over:
+                seen.append(agent.probabilities(observation))
+                actions.append(agent.choose(observation))
+                observation, _, over, _, info = env.step(actions[-1])
+            if info["diverged"]:
+                raise RunError(f"the training of the {name} task diverged; try another --seed")
+            segments = to_schedule(actions, agent.menu, agent.segments).segments
+            provenance = {
+                "chosen_by": config.agent,
+                "agent_sha256": checksum,
+                "command": shlex.join([*COMMAND.split(), *arguments]),
+                "task": asdict(task),
+                "validation_accuracy": info["validation_accuracy"],
+                **as_provenance(seen),
+            }
+            PolicySchedule(segments, provenance).save(out / _file(name))
+            told[name] = seen
+            print(f"{name}: {_described(task)}; validation accuracy {100 * info['validation_accuracy']:.2f} %")
+            for until, policy in segments:
+                print(f"  until {100 * until:5.1f} %  {policy}")
+        write_atomic(out / "choices.png", png(picture(agent, told)))
+        print(f"written: {out}/choices.png and {', '.join(map(_file, TASKS))}")
+
+
+def picture(agent: Agent, told: dict[str, list[dict[str, dict[str, float]]]]) -> Figure:
+    """The probabilities that an agent gave each choice, a column for each task, a row for each dimension."""
+    dimensions = [dimension for dimension, size in zip(DIMENSIONS, agent.menu.sizes, strict=True) if size > 1]
+    sizes = [len(agent.menu.names(dimension)) for dimension in dimensions]
+    figure = Figure(figsize=(2.0 + 2.3 * len(told), 1.2 + 0.3 * sum(sizes)), layout="constrained")
+    panels = figure.subplots(
+        len(dimensions), len(told), squeeze=False, sharex=True, sharey="row", gridspec_kw={"height_ratios": sizes}
+    )
+    ends = [f"{100 * end:.0f}" for end in agent.segments]
+    for column, (name, seen) in enumerate(told.items()):
+        for row, dimension in enumerate(dimensions):
+            panel = panels[row, column]
+            names = agent.menu.names(dimension)
+            shares = np.array([[one[dimension][choice] for one in seen] for choice in names])
+            image = panel.imshow(shares, vmin=0, vmax=1, cmap="viridis", aspect="auto", interpolation="nearest")
+            panel.set_yticks(range(len(names)), names, fontsize=9)
+            panel.set_xticks(range(len(ends)), ends, fontsize=8)
+            for place in range(len(ends)):
+                panel.plot(place, shares[:, place].argmax(), "o", color="#d55e00", markersize=4)
+        title = _described(TASKS[name]).replace(" updates, ", " updates,\n")
+        panels[0, column].set_title(f"{name}\n{title}", fontsize=9)
+    figure.supxlabel("segment, until this much of the training, %", fontsize=10)
+    figure.colorbar(image, ax=panels, label="probability; dots: what was taken", fraction=0.03)
+    return figure
+
+
+def _file(name: str) -> str:
+    return f"{name.replace(' ', '-')}.json"
+
+
+def _described(task: Task) -> str:
+    noise = f", {100 * task.label_noise:.0f} % wrong labels" if task.label_noise else ""
+    return f"{task.train_size:,} images, {task.updates:,} updates{noise}"
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,162 @@
+"""Learning curves of several searches alike but for their seed: return against episodes, with a band over the seeds.
+
+python experiments/studies/task_family/learning_curves.py --runs runs/agent-0 runs/agent-1 --out runs/curves
+"""
+
+from __future__ import annotations
+
+import json
+import shlex
+import shutil
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import tyro
+from matplotlib.figure import Figure
+
+from rlmix.classifier.files import LineLog, naming, write_atomic
+from rlmix.experiments.comparison.intervals import mean_interval
+from rlmix.experiments.reports.charts import png
+from rlmix.experiments.runs.errors import RunError, fitting, user_errors
+from rlmix.experiments.runs.signals import interrupt_on_sigterm
+
+COMMAND = "python experiments/studies/task_family/learning_curves.py"
+FEWEST = 2  # searches, for a band
+OWN = ("seed", "out", "workers", "resume")  # options in which searches that are alike may differ
+
+
+@dataclass(frozen=True)
+class CurvesConfig:
+    """Draw learning curves of searches."""
+
+    runs: tuple[str, ...] = ()
+    """Run folders of train_agent.py, alike but for --seed; none takes the logs that --out has already."""
+    episodes_per_update: int = 16
+    """Episodes between two points of a curve."""
+    out: str = "runs/learning"
+    """Folder of seed-N.jsonl (each search's log), results.json and results.png."""
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Run the command."""
+    interrupt_on_sigterm()
+    arguments = sys.argv[1:] if arguments is None else arguments
+    with user_errors():
+        config = tyro.cli(CurvesConfig, args=arguments, description=__doc__)
+        if config.episodes_per_update < 1:
+            raise RunError(f"--episodes-per-update must be at least 1, got {config.episodes_per_update}")
+        out = Path(config.out)
+        with naming(out):
+            out.mkdir(parents=True, exist_ok=True)
+        seeds, settings = [], []
+        for run in config.runs:
+            log, setting = Path(run) / "episodes.jsonl", Path(run) / "config.json"
+            if not (log.is_file() and setting.is_file()):
+                raise RunError(f"--runs: {run} is no run folder of train_agent.py with episodes")
+            with fitting(setting):
+                told = json.loads(setting.read_bytes())["config"]
+                seeds.append(int(told["seed"]))
+            settings.append({name: value for name, value in told.items() if name not in OWN})
+        if len(set(seeds)) < len(seeds) or any(setting != settings[0] for setting in settings):
+            raise RunError("--runs must be alike but for --seed, and of different seeds")
+        for old in out.glob("seed-*.jsonl") if config.runs else ():
+            old.unlink()
+        for run, seed in zip(config.runs, seeds, strict=True):
+            shutil.copyfile(Path(run) / "episodes.jsonl", out / f"seed-{seed}.jsonl")
+        logs = sorted(out.glob("seed-*.jsonl"))
+        if len(logs) < FEWEST:
+            raise RunError(f"{out} has the logs of {len(logs)} searches; a band takes at least {FEWEST}")
+        found = {}
+        for log in logs:
+            with fitting(log):
+                found[log.stem] = returns(LineLog(log).read())
+        result = {"command": shlex.join([*COMMAND.split(), *arguments]), **curves(found, config.episodes_per_update)}
+        write_atomic(out / "results.json", (json.dumps(result, indent=2) + "\n").encode())
+        write_atomic(out / "results.png", png(picture(result)))
+        for name, half in (("first", result["first_half"]), ("second", result["second_half"])):
+            print(f"mean return, {name} half of the episodes: {half[0]:+.2f} ± {half[1]:.2f} over {len(found)} seeds")
+        gain, by_task = result["second_less_first"], result["second_less_first_by_task"]
+        print(f"second less first, over searches: {gain[0]:+.2f} ± {gain[1]:.2f}")
+        if by_task is not None:
+            tasks = result["tasks_of_both_halves"]
+            print(f"second less first, over {tasks} tasks played in both: {by_task[0]:+.2f} ± {by_task[1]:.2f}")
+        print(f"written: {out}/results.json, results.png")
+
+
+def returns(episodes: Sequence[Mapping[str, Any]]) -> list[tuple[str, float]]:
+    """Task and return of each episode of a search's log, in order."""
+    return [(json.dumps(episode["task"]), float(sum(episode["rewards"]))) for episode in episodes]
+
+
+def curves(found: Mapping[str, Sequence[tuple[str, float]]], together: int) -> dict[str, Any]:
+    """The curves of every search, as far as all of them came, and what they say together.
+
+    Args:
+        found: task and return of every search's episodes, in order.
+        together: episodes between two points of a curve; those left over are not counted.
+
+    Returns:
+        For `results.json`: episodes at each point, every search's mean returns, their mean with the half-width of its
+        95 % Student interval over searches, and means of the first and second half of the episodes. Of these halves'
+        difference also the mean and interval over the tasks of all searches that were played in both, if there are two:
+        it is free of which tasks a half has drawn.
+
+    Raises:
+        RunError: there are not two points.
+    """
+    points = min(len(episodes) // together for episodes in found.values())
+    if points < 2:
+        raise RunError(f"every search needs at least two updates of {together} episodes")
+    counted = {name: episodes[: points * together] for name, episodes in found.items()}
+    table = np.array([[gained for _, gained in episodes] for episodes in counted.values()])
+    table = table.reshape(len(counted), points, together).mean(axis=2)
+    points_with_bands = [mean_interval(column) for column in table.T.tolist()]
+    half = points // 2
+    first, second = table[:, :half].mean(axis=1), table[:, -half:].mean(axis=1)
+    by_task = []
+    for episodes in counted.values():
+        before, after = _by_task(episodes[: half * together]), _by_task(episodes[-half * together :])
+        by_task += [after[task] - before[task] for task in before if task in after]
+    return {
+        "episodes": [together * (point + 1) for point in range(points)],
+        "searches": dict(zip(counted, table.tolist(), strict=True)),
+        "mean": [mean for mean, _ in points_with_bands],
+        "half_width": [width for _, width in points_with_bands],
+        "first_half": mean_interval(first.tolist()),
+        "second_half": mean_interval(second.tolist()),
+        "second_less_first": mean_interval((second - first).tolist()),
+        "second_less_first_by_task": mean_interval(by_task) if len(by_task) > 1 else None,
+        "tasks_of_both_halves": len(by_task),
+    }
+
+
+def _by_task(episodes: Sequence[tuple[str, float]]) -> dict[str, float]:
+    played: dict[str, list[float]] = {}
+    for task, gained in episodes:
+        played.setdefault(task, []).append(gained)
+    return {task: float(np.mean(values)) for task, values in played.items()}
+
+
+def picture(result: dict[str, Any]) -> Figure:
+    """Return against episodes: each search, and their mean with its band."""
+    figure = Figure(figsize=(7, 4), layout="constrained")
+    axis = figure.subplots()
+    episodes, mean, width = (np.array(result[name]) for name in ("episodes", "mean", "half_width"))
+    for name, values in result["searches"].items():
+        axis.plot(episodes, values, linewidth=0.8, alpha=0.6, label=name.replace("-", " "))
+    axis.fill_between(episodes, mean - width, mean + width, color="#0072b2", alpha=0.15, linewidth=0)
+    axis.plot(episodes, mean, color="#0072b2", linewidth=2, label="mean, 95 % band")
+    axis.axhline(0, color="grey", linewidth=0.8)
+    axis.set_xlabel("episodes (classifier trainings) of each search")
+    axis.set_ylabel("return of a training")
+    axis.legend(fontsize=8)
+    axis.spines[["top", "right"]].set_visible(False)
+    return figure
+
+
+if __name__ == "__main__":
+    main()

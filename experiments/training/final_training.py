@@ -1,0 +1,476 @@
+"""One training to be kept: under a schedule, or asking an agent; resumable, watched by TensorBoard, tested once."""
+
+from __future__ import annotations
+
+import math
+import sys
+import time
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack, nullcontext
+from dataclasses import asdict, replace
+from typing import Any
+
+from safetensors.torch import save
+from torch import Tensor, distributed
+from torch.utils.tensorboard.writer import SummaryWriter
+from tqdm import tqdm
+
+from rlmix.agent.replay import Chooser, Probabilities, as_provenance
+from rlmix.classifier.data import Splits
+from rlmix.classifier.files import write_atomic
+from rlmix.classifier.hardware import set_threads
+from rlmix.classifier.mixing import MixPolicy, PolicySchedule
+from rlmix.classifier.mixing.picture import mixed_picture
+from rlmix.classifier.training.trainer import EvalStats, Trainer, TrainStats, UpdateStats, merge_stats
+from rlmix.envs import Task
+from rlmix.envs.observation import TrainingState
+from rlmix.experiments.reports.pages import NAME, told_going_back, write_training_report
+from rlmix.experiments.runs.disk import tell_disk, training_bytes
+from rlmix.experiments.runs.errors import RunError, fitting
+from rlmix.experiments.runs.folder import RunFolder, stop_file
+from rlmix.experiments.runs.signals import StopSignal
+from rlmix.experiments.training.config import FinalConfig
+
+CHUNK = 20  # updates between two looks at the clock, the bar and the signals
+METHOD_RUN = "policy_"  # and a method: the run of TensorBoard that shows its share
+
+
+class DivergedError(Exception):
+    """A training cannot go on from where it is; the message says what was not finite, and when."""
+
+
+def train_to_the_end(
+    config: FinalConfig,
+    run: RunFolder | None,
+    data: Splits,
+    choose: Chooser,
+    segments: Sequence[float],
+    name: str,
+    *,
+    together: bool = False,
+) -> dict[str, Any]:
+    """Train, from wherever the run folder stands, keep the best network, read the test set once, and report.
+
+    Args:
+        config: with nothing left to `auto`.
+        run: the folder; none in every process but the first of several.
+        data: the images.
+        choose: gives each segment's policy.
+        segments: progress at which each segment ends.
+        name: of what is trained under, for the report.
+        together: whether the processes of `torch.distributed`'s default group train it together.
+
+    Returns:
+        What `summary.json` holds.
+    """
+    try:
+        set_threads(config.threads, stored=True)
+        trainer = Trainer(config.training(), data, seed=config.seed, together=together)
+    except ValueError as error:
+        raise RunError(str(error)) from error
+    training = FinalTraining(config, run, trainer, choose, segments)
+    if run is not None:
+        print(
+            f"{data.name}: {len(data.train):,} training images, {config.updates:,} updates of {config.batch_size}, "
+            f"{config.model} in {config.precision} on {config.device}"
+            f"{', compiled' if config.compile == 'on' else ''}"
+            f"{f', {trainer.world} processes' if together else ''}\nunder: {name}",
+            flush=True,
+        )
+        stretches = config.updates // CHUNK + len(segments) + config.evaluations
+        most = training_bytes(
+            trainer.model, stretches=stretches, evaluations=config.evaluations, segments=len(segments)
+        )
+        tell_disk(run.path, most)
+    training.run()
+    trainer.model.load_state_dict(training.best_network)
+    test = trainer.evaluate("test")  # the one time that it is read
+    summary = {
+        "trained_under": name,
+        "schedule": training.chosen_schedule().to_json(),
+        "kept": {"progress": training.best_progress, "selected_by": training.selected_by},
+        "validation": None if config.train_on_validation else asdict(training.best_validation),
+        "development": asdict(trainer.evaluate("development")) if len(data.development) else None,
+        "test": asdict(test),
+        "images_trained": config.updates * config.batch_size,
+        "went_back": training.went_back,
+        "seconds_this_time": round(training.seconds, 1),
+    }
+    if run is None:
+        return summary
+    weights = {key: tensor.contiguous().cpu() for key, tensor in trainer.network_state().items()}
+    # One entry: safetensors writes several in an order of its own, and two equal trainings are to be equal files.
+    metadata = {"trained": f"{config.model} on {data.name}"}
+    write_atomic(run.path / "model.safetensors", save(weights, metadata=metadata))
+    run.write_json("summary.json", summary)
+    write_training_report(run.path, data, trainer.model, trainer.device)
+    went_back = "" if training.went_back is None else f"{told_going_back(training.went_back)}\n"
+    print(
+        f"\ntest accuracy {100 * test.accuracy:.2f} % on {test.images:,} images (calibration error "
+        f"{100 * test.calibration_error:.1f} %), network of {100 * training.best_progress:.0f} % progress, "
+        f"{training.selected_by}\n"
+        f"{went_back}written: {run.path}/model.safetensors, summary.json, {NAME}\n"
+        f"watch: tensorboard --logdir {run.events}"
+    )
+    return summary
+
+
+def layout(*, validated: bool) -> dict[str, dict[str, list[Any]]]:
+    """What TensorBoard's custom scalars show side by side, by category and chart; tags are regular expressions.
+
+    Args:
+        validated: whether there is a validation accuracy to show.
+    """
+    accuracy = {"validation accuracy": ["Multiline", ["^validation/accuracy$"]]} if validated else {}
+    measures = {
+        "validation loss": ["Multiline", ["^validation/loss$"]],
+        "validation calibration error": ["Multiline", ["^validation/calibration_error$"]],
+    }
+    return {
+        "Policy, accuracy and loss over the training": {
+            "policy: share of the updates": ["Multiline", ["^policy/share$"]],
+            **accuracy,
+            "training loss, clean and mixed": ["Multiline", ["^train/(clean|mixed)_loss$"]],
+            "policy: label β and smoothing": ["Multiline", ["^policy/label_(beta|smoothing)$"]],
+            "training accuracy, clean and mixed": ["Multiline", ["^train/(clean|mixed)_accuracy$"]],
+            "learning rate": ["Multiline", ["^train/learning_rate$"]],
+        },
+        "Further measures": {
+            **(measures if validated else {}),
+            "images a second": ["Multiline", ["^train/images_per_second$"]],
+        },
+    }
+
+
+class FinalTraining:
+    """One long training in small stretches, with evaluations, checkpoints and TensorBoard between them.
+
+    When it diverges it goes back once to its last good state, the one at the last evaluation or the start, with half
+    the learning rate. That state does not depend on when checkpoints are made, and each of them holds it, so that a
+    resumed training goes back where one never stopped does.
+
+    Args:
+        config: with nothing left to `auto`.
+        run: where checkpoints and events go; the training goes on from the newest checkpoint. None in every process but
+            the first of several, which tells the others.
+        trainer: at the start of its training.
+        choose: gives each segment's policy.
+        segments: progress at which each segment ends.
+    """
+
+    def __init__(
+        self, config: FinalConfig, run: RunFolder | None, trainer: Trainer, choose: Chooser, segments: Sequence[float]
+    ) -> None:
+        self._config, self._run, self._trainer, self._choose = config, run, trainer, choose
+        total = config.updates
+        self._segment_ends = sorted({max(round(end * total), 1) for end in segments})
+        # As in the environment, an agent's decisions rest on a fixed part of the validation images only.
+        self._evaluation_ends = {
+            round((number + 1) / config.evaluations * total) for number in range(config.evaluations)
+        }
+        self._task = Task(len(trainer.data.train), total, config.label_noise, config.data_seed)
+        self._chosen: list[tuple[float, MixPolicy]] = []
+        self._probabilities: list[Probabilities | None] = []  # of each that was chosen
+        self._policy: MixPolicy | None = None
+        self._parts: list[TrainStats] = []
+        self._state = self._training_state()
+        self.best_network: dict[str, Tensor] = {}
+        self.best_progress = 0.0
+        self.best_validation = EvalStats(0.0, 0.0, 0.0, 0.0, 0)
+        self.selected_by = "the last one" if config.train_on_validation else "best on validation"
+        self.seconds = 0.0
+        self.went_back: dict[str, Any] | None = None
+        checkpoint = self._of_the_first(None if run is None else run.load_checkpoint())
+        if checkpoint is not None:
+            with fitting("the checkpoint" if run is None else run.checkpoints):
+                self._restore(checkpoint)
+                best = checkpoint["best"]
+                self.best_network, self.best_progress = best["network"], best["progress"]
+                self.best_validation = EvalStats(**best["validation"])
+                self.went_back = checkpoint.get("went_back")
+        # Where a divergence goes back to: the last evaluation or the start, places that do not depend on the clock; the
+        # best network cannot change in between. None once that was done. Checkpoints of before it was kept have none.
+        self._good: dict[str, Any] | None = None
+        if self.went_back is None:
+            self._good = (checkpoint or {}).get("good") or self._progress()
+        self._started_at = trainer.updates_done
+
+    def run(self) -> None:
+        """Train to the end; go back to the last good state, with half the learning rate, the first time it diverges.
+
+        Raises:
+            RunError: the training diverged twice.
+            KeyboardInterrupt: after saving.
+        """
+        started = time.monotonic()
+        with (
+            # Several processes are not in their main threads, and all have to stop at the same update.
+            StopSignal() if self._trainer.world == 1 else nullcontext() as stop,
+            tqdm(
+                total=self._config.updates,
+                initial=self._trainer.updates_done,
+                desc="training",
+                unit="update",
+                mininterval=0.5 if sys.stderr.isatty() else 20,
+                disable=self._run is None,
+            ) as bar,
+        ):
+            while self._trainer.updates_done < self._config.updates:
+                try:
+                    self._train_on(stop, bar)
+                except DivergedError as error:
+                    self._go_back(str(error), bar)
+            self._save()
+        self.seconds = time.monotonic() - started
+
+    def _train_on(self, stop: StopSignal | None, bar: tqdm[Any]) -> None:
+        """Train from where the training stands to its end, in events of its own."""
+        saved = time.monotonic()
+        with (
+            nullcontext(_NoEvents()) if self._run is None else self._writer(self._run) as writer,
+            ExitStack() as self._method_runs,
+        ):
+            self._methods = {}
+            if self._run is not None:
+                # Those of an earlier start too, that what it wrote after its checkpoint is not shown.
+                for folder in sorted(self._run.events.glob(f"{METHOD_RUN}*")):
+                    self._open_method(self._run, folder.name.removeprefix(METHOD_RUN))
+            writer.add_custom_scalars(layout(validated=not self._config.train_on_validation))
+            while self._trainer.updates_done < self._config.updates:
+                if self._policy is None:
+                    self._start_segment(writer)
+                self._stretch(writer, bar)
+                due = time.monotonic() - saved >= self._config.checkpoint_seconds
+                asked, due = self._of_the_first((self._asked(stop), due))
+                if asked or due:
+                    self._save()
+                    saved = time.monotonic()
+                if asked:
+                    raise KeyboardInterrupt
+
+    def _go_back(self, reason: str, bar: tqdm[Any]) -> None:
+        """Go on from the last good state with half the learning rate, the first time.
+
+        Every process of several comes here at the same update, for what they look at is the same in all of them.
+
+        Raises:
+            RunError: it is the second time.
+        """
+        if self._good is None:
+            first = self.went_back
+            assert first is not None
+            raise RunError(
+                f"{reason}; it had gone back to update {first['to_update']} once, with the learning rate halved to "
+                f"{first['lr']:g}, because {first['reason']}: start again with an --lr lower than {first['lr']:g}"
+            )
+        left = self._trainer.updates_done
+        self._restore(self._good)
+        self._good = None
+        self._trainer.scale_lr(0.5)
+        self._started_at = self._trainer.updates_done
+        self.went_back = {
+            "from_update": left,
+            "to_update": self._started_at,
+            "reason": reason,
+            "lr": self._config.lr / 2,
+        }
+        bar.update(self._started_at - bar.n)
+        if self._run is not None:
+            tqdm.write(f"warning: {told_going_back(self.went_back)}", file=sys.stderr)
+
+    def _asked(self, stop: StopSignal | None) -> bool:
+        """Whether to stop: by a signal, or by a file in the folder of the first of several processes."""
+        return stop.asked if stop is not None else self._run is not None and stop_file(self._run.path).exists()
+
+    def chosen_schedule(self) -> PolicySchedule:
+        """The policies that were really used, as a schedule, and the probabilities that an agent gave."""
+        return PolicySchedule(tuple(self._chosen), as_provenance(self._probabilities))
+
+    def _start_segment(self, writer: SummaryWriter | _NoEvents) -> None:
+        self._policy, self._action, probabilities = self._choose(self._state)
+        self._probabilities.append(probabilities)
+        done = self._trainer.updates_done
+        end = next(end for end in self._segment_ends if end > done)
+        self._chosen.append((end / self._config.updates, self._policy))
+        writer.add_text("policy", str(self._policy), done)
+        self._show_policy(writer, self._policy, done)
+
+    def _show_policy(self, writer: SummaryWriter | _NoEvents, policy: MixPolicy, update: int) -> None:
+        """The policy in effect at an update; each method is a run of its own, for TensorBoard colours lines by run."""
+        writer.add_scalar("policy/label_beta", policy.label_beta, update)
+        writer.add_scalar("policy/label_smoothing", policy.label_smoothing, update)
+        if self._run is None:
+            return
+        for method in dict.fromkeys(method for _, chosen in self._chosen for method in chosen.shares):
+            if method not in self._methods:
+                self._open_method(self._run, method)
+            self._methods[method].add_scalar("policy/share", policy.shares.get(method, 0.0), update)
+
+    def _open_method(self, run: RunFolder, method: str) -> None:
+        self._methods[method] = self._method_runs.enter_context(self._writer(run, f"{METHOD_RUN}{method}"))
+
+    def _writer(self, run: RunFolder, name: str = "") -> SummaryWriter:
+        """A writer of events, shown instead of those that an earlier start wrote after its checkpoint."""
+        return SummaryWriter(str(run.events / name), purge_step=self._started_at + 1)
+
+    def _stretch(self, writer: SummaryWriter | _NoEvents, bar: tqdm[Any]) -> None:
+        trainer = self._trainer
+        done = trainer.updates_done
+        segment_end = next(end for end in self._segment_ends if end > done)
+        evaluation_end = min(end for end in self._evaluation_ends if end > done)
+        end = min(done + CHUNK, segment_end, evaluation_end)
+        assert self._policy is not None
+        stats = trainer.train(self._policy, end - done, probe=end == segment_end)
+        if stats.diverged:
+            losses = [part.loss for part in (stats.clean, stats.mixed) if part is not None]
+            raise self._diverged("a weight" if all(map(math.isfinite, losses)) else "the loss")
+        self._parts.append(stats)
+        bar.update(end - done)
+        for kind, part in (("clean", stats.clean), ("mixed", stats.mixed)):
+            if part is not None:
+                writer.add_scalar(f"train/{kind}_loss", part.loss, end)
+                writer.add_scalar(f"train/{kind}_accuracy", part.accuracy, end)
+        self._show_policy(writer, self._policy, end)
+        writer.add_scalar("train/learning_rate", trainer.relative_lr * self._config.lr, end)
+        writer.add_scalar("train/images_per_second", stats.images / stats.seconds, end)
+        if end in self._evaluation_ends:
+            self._evaluate(writer, bar)
+        if end == segment_end:
+            self._end_segment(writer)
+        if end in self._evaluation_ends and self.went_back is None:
+            self._good = self._progress()
+
+    def _diverged(self, what: str) -> DivergedError:
+        return DivergedError(
+            f"{what} was not finite before update {self._trainer.updates_done:,} of {self._config.updates:,}"
+        )
+
+    def _validated(self, limit: int | None = None) -> EvalStats:
+        """How well the network does on validation images.
+
+        Raises:
+            DivergedError: its loss is not finite.
+        """
+        result = self._trainer.evaluate("validation", limit=limit)
+        if not math.isfinite(result.loss):
+            raise self._diverged("the validation loss")
+        return result
+
+    def _evaluate(self, writer: SummaryWriter | _NoEvents, bar: tqdm[Any]) -> None:
+        trainer = self._trainer
+        if self._config.train_on_validation:
+            better = trainer.updates_done == self._config.updates
+        else:
+            result = self._validated()
+            writer.add_scalar("validation/accuracy", result.accuracy, trainer.updates_done)
+            writer.add_scalar("validation/loss", result.loss, trainer.updates_done)
+            writer.add_scalar("validation/calibration_error", result.calibration_error, trainer.updates_done)
+            better = result.accuracy >= self.best_validation.accuracy  # later is better where they are equal
+            if better:
+                self.best_validation = result
+            bar.set_postfix_str(
+                f"validation {100 * result.accuracy:.2f} %, best {100 * self.best_validation.accuracy:.2f} %",
+                refresh=False,
+            )
+        if better:
+            self.best_network = {key: tensor.detach().clone() for key, tensor in trainer.model.state_dict().items()}
+            self.best_progress = trainer.progress
+
+    def _end_segment(self, writer: SummaryWriter | _NoEvents) -> None:
+        trainer = self._trainer
+        if trainer.last_mixed is not None:
+            images, targets = trainer.last_mixed
+            data = trainer.data
+            picture = mixed_picture(images, targets, class_names=data.class_names, mean=data.mean, std=data.std)
+            writer.add_image("mixed_images", picture, trainer.updates_done, dataformats="HWC")
+        self._state = self._training_state(
+            stretch=merge_stats(self._parts),
+            evaluation=self._validated(1000),
+            accuracy_before=self._state.evaluation.accuracy if self._state.evaluation else 1 / trainer.num_classes,
+            action=self._action,
+        )
+        self._policy, self._parts = None, []
+
+    def _training_state(self, **seen: Any) -> TrainingState:
+        trainer = self._trainer
+        return TrainingState(
+            self._task,
+            trainer.num_classes,
+            trainer.config.batch_size,
+            trainer.progress,
+            trainer.relative_lr,
+            **seen,
+        )
+
+    def _of_the_first(self, value: Any) -> Any:
+        """What the first process has, in all of them: it alone reads the folder and the clock."""
+        if self._trainer.world == 1:
+            return value
+        shared = [value]
+        distributed.broadcast_object_list(shared, 0)
+        return shared[0]
+
+    def _progress(self) -> dict[str, Any]:
+        """Where the training stands, as `_restore` takes it; what goes on does not change it."""
+        state = self._state
+        return {
+            "trainer": self._trainer.state_dict(),
+            "chosen": [[until, policy.to_json()] for until, policy in self._chosen],
+            "probabilities": list(self._probabilities),
+            "running": self._policy is not None,
+            "action": None if self._policy is None or self._action is None else list(self._action),
+            "parts": [asdict(part) for part in self._parts],
+            "state": {
+                "progress": state.progress,
+                "relative_lr": state.relative_lr,
+                "stretch": None if state.stretch is None else asdict(state.stretch),
+                "evaluation": None if state.evaluation is None else asdict(state.evaluation),
+                "accuracy_before": state.accuracy_before,
+                "action": None if state.action is None else list(state.action),
+            },
+        }
+
+    def _save(self) -> None:
+        progress = self._progress()
+        if self._run is None:
+            return
+        best = {
+            "network": self.best_network,
+            "progress": self.best_progress,
+            "validation": asdict(self.best_validation),
+        }
+        # After going back, above all numbers of before: the newest checkpoints are those with the highest.
+        number = self._trainer.updates_done + (0 if self.went_back is None else self._config.updates)
+        self._run.save_checkpoint(number, {**progress, "best": best, "good": self._good, "went_back": self.went_back})
+
+    def _restore(self, progress: dict[str, Any]) -> None:
+        self._trainer.load_state_dict(progress["trainer"])
+        self._chosen = [(until, MixPolicy.from_json(policy)) for until, policy in progress["chosen"]]
+        # Trainings that were begun before probabilities were kept go on without.
+        self._probabilities = progress.get("probabilities", [None] * len(self._chosen))
+        self._policy = self._chosen[-1][1] if progress["running"] else None
+        self._action = None if progress["action"] is None else tuple(progress["action"])
+        self._parts = [_stats(part) for part in progress["parts"]]
+        state = progress["state"]
+        self._state = replace(
+            self._state,
+            progress=state["progress"],
+            relative_lr=state["relative_lr"],
+            stretch=None if state["stretch"] is None else _stats(state["stretch"]),
+            evaluation=None if state["evaluation"] is None else EvalStats(**state["evaluation"]),
+            accuracy_before=state["accuracy_before"],
+            action=None if state["action"] is None else tuple(state["action"]),
+        )
+
+
+class _NoEvents:
+    """Takes what every process but the first would write into TensorBoard's events."""
+
+    def __getattr__(self, name: str) -> Callable[..., None]:
+        return lambda *_, **__: None
+
+
+def _stats(value: dict[str, Any]) -> TrainStats:
+    """What `asdict` made of a TrainStats."""
+    updates = {kind: None if value[kind] is None else UpdateStats(**value[kind]) for kind in ("clean", "mixed")}
+    return TrainStats(**{**value, **updates})
