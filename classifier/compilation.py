@@ -5,7 +5,8 @@ from dataclasses import replace
 from rlmix.classifier.data import Splits
 from rlmix.classifier.hardware import has_amx, resolve_device, why_not_compile
 from rlmix.classifier.mixing import MixPolicy
-from rlmix.classifier.training.trainer import TrainConfig, Trainer
+from rlmix.classifier.training.config import TrainConfig
+from rlmix.classifier.training.trainer import Trainer
 
 LEAST_UPDATES = 20_000  # below, compiling (half a minute or more) takes longer than it can save
 LEAST_GAIN = 1.05

@@ -13,11 +13,13 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save as serialise
 from torch import Tensor
 
+from rlmix.classifier.errors import InputError
+
 STATE_VERSION = 1
 PART = ".part"  # how the names of files end that are being written
 
 
-class DamagedFileError(ValueError):
+class DamagedFileError(InputError):
     """A state file that is torn, altered, or of another version; the message names it."""
 
 

@@ -17,7 +17,9 @@ from numpy.typing import NDArray
 from rlmix.classifier.data import Splits, load_dataset, split
 from rlmix.classifier.mixing import MixPolicy, PolicySchedule
 from rlmix.classifier.mixing.picture import mixed_picture
-from rlmix.classifier.training.trainer import EvalStats, TrainConfig, Trainer
+from rlmix.classifier.training.config import TrainConfig
+from rlmix.classifier.training.stats import EvalStats
+from rlmix.classifier.training.trainer import Trainer
 from rlmix.envs.menu import Menu
 from rlmix.envs.observation import TrainingState, observation_space, observe
 from rlmix.envs.reference import ReferenceCurve, measure_reference

@@ -7,7 +7,7 @@ import numpy as np
 from gymnasium import spaces
 from numpy.typing import NDArray
 
-from rlmix.classifier.training.trainer import EvalStats, TrainStats
+from rlmix.classifier.training.stats import EvalStats, TrainStats
 from rlmix.envs.menu import Menu
 from rlmix.envs.tasks import Task
 

@@ -13,7 +13,8 @@ import numpy as np
 from rlmix.classifier.data import ImageFiles
 from rlmix.classifier.files import write_atomic
 from rlmix.classifier.mixing import MixPolicy
-from rlmix.classifier.training.trainer import EvalStats, Trainer
+from rlmix.classifier.training.stats import EvalStats
+from rlmix.classifier.training.trainer import Trainer
 from rlmix.envs.tasks import Task
 
 

@@ -18,7 +18,8 @@ from rlmix.classifier.mixing import LamDistribution
 from rlmix.classifier.mixing.picture import mixed_picture
 from rlmix.classifier.mixing.rmix import THRESHOLDS, rmix_grids
 from rlmix.classifier.mixing.saliency import pooled_saliency, summing_to_one
-from rlmix.classifier.training.trainer import TrainConfig, Trainer
+from rlmix.classifier.training.config import TrainConfig
+from rlmix.classifier.training.trainer import Trainer
 
 Observation = dict[str, NDArray[np.float32]]
 

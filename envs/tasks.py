@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from rlmix.classifier.data import NOISES, Splits
-from rlmix.classifier.training.trainer import TrainConfig
+from rlmix.classifier.training.config import TrainConfig
 
 
 @dataclass(frozen=True)

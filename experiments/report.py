@@ -20,8 +20,9 @@ from pathlib import Path
 import torch
 import tyro
 
+from rlmix.classifier.errors import InputError
 from rlmix.experiments.reports.pages import NAME, write_comparison_report, write_search_report, write_training_report
-from rlmix.experiments.runs.errors import USER_ERRORS, RunError, user_errors
+from rlmix.experiments.runs.errors import RunError, user_errors
 from rlmix.experiments.runs.folder import code_of, read_config, require_no_code
 from rlmix.experiments.runs.signals import interrupt_on_sigterm
 from rlmix.experiments.search import plan
@@ -48,7 +49,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         path = Path(config.run)
         try:
             write(config, path)
-        except USER_ERRORS:
+        except InputError:
             raise
         except (
             OSError,

@@ -30,7 +30,7 @@ from rlmix.experiments.runs.folder import RunFolder
 from rlmix.experiments.runs.signals import interrupt_on_sigterm
 from rlmix.experiments.search.cluster import connected, places, require_places, run_trial
 from rlmix.experiments.search.config import PRESETS, SearchConfig, named
-from rlmix.experiments.search.plan import KIND, Search, print_data, resolve, resolve_with_gpus, warn_of_memory
+from rlmix.experiments.search.plan import KIND, Search, print_data, resolve, resolve_with_gpus
 from rlmix.experiments.search.search import execute, search_trial
 from rlmix.experiments.search.selection import report
 
@@ -59,7 +59,6 @@ def main(arguments: Sequence[str] | None = None) -> None:
                         asked = replace(asked, workers=asked.most_workers(max(places(share), 1)))
                     require_places(asked.workers, share)
                 search, data = resolve_with_gpus(asked) if asked.gpus_per_worker else resolve(asked)
-                warn_of_memory(search, data)
                 run = RunFolder.create(asked.out, KIND)
                 run.write_config(KIND, asdict(search.config))
                 print_data(data, search)

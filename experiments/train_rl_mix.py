@@ -24,7 +24,6 @@ from rlmix.agent.rl_mix import ThresholdAgent
 from rlmix.experiments.runs.config import stored_config
 from rlmix.experiments.runs.errors import user_errors
 from rlmix.experiments.runs.folder import RunFolder
-from rlmix.experiments.runs.memory import shortage
 from rlmix.experiments.runs.signals import interrupt_on_sigterm
 from rlmix.experiments.training.rl_mix import COMMAND, KIND, RLMixConfig, load_data, resolve, train
 
@@ -41,8 +40,6 @@ def main(arguments: Sequence[str] | None = None) -> None:
         else:
             data = load_data(config)
             config = resolve(config, data)
-            for line in shortage(config.training(), data, data, workers=1, on_one_gpu=1, own_processes=False):
-                print(line, file=sys.stderr, flush=True)
             run = RunFolder.create(config.out, KIND)
             if config.agent is not None:  # a copy, so that the training can go on without the original
                 ThresholdAgent.load(Path(config.agent)).save(run.path)

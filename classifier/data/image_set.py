@@ -7,8 +7,10 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from rlmix.classifier.errors import InputError
 
-class DataError(ValueError):
+
+class DataError(InputError):
     """Data or a request for data that cannot be used: says what was expected, what came and what to do."""
 
 

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from rlmix.classifier.data import ImageFiles, Images, ImageSet, evaluation_chunks
+from rlmix.classifier.errors import InputError
 from rlmix.classifier.evaluation import (
     BoxedImages,
     PixelNetwork,
@@ -31,7 +32,7 @@ from rlmix.classifier.evaluation.corruptions import CORRUPTIONS
 from rlmix.classifier.training.trainer import Trainer
 
 
-class NotMeasurable(ValueError):
+class NotMeasurable(InputError):
     """A measure that cannot be taken of this network or these images; the message says why."""
 
 

@@ -10,12 +10,13 @@ from typing import Any
 
 from scipy.special import betaincinv
 
+from rlmix.classifier.errors import InputError
 from rlmix.classifier.mixing.methods import METHODS
 
 SHARE_TOLERANCE = 1e-6
 
 
-class PolicyError(ValueError):
+class PolicyError(InputError):
     """A policy that cannot be used; the message names the field, what it must be and what it is."""
 
 

@@ -15,8 +15,7 @@ import warnings
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from dataclasses import dataclass, fields, replace
-from itertools import pairwise
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -42,180 +41,14 @@ from rlmix.classifier.mixing.rmix import GRIDS, THRESHOLDS, rmix_grids
 from rlmix.classifier.mixing.saliency import input_gradient, patch_saliency
 from rlmix.classifier.mixing.targets import lamix_target, one_hot, smooth, soft_cross_entropy
 from rlmix.classifier.models import attach_label_head, build_model, hidden_stages, without_label_head
+from rlmix.classifier.training.config import TrainConfig
+from rlmix.classifier.training.stats import EvalStats, TrainStats, UpdateStats
 
 BLOCK = 32  # updates whose random draws are made and sent to the device together
 PROBES = 4  # clean updates at the end of a stretch whose saliency and gradient are measured
 EVALUATION_BATCH = 500  # images; one shape, so that evaluation is compiled once
 CALIBRATION_BINS = 15
 STREAMS = {"data": 0, "mixing": 1, "epoch": 2, "crop": 3}
-
-
-@dataclass(frozen=True)
-class TrainConfig:
-    """One training's setting.
-
-    Attributes:
-        model: a name of `classifier.models.MODELS`, `torchvision/NAME`, `timm/NAME`, or `package.module:function` for
-            one's own network.
-        embedding: name of one's own network's last linear layer; none = found.
-        updates: length of the training, in updates.
-        batch_size: images per update.
-        lr: highest learning rate.
-        lr_schedule: `onecycle` (rises for 30 % of the updates, then falls), `multistep` (a tenth at each milestone) or
-            `piecewise` (straight lines between points).
-        lr_milestones: progress in (0, 1) of `multistep`'s milestones, rising.
-        lr_points: pairs of progress in [0, 1], rising, and share of `lr`, the corners of `piecewise`.
-        momentum: of SGD; `onecycle` cycles it from 0.95 to 0.85 and back instead.
-        nesterov: whether the momentum is Nesterov's.
-        weight_decay: L2 penalty on every parameter.
-        augmentation: random crops and flips, as far as the data set allows them.
-        crop_padding: pixels of border that crops are taken from; none = the data set's own.
-        image_sizes: pairs of the progress in (0, 1] until which crops of streamed images have a side, and the side in
-            pixels; none = the data set's own side. Evaluation sees the data set's own.
-        readers: processes that read streamed images; 0 reads in this one.
-        saliency: `recycled` takes a saliency method's saliency from the clean update before, on the same images;
-            `exact` spends a pass of its own.
-        device: `auto`, `cpu`, `cuda` or `cuda:N`.
-        precision: `auto`, `bf16` or `fp32`.
-        compile: whether the step is compiled; falls back to eager, with a warning, where it cannot be.
-    """
-
-    model: str = "search"
-    embedding: str | None = None
-    updates: int = 1000
-    batch_size: int = 100
-    lr: float = 0.2
-    lr_schedule: str = "onecycle"
-    lr_milestones: tuple[float, ...] = (0.5, 0.75)
-    lr_points: tuple[tuple[float, float], ...] = ((0.0, 1.0), (1.0, 0.0))
-    momentum: float = 0.9
-    nesterov: bool = True
-    weight_decay: float = 5e-4
-    augmentation: bool = True
-    crop_padding: int | None = None
-    image_sizes: tuple[tuple[float, int], ...] = ()
-    readers: int = 4
-    saliency: str = "recycled"
-    device: str = "auto"
-    precision: str = "auto"
-    compile: bool = False
-
-    def __post_init__(self) -> None:
-        for name, low in (("updates", 1), ("batch_size", 2)):
-            if getattr(self, name) < low:
-                raise ValueError(f"{name} must be at least {low}, got {getattr(self, name)}")
-        for name in ("lr", "momentum", "weight_decay"):
-            if not 0 <= getattr(self, name) < math.inf:
-                raise ValueError(f"{name} must be a finite number from 0, got {getattr(self, name)}")
-        for name, choices in (("lr_schedule", tuple(LR_SCHEDULES)), ("saliency", ("recycled", "exact"))):
-            if getattr(self, name) not in choices:
-                raise ValueError(f"{name} must be one of {', '.join(choices)}, got {getattr(self, name)!r}")
-        if any(not low < high < 1 for low, high in pairwise((0.0, *self.lr_milestones))):
-            raise ValueError(f"lr_milestones must rise within (0, 1), got {self.lr_milestones}")
-        progress = [point for point, _ in self.lr_points]
-        if len(progress) < 2 or progress != sorted(progress) or (progress[0], progress[-1]) != (0, 1):
-            raise ValueError(f"lr_points must be pairs whose progress rises from 0 to 1, got {self.lr_points}")
-        if any(not 0 <= share <= 1 for _, share in self.lr_points):
-            raise ValueError(f"lr_points must hold shares of lr in [0, 1], got {self.lr_points}")
-        ends = [until for until, _ in self.image_sizes]
-        if ends and (ends != sorted(set(ends)) or ends[0] <= 0 or ends[-1] != 1):
-            raise ValueError(f"image_sizes must be pairs whose progress rises to 1, got {self.image_sizes}")
-        if any(side < 8 for _, side in self.image_sizes):
-            raise ValueError(f"image_sizes must hold sides of at least 8 pixels, got {self.image_sizes}")
-        if self.readers < 0:
-            raise ValueError(f"readers must be at least 0, got {self.readers}")
-        if self.crop_padding is not None and self.crop_padding < 0:
-            raise ValueError(f"crop_padding must be at least 0, or none for the data set's, got {self.crop_padding}")
-
-
-@dataclass(frozen=True)
-class UpdateStats:
-    """Means over the updates of one kind (clean or mixed) in a stretch of training.
-
-    Attributes:
-        loss: cross-entropy against the targets, in nats.
-        target_entropy: entropy of the targets themselves, in nats: the least the loss can be.
-        accuracy: share of images whose largest logit is the largest target.
-    """
-
-    loss: float
-    target_entropy: float
-    accuracy: float
-
-
-@dataclass(frozen=True)
-class TrainStats:
-    """What a stretch of training was like.
-
-    Attributes:
-        updates: number of updates.
-        images: images consumed, updates times batch size.
-        seconds: wall-clock time; the one value that differs between two runs of one seed.
-        methods: updates of each method.
-        clean: means over clean updates; none if there was none.
-        mixed: means over the other updates; none if there was none.
-        saliency_entropy: mean entropy of the last clean batches' patch saliency, over its highest value, in [0, 1].
-        gradient_norm: norm of the parameters' gradient over that of the parameters, at the last clean updates.
-        diverged: a loss was not finite, or a weight after the last update, which is where a gradient that was not
-            finite shows.
-    """
-
-    updates: int
-    images: int
-    seconds: float
-    methods: dict[str, int]
-    clean: UpdateStats | None
-    mixed: UpdateStats | None
-    saliency_entropy: float | None
-    gradient_norm: float | None
-    diverged: bool
-
-
-def merge_stats(parts: Sequence[TrainStats]) -> TrainStats:
-    """The stats of consecutive stretches as of one; saliency and gradient are those of the last."""
-    counts: Counter[str] = Counter()
-    for part in parts:
-        counts.update(part.methods)
-    return TrainStats(
-        updates=sum(part.updates for part in parts),
-        images=sum(part.images for part in parts),
-        seconds=sum(part.seconds for part in parts),
-        methods={method: counts[method] for method in METHODS if counts[method]},
-        clean=_weighted([(part.clean, part.methods.get("clean", 0)) for part in parts]),
-        mixed=_weighted([(part.mixed, part.updates - part.methods.get("clean", 0)) for part in parts]),
-        saliency_entropy=parts[-1].saliency_entropy,
-        gradient_norm=parts[-1].gradient_norm,
-        diverged=any(part.diverged for part in parts),
-    )
-
-
-def _weighted(parts: Sequence[tuple[UpdateStats | None, int]]) -> UpdateStats | None:
-    there = [(stats, weight) for stats, weight in parts if stats is not None]
-    total = sum(weight for _, weight in there)
-    if not total:
-        return None
-    return UpdateStats(
-        *(sum(getattr(stats, entry.name) * weight for stats, weight in there) / total for entry in fields(UpdateStats))
-    )
-
-
-@dataclass(frozen=True)
-class EvalStats:
-    """How well the network does on held-out images.
-
-    Attributes:
-        accuracy: top-1, in [0, 1].
-        loss: cross-entropy in nats.
-        confidence: mean largest probability.
-        calibration_error: expected calibration error over 15 equal bins of confidence, in [0, 1].
-        images: number of images.
-    """
-
-    accuracy: float
-    loss: float
-    confidence: float
-    calibration_error: float
-    images: int
 
 
 @dataclass(frozen=True)
@@ -310,7 +143,7 @@ def _piecewise(optimizer: torch.optim.Optimizer, config: TrainConfig) -> torch.o
     )
 
 
-LR_SCHEDULES = {"onecycle": _onecycle, "multistep": _multistep, "piecewise": _piecewise}
+_LR_SCHEDULES = {"onecycle": _onecycle, "multistep": _multistep, "piecewise": _piecewise}
 
 
 class Trainer:
@@ -711,7 +544,7 @@ class Trainer:
         with warnings.catch_warnings():
             # The optimiser has made steps before, in the training that this one replaces.
             warnings.filterwarnings("ignore", message="Detected call of `lr_scheduler.step")
-            return LR_SCHEDULES[self.config.lr_schedule](self.optimizer, self.config)
+            return _LR_SCHEDULES[self.config.lr_schedule](self.optimizer, self.config)
 
     def _compile(self) -> None:
         reason = why_not_compile(self.device)

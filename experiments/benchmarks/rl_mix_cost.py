@@ -32,7 +32,8 @@ from rlmix.classifier.data import load_dataset, split
 from rlmix.classifier.files import write_atomic
 from rlmix.classifier.hardware import resolve_device
 from rlmix.classifier.mixing import MixPolicy
-from rlmix.classifier.training.trainer import TrainConfig, Trainer
+from rlmix.classifier.training.config import TrainConfig
+from rlmix.classifier.training.trainer import Trainer
 from rlmix.envs import RLMixEnv
 from rlmix.experiments.benchmarks.timing import clocked, prepare_output, summary
 from rlmix.experiments.runs.errors import RunError, user_errors

@@ -31,7 +31,8 @@ from rlmix.classifier.files import write_atomic
 from rlmix.classifier.hardware import resolve_device, resolve_precision, why_not_compile
 from rlmix.classifier.mixing import MixPolicy
 from rlmix.classifier.models import build_model
-from rlmix.classifier.training.trainer import BLOCK, TrainConfig, Trainer
+from rlmix.classifier.training.config import TrainConfig
+from rlmix.classifier.training.trainer import BLOCK, Trainer
 from rlmix.envs import MixPolicyEnv, TaskDistribution
 from rlmix.experiments.benchmarks.timing import clocked, prepare_output, ratios, spread, summary
 from rlmix.experiments.comparison.contestants import CONTESTANTS, only_policy

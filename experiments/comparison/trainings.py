@@ -18,7 +18,8 @@ from rlmix.classifier.evaluation.measures import MEASURES, NotMeasurable, Subjec
 from rlmix.classifier.files import LineLog
 from rlmix.classifier.hardware import resolve_device, resolve_precision
 from rlmix.classifier.mixing import PolicySchedule
-from rlmix.classifier.training.trainer import TrainConfig, Trainer
+from rlmix.classifier.training.config import TrainConfig
+from rlmix.classifier.training.trainer import Trainer
 from rlmix.envs import RLMixEnv
 from rlmix.experiments.comparison.contestants import CONTESTANTS, Contestant, PerBatch
 from rlmix.experiments.comparison.results import pack_hits

@@ -28,7 +28,8 @@ from rlmix.classifier.files import LineLog, write_atomic
 from rlmix.classifier.mixing import METHODS, MixPolicy, PolicySchedule, mix_batch, one_hot
 from rlmix.classifier.mixing.saliency import input_gradient, pixel_saliency
 from rlmix.classifier.mixing.targets import soft_cross_entropy
-from rlmix.classifier.training.trainer import TrainConfig, Trainer
+from rlmix.classifier.training.config import TrainConfig
+from rlmix.classifier.training.trainer import Trainer
 from rlmix.envs import DIMENSIONS, Menu
 from rlmix.experiments.comparison.intervals import verdict
 from rlmix.experiments.comparison.results import (

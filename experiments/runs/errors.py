@@ -6,16 +6,13 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from rlmix.classifier.data import DataError
-from rlmix.classifier.files import DamagedFileError
-from rlmix.classifier.mixing import PolicyError
+from rlmix.classifier.errors import InputError
 
 
-class RunError(ValueError):
+class RunError(InputError):
     """A run that cannot start or go on; the message says what was expected, what came, and what to do."""
 
 
-USER_ERRORS = (RunError, PolicyError, DataError, DamagedFileError)  # what a user can mend, and another try cannot
 STORAGE = {  # what is wrong with a disk, not with the program
     errno.ENOSPC,
     errno.EDQUOT,
@@ -37,7 +34,7 @@ def user_errors(resume_hint: str | None = None) -> Iterator[None]:
     hook, threading.excepthook = threading.excepthook, _thread_error
     try:
         yield
-    except USER_ERRORS as error:
+    except InputError as error:
         print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
         sys.exit(2)
     except KeyboardInterrupt:
@@ -76,7 +73,7 @@ def fitting(what: object) -> Iterator[None]:
     """
     try:
         yield
-    except USER_ERRORS:
+    except InputError:
         raise
     except (LookupError, TypeError, ValueError, AttributeError, ArithmeticError, RuntimeError) as error:
         reason = f"{type(error).__name__}: {' '.join(str(error).split()):.200}"

@@ -3,6 +3,7 @@
 import fcntl
 import json
 import os
+import shutil
 import sys
 import time
 import weakref
@@ -18,6 +19,7 @@ from rlmix.experiments.runs.machine import machine
 VERSION = 1
 TUNE = "tune"  # the kind of run that is many searches
 KEPT_CHECKPOINTS = 2
+LITTLE_SPACE = 1e9  # bytes free on the disk below which a new run warns
 ENDING_SECONDS = 5.0  # that a process which was stopped or killed may still hold its folder, having ended for others
 
 
@@ -75,7 +77,11 @@ class RunFolder:
             path = Path(out)
             if os.path.exists(path / "config.json"):
                 raise RunError(f"{path}: a run is there already; go on with --resume {path}, or choose another --out")
-        return cls(path)
+        run = cls(path)
+        free = shutil.disk_usage(run.path).free
+        if free < LITTLE_SPACE:
+            print(f"warning: only {free / 1e6:,.0f} MB are free in {run.path}", file=sys.stderr, flush=True)
+        return run
 
     @classmethod
     def open(cls, path: str, kind: str, *, trust: bool) -> tuple["RunFolder", dict[str, Any]]:

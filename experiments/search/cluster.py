@@ -17,7 +17,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from rlmix.agent.ray_env import Share
-from rlmix.experiments.runs.errors import USER_ERRORS, RunError
+from rlmix.classifier.errors import InputError
+from rlmix.experiments.runs.errors import RunError
 from rlmix.experiments.runs.folder import stop_file
 from rlmix.experiments.runs.signals import StopSignal, interrupt_on_sigterm
 
@@ -204,7 +205,7 @@ def run_trial(trainable: Callable[[dict[str, str]], None], run: Path, workers: i
     def trial(parameters: dict[str, str]) -> None:
         try:
             trainable(parameters)
-        except USER_ERRORS as error:  # another try would end the same
+        except InputError as error:  # another try would end the same
             tune.report({"error": str(error)})
 
     tuner = tune.Tuner(

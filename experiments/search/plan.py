@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import math
-import sys
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -18,12 +16,12 @@ from rlmix.agent.vec_env import MOST_HELD
 from rlmix.classifier.compilation import compiling_pays
 from rlmix.classifier.data import Splits, load_dataset, split
 from rlmix.classifier.hardware import resolve_device, resolve_precision
-from rlmix.classifier.training.trainer import TrainConfig, Trainer
+from rlmix.classifier.training.config import TrainConfig
+from rlmix.classifier.training.trainer import Trainer
 from rlmix.envs import Menu, MixPolicyEnv, TaskDistribution
 from rlmix.envs.mix_policy import segment_ends
 from rlmix.experiments.runs.errors import RunError
 from rlmix.experiments.runs.folder import RunFolder
-from rlmix.experiments.runs.memory import shortage
 from rlmix.experiments.search.cluster import on_a_worker
 from rlmix.experiments.search.config import MENUS, SearchConfig
 
@@ -209,20 +207,6 @@ def resolve_with_gpus(asked: SearchConfig) -> tuple[Search, Splits]:
 
 def _resolved_config(asked: SearchConfig) -> SearchConfig:
     return resolve(asked)[0].config
-
-
-def warn_of_memory(search: Search, data: Splits) -> None:
-    """Say what will not fit into this machine's memory, or its GPUs', if the workers run here."""
-    config = search.config
-    if config.address is not None:
-        return
-    workers, gpus = config.worker_count, config.gpus_per_worker
-    # Ray puts as many on a GPU as their shares allow; local workers all take the same one.
-    on_one_gpu = min(workers, max(int(1 / gpus + 1e-6), 1)) if gpus else workers
-    task = data.draw(config.train_size[1], data_seed=0)
-    held = math.ceil(config.environment_count / workers)
-    for line in shortage(search.training, data, task, workers=workers, on_one_gpu=on_one_gpu, held=held):
-        print(line, file=sys.stderr, flush=True)
 
 
 def print_data(data: Splits, search: Search) -> None:

@@ -17,7 +17,6 @@ from stable_baselines3.common.logger import HParam, configure
 from stable_baselines3.common.vec_env import VecEnv
 from tqdm import tqdm
 
-from rlmix.agent.baselines import FIXED
 from rlmix.agent.callbacks import SearchLog
 from rlmix.agent.ppo import Agent, restore_search
 from rlmix.agent.ray_env import RayVecEnv, WorkerFailedError
@@ -27,7 +26,6 @@ from rlmix.classifier.files import LineLog
 from rlmix.envs.mix_policy import REFERRED
 from rlmix.experiments.reports.pages import write_search_report
 from rlmix.experiments.runs.config import stored_config
-from rlmix.experiments.runs.disk import search_bytes, tell_disk
 from rlmix.experiments.runs.errors import RunError, fitting
 from rlmix.experiments.runs.folder import RunFolder
 from rlmix.experiments.runs.signals import interrupt_later
@@ -35,7 +33,6 @@ from rlmix.experiments.search.config import SearchConfig
 from rlmix.experiments.search.plan import KIND, Search, new_agent
 from rlmix.experiments.search.selection import (
     LIVE,
-    MOST_CANDIDATES,
     Trainings,
     compare,
     facts_of,
@@ -151,9 +148,6 @@ def learn(
         model = new_agent(search, workers, None if config.start is None else start)
     except ValueError as error:
         raise RunError(str(error)) from error
-    jobs = MOST_CANDIDATES * config.candidate_seeds + (len(FIXED) + 4) * config.contest_seeds
-    segments, choices = len(search.segments), sum(search.menu.sizes)
-    tell_disk(run.path, search_bytes(config, model.policy, segments=segments, choices=choices, jobs=jobs))
     model.set_logger(configure(str(run.events), ["tensorboard"]))
     model.logger.record("hparams", HParam(_flat(asdict(config)), {"reward/return_mean": 0.0}))
     observations = workers.reset()

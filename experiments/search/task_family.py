@@ -11,7 +11,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 
 from rlmix.classifier.mixing import MixPolicy
-from rlmix.classifier.training.trainer import TrainConfig
+from rlmix.classifier.training.config import TrainConfig
 from rlmix.envs import Menu, MixPolicyEnv, Task, TaskDistribution
 
 DATASET, IMAGE_SIZE = "fashion_mnist", 14

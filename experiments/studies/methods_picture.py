@@ -18,7 +18,8 @@ from rlmix.classifier.mixing import MixPolicy, mix_batch, one_hot
 from rlmix.classifier.mixing.picture import mixed_picture
 from rlmix.classifier.mixing.saliency import input_gradient
 from rlmix.classifier.mixing.targets import soft_cross_entropy
-from rlmix.classifier.training.trainer import TrainConfig, Trainer
+from rlmix.classifier.training.config import TrainConfig
+from rlmix.classifier.training.trainer import Trainer
 from rlmix.experiments.runs.errors import user_errors
 
 IMAGES = 8

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Literal, TypeVar
 
 from rlmix.classifier.mixing import METHODS, LamDistribution, MixPolicy, PolicyError
-from rlmix.classifier.training.trainer import TrainConfig
+from rlmix.classifier.training.config import TrainConfig
 
 Final = TypeVar("Final", bound="FinalConfig")
 

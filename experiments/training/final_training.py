@@ -21,11 +21,11 @@ from rlmix.classifier.files import write_atomic
 from rlmix.classifier.hardware import set_threads
 from rlmix.classifier.mixing import MixPolicy, PolicySchedule
 from rlmix.classifier.mixing.picture import mixed_picture
-from rlmix.classifier.training.trainer import EvalStats, Trainer, TrainStats, UpdateStats, merge_stats
+from rlmix.classifier.training.stats import EvalStats, TrainStats, UpdateStats, merge_stats
+from rlmix.classifier.training.trainer import Trainer
 from rlmix.envs import Task
 from rlmix.envs.observation import TrainingState
 from rlmix.experiments.reports.pages import NAME, told_going_back, write_training_report
-from rlmix.experiments.runs.disk import tell_disk, training_bytes
 from rlmix.experiments.runs.errors import RunError, fitting
 from rlmix.experiments.runs.folder import RunFolder, stop_file
 from rlmix.experiments.runs.signals import StopSignal
@@ -77,11 +77,6 @@ def train_to_the_end(
             f"{f', {trainer.world} processes' if together else ''}\nunder: {name}",
             flush=True,
         )
-        stretches = config.updates // CHUNK + len(segments) + config.evaluations
-        most = training_bytes(
-            trainer.model, stretches=stretches, evaluations=config.evaluations, segments=len(segments)
-        )
-        tell_disk(run.path, most)
     training.run()
     trainer.model.load_state_dict(training.best_network)
     test = trainer.evaluate("test")  # the one time that it is read

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import sys
 import time
 from collections.abc import Mapping, Sequence
@@ -25,9 +24,8 @@ from rlmix.classifier.data import Splits, load_dataset, split
 from rlmix.classifier.files import LineLog, write_atomic
 from rlmix.classifier.hardware import resolve_device, resolve_precision, set_threads
 from rlmix.classifier.mixing.rmix import THRESHOLDS
-from rlmix.classifier.training.trainer import TrainConfig
+from rlmix.classifier.training.config import TrainConfig
 from rlmix.envs import RLMixEnv
-from rlmix.experiments.runs.disk import per_batch_bytes, tell_disk
 from rlmix.experiments.runs.errors import RunError, fitting
 from rlmix.experiments.runs.folder import RunFolder
 from rlmix.experiments.runs.signals import StopSignal
@@ -256,11 +254,6 @@ def train(config: RLMixConfig, run: RunFolder, data: Splits) -> None:
         run.save_checkpoint(env.trainer.updates_done, state)
 
     print_setting(config, data, env)
-    rollout = 0 if learner is None else sum(values.nbytes for values in learner.rows().values())
-    agent = None if learner is None else learner.model.policy
-    total = math.ceil(config.updates / env.epoch_updates)
-    most = per_batch_bytes(env.trainer.model, agent, rollout=rollout, epochs=total, choices=len(THRESHOLDS))
-    tell_disk(run.path, most)
     interactive = sys.stderr.isatty()
     with (
         StopSignal() as stop,

@@ -28,7 +28,7 @@ from rlmix.agent.rl_mix import (
     random_thresholds,
 )
 from rlmix.classifier.files import DamagedFileError, load_state, save_state
-from rlmix.classifier.training.trainer import TrainConfig
+from rlmix.classifier.training.config import TrainConfig
 from rlmix.envs import RLMixEnv
 from rlmix.envs.rl_mix import Observation
 from tests.envs.tiny import TRAINING, digits

@@ -31,7 +31,8 @@ from rlmix.classifier.evaluation import (
 from rlmix.classifier.files import DamagedFileError
 from rlmix.classifier.mixing import MixPolicy
 from rlmix.classifier.models import build_model, find_last_layer
-from rlmix.classifier.training.trainer import TrainConfig, Trainer
+from rlmix.classifier.training.config import TrainConfig
+from rlmix.classifier.training.trainer import Trainer
 
 EPSILON = 8 / 255
 

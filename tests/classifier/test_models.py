@@ -18,7 +18,8 @@ from rlmix.classifier.models import MODELS, attach_label_head, build_model, hidd
 from rlmix.classifier.models.channels import set_in_channels
 from rlmix.classifier.models.resnext import ResNeXt, ResNeXtBlock
 from rlmix.classifier.models.wide_resnet import WideBlock, WideResNet
-from rlmix.classifier.training.trainer import TrainConfig, Trainer
+from rlmix.classifier.training.config import TrainConfig
+from rlmix.classifier.training.trainer import Trainer
 
 
 @pytest.fixture(scope="module", autouse=True)

@@ -11,7 +11,8 @@ from PIL import Image
 
 from rlmix.classifier.data import ImageFiles, Splits, evaluation_chunks, load_image_folder, split
 from rlmix.classifier.mixing import MixPolicy
-from rlmix.classifier.training.trainer import TrainConfig, Trainer
+from rlmix.classifier.training.config import TrainConfig
+from rlmix.classifier.training.trainer import Trainer
 
 SIDE = 16
 MIXED = MixPolicy({"clean": 0.5, "rmix": 0.25, "cutmix": 0.25})

@@ -10,7 +10,8 @@ from torch import distributed, multiprocessing, nn
 from rlmix.classifier.data import Splits, load_dataset, split
 from rlmix.classifier.files import load_state, save_state
 from rlmix.classifier.mixing import MixPolicy
-from rlmix.classifier.training.trainer import TrainConfig, Trainer
+from rlmix.classifier.training.config import TrainConfig
+from rlmix.classifier.training.trainer import Trainer
 
 CLEAN = MixPolicy({"clean": 1.0})
 MIXED = MixPolicy({"clean": 0.5, "rmix": 0.25, "cutmix": 0.25}, label_beta=0.5)

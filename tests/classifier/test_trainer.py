@@ -25,7 +25,9 @@ from rlmix.classifier.files import load_state, save_state
 from rlmix.classifier.mixing import METHODS, LamDistribution, MixPolicy
 from rlmix.classifier.mixing.methods import MixInput
 from rlmix.classifier.models import MODELS, build_model
-from rlmix.classifier.training.trainer import EvalStats, TrainConfig, Trainer, TrainStats, UpdateStats, merge_stats
+from rlmix.classifier.training.config import TrainConfig
+from rlmix.classifier.training.stats import EvalStats, TrainStats, UpdateStats, merge_stats
+from rlmix.classifier.training.trainer import Trainer
 
 BATCH = 12
 LOGITS_BOUND = 0.05  # between bf16 and fp32, relative to the largest logit

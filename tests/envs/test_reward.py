@@ -10,7 +10,9 @@ from typing import Any
 import pytest
 
 from rlmix.classifier.mixing import MixPolicy
-from rlmix.classifier.training.trainer import EvalStats, TrainConfig, Trainer
+from rlmix.classifier.training.config import TrainConfig
+from rlmix.classifier.training.stats import EvalStats
+from rlmix.classifier.training.trainer import Trainer
 from rlmix.envs import MixPolicyEnv
 from rlmix.envs.mix_policy import training_seed
 from tests.envs.tiny import TRAINING, digits, play, tiny

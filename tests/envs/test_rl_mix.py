@@ -19,7 +19,8 @@ from rlmix.classifier.files import load_state, save_state
 from rlmix.classifier.mixing import LamDistribution, MixDraw, MixPolicy
 from rlmix.classifier.mixing.rmix import THRESHOLDS
 from rlmix.classifier.mixing.saliency import pooled_saliency
-from rlmix.classifier.training.trainer import TrainConfig, Trainer, _Batch, _Views
+from rlmix.classifier.training.config import TrainConfig
+from rlmix.classifier.training.trainer import Trainer, _Batch, _Views
 from rlmix.envs import RLMixEnv
 from rlmix.envs.rl_mix import Observation, cosine
 from tests.envs.tiny import TRAINING, digits

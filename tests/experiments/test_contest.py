@@ -14,7 +14,8 @@ from rlmix.agent.ppo import Agent, new_policy
 from rlmix.classifier.data import load_dataset, split
 from rlmix.classifier.hardware import resolve_device, resolve_precision
 from rlmix.classifier.mixing import MixPolicy, PolicySchedule
-from rlmix.classifier.training.trainer import TrainConfig, Trainer
+from rlmix.classifier.training.config import TrainConfig
+from rlmix.classifier.training.trainer import Trainer
 from rlmix.envs import Menu, TaskDistribution
 from rlmix.envs.mix_policy import training_seed
 from rlmix.experiments.comparison.results import pack_hits, unpack_hits

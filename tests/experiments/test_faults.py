@@ -18,10 +18,11 @@ from safetensors.torch import save
 
 from rlmix.classifier.data import DataError
 from rlmix.classifier.data import idx as idx_files
+from rlmix.classifier.errors import InputError
 from rlmix.classifier.files import STATE_VERSION, DamagedFileError, LineLog, load_state, write_atomic
 from rlmix.experiments import evaluate, replay_policy, report, train_agent, train_classifier, train_rl_mix, tune_agent
 from rlmix.experiments.runs.config import stored_config
-from rlmix.experiments.runs.errors import USER_ERRORS, RunError, user_errors
+from rlmix.experiments.runs.errors import RunError, user_errors
 from rlmix.experiments.runs.folder import RunFolder
 from rlmix.experiments.search import plan, tuning
 from rlmix.experiments.search.config import SearchConfig
@@ -202,7 +203,7 @@ def test_no_file_is_unpickled(kind: str, file: str, tmp_path: Path) -> None:
     KINDS[kind].make(place)
     hostile = pickle.dumps(Hostile(proof))
     (place / file).write_bytes(hostile)
-    with contextlib.suppress(*USER_ERRORS):  # a log of one line is taken for one with a torn line
+    with contextlib.suppress(*InputError):  # a log of one line is taken for one with a torn line
         KINDS[kind].read(place)
     assert not proof.exists()
     pickle.loads(hostile)

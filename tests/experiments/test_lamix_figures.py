@@ -14,7 +14,8 @@ from PIL import Image
 
 from rlmix.classifier.data import load_dataset, split
 from rlmix.classifier.mixing import MixPolicy
-from rlmix.classifier.training.trainer import TrainConfig, Trainer
+from rlmix.classifier.training.config import TrainConfig
+from rlmix.classifier.training.trainer import Trainer
 from rlmix.experiments.comparison.contestants import CONTESTANTS, only_policy
 from rlmix.experiments.studies.lamix import figures as lamix
 

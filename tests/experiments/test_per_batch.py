@@ -21,7 +21,8 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from rlmix.agent.rl_mix import PerBatchConfig, ThresholdAgent, new_policy
 from rlmix.classifier.mixing.rmix import THRESHOLDS
 from rlmix.classifier.models import build_model
-from rlmix.classifier.training.trainer import TrainConfig, Trainer
+from rlmix.classifier.training.config import TrainConfig
+from rlmix.classifier.training.trainer import Trainer
 from rlmix.envs import RLMixEnv
 from rlmix.experiments import train_agent
 from rlmix.experiments.comparison import trainings

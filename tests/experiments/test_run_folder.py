@@ -5,6 +5,7 @@ import fcntl
 import gc
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -368,3 +369,13 @@ def test_what_kills_and_damage_leave_behind_does_not_pile_up(tmp_path: Path) -> 
     run.release()
     again = RunFolder(tmp_path / "run")
     assert not list(again.path.rglob("*.part")) and len(list(again.checkpoints.iterdir())) == 2
+
+
+@pytest.mark.parametrize(("free", "warned"), [(999_999_999, True), (1_000_000_000, False)])
+def test_a_new_run_warns_of_little_disk_space(
+    free: int, warned: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    usage = shutil.disk_usage(tmp_path)
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: usage._replace(free=free))
+    RunFolder.create(str(tmp_path / "run"), "agent").release()
+    assert capsys.readouterr().err == (f"warning: only 1,000 MB are free in {tmp_path}/run\n" if warned else "")

@@ -53,6 +53,7 @@ from rlmix.classifier.data import Splits, load_dataset, split
 from rlmix.classifier.data.idx import FILES as IDX_FILES
 from rlmix.classifier.data.idx import load_fashion_mnist
 from rlmix.classifier.data.image_folder import load_image_folder
+from rlmix.classifier.errors import InputError
 from rlmix.classifier.evaluation import load_weights
 from rlmix.classifier.files import STATE_VERSION, LineLog, load_state, save_state
 from rlmix.classifier.mixing import MixPolicy, PolicySchedule
@@ -60,7 +61,7 @@ from rlmix.envs import Menu, MixPolicyEnv
 from rlmix.experiments import replay_policy, report, train_agent, train_classifier, train_rl_mix
 from rlmix.experiments.comparison import trainings
 from rlmix.experiments.runs.config import stored_config
-from rlmix.experiments.runs.errors import USER_ERRORS, RunError, fitting
+from rlmix.experiments.runs.errors import RunError, fitting
 from rlmix.experiments.runs.folder import RunFolder, read_config
 from rlmix.experiments.search import plan, selection, tuning
 from rlmix.experiments.search.config import SearchConfig
@@ -608,7 +609,7 @@ class Workshop:
         signal.setitimer(signal.ITIMER_REAL, SECONDS)
         try:
             KINDS[kind].read(place)
-        except USER_ERRORS as error:
+        except InputError as error:
             return Outcome(kind, "too much memory", _account()) if _wanted_memory(error) else Outcome(kind, "refused")
         except OutOfTime:
             return Outcome(kind, "too long", _account())
@@ -651,7 +652,7 @@ def _prepare(folder: str) -> None:
     _digits()
     _bomb()
     for kind in KINDS:  # what is imported when it is first needed is no allocation of an input's
-        with contextlib.suppress(*USER_ERRORS), tempfile.TemporaryDirectory(dir=folder) as place:
+        with contextlib.suppress(*InputError), tempfile.TemporaryDirectory(dir=folder) as place:
             KINDS[kind].make(Path(place))
             KINDS[kind].read(Path(place))
     signal.signal(signal.SIGALRM, _out_of_time)
@@ -727,7 +728,7 @@ def cut_policies() -> list[Outcome]:
             (place / "policy.json").write_bytes(whole[:length])
             try:
                 KINDS["policy"].read(place)
-            except USER_ERRORS:
+            except InputError:
                 outcomes.append(Outcome(kind, "refused"))
             except Exception:
                 outcomes.append(Outcome(kind, "another error", _account()))

@@ -35,7 +35,8 @@ from rlmix.classifier.evaluation.measures import subject_of
 from rlmix.classifier.files import LineLog, naming, write_atomic
 from rlmix.classifier.hardware import resolve_device, resolve_precision
 from rlmix.classifier.mixing import PolicySchedule
-from rlmix.classifier.training.trainer import TrainConfig, Trainer
+from rlmix.classifier.training.config import TrainConfig
+from rlmix.classifier.training.trainer import Trainer
 from rlmix.envs import DIMENSIONS, Menu, MixPolicyEnv, TaskDistribution
 from rlmix.envs.mix_policy import training_seed
 from rlmix.experiments.comparison.contestants import PerBatch

@@ -11,7 +11,7 @@ from matplotlib.cm import ScalarMappable
 from matplotlib.colors import LogNorm
 from matplotlib.figure import Figure
 
-from rlmix.classifier.training.trainer import TrainConfig
+from rlmix.classifier.training.config import TrainConfig
 from rlmix.experiments.comparison.intervals import mean_interval
 from rlmix.experiments.search.task_family import MENU, PLAIN, REFERENCE, SEGMENTS, part_of
 

@@ -1,0 +1,99 @@
+"""Statistics of a training and of an evaluation."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass, fields
+
+from rlmix.classifier.mixing.methods import METHODS
+
+
+@dataclass(frozen=True)
+class UpdateStats:
+    """Means over the updates of one kind (clean or mixed) in a stretch of training.
+
+    Attributes:
+        loss: cross-entropy against the targets, in nats.
+        target_entropy: entropy of the targets themselves, in nats: the least the loss can be.
+        accuracy: share of images whose largest logit is the largest target.
+    """
+
+    loss: float
+    target_entropy: float
+    accuracy: float
+
+
+@dataclass(frozen=True)
+class TrainStats:
+    """What a stretch of training was like.
+
+    Attributes:
+        updates: number of updates.
+        images: images consumed, updates times batch size.
+        seconds: wall-clock time; the one value that differs between two runs of one seed.
+        methods: updates of each method.
+        clean: means over clean updates; none if there was none.
+        mixed: means over the other updates; none if there was none.
+        saliency_entropy: mean entropy of the last clean batches' patch saliency, over its highest value, in [0, 1].
+        gradient_norm: norm of the parameters' gradient over that of the parameters, at the last clean updates.
+        diverged: a loss was not finite, or a weight after the last update, which is where a gradient that was not
+            finite shows.
+    """
+
+    updates: int
+    images: int
+    seconds: float
+    methods: dict[str, int]
+    clean: UpdateStats | None
+    mixed: UpdateStats | None
+    saliency_entropy: float | None
+    gradient_norm: float | None
+    diverged: bool
+
+
+def merge_stats(parts: Sequence[TrainStats]) -> TrainStats:
+    """The stats of consecutive stretches as of one; saliency and gradient are those of the last."""
+    counts: Counter[str] = Counter()
+    for part in parts:
+        counts.update(part.methods)
+    return TrainStats(
+        updates=sum(part.updates for part in parts),
+        images=sum(part.images for part in parts),
+        seconds=sum(part.seconds for part in parts),
+        methods={method: counts[method] for method in METHODS if counts[method]},
+        clean=_weighted([(part.clean, part.methods.get("clean", 0)) for part in parts]),
+        mixed=_weighted([(part.mixed, part.updates - part.methods.get("clean", 0)) for part in parts]),
+        saliency_entropy=parts[-1].saliency_entropy,
+        gradient_norm=parts[-1].gradient_norm,
+        diverged=any(part.diverged for part in parts),
+    )
+
+
+def _weighted(parts: Sequence[tuple[UpdateStats | None, int]]) -> UpdateStats | None:
+    there = [(stats, weight) for stats, weight in parts if stats is not None]
+    total = sum(weight for _, weight in there)
+    if not total:
+        return None
+    return UpdateStats(
+        *(sum(getattr(stats, entry.name) * weight for stats, weight in there) / total for entry in fields(UpdateStats))
+    )
+
+
+@dataclass(frozen=True)
+class EvalStats:
+    """How well the network does on held-out images.
+
+    Attributes:
+        accuracy: top-1, in [0, 1].
+        loss: cross-entropy in nats.
+        confidence: mean largest probability.
+        calibration_error: expected calibration error over 15 equal bins of confidence, in [0, 1].
+        images: number of images.
+    """
+
+    accuracy: float
+    loss: float
+    confidence: float
+    calibration_error: float
+    images: int
