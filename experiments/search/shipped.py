@@ -6,7 +6,7 @@ from pathlib import Path
 from rlmix.experiments.runs.errors import RunError
 
 SHIPPED = "shipped"
-FOLDER = Path(__file__).parent / "policies" / SHIPPED
+FOLDER = Path(__file__).parents[1] / "policies" / SHIPPED
 
 
 def agent_folder(name: str) -> Path:
