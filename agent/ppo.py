@@ -20,6 +20,7 @@ from stable_baselines3.common.distributions import MultiCategoricalDistribution
 from stable_baselines3.common.policies import ActorCriticPolicy
 from stable_baselines3.common.vec_env import VecEnv
 
+from rlmix.agent.config import PPOConfig
 from rlmix.classifier.files import DamagedFileError, write_atomic
 from rlmix.classifier.hardware import require_memory
 from rlmix.classifier.mixing.policy import require_fields
@@ -31,36 +32,6 @@ from rlmix.envs.observation import observation_space
 FORMAT = "rl-mix agent"
 VERSION = 1
 MOST_UNITS = 4096  # of a hidden layer
-
-
-@dataclass(frozen=True)
-class PPOConfig:
-    """How the agent learns.
-
-    Attributes:
-        episodes_per_update: episodes of each rollout, over all workers; whole episodes, so a rollout's end cuts none
-            (unless a training diverged before its end).
-        learning_rate: of Adam, constant.
-        epochs: passes over each rollout.
-        minibatches: minibatches of each pass.
-        entropy: weight of the entropy bonus, which keeps the agent trying.
-        clip: PPO's clipping range.
-        gae_lambda: λ of generalised advantage estimation; the discount is 1, since an episode has an end.
-        target_kl: a pass that moves the policy further than 1.5 times this ends the update; none = never.
-        hidden: units of the two hidden layers, of policy and value each.
-        start_probability: probability that the untrained agent gives each choice of the policy it starts at.
-    """
-
-    episodes_per_update: int = 8
-    learning_rate: float = 1e-3
-    epochs: int = 8
-    minibatches: int = 2
-    entropy: float = 0.01
-    clip: float = 0.2
-    gae_lambda: float = 0.95
-    target_kl: float | None = 0.05
-    hidden: int = 64
-    start_probability: float = 0.5
 
 
 def build_agent(config: PPOConfig, workers: VecEnv, *, segments: int, seed: int, start: Sequence[int]) -> PPO:

@@ -27,6 +27,7 @@ from stable_baselines3.common.utils import obs_as_tensor
 from torch import Tensor, nn
 from torch.distributions import Categorical
 
+from rlmix.agent.config import RLMixAgentConfig
 from rlmix.agent.ppo import restore_search, search_state
 from rlmix.classifier.files import DamagedFileError, write_atomic
 from rlmix.classifier.hardware import require_memory
@@ -45,26 +46,6 @@ STREAMS = {"random": 0, "frozen": 1}  # draws of one chooser never meet those of
 Choice = NDArray[np.int64]
 Choose = Callable[[Observation, int], Choice]  # (observation, number of the update) -> threshold index of each image
 Learn = Callable[[float, Observation, bool, bool], None]  # (reward, what followed, terminated, truncated)
-
-
-@dataclass(frozen=True)
-class PerBatchConfig:
-    """How the per-batch agent sees and learns; what is not named here is Stable-Baselines3's default for PPO.
-
-    Attributes:
-        extractor: `batch`, as published: convolutions with the images of the batch as channels, so that it serves one
-            batch size only; or `image`: one small network that every image goes through, whatever the batch size.
-        n_steps: updates of the classifier between two updates of the agent.
-        batch_size: steps of each of the agent's minibatches; divides n_steps.
-        epochs: passes over each rollout.
-        learning_rate: of Adam at the start; it falls to 0 with the 0.9th power of what is left of the training.
-    """
-
-    extractor: str = "batch"
-    n_steps: int = 1000
-    batch_size: int = 250
-    epochs: int = 10
-    learning_rate: float = 3e-4
 
 
 class BatchExtractor(BaseFeaturesExtractor):
@@ -230,7 +211,7 @@ class ThresholdPPO:
         ValueError: the configuration is out of range.
     """
 
-    def __init__(self, config: PerBatchConfig, env: RLMixEnv, *, seed: int, updates: int, logger: Logger) -> None:
+    def __init__(self, config: RLMixAgentConfig, env: RLMixEnv, *, seed: int, updates: int, logger: Logger) -> None:
         if config.extractor not in POLICIES:
             raise ValueError(f"extractor must be one of {', '.join(POLICIES)}, got {config.extractor!r}")
         for name, least in (("n_steps", 2), ("batch_size", 2), ("epochs", 1)):

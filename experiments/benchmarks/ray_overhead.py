@@ -29,7 +29,8 @@ import torch
 import tyro
 
 from rlmix.agent.baselines import FIXED
-from rlmix.agent.ppo import PPOConfig, build_agent
+from rlmix.agent.config import PPOConfig
+from rlmix.agent.ppo import build_agent
 from rlmix.agent.ray_env import RayVecEnv, Share
 from rlmix.agent.workers import Position, make_worker
 from rlmix.classifier.files import write_atomic

@@ -27,7 +27,8 @@ import torch
 import tyro
 from stable_baselines3.common.logger import Logger
 
-from rlmix.agent.rl_mix import PerBatchConfig, ThresholdPPO
+from rlmix.agent.config import RLMixAgentConfig
+from rlmix.agent.rl_mix import ThresholdPPO
 from rlmix.classifier.data import load_dataset, split
 from rlmix.classifier.files import write_atomic
 from rlmix.classifier.hardware import resolve_device
@@ -94,7 +95,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
             "kind": "rl_mix_cost",
             "command": shlex.join([*COMMAND.split(), *arguments]),
             "config": asdict(config),
-            "agent": asdict(PerBatchConfig()),
+            "agent": asdict(RLMixAgentConfig()),
             "machine": machine(),
             "device": str(resolve_device(config.device)),
             "models": [measure(config, model) for model in config.model],
@@ -146,7 +147,7 @@ def measure(config: CostConfig, model: str) -> dict[str, Any]:
         env, trainer = RLMixEnv(training=training, splits=data), Trainer(training, data)
     except ValueError as error:
         raise RunError(str(error)) from error
-    published = PerBatchConfig()
+    published = RLMixAgentConfig()
     agent = ThresholdPPO(replace(published, epochs=1), env, seed=0, updates=UPDATES, logger=Logger(None, []))
     _say(f"{model}: warming up")
     exact_stretch(trainer, 2)
@@ -188,7 +189,7 @@ def exact_stretch(trainer: Trainer, updates: int) -> float:
     return trainer.train(EVERY_BATCH, updates, probe=False).seconds / updates
 
 
-def rl_mix_stretch(env: RLMixEnv, agent: ThresholdPPO, updates: int, config: PerBatchConfig) -> dict[str, Any]:
+def rl_mix_stretch(env: RLMixEnv, agent: ThresholdPPO, updates: int, config: RLMixAgentConfig) -> dict[str, Any]:
     """Seconds of an update of RL-Mix without the agent's own (`stepping`), and of each of its parts with it.
 
     Args:

@@ -8,7 +8,7 @@ published one for CIFAR; label smoothing's factor is the one that LaMix's author
 from dataclasses import dataclass, field
 from typing import Any
 
-from rlmix.agent.rl_mix import PerBatchConfig
+from rlmix.agent.config import RLMixAgentConfig
 from rlmix.classifier.mixing import LamDistribution, MixPolicy, PolicySchedule
 
 
@@ -23,7 +23,7 @@ class PerBatch:
     """
 
     learned: bool = True
-    agent: PerBatchConfig = field(default_factory=PerBatchConfig)
+    agent: RLMixAgentConfig = field(default_factory=RLMixAgentConfig)
     grid: str = "published"
 
 
@@ -86,7 +86,7 @@ CONTESTANTS = {
         "RL-Mix, per-image agent on the mixing grid",
         _all("rmix"),
         "exact",
-        PerBatch(agent=PerBatchConfig(extractor="image", n_steps=125, batch_size=25), grid="mixing"),
+        PerBatch(agent=RLMixAgentConfig(extractor="image", n_steps=125, batch_size=25), grid="mixing"),
     ),
     "puzzlemix": Contestant("Puzzle Mix, recycled saliency", _half("puzzlemix")),
     "puzzlemix-no-transport": Contestant("Puzzle Mix without transport, recycled", _half("puzzlemix_no_transport")),

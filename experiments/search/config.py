@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
-from rlmix.agent.ppo import PPOConfig
+from rlmix.agent.config import PPOConfig
 from rlmix.envs import Menu
 from rlmix.experiments.search import task_family
 

@@ -17,7 +17,8 @@ from stable_baselines3.common.logger import Figure as LoggedFigure
 from stable_baselines3.common.logger import Logger, TensorBoardOutputFormat, configure
 from tqdm import tqdm
 
-from rlmix.agent.rl_mix import Choose, Learn, PerBatchConfig, ThresholdAgent, ThresholdPPO, last_quarter, play
+from rlmix.agent.config import RLMixAgentConfig
+from rlmix.agent.rl_mix import Choose, Learn, ThresholdAgent, ThresholdPPO, last_quarter, play
 from rlmix.agent.rl_mix import random_thresholds as drawn
 from rlmix.classifier.compilation import compiling_pays
 from rlmix.classifier.data import Splits, load_dataset, split
@@ -71,7 +72,7 @@ class RLMixConfig:
     """What the agent is paid: likeness of clean and mixed saliency, as published, or change of validation accuracy."""
     grid: Literal["published", "mixing"] = "published"
     """Patches that the agent sees and is paid on: 8 x 8, as published, or those that the batch is mixed by."""
-    ppo: PerBatchConfig = field(default_factory=PerBatchConfig)
+    ppo: RLMixAgentConfig = field(default_factory=RLMixAgentConfig)
     """How the agent sees and learns."""
     lam: str = "beta(1)"
     """Distribution of the mixing ratio: beta(A), uniform or fixed(V); beta(0.2) as published for ImageNet."""

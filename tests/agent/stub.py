@@ -17,7 +17,8 @@ from stable_baselines3.common.vec_env import DummyVecEnv, VecEnv
 from tqdm import tqdm
 
 from rlmix.agent.callbacks import SearchLog
-from rlmix.agent.ppo import PPOConfig, build_agent, restore_search
+from rlmix.agent.config import PPOConfig
+from rlmix.agent.ppo import build_agent, restore_search
 from rlmix.agent.workers import Position, Worker
 from rlmix.classifier.files import load_state, save_state
 from rlmix.envs import Menu

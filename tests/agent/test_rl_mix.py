@@ -16,10 +16,10 @@ from stable_baselines3.common.distributions import MultiCategoricalDistribution
 from stable_baselines3.common.logger import Logger
 from torch.nn.functional import conv2d, linear, relu
 
+from rlmix.agent.config import RLMixAgentConfig
 from rlmix.agent.rl_mix import (
     BatchExtractor,
     Epoch,
-    PerBatchConfig,
     ThresholdAgent,
     ThresholdDistribution,
     ThresholdPPO,
@@ -34,7 +34,7 @@ from rlmix.envs.rl_mix import Observation
 from tests.envs.tiny import TRAINING, digits
 
 BATCH, CLASSES, UPDATES = 20, 10, 24
-CONFIG = PerBatchConfig(n_steps=8, batch_size=4, epochs=2, learning_rate=1e-2)
+CONFIG = RLMixAgentConfig(n_steps=8, batch_size=4, epochs=2, learning_rate=1e-2)
 
 
 def environment(**changes: Any) -> RLMixEnv:
@@ -43,7 +43,7 @@ def environment(**changes: Any) -> RLMixEnv:
     return RLMixEnv(training=training, splits=digits().draw(100, data_seed=0), **changes)
 
 
-def learner(env: RLMixEnv, config: PerBatchConfig = CONFIG, seed: int = 3) -> ThresholdPPO:
+def learner(env: RLMixEnv, config: RLMixAgentConfig = CONFIG, seed: int = 3) -> ThresholdPPO:
     return ThresholdPPO(config, env, seed=seed, updates=UPDATES, logger=Logger(None, []))
 
 
@@ -95,7 +95,7 @@ def test_too_few_patches_for_the_published_extractor_are_refused() -> None:
 
 def test_published_setting() -> None:
     env = environment()
-    model = ThresholdPPO(PerBatchConfig(), env, seed=0, updates=100, logger=Logger(None, [])).model
+    model = ThresholdPPO(RLMixAgentConfig(), env, seed=0, updates=100, logger=Logger(None, [])).model
     usual = PPO("MultiInputPolicy", env)
     assert (model.n_steps, model.batch_size) == (1000, 250)
     for name in ("n_epochs", "gamma", "gae_lambda", "ent_coef", "vf_coef", "max_grad_norm", "target_kl"):

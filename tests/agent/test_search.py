@@ -14,7 +14,8 @@ from stable_baselines3 import PPO
 from stable_baselines3.common.distributions import MultiCategoricalDistribution
 from stable_baselines3.common.vec_env import DummyVecEnv, VecEnv
 
-from rlmix.agent.ppo import PPOConfig, build_agent, restore_search, search_state
+from rlmix.agent.config import PPOConfig
+from rlmix.agent.ppo import build_agent, restore_search, search_state
 from rlmix.agent.vec_env import ProcessVecEnv
 from rlmix.agent.workers import Position, Worker, episode_seed, make_worker
 from rlmix.classifier.files import load_state, save_state

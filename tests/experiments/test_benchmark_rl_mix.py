@@ -8,20 +8,21 @@ from typing import Any
 import numpy as np
 import pytest
 
-from rlmix.agent.rl_mix import PerBatchConfig, ThresholdPPO
+from rlmix.agent.config import RLMixAgentConfig
+from rlmix.agent.rl_mix import ThresholdPPO
 from rlmix.classifier.training.trainer import Trainer
 from rlmix.experiments.benchmarks import rl_mix_cost
 
 Refused = Callable[[Callable[[Sequence[str]], Any], Sequence[object]], str]
 
 TINY = "--dataset digits --model search --train-size 60 --batch-size 20 --seconds 0.02 --rounds 3".split()
-AGENT = PerBatchConfig(extractor="image", n_steps=8, batch_size=4, epochs=3)
+AGENT = RLMixAgentConfig(extractor="image", n_steps=8, batch_size=4, epochs=3)
 
 
 def test_figures_follow_from_the_rounds(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(rl_mix_cost, "PerBatchConfig", lambda: AGENT)
+    monkeypatch.setattr(rl_mix_cost, "RLMixAgentConfig", lambda: AGENT)
     methods = Trainer.train_mixed, ThresholdPPO.choose
     learned: list[tuple[int, int]] = []
     update = ThresholdPPO.update

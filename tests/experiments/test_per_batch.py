@@ -18,7 +18,8 @@ import torch
 from safetensors.torch import load_file
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from rlmix.agent.rl_mix import PerBatchConfig, ThresholdAgent, new_policy
+from rlmix.agent.config import RLMixAgentConfig
+from rlmix.agent.rl_mix import ThresholdAgent, new_policy
 from rlmix.classifier.mixing.rmix import THRESHOLDS
 from rlmix.classifier.models import build_model
 from rlmix.classifier.training.config import TrainConfig
@@ -310,5 +311,5 @@ def test_help_explains_every_option(capsys: pytest.CaptureFixture[str], monkeypa
         assert text is not None, name
         assert name.replace("_", "") in shown
         assert re.sub(r"[\s\W_]+", "", text[1]) in shown, name
-    for entry in fields(PerBatchConfig):
+    for entry in fields(RLMixAgentConfig):
         assert re.sub(r"[\s\W_]+", "", f"ppo.{entry.name}") in shown

@@ -20,7 +20,8 @@ from scipy import stats
 from stable_baselines3.common.vec_env import DummyVecEnv
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from rlmix.agent.ppo import Agent, PPOConfig
+from rlmix.agent.config import PPOConfig
+from rlmix.agent.ppo import Agent
 from rlmix.agent.replay import probabilities_of, to_schedule
 from rlmix.agent.workers import episode_seed
 from rlmix.classifier.mixing import PolicySchedule

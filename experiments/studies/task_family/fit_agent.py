@@ -21,7 +21,8 @@ import numpy as np
 import torch
 import tyro
 
-from rlmix.agent.ppo import Agent, PPOConfig, new_policy
+from rlmix.agent.config import PPOConfig
+from rlmix.agent.ppo import Agent, new_policy
 from rlmix.agent.regression import Decisions, Episode, RegressionConfig, fit_values, follow_values
 from rlmix.classifier.files import LineLog, naming, write_atomic
 from rlmix.envs.mix_policy import SCORE_LIMIT

@@ -1,0 +1,53 @@
+"""Configurations of the agents; importing them takes no torch, so that a command's `--help` answers at once."""
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class PPOConfig:
+    """Hyperparameters of PPO over `MixPolicyEnv`.
+
+    Attributes:
+        episodes_per_update: episodes of each rollout, over all workers; whole episodes, so a rollout's end cuts none
+            (unless a training diverged before its end).
+        learning_rate: step size of Adam, constant.
+        epochs: passes over each rollout.
+        minibatches: minibatches of each pass.
+        entropy: weight of the entropy bonus, which keeps the agent exploring.
+        clip: PPO's clipping range.
+        gae_lambda: λ of generalised advantage estimation; the discount is 1, since an episode has an end.
+        target_kl: an update ends early where the KL divergence exceeds 1.5 times this; None sets no limit.
+        hidden: units of the two hidden layers, of policy and value each.
+        start_probability: probability that the untrained agent gives each choice of the policy it starts at.
+    """
+
+    episodes_per_update: int = 8
+    learning_rate: float = 1e-3
+    epochs: int = 8
+    minibatches: int = 2
+    entropy: float = 0.01
+    clip: float = 0.2
+    gae_lambda: float = 0.95
+    target_kl: float | None = 0.05
+    hidden: int = 64
+    start_probability: float = 0.5
+
+
+@dataclass(frozen=True)
+class RLMixAgentConfig:
+    """Hyperparameters of RL-Mix's agent; everything else is Stable-Baselines3's default for PPO.
+
+    Attributes:
+        extractor: `batch`, as published: convolutions with the images of the batch as channels, so that it serves one
+            batch size only; or `image`: one small network applied to every image, whatever the batch size.
+        n_steps: updates of the classifier between two updates of the agent.
+        batch_size: steps of each of the agent's minibatches; n_steps must be divisible by it.
+        epochs: passes over each rollout.
+        learning_rate: step size of Adam at the start; it falls to 0 with the 0.9th power of the remaining progress.
+    """
+
+    extractor: str = "batch"
+    n_steps: int = 1000
+    batch_size: int = 250
+    epochs: int = 10
+    learning_rate: float = 3e-4
