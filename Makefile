@@ -31,7 +31,7 @@ RUN := "$(VENV)/bin/python"
 CORE := $(VENV)/.installed-core
 DEV := $(VENV)/.installed-dev
 
-.PHONY: help train test data install install-dev lint format tensorboard clean FORCE
+.PHONY: help train test data install install-dev lint format docs tensorboard clean FORCE
 
 help: ## List the targets
 	sed -n 's/^\([a-z-]*\):.*## \(.*\)/\1|\2/p' Makefile | while IFS='|' read -r target text; do
@@ -58,9 +58,14 @@ lint: $(DEV) ## Check style, format and types
 	echo '==> mypy'
 	$(RUN) -m mypy
 
-format: $(DEV) ## Put imports and layout right
+format: $(DEV) ## Sort imports and format the code
 	$(RUN) -m ruff check --fix .
 	$(RUN) -m ruff format .
+
+docs: $(DEV) ## Build the documentation into site/; broken links and references fail
+	echo '==> mkdocs build'
+	NO_MKDOCS_2_WARNING=1 $(RUN) -m mkdocs build --quiet
+	echo '    open site/index.html'
 
 tensorboard: $(CORE) ## Show the curves of LOGDIR on this machine at PORT
 	exec $(RUN) -m tensorboard.main --logdir "$(LOGDIR)" --host 127.0.0.1 --port $(PORT)
@@ -70,8 +75,8 @@ install: $(CORE) ## Set up for training only
 install-dev: $(DEV) ## Set up for training, testing and Ray
 
 clean: ## Remove caches and build outputs (runs, data and the environment stay)
-	rm -rf build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis ./*.egg-info
-	for room in agent envs classifier experiments tests; do
+	rm -rf build dist site .pytest_cache .mypy_cache .ruff_cache .hypothesis ./*.egg-info src/*.egg-info
+	for room in agent envs classifier experiments tests docs src; do
 		find "$$room" -type d -name __pycache__ -prune -exec rm -rf {} +
 	done
 
@@ -130,7 +135,7 @@ define install
 import pathlib, shutil, sysconfig
 found = pathlib.Path(sysconfig.get_path("purelib")).glob("*.dist-info")
 torn = [info for info in found if not (info / "INSTALLER").exists()]
-print(*(f"    again, was cut off: {info.stem}" for info in torn), sep="\n", end="\n" if torn else "")
+print(*(f"    installing again, was interrupted: {info.stem}" for info in torn), sep="\n", end="\n" if torn else "")
 [shutil.rmtree(info) for info in torn]
 END
 	$(RUN) -m pip install -qq --no-compile --disable-pip-version-check -e '$(1)'
@@ -150,7 +155,7 @@ data: ## Fetch Fashion-MNIST (30 MB) into RLMIX_DATA
 	}
 	if complete "$$folder" || complete "/$$source"; then exit 0; fi
 	if ! command -v apt-get >/dev/null || ! command -v dpkg >/dev/null; then
-		echo '==> Fashion-MNIST: no apt-get here, it is downloaded when first used'
+		echo '==> Fashion-MNIST: no apt-get here; the data will be downloaded on first use'
 		exit 0
 	fi
 	echo "==> Fashion-MNIST into $$folder"
@@ -172,4 +177,4 @@ data: ## Fetch Fashion-MNIST (30 MB) into RLMIX_DATA
 	}
 	if (fetch) </dev/null >"$$temp/log" 2>&1 && mv -f "$$temp/unpacked/$$source"/*.gz "$$folder"; then exit 0; fi
 	sed -n 's/^[EW]: /    /p' "$$temp/log" | tail -n 3
-	echo '    not to be had as a package; it is downloaded when first used'
+	echo '    package not available; the data will be downloaded on first use'
