@@ -1,0 +1,114 @@
+"""What is installed: one package, `rlmix`, from a source archive that holds real files, beside packages of a user's own."""
+
+import os
+import shutil
+import subprocess
+import sys
+import tarfile
+import zipfile
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+ROOMS = ("agent", "classifier", "envs", "experiments")
+
+pytestmark = pytest.mark.slow
+
+
+def run(*words: str, cwd: Path, path: Path | None = None) -> str:
+    """The output of this Python with these arguments; `path` is put in front of what it imports from."""
+    environment = {**os.environ, "PYTHONPATH": str(path or "")}
+    done = subprocess.run([sys.executable, *words], cwd=cwd, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout
+
+
+@pytest.fixture(scope="module")
+def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A wheel that was built from a source archive that was built from a copy of the tree."""
+    folder = tmp_path_factory.mktemp("package")
+    tree = folder / "tree"
+    tree.mkdir()
+    for name in ("pyproject.toml", "README.md", "LICENSE"):
+        shutil.copy(ROOT / name, tree)
+    for name in (*ROOMS, "src", "tests", "docs"):
+        ignored = shutil.ignore_patterns("__pycache__", "*.egg-info")
+        shutil.copytree(ROOT / name, tree / name, symlinks=True, ignore=ignored)
+    build = "import sys; from setuptools import build_meta; getattr(build_meta, 'build_' + sys.argv[1])(sys.argv[2])"
+    run("-c", build, "sdist", str(folder), cwd=tree)
+    (archive,) = folder.glob("*.tar.gz")
+    with tarfile.open(archive) as source:
+        assert not [member.name for member in source if member.issym() or member.islnk()]
+        source.extractall(folder / "source", filter="data")
+    (unpacked,) = (folder / "source").iterdir()
+    run("-c", build, "wheel", str(folder), cwd=unpacked)
+    (built,) = folder.glob("*.whl")
+    return built
+
+
+@pytest.fixture(scope="module")
+def installed(wheel: Path) -> Path:
+    """An otherwise empty folder into which pip has installed the wheel."""
+    target = wheel.parent / "installed"
+    pip = ("-m", "pip", "install", "--quiet", "--no-index", "--no-deps", "--no-compile", "--target", str(target))
+    run(*pip, str(wheel), cwd=wheel.parent)
+    return target
+
+
+@pytest.fixture
+def project(tmp_path: Path) -> Path:
+    """A user's own program, whose packages are called like the rooms of this one."""
+    for room in ROOMS:
+        (tmp_path / room).mkdir()
+        (tmp_path / room / "__init__.py").write_text("OWNER = 'user'\n")
+    return tmp_path
+
+
+def test_the_wheel_holds_all_modules_and_no_results(wheel: Path) -> None:
+    names = set(zipfile.ZipFile(wheel).namelist())
+    sources = [path.relative_to(ROOT) for room in ROOMS for path in (ROOT / room).rglob("*.py")]
+    assert len(sources) > 100
+    assert {f"rlmix/{path.as_posix()}" for path in sources} <= names
+    assert {"rlmix/py.typed", "rlmix/experiments/reports/report.html.j2"} <= names
+    assert {f"rlmix/experiments/policies/shipped/agent.{end}" for end in ("json", "safetensors")} <= names
+    assert not [name for name in names if name.endswith((".jsonl", ".png", ".md")) and ".dist-info" not in name]
+    assert max(info.file_size for info in zipfile.ZipFile(wheel).infolist()) < 100_000
+
+
+def test_one_name_is_installed(installed: Path) -> None:
+    names = {path.name for path in installed.iterdir()} - {"bin"}
+    assert {name for name in names if not name.endswith(".dist-info")} == {"rlmix"}
+    assert len(names) == 2
+
+
+def test_a_users_own_packages_and_this_one_work_together(installed: Path, project: Path) -> None:
+    code = f"""
+import agent, classifier, envs, experiments
+import gymnasium as gym
+import rlmix
+assert {{room.OWNER for room in (agent, classifier, envs, experiments)}} == {{"user"}}
+assert rlmix.__file__.startswith({str(installed)!r}), rlmix.__file__
+env = gym.make("rlmix:MixPolicy-v0", dataset="digits", segments=2, reward="final")
+env.reset(seed=0)
+print(env.step(env.action_space.sample())[0].shape == env.observation_space.shape)
+"""
+    assert run("-c", code, cwd=project, path=installed).split()[-1] == "True"
+
+
+def test_the_installed_agent_chooses(installed: Path, project: Path) -> None:
+    code = """
+import numpy as np
+from rlmix import Agent
+from rlmix.experiments.search.shipped import agent_folder
+agent = Agent.load(agent_folder("shipped"))
+print(len(agent.choose(np.zeros(agent.policy.observation_space.shape, np.float32))))
+"""
+    assert run("-c", code, cwd=project, path=installed).split()[-1] == "4"
+
+
+def test_importing_the_package_is_light(installed: Path, project: Path) -> None:
+    code = "import sys, rlmix; print(*{name.partition('.')[0] for name in sys.modules})"
+    loaded = set(run("-c", code, cwd=project, path=installed).split())
+    assert "rlmix" in loaded
+    assert not loaded & {"ray", "matplotlib", "tensorboard", "torch", "stable_baselines3", "scipy"}
