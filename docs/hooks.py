@@ -13,6 +13,7 @@ from mkdocs.config.defaults import MkDocsConfig
 from mkdocs.structure.files import File, Files
 from mkdocs.structure.pages import Page
 
+START = "start.md"  # the README's name on the site, whose first page is index.md
 LINK = re.compile(r"(?<=\]\()([^)#\s]+)((?:#[^)\s]*)?\))")
 
 
@@ -23,9 +24,13 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
     while waiting:
         uri, path = waiting.pop()
         for target in _targets(uri, path.read_text()):
-            if target.startswith("docs/") or files.get_file_from_path(target) or not (root / target).is_file():
+            if (
+                target.startswith("docs/")
+                or files.get_file_from_path(_on_site(target))
+                or not (root / target).is_file()
+            ):
                 continue
-            files.append(File.generated(config, target, abs_src_path=str(root / target)))
+            files.append(File.generated(config, _on_site(target), abs_src_path=str(root / target)))
             if target.endswith(".md"):
                 waiting.append((target, root / target))
     return files
@@ -35,16 +40,21 @@ def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, files: Fil
     """Point links at where the files are on the site."""
     inside = Path(config.docs_dir, page.file.src_uri).is_file()
     base = posixpath.dirname(page.file.src_uri)
-    here = f"docs/{page.file.src_uri}" if inside else page.file.src_uri
+    here = f"docs/{page.file.src_uri}" if inside else page.file.src_uri.replace(START, "README.md")
 
-    def on_site(match: re.Match[str]) -> str:
+    def link_on_site(match: re.Match[str]) -> str:
         link, rest = match.groups()
         if "://" in link:
             return match[0]
-        target = posixpath.normpath(posixpath.join(posixpath.dirname(here), link)).removeprefix("docs/")
-        return posixpath.relpath(target, base or ".") + rest
+        target = posixpath.normpath(posixpath.join(posixpath.dirname(here), link))
+        return posixpath.relpath(_on_site(target), base or ".") + rest
 
-    return LINK.sub(on_site, markdown)
+    return LINK.sub(link_on_site, markdown)
+
+
+def _on_site(target: str) -> str:
+    """Path on the site of a file of the repository."""
+    return START if target == "README.md" else target.removeprefix("docs/")
 
 
 def _targets(uri: str, text: str) -> Iterator[str]:

@@ -1,4 +1,4 @@
-"""What is installed: one package, `rlmix`, from a source archive that holds real files, beside packages of a user's own."""
+"""What is installed: one package, `rlmix`, made of real files, which works beside a user's own packages."""
 
 import os
 import shutil
