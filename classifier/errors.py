@@ -1,4 +1,4 @@
-"""The one error for a user's mistakes."""
+"""The one error for a user's mistakes, and the check that most options need."""
 
 
 class InputError(ValueError):
@@ -6,3 +6,19 @@ class InputError(ValueError):
 
     Commands turn it, and nothing else, into one line without a traceback.
     """
+
+
+def require_at_least(config: object, **minimum: float) -> None:
+    """Refuse a configuration that has a field below its minimum.
+
+    Args:
+        config: the configuration; a field that is None is not checked.
+        minimum: the smallest value allowed, by the field's name.
+
+    Raises:
+        InputError: a field is too small, or not a number.
+    """
+    for name, least in minimum.items():
+        value = getattr(config, name)
+        if value is not None and not value >= least:
+            raise InputError(f"{name} must be at least {least:g}, got {value}")

@@ -7,9 +7,12 @@ import resource
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Literal
 
 import torch
 from torch import nn
+
+from rlmix.classifier.errors import InputError
 
 BF16_TOLERANCE = 0.05  # largest error of a bf16 convolution, relative to the largest value; rounding gives about 0.01
 MOST_THREADS = 64  # or as many as there are processors: each takes memory of its own
@@ -20,7 +23,7 @@ def resolve_device(name: str) -> torch.device:
     """`auto` is CUDA where there is one, else the CPU; `cpu`, `cuda` and `cuda:N` are as torch reads them.
 
     Raises:
-        ValueError: the name is another one, or the device is not there.
+        InputError: the name is another one, or the device is not there.
     """
     if name == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
@@ -29,9 +32,9 @@ def resolve_device(name: str) -> torch.device:
     except RuntimeError:
         device = None
     if device is None or device.type not in ("cpu", "cuda"):
-        raise ValueError(f"device must be auto, cpu, cuda or cuda:N, got {name!r}")
+        raise InputError(f"device must be auto, cpu, cuda or cuda:N, got {name!r}")
     if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
-        raise ValueError(f"device {name!r} is not here: torch sees {torch.cuda.device_count()} CUDA devices; use cpu")
+        raise InputError(f"device {name!r} is not here: torch sees {torch.cuda.device_count()} CUDA devices; use cpu")
     return device
 
 
@@ -71,17 +74,17 @@ def _bf16_agrees(device: torch.device) -> bool:
     )
 
 
-def resolve_precision(name: str, device: torch.device) -> str:
+def resolve_precision(name: str, device: torch.device) -> Literal["bf16", "fp32"]:
     """`auto` is bf16 where it is native and agrees with fp32, else fp32.
 
     Raises:
-        ValueError: the name is neither `auto`, `bf16` nor `fp32`.
+        InputError: the name is neither `auto`, `bf16` nor `fp32`.
     """
     if name == "auto":
         return "bf16" if bf16_works(device) else "fp32"
     if name not in ("bf16", "fp32"):
-        raise ValueError(f"precision must be auto, bf16 or fp32, got {name!r}")
-    return name
+        raise InputError(f"precision must be auto, bf16 or fp32, got {name!r}")
+    return "bf16" if name == "bf16" else "fp32"
 
 
 def why_not_compile(device: torch.device) -> str | None:
@@ -101,11 +104,11 @@ def set_threads(threads: int, *, stored: bool = False) -> None:
         stored: whether it is that of a training that goes on, perhaps from a larger machine.
 
     Raises:
-        ValueError: the number is out of range.
+        InputError: the number is out of range.
     """
     most = MOST_STORED_THREADS if stored else max(MOST_THREADS, os.cpu_count() or 1)
     if not 0 <= threads <= most:
-        raise ValueError(f"threads must be from 0 (one for each core) to {most}, got {threads}")
+        raise InputError(f"threads must be from 0 (one for each core) to {most}, got {threads}")
     if threads:
         torch.set_num_threads(threads)
 
@@ -118,7 +121,7 @@ def require_memory(needed: int, what: str) -> None:
         what: they are for.
 
     Raises:
-        ValueError: fewer are free.
+        InputError: fewer are free.
     """
     free = available_memory()
     limit, _ = resource.getrlimit(resource.RLIMIT_AS)
@@ -127,7 +130,7 @@ def require_memory(needed: int, what: str) -> None:
             taken = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
             free = max(min(free, limit - taken), 0)
     if needed > free:
-        raise ValueError(f"{what} would take {needed / 1e9:,.1f} GB of memory, and {free / 1e9:.1f} GB are free")
+        raise InputError(f"{what} would take {needed / 1e9:,.1f} GB of memory, and {free / 1e9:.1f} GB are free")
 
 
 def available_memory(*, system: Path = Path("/proc"), groups: Path = Path("/sys/fs/cgroup")) -> int:

@@ -16,14 +16,10 @@ from __future__ import annotations
 
 import functools
 import json
-import shlex
-import sys
 import time
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
-
-import tyro
 
 from rlmix.classifier.files import LineLog, write_atomic
 from rlmix.experiments.comparison.results import as_csv, compare, markdown, picture
@@ -39,20 +35,16 @@ from rlmix.experiments.comparison.trainings import (
 )
 from rlmix.experiments.reports.charts import png
 from rlmix.experiments.reports.pages import NAME, write_comparison_report
-from rlmix.experiments.runs.errors import fitting, user_errors
+from rlmix.experiments.runs.command import command
+from rlmix.experiments.runs.errors import reject_incompatible
 from rlmix.experiments.runs.machine import machine
-from rlmix.experiments.runs.signals import interrupt_on_sigterm
-
-COMMAND = "python experiments/compare.py"
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run the command."""
-    arguments = sys.argv[1:] if arguments is None else arguments
-    interrupt_on_sigterm()
-    command = shlex.join([*COMMAND.split(), *arguments])
-    with user_errors(command):
-        config = tyro.cli(ComparisonConfig, args=arguments, description=__doc__)
+    with command("compare", arguments) as call:
+        call.resume = call.line
+        config = call.parse(ComparisonConfig, __doc__)
         contestants = asked_for(config)
         setting, images = resolve(config, contestants.values())
         out = Path(config.out)
@@ -69,7 +61,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         print(f"{len(wanted)} trainings, {len(wanted) - len(missing)} of them finished before", flush=True)
         if config.test_set and missing:
             LineLog(out / TEST_READS).append(
-                {"at": time.strftime("%Y-%m-%dT%H:%M:%S%z"), "command": command, "images": images}
+                {"at": time.strftime("%Y-%m-%dT%H:%M:%S%z"), "command": call.line, "images": images}
             )
         jobs = [functools.partial(train, name, contestants[name], seed, setting, config) for name, seed in missing]
         for done, run in enumerate(run_all(jobs, config.processes), start=len(wanted) - len(missing) + 1):
@@ -81,11 +73,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
                 flush=True,
             )
         runs = {name: [finished[name, seed] for seed in range(config.seeds)] for name in contestants}
-        with fitting(log.path):
+        with reject_incompatible(log.path):
             compared = compare(contestants, runs, config.baseline, images)
         report = {
             "kind": "comparison",
-            "command": command,
+            "command": call.line,
             "config": asdict(config),
             "setting": asdict(setting),
             "machine": machine(),

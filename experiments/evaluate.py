@@ -13,24 +13,20 @@ that it was read is written down in the run folder. Attacks, calibration and cla
 from __future__ import annotations
 
 import json
-import shlex
 import sys
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import tyro
-
 from rlmix.classifier.evaluation.measures import MEASURES, NotMeasurable, Subject
 from rlmix.classifier.files import LineLog, write_atomic
 from rlmix.classifier.hardware import resolve_device, set_threads
-from rlmix.experiments.runs.errors import RunError, user_errors
+from rlmix.experiments.runs.command import command
+from rlmix.experiments.runs.errors import RunError
 from rlmix.experiments.runs.machine import machine
-from rlmix.experiments.runs.signals import interrupt_on_sigterm
 from rlmix.experiments.training.trained_run import TrainedRun
 
-COMMAND = "python experiments/evaluate.py"
 TEST_READS = "test_set_reads.jsonl"
 
 
@@ -64,13 +60,11 @@ class EvaluateConfig:
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run the command."""
-    arguments = sys.argv[1:] if arguments is None else arguments
-    interrupt_on_sigterm()
-    command = shlex.join([*COMMAND.split(), *arguments])
-    with user_errors(command):
-        config = tyro.cli(EvaluateConfig, args=arguments, description=__doc__)
+    with command("evaluate", arguments) as call:
+        call.resume = call.line
+        config = call.parse(EvaluateConfig, __doc__)
         run = open_run(config)
-        report = {"command": command, **evaluate(config, run, command)}
+        report = {"command": call.line, **evaluate(config, run, call.line)}
         path = run.path / ("evaluation_test.json" if config.test_set else "evaluation.json")
         try:
             write_atomic(path, (json.dumps(report, indent=2, ensure_ascii=False) + "\n").encode())
@@ -131,7 +125,7 @@ def evaluate(config: EvaluateConfig, run: TrainedRun, command: str) -> dict[str,
         seed=config.seed,
         batch_size=config.batch_size,
         boxes=config.boxes,
-        readers=run.config.readers,
+        readers=run.config.train.readers,
     )
     seconds, measured, left_out = {}, {}, {}
     for name in [name for name in MEASURES if name in config.measures or not config.measures]:
@@ -147,7 +141,7 @@ def evaluate(config: EvaluateConfig, run: TrainedRun, command: str) -> dict[str,
     return {
         "kind": "evaluation",
         "run": str(run.path),
-        "model": run.config.model,
+        "model": run.config.train.model,
         "dataset": run.data.name,
         "split": "test" if config.test_set else "development",
         "images": count,

@@ -12,20 +12,18 @@ from __future__ import annotations
 
 import json
 import os
-import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-import tyro
 
 from rlmix.classifier.errors import InputError
 from rlmix.experiments.reports.pages import NAME, write_comparison_report, write_search_report, write_training_report
-from rlmix.experiments.runs.errors import RunError, user_errors
+from rlmix.experiments.runs.command import command
+from rlmix.experiments.runs.errors import RunError
 from rlmix.experiments.runs.folder import code_of, read_config, require_no_code
-from rlmix.experiments.runs.signals import interrupt_on_sigterm
-from rlmix.experiments.search import plan
+from rlmix.experiments.search.config import AGENT
 from rlmix.experiments.training.trained_run import TRAININGS, TrainedRun
 
 
@@ -43,9 +41,8 @@ class ReportConfig:
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run the command."""
-    interrupt_on_sigterm()
-    with user_errors():
-        config = tyro.cli(ReportConfig, args=sys.argv[1:] if arguments is None else arguments, description=__doc__)
+    with command("report", arguments) as call:
+        config = call.parse(ReportConfig, __doc__)
         path = Path(config.run)
         try:
             write(config, path)
@@ -83,8 +80,8 @@ def write(config: ReportConfig, path: Path) -> None:
             require_no_code(config.run, code_of("comparison", report["setting"]))
         write_comparison_report(path, report, config.data_root)
         return
-    kind, _ = read_config(config.run, (*TRAININGS, plan.KIND), trust=config.trust)
-    if kind == plan.KIND:
+    kind, _ = read_config(config.run, (*TRAININGS, AGENT), trust=config.trust)
+    if kind == AGENT:
         write_search_report(path)
     else:
         run = TrainedRun.open(config.run, device=torch.device("cpu"), data_root=config.data_root, trust=True)

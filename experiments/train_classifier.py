@@ -9,62 +9,59 @@ python experiments/train_classifier.py --recipe rmix-cifar100-preact_resnet18 --
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Sequence
 from dataclasses import asdict, replace
 
-import tyro
-
-from rlmix.agent.replay import follow
-from rlmix.classifier.mixing import PolicySchedule
-from rlmix.experiments.runs.config import stored_config
-from rlmix.experiments.runs.errors import RunError, user_errors
-from rlmix.experiments.runs.folder import RunFolder
-from rlmix.experiments.runs.signals import interrupt_on_sigterm
-from rlmix.experiments.search.config import named
+from rlmix.experiments.runs.command import Call, command
+from rlmix.experiments.runs.errors import RunError
 from rlmix.experiments.training.config import CLASSIFIER, ClassifierConfig
-from rlmix.experiments.training.dry_run import what_it_takes
-from rlmix.experiments.training.final_training import train_to_the_end
 from rlmix.experiments.training.recipes import RECIPES, recipe_table
-from rlmix.experiments.training.resolve import load_data, resolve
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run the command."""
-    interrupt_on_sigterm()
-    with user_errors():
-        config = parse(sys.argv[1:] if arguments is None else arguments)
+    with command("train_classifier", arguments) as call:
+        config = parse(call)
         if config.recipes:
             print(recipe_table())
             return
+
+        from rlmix.agent.replay import follow
+        from rlmix.classifier.mixing import PolicySchedule
+        from rlmix.experiments.runs.config import stored_config
+        from rlmix.experiments.runs.folder import RunFolder
+        from rlmix.experiments.training.dry_run import what_it_takes
+        from rlmix.experiments.training.final_training import train_to_the_end
+        from rlmix.experiments.training.resolve import load_data, resolve
+
         if config.dry_run:
             print(what_it_takes(config))
             return
-        if config.resume is not None:
-            run, stored = RunFolder.open(config.resume, CLASSIFIER, trust=config.trust)
+        if config.run.resume is not None:
+            run, stored = RunFolder.open(config.run.resume, CLASSIFIER, trust=config.run.trust)
             config = stored_config(ClassifierConfig, stored)
             policy, data = config.policy(), load_data(config)
         else:
             policy, data = config.policy(), load_data(config)
             config = resolve(config, data, [policy])
-            run = RunFolder.create(config.out, CLASSIFIER)
+            run = RunFolder.create(config.run.out, CLASSIFIER)
             run.write_config(CLASSIFIER, asdict(config))
-    with user_errors(f"python experiments/train_classifier.py {run.go_on}"):
+        call.resume = f"{call.command} {run.resume_options}"
         print(f"run folder: {run.path}")
         train_to_the_end(config, run, data, follow(PolicySchedule.fixed(policy)), [1.0], str(policy))
 
 
-def parse(arguments: Sequence[str]) -> ClassifierConfig:
-    """The command line, on top of the recipe that it names.
+def parse(call: Call) -> ClassifierConfig:
+    """Return the options of the command line, on top of the recipe that it names.
 
     Raises:
         RunError: the recipe is not known.
     """
-    name = named(arguments, "--recipe")
+    name = call.value("--recipe")
     if name is not None and name not in RECIPES:
         raise RunError(f"--recipe must be one of those that --recipes lists, got {name!r}")
     default = ClassifierConfig() if name is None else replace(RECIPES[name].config, recipe=name)
-    return tyro.cli(ClassifierConfig, default=default, args=arguments, description=__doc__)
+    return call.parse(ClassifierConfig, __doc__, default=default)
 
 
 if __name__ == "__main__":

@@ -13,38 +13,36 @@ The defaults train the search network on 1,000 Fashion-MNIST images for 3,000 up
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 
-import tyro
-
-from rlmix.agent.rl_mix import ThresholdAgent
-from rlmix.experiments.runs.config import stored_config
-from rlmix.experiments.runs.errors import user_errors
-from rlmix.experiments.runs.folder import RunFolder
-from rlmix.experiments.runs.signals import interrupt_on_sigterm
-from rlmix.experiments.training.rl_mix import COMMAND, KIND, RLMixConfig, load_data, resolve, train
+from rlmix.experiments.runs.command import command
+from rlmix.experiments.training.config import RL_MIX, RLMixConfig
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run the command."""
-    interrupt_on_sigterm()
-    with user_errors():
-        config = tyro.cli(RLMixConfig, args=sys.argv[1:] if arguments is None else arguments, description=__doc__)
-        if config.resume is not None:
-            run, stored = RunFolder.open(config.resume, KIND, trust=config.trust)
+    with command("train_rl_mix", arguments) as call:
+        config = call.parse(RLMixConfig, __doc__)
+
+        from rlmix.agent.rl_mix import ThresholdAgent
+        from rlmix.experiments.runs.config import stored_config
+        from rlmix.experiments.runs.folder import RunFolder
+        from rlmix.experiments.training.rl_mix import resolve, train
+
+        if config.run.resume is not None:
+            run, stored = RunFolder.open(config.run.resume, RL_MIX, trust=config.run.trust)
             config = stored_config(RLMixConfig, stored)
-            data = load_data(config)
+            data = config.data.draw(config.data_seed)
         else:
-            data = load_data(config)
+            data = config.data.draw(config.data_seed)
             config = resolve(config, data)
-            run = RunFolder.create(config.out, KIND)
-            if config.agent is not None:  # a copy, so that the training can go on without the original
+            run = RunFolder.create(config.run.out, RL_MIX)
+            if config.agent is not None:  # a copy, so that the training can be resumed without the original
                 ThresholdAgent.load(Path(config.agent)).save(run.path)
-            run.write_config(KIND, asdict(config))
-    with user_errors(f"{COMMAND} {run.go_on}"):
+            run.write_config(RL_MIX, asdict(config))
+        call.resume = f"{call.command} {run.resume_options}"
         print(f"run folder: {run.path}\nwatch: tensorboard --logdir {run.events}", flush=True)
         train(config, run, data)
 

@@ -16,72 +16,63 @@ depends on the order in which they report where several run at once, so on timin
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Sequence
 from dataclasses import asdict, replace
-from typing import TYPE_CHECKING
 
-import torch
-import tyro
-
-from rlmix.experiments.runs.config import stored_config
-from rlmix.experiments.runs.errors import RunError, user_errors
-from rlmix.experiments.runs.folder import RunFolder
-from rlmix.experiments.runs.signals import interrupt_on_sigterm
-from rlmix.experiments.search.cluster import connected, require_places
-from rlmix.experiments.search.config import PRESETS, named
-from rlmix.experiments.search.plan import Search
-from rlmix.experiments.search.selection import report
-
-if TYPE_CHECKING:
-    pass
-from rlmix.experiments.search.tuning import KIND, TuneConfig, agents, check, finish, go_on, population, settle
+from rlmix.experiments.runs.command import Call, command, spelling
+from rlmix.experiments.runs.options import TUNE
+from rlmix.experiments.search.config import TuneConfig, preset
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run the command."""
-    torch.set_num_threads(1)
-    interrupt_on_sigterm()
-    with user_errors():
-        asked = parse(sys.argv[1:] if arguments is None else arguments)
-        config = asked
-        if asked.resume is not None:
-            run, stored = RunFolder.open(asked.resume, KIND, trust=asked.trust)
+    with command("tune_agent", arguments) as call:
+        config = asked = parse(call)
+
+        import torch
+
+        from rlmix.experiments.runs.config import stored_config
+        from rlmix.experiments.runs.folder import RunFolder
+        from rlmix.experiments.search.cluster import connected, require_places
+        from rlmix.experiments.search.plan import Search
+        from rlmix.experiments.search.selection import report
+        from rlmix.experiments.search.tuning import agents, check, finish, population, resolve_agent
+
+        torch.set_num_threads(1)  # the cores are the workers'
+        if asked.run.resume is not None:
+            run, stored = RunFolder.open(asked.run.resume, TUNE, trust=asked.run.trust)
             config = stored_config(TuneConfig, stored)
         check(config)
-    address = asked.address or config.address
-    with user_errors(), connected(address):
-        share = Search.of(config.agent).share
-        if asked.resume is None:
-            config = replace(config, agent=settle(config))
-            run = RunFolder.create(config.out, KIND)
-            run.write_config(KIND, asdict(config))
-        require_places(config.agent.workers if config.search == "asha" else 1, share)
-        with user_errors(go_on(run)):
+        address = asked.address or config.address
+        with connected(address):
+            share = Search.from_config(config.agent).share
+            if asked.run.resume is None:
+                config = replace(config, agent=resolve_agent(config))
+                run = RunFolder.create(config.run.out, TUNE)
+                run.write_config(TUNE, asdict(config))
+            require_places(config.agent.workers if config.search == "asha" else 1, share)
+            call.resume = f"{call.command} {run.resume_options}"
             print(f"run folder: {run.path}\nwatch: tensorboard --logdir {run.path}", flush=True)
             results = agents(config, run) if config.search == "asha" else population(config, run)
-    # Some of Tune's actors outlive its trials, on CPUs that the comparison needs; they do not outlive the connection.
-    with user_errors(go_on(run)), connected(address):
-        finish(config, run, results)
-        report(Search.of(config.agent), run)
+        # Some of Tune's actors outlive its trials, on CPUs that the comparison needs; they end with the connection.
+        with connected(address):
+            finish(config, run, results)
+            report(Search.from_config(config.agent), run)
         print(
             f"\nwritten: {run.path}/policy.json, summary.json\nnext:\n"
-            f"  python experiments/replay_policy.py --policy {run.path}/policy.json"
+            f"  {spelling('replay_policy')} --policy {run.path}/policy.json"
         )
 
 
-def parse(arguments: Sequence[str]) -> TuneConfig:
-    """The command line, on top of the preset that it names.
+def parse(call: Call) -> TuneConfig:
+    """Return the options of the command line, on top of the preset that it names.
 
     Raises:
         RunError: the preset is not known.
     """
-    name = named(arguments, "--preset") or "default"
-    if name not in PRESETS:
-        raise RunError(f"--preset must be one of {', '.join(PRESETS)}, got {name!r}")
-    one_each = replace(PRESETS[name], backend="ray", environments=0)  # each of Ray's workers holds one environment
-    default = TuneConfig(preset=name, agent=one_each)
-    return tyro.cli(TuneConfig, default=default, args=arguments, description=__doc__)
+    search = preset(call.value("--preset"))
+    one_each = replace(search, backend="ray", environments=0)  # each of Ray's workers holds one environment
+    return call.parse(TuneConfig, __doc__, default=TuneConfig(preset=search.preset, agent=one_each))
 
 
 if __name__ == "__main__":

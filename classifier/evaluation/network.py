@@ -11,6 +11,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
+from rlmix.classifier.errors import InputError
 from rlmix.classifier.files import DamagedFileError
 from rlmix.classifier.models import build_model, find_last_layer
 
@@ -121,7 +122,7 @@ def trained_network(
     try:
         network.load_state_dict(weights)
     except RuntimeError as error:
-        raise ValueError(f"expected weights of {model} with {num_classes} classes, got others: {error}") from None
+        raise InputError(f"expected weights of {model} with {num_classes} classes, got others: {error}") from None
     last_layer = find_last_layer(network, num_classes=num_classes, image_shape=image_shape, embedding=embedding)
     return PixelNetwork(network, last_layer=last_layer, mean=mean, std=std)
 

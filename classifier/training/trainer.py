@@ -169,7 +169,7 @@ class Trainer:
             raise ValueError(
                 f"batch_size must part into {self.world} slices of at least 2 images, got {config.batch_size}"
             )
-        if together and config.compile:
+        if together and config.compile == "on":
             raise ValueError("a network that several processes train is not compiled: set compile to False")
         self._slice = slice(self.rank * share, (self.rank + 1) * share)
         self.device = resolve_device(config.device)
@@ -189,7 +189,7 @@ class Trainer:
             fused=True,
         )
         self._training_loss, self._evaluation_sums = self._loss_and_stats, self._batch_sums
-        if config.compile:
+        if config.compile == "on":
             self._compile()
         self.data = data.to(self.device)
         self.last_mixed: tuple[Tensor, Tensor] | None = None  # for pictures; of the training before, after a reset

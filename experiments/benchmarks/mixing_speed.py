@@ -13,8 +13,6 @@ from __future__ import annotations
 
 import json
 import os
-import shlex
-import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -22,7 +20,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import tyro
 from torch import Tensor
 
 from rlmix.classifier.files import write_atomic
@@ -31,11 +28,10 @@ from rlmix.classifier.mixing.cutmix import cutmix, cutmix_box
 from rlmix.classifier.mixing.mixup import mixup
 from rlmix.classifier.mixing.puzzlemix import block_counts, graph_cuts, mask_costs, solve_mask, transported
 from rlmix.experiments.benchmarks.timing import prepare_output, ratios, spread, summary
-from rlmix.experiments.runs.errors import RunError, user_errors
+from rlmix.experiments.runs.command import command
+from rlmix.experiments.runs.errors import RunError
 from rlmix.experiments.runs.machine import machine
-from rlmix.experiments.runs.signals import interrupt_on_sigterm
 
-COMMAND = "python experiments/benchmarks/mixing_speed.py"
 CLASSES = 100
 STRENGTHS = {"beta": 1.2, "gamma": 0.5, "eta": 0.2}  # Puzzle Mix's, as published, and the next two
 T_EPS, T_SIZE = 0.8, 4
@@ -64,10 +60,8 @@ class MixingBenchmarkConfig:
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run the command."""
-    arguments = sys.argv[1:] if arguments is None else arguments
-    interrupt_on_sigterm()
-    with user_errors():
-        config = tyro.cli(MixingBenchmarkConfig, args=arguments, description=__doc__)
+    with command("benchmarks/mixing_speed", arguments) as call:
+        config = call.parse(MixingBenchmarkConfig, __doc__)
         for name, least in (("batch_size", 2), ("channels", 1), ("side", 8), ("threads", 1), ("rounds", 1)):
             if getattr(config, name) < least:
                 option = name.replace("_", "-")
@@ -84,7 +78,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         prepare_output(out)
         report = {
             "kind": "benchmark_mixing",
-            "command": shlex.join([*COMMAND.split(), *arguments]),
+            "command": call.line,
             "config": asdict(config),
             "machine": machine(),
             **against_libraries(config),

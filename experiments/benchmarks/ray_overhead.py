@@ -12,9 +12,7 @@ step, as Ray serialises it. *Perturbation*: what a member of a population pays w
 from __future__ import annotations
 
 import json
-import shlex
 import statistics
-import sys
 import tempfile
 import time
 from collections.abc import Sequence
@@ -26,7 +24,6 @@ from typing import Any
 import gymnasium as gym
 import numpy as np
 import torch
-import tyro
 
 from rlmix.agent.baselines import FIXED
 from rlmix.agent.config import PPOConfig
@@ -36,14 +33,14 @@ from rlmix.agent.workers import Position, make_worker
 from rlmix.classifier.files import write_atomic
 from rlmix.envs import Menu
 from rlmix.envs.observation import observation_space
-from rlmix.experiments.runs.errors import RunError, user_errors
+from rlmix.experiments.runs.command import command
+from rlmix.experiments.runs.errors import RunError
 from rlmix.experiments.runs.machine import machine
-from rlmix.experiments.runs.signals import interrupt_on_sigterm
+from rlmix.experiments.runs.options import DatasetConfig
 from rlmix.experiments.search.cluster import connected
-from rlmix.experiments.search.config import SearchConfig
+from rlmix.experiments.search.config import SearchConfig, TaskTrainConfig
 from rlmix.experiments.search.plan import START, Search, resolve
 
-COMMAND = "python experiments/benchmarks/ray_overhead.py"
 SEGMENTS = 4
 DECLARED_CPUS = 128  # more than there are: workers that wait need none
 
@@ -118,15 +115,13 @@ class WaitingWorker:
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run the command."""
-    arguments = sys.argv[1:] if arguments is None else arguments
     torch.set_num_threads(1)
-    interrupt_on_sigterm()
-    with user_errors():
-        config = tyro.cli(BenchmarkConfig, args=arguments, description=__doc__)
+    with command("benchmarks/ray_overhead", arguments) as call:
+        config = call.parse(BenchmarkConfig, __doc__)
         search = setting(config)
         report: dict[str, Any] = {
             "kind": "benchmark_ray",
-            "command": shlex.join([*COMMAND.split(), *arguments]),
+            "command": call.line,
             "config": asdict(config),
             "machine": machine(),
         }
@@ -158,14 +153,13 @@ def setting(config: BenchmarkConfig) -> Search:
             raise RunError(f"--{name.replace('_', '-')} must be at least 1, got {getattr(config, name)}")
     search, _ = resolve(
         SearchConfig(
-            dataset=config.dataset,
-            data_root=config.data_root,
+            data=DatasetConfig(config.dataset, config.data_root),
+            train=TaskTrainConfig(compile="off"),
             train_size=(config.train_size, config.train_size),
             updates=(config.updates, config.updates),
             reward="change",
             tasks=1,
             workers=1,
-            compile="off",
         )
     )
     return search

@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import json
 import os
-import shlex
 import sys
 import time
 from collections.abc import Mapping, Sequence
@@ -24,7 +23,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import tyro
 from stable_baselines3.common.logger import Logger
 
 from rlmix.agent.config import RLMixAgentConfig
@@ -37,11 +35,10 @@ from rlmix.classifier.training.config import TrainConfig
 from rlmix.classifier.training.trainer import Trainer
 from rlmix.envs import RLMixEnv
 from rlmix.experiments.benchmarks.timing import clocked, prepare_output, summary
-from rlmix.experiments.runs.errors import RunError, user_errors
+from rlmix.experiments.runs.command import command
+from rlmix.experiments.runs.errors import RunError
 from rlmix.experiments.runs.machine import machine
-from rlmix.experiments.runs.signals import interrupt_on_sigterm
 
-COMMAND = "python experiments/benchmarks/rl_mix_cost.py"
 UPDATES = 10**6  # of the learning-rate schedule; no stretch gets far into it
 WARM_UP = 2  # updates before the clock starts: the first draws, the optimiser's state
 EVERY_BATCH = MixPolicy({"rmix": 1.0})
@@ -84,16 +81,14 @@ class CostConfig:
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run the command."""
-    arguments = sys.argv[1:] if arguments is None else arguments
-    interrupt_on_sigterm()
-    with user_errors():
-        config = tyro.cli(CostConfig, args=arguments, description=__doc__)
+    with command("benchmarks/rl_mix_cost", arguments) as call:
+        config = call.parse(CostConfig, __doc__)
         check(config)
         out = Path(config.out)
         prepare_output(out)
         report = {
             "kind": "rl_mix_cost",
-            "command": shlex.join([*COMMAND.split(), *arguments]),
+            "command": call.line,
             "config": asdict(config),
             "agent": asdict(RLMixAgentConfig()),
             "machine": machine(),

@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import json
 import os
-import shlex
 import sys
 import time
 from collections.abc import Mapping, Sequence
@@ -23,7 +22,6 @@ from typing import Any
 
 import numpy as np
 import torch
-import tyro
 from torch.profiler import ProfilerActivity, profile
 
 from rlmix.classifier.data import Dataset, Splits, load_dataset, resized, split
@@ -36,11 +34,10 @@ from rlmix.classifier.training.trainer import BLOCK, Trainer
 from rlmix.envs import MixPolicyEnv, TaskDistribution
 from rlmix.experiments.benchmarks.timing import clocked, prepare_output, ratios, spread, summary
 from rlmix.experiments.comparison.contestants import CONTESTANTS, only_policy
-from rlmix.experiments.runs.errors import RunError, user_errors
+from rlmix.experiments.runs.command import command
+from rlmix.experiments.runs.errors import RunError
 from rlmix.experiments.runs.machine import machine
-from rlmix.experiments.runs.signals import interrupt_on_sigterm
 
-COMMAND = "python experiments/benchmarks/training_speed.py"
 UPDATES = 10**6  # of the learning-rate schedule; no stretch gets far into it
 WARM_UP = 2  # updates before the clock starts: the first draws, the optimiser's state
 PROFILED = 10  # updates
@@ -122,10 +119,8 @@ WAYS = {
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run the command."""
-    arguments = sys.argv[1:] if arguments is None else arguments
-    interrupt_on_sigterm()
-    with user_errors():
-        config = tyro.cli(BenchmarkConfig, args=arguments, description=__doc__)
+    with command("benchmarks/training_speed", arguments) as call:
+        config = call.parse(BenchmarkConfig, __doc__)
         check(config)
         dataset = load_dataset(config.dataset, config.data_root)
         data = split(dataset, validation_size=_validation_size(config, dataset))
@@ -138,7 +133,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         prepare_output(out)
         report = {
             "kind": "benchmark_speed",
-            "command": shlex.join([*COMMAND.split(), *arguments]),
+            "command": call.line,
             "config": asdict(config),
             "machine": machine(),
             "device": str(resolve_device(config.device)),
@@ -410,7 +405,7 @@ def _build_trainers(config: BenchmarkConfig, model: str, data: Splits, names: Se
                     batch_size=config.batch_size,
                     device=config.device,
                     precision=contestant.precision,
-                    compile=contestant.compile,
+                    compile="on" if contestant.compile else "off",
                 )
                 built[key] = Trainer(training, data)
     except ValueError as error:

@@ -23,7 +23,7 @@ from rlmix.classifier.training.trainer import Trainer
 from rlmix.envs import RLMixEnv
 from rlmix.experiments.comparison.contestants import CONTESTANTS, Contestant, PerBatch
 from rlmix.experiments.comparison.results import pack_hits
-from rlmix.experiments.runs.errors import RunError, fitting
+from rlmix.experiments.runs.errors import RunError, reject_incompatible
 from rlmix.experiments.runs.machine import machine
 
 TEST_READS = "test_set_reads.jsonl"
@@ -236,7 +236,7 @@ def _usable(
         RunError: one is of another setting, or of another schedule by the same name, or damaged.
     """
     for run in runs:
-        with fitting(path):
+        with reject_incompatible(path):
             _ = run["method"], run["seed"]
             for field, kind in LOGGED.items():
                 if field in run and not isinstance(run[field], kind):

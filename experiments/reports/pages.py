@@ -41,6 +41,7 @@ from rlmix.experiments.comparison.results import (
     shown_figure,
 )
 from rlmix.experiments.reports.charts import interval_chart, line_chart, probability_timeline, share_table, timeline
+from rlmix.experiments.runs.options import flatten
 
 NAME = "report.html"
 EXAMPLES = 4
@@ -62,7 +63,7 @@ def write_training_report(path: Path, data: Splits, model: nn.Module, device: to
         device: where the network is.
     """
     described, summary = _json(path / "config.json"), _json(path / "summary.json")
-    config = described["config"]
+    config = flatten(described["config"])
     schedule = PolicySchedule.from_json(summary["schedule"])
     scalars, _ = _events(path / "tensorboard")
     test = summary["test"]
@@ -126,7 +127,7 @@ def write_search_report(path: Path) -> None:
         path: the folder, with `config.json`, `summary.json`, `agent.json` and `episodes.jsonl`.
     """
     described, summary = _json(path / "config.json"), _json(path / "summary.json")
-    config, contest = described["config"], summary["contest"]
+    config, contest = flatten(described["config"]), summary["contest"]
     schedule = PolicySchedule.from_json(summary["policy"])
     menu = Menu.from_json(_json(path / "agent.json")["menu"])
     episodes = LineLog(path / "episodes.jsonl").read()

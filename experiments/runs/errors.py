@@ -1,19 +1,21 @@
-"""Errors of a user, told in one line, and the exit status of a command."""
+"""Errors of a user, reported in one line, and the exit status of a command."""
 
 import errno
+import os
 import sys
 import threading
-from collections.abc import Iterator
+import traceback
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 from rlmix.classifier.errors import InputError
 
 
 class RunError(InputError):
-    """A run that cannot start or go on; the message says what was expected, what came, and what to do."""
+    """A run cannot start or be resumed; the message says what was expected, what came, and what to do."""
 
 
-STORAGE = {  # what is wrong with a disk, not with the program
+STORAGE = {  # errors of a disk, not of the program
     errno.ENOSPC,
     errno.EDQUOT,
     errno.EFBIG,
@@ -22,30 +24,39 @@ STORAGE = {  # what is wrong with a disk, not with the program
     errno.EPERM,
     errno.EROFS,
 }
+# Raised where a value that was read back is not of the type, or has not the entries, that this program stores.
+UNEXPECTED_VALUE = (LookupError, TypeError, ValueError, AttributeError, ArithmeticError, RuntimeError)
 
 
 @contextmanager
-def user_errors(resume_hint: str | None = None) -> Iterator[None]:
-    """Turn what a user can mend into one line on standard error and exit status 2, and an interrupt into status 130.
+def exit_on_user_error(resume: Callable[[], str | None] = lambda: None) -> Iterator[None]:
+    """Turn a user's mistake into one line on standard error and exit status 2, and an interrupt into status 130.
+
+    Everything else is a bug and keeps its traceback; with RLMIX_DEBUG=1 in the environment a mistake has one too.
 
     Args:
-        resume_hint: how to go on after an interrupt or a full disk; none = nothing to go on with.
+        resume: gives the command that resumes after an interrupt or a full disk, or None.
     """
     hook, threading.excepthook = threading.excepthook, _thread_error
     try:
         yield
     except InputError as error:
+        _print_traceback(error)
         print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
         sys.exit(2)
-    except KeyboardInterrupt:
-        print(f"\nstopped{'' if resume_hint is None else '; go on with: ' + resume_hint}", file=sys.stderr)
+    except KeyboardInterrupt as error:
+        _print_traceback(error)
+        hint = resume()
+        print(f"\ninterrupted{'' if hint is None else '; resume with: ' + hint}", file=sys.stderr)
         sys.exit(130)
     except OSError as error:
         if error.errno not in STORAGE:
             raise
+        _print_traceback(error)
+        hint = resume()
         print(
             f"error: {error.filename or 'a file of this run'}: {error.strerror}; make room there or give permission, "
-            f"then {'start again' if resume_hint is None else 'go on with: ' + resume_hint}",
+            f"then {'start again' if hint is None else 'resume with: ' + hint}",
             file=sys.stderr,
         )
         sys.exit(2)
@@ -53,8 +64,18 @@ def user_errors(resume_hint: str | None = None) -> Iterator[None]:
         threading.excepthook = hook
 
 
+def _print_traceback(error: BaseException) -> None:
+    if os.environ.get("RLMIX_DEBUG", "0") in ("", "0"):
+        return
+    cause: BaseException | None = error
+    while cause is not None:  # what a message replaced is what a developer looks for
+        cause.__suppress_context__ = False
+        cause = cause.__cause__ or cause.__context__
+    traceback.print_exception(error)
+
+
 def _thread_error(failed: threading.ExceptHookArgs) -> None:
-    """TensorBoard writes in a thread; a disk that fails there is told in one line, as elsewhere."""
+    """Report a disk error of TensorBoard's writing thread in one line, as elsewhere."""
     if isinstance(failed.exc_value, OSError) and failed.exc_value.errno in STORAGE:
         print(f"warning: TensorBoard's events cannot be written: {failed.exc_value}", file=sys.stderr)
     else:
@@ -62,20 +83,22 @@ def _thread_error(failed: threading.ExceptHookArgs) -> None:
 
 
 @contextmanager
-def fitting(what: object) -> Iterator[None]:
-    """Turn what goes wrong while a program takes over something that it has stored into one line.
+def reject_incompatible(what: object) -> Iterator[None]:
+    """Convert errors raised while stored state is restored into a `RunError` with a one-line message.
+
+    Only for blocks that read and restore: in any other code such an error is a bug of this program.
 
     Args:
-        what: the file or folder that it was read from.
+        what: file or folder that the state was read from.
 
     Raises:
-        RunError: what was stored is whole, but not what this run would have stored.
+        RunError: the file is whole, but holds other state than this run would have stored.
     """
     try:
         yield
     except InputError:
         raise
-    except (LookupError, TypeError, ValueError, AttributeError, ArithmeticError, RuntimeError) as error:
+    except UNEXPECTED_VALUE as error:
         reason = f"{type(error).__name__}: {' '.join(str(error).split()):.200}"
         raise RunError(
             f"{what}: does not fit this run ({reason}); it was changed, or is another run's: restore or delete it"

@@ -15,9 +15,9 @@ from rlmix.classifier.files import PART, DamagedFileError, load_state, naming, s
 from rlmix.classifier.models import LIBRARIES
 from rlmix.experiments.runs.errors import RunError
 from rlmix.experiments.runs.machine import machine
+from rlmix.experiments.runs.options import TUNE, flatten
 
 VERSION = 1
-TUNE = "tune"  # the kind of run that is many searches
 KEPT_CHECKPOINTS = 2
 LITTLE_SPACE = 1e9  # bytes free on the disk below which a new run warns
 ENDING_SECONDS = 5.0  # that a process which was stopped or killed may still hold its folder, having ended for others
@@ -76,7 +76,7 @@ class RunFolder:
         else:
             path = Path(out)
             if os.path.exists(path / "config.json"):
-                raise RunError(f"{path}: a run is there already; go on with --resume {path}, or choose another --out")
+                raise RunError(f"{path}: a run is there already; resume with --resume {path}, or choose another --out")
         run = cls(path)
         free = shutil.disk_usage(run.path).free
         if free < LITTLE_SPACE:
@@ -99,8 +99,8 @@ class RunFolder:
         return cls(Path(path)), config
 
     @property
-    def go_on(self) -> str:
-        """Options by which a command goes on with this run."""
+    def resume_options(self) -> str:
+        """Options by which a command resumes this run."""
         kind, config = read_config(str(self.path), None, trust=True)
         return f"--resume {self.path}{' --trust' if code_of(kind, config) else ''}"
 
@@ -197,8 +197,9 @@ def code_of(kind: str, config: Mapping[str, Any]) -> list[str]:
     """What would run as code if a run went on or were looked at: names of a user's functions, and Ray's files."""
     code = ["files of Ray in it"] if kind == TUNE else []
     for part in (config, config.get("agent")):
-        for name in ("dataset", "model") if isinstance(part, dict) else ():
-            value = part.get(name)
+        options = flatten(part) if isinstance(part, dict) else {}
+        for name in ("dataset", "model"):
+            value = options.get(name)
             if isinstance(value, str) and ":" in value:
                 # What load_dataset and build_model do not import: the path of a folder, and a library's network.
                 path, library = name == "dataset" and os.sep in value, value.partition("/")[0] in LIBRARIES

@@ -1,105 +1,96 @@
-"""What `train_agent.py` can be asked, and named settings of it with what each costs."""
+"""Configuration of a search, and named presets of it with the cost of each; importing them takes no torch."""
+
+from __future__ import annotations
 
 import os
-from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Annotated, Literal
+
+from tyro.conf import Suppress
 
 from rlmix.agent.config import PPOConfig
-from rlmix.envs import Menu
-from rlmix.experiments.search import task_family
+from rlmix.classifier.errors import require_at_least
+from rlmix.classifier.training.config import TrainConfig
+from rlmix.experiments.runs.errors import RunError
+from rlmix.experiments.runs.options import UNPREFIXED, DatasetConfig, RunConfig
 
-MENUS = {"default": Menu(), "family": task_family.MENU}
+AGENT = "agent"  # the kind of run that is one search, as its config.json names it
+
+
+@dataclass(frozen=True)
+class TaskTrainConfig(TrainConfig):
+    """Setting of the trainings of a search, whose length each task draws."""
+
+    updates: Suppress[int] = 1000
 
 
 @dataclass(frozen=True)
 class SearchConfig:
     """Search a mixing policy with PPO: many short trainings, each mixed as the agent chooses."""
 
-    env: Literal["mix-policy"] = "mix-policy"
-    """What is learned: a policy for whole segments of trainings; train_rl_mix.py is the published agent of RL-Mix."""
     preset: str = "default"
     """Named setting that the other options change: default, fashion, family, cifar10 or cifar100."""
-    dataset: str = "fashion_mnist"
-    """Data set by name, or package.module:function that returns a rlmix.classifier.data.Dataset."""
-    data_root: str | None = None
-    """Folder where the data set lies; none looks in the usual places, then downloads."""
-    image_size: int | None = None
-    """Side that images are resized to; none leaves them as they are."""
-    model: str = "search"
-    """Network by name, or package.module:function for your own function(num_classes, in_channels)."""
-    embedding: str | None = None
-    """Name of your network's last linear layer; none finds it."""
+    data: Annotated[DatasetConfig, UNPREFIXED] = field(default_factory=DatasetConfig)
+    train: Annotated[TaskTrainConfig, UNPREFIXED] = field(default_factory=TaskTrainConfig)
     train_size: tuple[int, int] = (500, 500)
-    """Fewest and most training images of a task."""
+    """Smallest and largest number of training images of a task."""
     updates: tuple[int, int] = (250, 250)
-    """Fewest and most updates of a task's training."""
+    """Smallest and largest number of updates of a task's training."""
     label_noise: tuple[float, float] = (0.0, 0.0)
     """Lowest and highest share of wrong training labels of a task."""
     lr_scale: tuple[float, float] = (1.0, 1.0)
-    """Lowest and highest factor of a task's learning rate: trainings that learn at different speeds."""
+    """Lowest and highest factor of a task's learning rate, for trainings that learn at different speeds."""
     clean: float = 0.0
-    """Share of the tasks that have no wrong labels, whatever --label-noise says."""
+    """Share of the tasks without wrong labels, whatever --label-noise says."""
     tasks: int = 2
-    """Number of distinct tasks in the search; each has training images of its own."""
-    batch_size: int = 100
-    """Images per update."""
-    lr: float = 0.2
-    """Highest learning rate of the classifier's OneCycle schedule."""
-    weight_decay: float = 5e-4
-    """L2 penalty on the classifier's parameters."""
+    """Number of distinct tasks in the search, each with training images of its own."""
     segments: tuple[float, ...] = (0.25, 0.5, 0.75, 1.0)
     """Number of equal segments (1: one choice for the whole training), or the progress at which each one ends."""
     menu: Literal["default", "family"] = "default"
-    """What the agent can choose from, by name."""
+    """Name of the menu that the agent chooses from."""
     also: tuple[str, ...] = ()
     """Methods that the agent can choose besides those of its menu, each on half of the updates, e.g. puzzlemix."""
     reward: Literal["relative", "standing", "change", "final"] = "relative"
-    """What the agent is paid: standing against CutMix on half (by segment or at the end), change, or final accuracy."""
+    """Reward. relative: gain over the CutMix-half reference per segment; standing: the same, paid at the end; change:
+    change in validation accuracy; final: final validation accuracy."""
     reference_seeds: int = 2
-    """Trainings of the relative reward's reference on each task; 0 takes one from each episode's own seed."""
-    validation_size: int | None = None
-    """Validation images; none takes 3,000, but no more than a fifth of the data set's pool."""
+    """Number of trainings of the relative reward's reference on each task; 0 takes one with each episode's own seed."""
     validation_limit: int = 1000
-    """How many of them are used before the end of a training."""
+    """Number of validation images used before the end of a training."""
     episodes: int = 120
-    """Classifier trainings of the search, rounded up to whole updates of the agent."""
+    """Number of classifier trainings in the search, rounded up to whole updates of the agent."""
     workers: int = 0
-    """Worker processes, one thread each; 0 takes as many as cores allow and as share an update's episodes evenly."""
+    """Number of worker processes, one thread each; 0 takes as many as cores allow and divide an update's episodes."""
     environments: int = 0
-    """Trainings side by side, shared out among local workers; 0: one each. Results depend on this, not on workers."""
+    """Number of parallel environments, divided among --workers (0: one per worker). Changing this changes results;
+    changing --workers does not."""
     backend: Literal["local", "ray"] = "local"
-    """Where workers run: processes of this machine, or actors of a Ray cluster."""
+    """Place of the workers. local: processes of this machine; ray: actors of a Ray cluster."""
     address: str | None = None
-    """Of a Ray cluster, auto for this machine's; none starts Ray on this machine, listening on loopback alone."""
+    """Address of a Ray cluster, auto for this machine's; optional, defaults to Ray started on this machine, on
+    loopback."""
     cpus_per_worker: float = 1.0
-    """CPUs of each Ray worker, which are its threads too; results depend on the threads, in the last bits."""
+    """Number of CPUs and threads of each Ray worker; the number of threads changes results in their last bits."""
     gpus_per_worker: float = 0.0
-    """GPUs of each Ray worker; 0.25 lets four share one."""
+    """Number of GPUs of each Ray worker; with 0.25 four share one."""
     worker_timeout: float = 3600.0
     """Seconds after which a Ray worker that has not answered is replaced; longer than any training takes."""
     candidate_seeds: int = 4
-    """Fresh trainings by which the learned schedule is chosen among its candidates."""
+    """Number of fresh trainings by which the learned schedule is chosen among its candidates."""
     contest_seeds: int = 5
-    """Fresh trainings of each contestant in the final table."""
+    """Number of fresh trainings of each contestant in the final table."""
     seed: int = 0
-    """Of the whole search."""
-    device: str = "auto"
-    """Where classifiers are trained: auto, cpu, cuda or cuda:N."""
-    precision: Literal["auto", "bf16", "fp32"] = "auto"
-    """Number format of the networks; auto takes bf16 where it is native and agrees with fp32."""
-    compile: Literal["auto", "on", "off"] = "auto"
-    """Whether the training step is compiled; auto measures whether it pays."""
+    """RNG seed for the whole search."""
     start: str | None = None
-    """Folder of an agent that the search starts at, such as start_agent.py's; none leans to CutMix on half."""
+    """Folder of the agent that the search starts from; optional, defaults to a new one that leans to CutMix on half."""
     ppo: PPOConfig = field(default_factory=PPOConfig)
-    """How the agent learns."""
-    out: str | None = None
-    """Run folder; none makes one under runs/."""
-    resume: str | None = None
-    """Run folder of a search to go on with; all other options are then read from it."""
-    trust: bool = False
-    """The run folder is your own: code that it names (package.module:function) or holds (Ray's files) may run."""
+    """Hyperparameters of PPO."""
+    run: Annotated[RunConfig, UNPREFIXED] = field(default_factory=RunConfig)
+
+    def __post_init__(self) -> None:
+        require_at_least(
+            self, episodes=1, workers=0, environments=0, candidate_seeds=1, contest_seeds=1, worker_timeout=1, seed=0
+        )
 
     @property
     def worker_count(self) -> int:
@@ -109,16 +100,16 @@ class SearchConfig:
 
     @property
     def environment_count(self) -> int:
-        """Number of trainings side by side."""
+        """Number of parallel environments."""
         return self.environments or self.worker_count
 
     def most_workers(self, places: int) -> int:
-        """The largest number of workers, up to `places`, that shares an update's episodes evenly."""
+        """Return the largest number of workers, at most `places`, that divides an update's episodes evenly."""
         return max(count for count in range(1, places + 1) if self.ppo.episodes_per_update % count == 0)
 
 
 PRESETS = {
-    # 2 cores without AMX: about 7 minutes. A look at what a search does; differences are mostly within noise.
+    # 2 cores without AMX: about 7 minutes. Shows what a search does; differences are mostly within noise.
     "default": SearchConfig(),
     # 2 cores without AMX: an estimated 2.5 hours.
     "fashion": SearchConfig(
@@ -131,38 +122,35 @@ PRESETS = {
         contest_seeds=10,
         ppo=PPOConfig(episodes_per_update=16, minibatches=4),
     ),
-    # Many tasks, for an agent that is shipped; see experiments/results/README.md.
+    # Many tasks, for an agent that is shipped (search/task_family.py); see experiments/results/README.md.
     "family": SearchConfig(
         preset="family",
-        dataset=task_family.DATASET,
-        image_size=task_family.IMAGE_SIZE,
-        train_size=task_family.TASKS.train_size,
-        updates=task_family.TASKS.updates,
-        label_noise=task_family.TASKS.label_noise,
-        lr_scale=task_family.SLOW.lr_scale,
-        clean=task_family.TASKS.clean,
+        data=DatasetConfig("fashion_mnist", image_size=14, validation_size=3000),
+        train_size=(200, 5000),
+        updates=(200, 2000),
+        label_noise=(0.0, 0.5),
+        lr_scale=(0.05, 1.0),
+        clean=0.5,
         tasks=64,
-        segments=task_family.SEGMENTS,
+        segments=(0.15, 0.4, 0.7, 0.9, 1.0),  # a short first one to look, short last ones for the finish
         menu="family",
         reward="standing",
         reference_seeds=1,
-        validation_size=task_family.VALIDATION_SIZE,
         episodes=256,
         environments=16,
-        compile="off",
+        train=TaskTrainConfig(compile="off"),
         ppo=PPOConfig(episodes_per_update=16, minibatches=1, learning_rate=3e-4, epochs=10, target_kl=0.02),
     ),
     # For a GPU. Not run yet: no machine of ours holds the data set.
     "cifar10": SearchConfig(
         preset="cifar10",
-        dataset="cifar10",
-        model="preact_resnet18",
+        data=DatasetConfig("cifar10", validation_size=5000),
+        train=TaskTrainConfig(model="preact_resnet18"),
         train_size=(5000, 5000),
         updates=(2000, 2000),
         tasks=4,
         episodes=1000,
         workers=4,
-        validation_size=5000,
         candidate_seeds=5,
         contest_seeds=10,
         ppo=PPOConfig(episodes_per_update=16, minibatches=4),
@@ -170,14 +158,13 @@ PRESETS = {
     # For a GPU. Not run yet: no machine of ours holds the data set.
     "cifar100": SearchConfig(
         preset="cifar100",
-        dataset="cifar100",
-        model="preact_resnet18",
+        data=DatasetConfig("cifar100", validation_size=5000),
+        train=TaskTrainConfig(model="preact_resnet18"),
         train_size=(10_000, 10_000),
         updates=(4000, 4000),
         tasks=4,
         episodes=1000,
         workers=4,
-        validation_size=5000,
         candidate_seeds=5,
         contest_seeds=10,
         ppo=PPOConfig(episodes_per_update=16, minibatches=4),
@@ -185,17 +172,42 @@ PRESETS = {
 }
 
 
-def named(arguments: Sequence[str], option: str) -> str | None:
-    """What follows `option` on a command line: a preset must be known before the rest, whose defaults it sets.
+@dataclass(frozen=True)
+class TuneConfig:
+    """Search many times on a Ray cluster, and keep the best policy."""
 
-    Args:
-        arguments: of the command.
-        option: with its dashes; `option NAME` and `option=NAME` are the same, and the last one counts.
+    preset: str = "default"
+    """Named setting of the single searches: default, fashion, family, cifar10 or cifar100."""
+    search: Literal["asha", "pbt", "random"] = "asha"
+    """Kind of search. asha: agents over hyperparameters with early stopping; pbt: Population Based Training; random:
+    random schedules."""
+    trials: int = 8
+    """Number of agents that asha trains."""
+    trainings: int = 120
+    """Number of classifier trainings of pbt (the population's size) and of random (the number of schedules)."""
+    at_once: int = 0
+    """Number of agents at once; 0 takes as many as there is room for."""
+    grace: int = 16
+    """Number of episodes that asha lets every agent finish."""
+    agent: SearchConfig = field(default_factory=SearchConfig)
+    """The single search, and the classifier trainings of pbt and random."""
+    seed: int = 0
+    """RNG seed for the hyperparameters, every single search and the population."""
+    address: str | None = None
+    """Address of a Ray cluster, auto for this machine's; optional, defaults to Ray started on this machine, on
+    loopback."""
+    run: Annotated[RunConfig, UNPREFIXED] = field(default_factory=RunConfig)
+
+    def __post_init__(self) -> None:
+        require_at_least(self, trials=1, trainings=2, at_once=0, grace=1, seed=0)
+
+
+def preset(name: str | None) -> SearchConfig:
+    """Return a preset by its name; None is the default one.
+
+    Raises:
+        RunError: there is no such preset.
     """
-    name = None
-    for index, argument in enumerate(arguments):
-        if argument == option and index + 1 < len(arguments):
-            name = arguments[index + 1]
-        elif argument.startswith(f"{option}="):
-            name = argument.partition("=")[2]
-    return name
+    if (name := name or "default") not in PRESETS:
+        raise RunError(f"--preset must be one of {', '.join(PRESETS)}, got {name!r}")
+    return PRESETS[name]

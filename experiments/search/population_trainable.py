@@ -13,7 +13,7 @@ import torch
 from ray import tune
 
 from rlmix.agent.workers import episode_seed
-from rlmix.classifier.data import load_dataset, split
+from rlmix.classifier.data import split
 from rlmix.classifier.files import load_state, save_state
 from rlmix.classifier.training.trainer import Trainer
 from rlmix.envs import DIMENSIONS
@@ -43,12 +43,11 @@ class Member(tune.Trainable):
             config: see the class.
             agent: the search's setting, fields of `SearchConfig`.
         """
-        self._search = Search.of(stored_config(SearchConfig, agent))
+        self._search = Search.from_config(stored_config(SearchConfig, agent))
         torch.set_num_threads(self._search.share.threads)
         setting = self._search.config
         self._task = self._search.tasks.task(0)
-        dataset = load_dataset(setting.dataset, setting.data_root, image_size=setting.image_size)
-        data = split(dataset, validation_size=setting.validation_size)
+        data = split(setting.data.load(), validation_size=setting.data.validation_size)
         self._trainer = Trainer(self._task.training(self._search.training), self._task.draw(data))
         self._start(config)
 

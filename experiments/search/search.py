@@ -26,18 +26,19 @@ from rlmix.classifier.files import LineLog
 from rlmix.envs.mix_policy import REFERRED
 from rlmix.experiments.reports.pages import write_search_report
 from rlmix.experiments.runs.config import stored_config
-from rlmix.experiments.runs.errors import RunError, fitting
+from rlmix.experiments.runs.errors import RunError, reject_incompatible
 from rlmix.experiments.runs.folder import RunFolder
+from rlmix.experiments.runs.options import flatten
 from rlmix.experiments.runs.signals import interrupt_later
-from rlmix.experiments.search.config import SearchConfig
-from rlmix.experiments.search.plan import KIND, Search, new_agent
+from rlmix.experiments.search.config import AGENT, SearchConfig
+from rlmix.experiments.search.plan import Search, new_agent
 from rlmix.experiments.search.selection import (
     LIVE,
     Trainings,
-    compare,
-    facts_of,
-    keep_best,
-    offer,
+    compare_contestants,
+    provenance,
+    roll_out_candidates,
+    select_best,
     shipped_agent,
 )
 from rlmix.experiments.search.shipped import agent_checksum
@@ -50,8 +51,8 @@ def search_trial(parameters: dict[str, str]) -> None:
         parameters: `run`, the folder's path.
     """
     torch.set_num_threads(1)
-    run, stored = RunFolder.open(parameters["run"], KIND, trust=True)
-    execute(Search.of(stored_config(SearchConfig, stored)), run)
+    run, stored = RunFolder.open(parameters["run"], AGENT, trust=True)
+    execute(Search.from_config(stored_config(SearchConfig, stored)), run)
 
 
 def execute(search: Search, run: RunFolder) -> None:
@@ -59,7 +60,7 @@ def execute(search: Search, run: RunFolder) -> None:
     started = time.monotonic()
     config = search.config
     checkpoint = run.load_checkpoint()
-    with fitting(run.checkpoints):
+    with reject_incompatible(run.checkpoints):
         positions = positions_of(config, checkpoint)
     workers = None
     try:
@@ -70,15 +71,15 @@ def execute(search: Search, run: RunFolder) -> None:
         search_seconds = time.monotonic() - searching
         agent.save(run.path)
         trainings = Trainings(run, workers)
-        schedule = keep_best(search, run, trainings, offer(run, workers, agent), agent.provenance)
-        contest = compare(search, schedule, trainings, {LIVE: agent, **shipped_agent(search)})
+        schedule = select_best(search, run, trainings, roll_out_candidates(run, workers, agent), agent.provenance)
+        contest = compare_contestants(search, schedule, trainings, {LIVE: agent, **shipped_agent(search)})
     except (EOFError, ConnectionError):
         raise RunError(
             "a worker process ended too early, by its own error above or killed from outside (is there enough "
-            f"memory?); go on with {run.go_on}"
+            f"memory?); resume with {run.resume_options}"
         ) from None
     except WorkerFailedError as error:
-        raise RunError(f"{error}; what was learned is saved, go on with {run.go_on}") from None
+        raise RunError(f"{error}; what was learned is saved, resume with {run.resume_options}") from None
     finally:
         if workers is not None:
             workers.close()
@@ -144,16 +145,13 @@ def learn(
     if config.start is not None and not (start / "agent.json").exists():
         start.mkdir(exist_ok=True)
         Agent.load(Path(config.start)).save(start)  # the run goes on without the original
-    try:
-        model = new_agent(search, workers, None if config.start is None else start)
-    except ValueError as error:
-        raise RunError(str(error)) from error
+    model = new_agent(search, workers, None if config.start is None else start)
     model.set_logger(configure(str(run.events), ["tensorboard"]))
     model.logger.record("hparams", HParam(_flat(asdict(config)), {"reward/return_mean": 0.0}))
     observations = workers.reset()
     assert isinstance(observations, np.ndarray)
     if checkpoint is not None:
-        with fitting(run.checkpoints):
+        with reject_incompatible(run.checkpoints):
             restore_search(model, checkpoint["search"], observations)
     total = config.episodes * len(search.segments)
     left = total - model.num_timesteps
@@ -189,10 +187,10 @@ def learn(
             model.learn(left, callback=callback, reset_num_timesteps=False)
             learning_seconds = callback.learning_seconds
     started = None if config.start is None else agent_checksum(start)  # no path: it says nothing elsewhere
-    facts = {"learned_by": "ppo", "episodes": len(log.read()), "start_sha256": started, **facts_of(search)}
+    facts = {"learned_by": "ppo", "episodes": len(log.read()), "start_sha256": started, **provenance(search)}
     return Agent(model.policy, search.menu, search.segments, facts), learning_seconds
 
 
 def _flat(config: dict[str, Any]) -> dict[str, Any]:
-    flat = {**{name: value for name, value in config.items() if name != "ppo"}, **config["ppo"]}
+    flat = {**{name: value for name, value in flatten(config).items() if name != "ppo"}, **config["ppo"]}
     return {name: value if isinstance(value, int | float | str | bool) else str(value) for name, value in flat.items()}

@@ -19,7 +19,7 @@ from rlmix.classifier.files import LineLog
 from rlmix.classifier.mixing import PolicySchedule
 from rlmix.envs.mix_policy import require_updates
 from rlmix.experiments.comparison.intervals import mean_interval, paired_difference, verdict
-from rlmix.experiments.runs.errors import RunError, fitting
+from rlmix.experiments.runs.errors import RunError, reject_incompatible
 from rlmix.experiments.runs.folder import RunFolder
 from rlmix.experiments.search.config import SearchConfig
 from rlmix.experiments.search.plan import START, Search
@@ -31,7 +31,7 @@ LIVE, SHIPPED_AGENT = "its agent, live", "shipped agent, live"  # contestants
 TASKS_OF_THE_CONTEST = 1  # added to the seed of the tasks: images that the search has not trained on
 
 
-def offer(run: RunFolder, workers: VecEnv, agent: Agent) -> dict[str, PolicySchedule]:
+def roll_out_candidates(run: RunFolder, workers: VecEnv, agent: Agent) -> dict[str, PolicySchedule]:
     """Candidates by name: what the agent does when it is rolled out greedily, or what an earlier start found.
 
     Raises:
@@ -47,7 +47,7 @@ def offer(run: RunFolder, workers: VecEnv, agent: Agent) -> dict[str, PolicySche
     return offered
 
 
-def keep_best(
+def select_best(
     search: Search, run: RunFolder, trainings: Trainings, offered: dict[str, PolicySchedule], facts: dict[str, Any]
 ) -> PolicySchedule:
     """The candidate that does best on fresh seeds, as the run's `policy.json`.
@@ -72,7 +72,7 @@ def keep_best(
     }
     best = max(scores, key=lambda name: scores[name][0])
     mean, width = scores[best]
-    provenance = {
+    origin = {
         "learned_by": facts["learned_by"],
         "candidate": best,
         "validation_accuracy": mean,
@@ -81,12 +81,12 @@ def keep_best(
         **facts,
         **offered[best].provenance,
     }
-    schedule = PolicySchedule(offered[best].segments, provenance)
+    schedule = PolicySchedule(offered[best].segments, origin)
     schedule.save(run.path / "policy.json")
     return schedule
 
 
-def compare(
+def compare_contestants(
     search: Search, schedule: PolicySchedule, trainings: Trainings, agents: Mapping[str, Agent]
 ) -> dict[str, dict[str, Any]]:
     """Train everybody on fresh images and seeds, the same for all; development-test accuracy.
@@ -153,7 +153,7 @@ class Trainings:
 
     def __init__(self, run: RunFolder, workers: VecEnv) -> None:
         self._log = LineLog(run.path / "trainings.jsonl")
-        with fitting(self._log.path):
+        with reject_incompatible(self._log.path):
             self._done = {
                 (e["stage"], e["name"], e["seed"]): {split: float(value) for split, value in e["accuracy"].items()}
                 for e in self._log.read()
@@ -220,19 +220,19 @@ def _seed(config: SearchConfig, stream: str, number: int) -> int:
     return episode_seed(config.seed, stream, number)
 
 
-def facts_of(search: Search) -> dict[str, Any]:
-    """What a policy was learned on, for its provenance."""
+def provenance(search: Search) -> dict[str, Any]:
+    """Return the provenance of a policy: what it was learned on."""
     config = search.config
     return {
-        "dataset": config.dataset,
-        "image_size": config.image_size,
-        "model": config.model,
+        "dataset": config.data.dataset,
+        "image_size": config.data.image_size,
+        "model": config.train.model,
         "train_size": list(config.train_size),
         "updates": list(config.updates),
         "label_noise": list(config.label_noise),
         "lr_scale": list(config.lr_scale),
         "clean": config.clean,
-        "batch_size": config.batch_size,
+        "batch_size": config.train.batch_size,
         "seed": config.seed,
     }
 

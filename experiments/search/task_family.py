@@ -11,19 +11,24 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 
 from rlmix.classifier.mixing import MixPolicy
-from rlmix.classifier.training.config import TrainConfig
+from rlmix.classifier.training.config import Precision, TrainConfig
 from rlmix.envs import Menu, MixPolicyEnv, Task, TaskDistribution
+from rlmix.experiments.search.config import PRESETS
 
-DATASET, IMAGE_SIZE = "fashion_mnist", 14
-VALIDATION_SIZE = 3000
-SEGMENTS = (0.15, 0.4, 0.7, 0.9, 1.0)  # a short first one to look, short last ones for the finish
+FAMILY = PRESETS["family"]
+DATA, SEGMENTS = FAMILY.data, FAMILY.segments
 TASKS = TaskDistribution(
-    train_size=(200, 5000), updates=(200, 2000), label_noise=(0.0, 0.5), clean=0.5, pool=None, seed=2212_04875
+    train_size=FAMILY.train_size,
+    updates=FAMILY.updates,
+    label_noise=FAMILY.label_noise,
+    clean=FAMILY.clean,
+    pool=None,
+    seed=2212_04875,
 )
 ONE_TASK = TaskDistribution(  # the same task again and again, with other images: of what a single task is worth
     train_size=(1000, 1000), updates=(1000, 1000), label_noise=(0.0, 0.0), pool=None, seed=TASKS.seed + 1
 )
-SLOW = replace(TASKS, lr_scale=(0.05, 1.0))  # learn at every speed, so that an agent has seen networks that lag behind
+SLOW = replace(TASKS, lr_scale=FAMILY.lr_scale)  # every speed, so that an agent has seen networks that lag behind
 
 
 @dataclass(frozen=True)
@@ -76,7 +81,7 @@ def task(number: int) -> Task:
     return PARTS[part_of(number)].tasks.task(number)
 
 
-def environment(part: str = "family", *, precision: str, data_root: str | None = None) -> MixPolicyEnv:
+def environment(part: str = "family", *, precision: Precision, data_root: str | None = None) -> MixPolicyEnv:
     """A training of the family as a game, in one process; the reward is the final validation accuracy.
 
     Args:
@@ -85,9 +90,9 @@ def environment(part: str = "family", *, precision: str, data_root: str | None =
         data_root: folder where the data set lies; none = looked for.
     """
     return MixPolicyEnv(
-        DATASET,
+        DATA.dataset,
         data_root,
-        image_size=IMAGE_SIZE,
+        image_size=DATA.image_size,
         training=TrainConfig(
             model=PARTS[part].model, lr=PARTS[part].lr, updates=TASKS.updates[1], device="cpu", precision=precision
         ),
@@ -95,5 +100,5 @@ def environment(part: str = "family", *, precision: str, data_root: str | None =
         segments=SEGMENTS,
         reward="final",
         menu=MENU,
-        validation_size=VALIDATION_SIZE,
+        validation_size=DATA.validation_size,
     )

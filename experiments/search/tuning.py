@@ -5,10 +5,10 @@ from __future__ import annotations
 import random
 import sys
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -22,85 +22,49 @@ from rlmix.classifier.mixing import PolicySchedule
 from rlmix.envs import DIMENSIONS
 from rlmix.experiments.runs.config import stored_config
 from rlmix.experiments.runs.errors import RunError
-from rlmix.experiments.runs.folder import TUNE, RunFolder
+from rlmix.experiments.runs.folder import RunFolder
+from rlmix.experiments.runs.options import flatten
 from rlmix.experiments.search.cluster import own_words, places, single_resources, trial_resources, tune_setting
-from rlmix.experiments.search.config import SearchConfig
-from rlmix.experiments.search.plan import KIND as AGENT_KIND
+from rlmix.experiments.search.config import AGENT, SearchConfig, TuneConfig
 from rlmix.experiments.search.plan import Search, resolve, resolve_with_gpus
 from rlmix.experiments.search.search import begin_workers, learn, positions_of, prepare_references
 from rlmix.experiments.search.selection import (
     MOST_CANDIDATES,
     Trainings,
-    compare,
-    facts_of,
-    keep_best,
-    offer,
+    compare_contestants,
+    roll_out_candidates,
+    select_best,
     shipped_agent,
+)
+from rlmix.experiments.search.selection import (
+    provenance as search_provenance,
 )
 
 if TYPE_CHECKING:
     from ray.tune import ResultGrid, Tuner
 
-KIND = TUNE
 RECENT = 20  # finished episodes whose mean validation accuracy an agent is compared by
 METRIC = "validation_accuracy"
 
 
-@dataclass(frozen=True)
-class TuneConfig:
-    """Search many times on a Ray cluster, and keep the best policy."""
-
-    preset: str = "default"
-    """Named setting of the single searches: default, fashion, family, cifar10 or cifar100."""
-    search: Literal["asha", "pbt", "random"] = "asha"
-    """Agents over hyperparameters with early stopping, Population Based Training, or random schedules."""
-    trials: int = 8
-    """Agents that asha trains."""
-    trainings: int = 120
-    """Classifier trainings that pbt and random spend: the population's size, and the number of schedules."""
-    at_once: int = 0
-    """Agents at once; 0 takes as many as there is room for."""
-    grace: int = 16
-    """Episodes that asha lets every agent finish."""
-    agent: SearchConfig = field(default_factory=SearchConfig)
-    """The single search, and the classifier trainings of pbt and random."""
-    seed: int = 0
-    """Of the hyperparameters, of every single search, and of the population."""
-    address: str | None = None
-    """Of a Ray cluster, auto for this machine's; none starts Ray on this machine, listening on loopback alone."""
-    out: str | None = None
-    """Run folder; none makes one under runs/."""
-    resume: str | None = None
-    """Run folder to go on with, for which add --trust; all other options but --address are then read from it."""
-    trust: bool = False
-    """The run folder is your own: code that it names (package.module:function) or holds (Ray's files) may run."""
-
-
-def go_on(run: RunFolder) -> str:
-    """The command that goes on with a run."""
-    return f"python experiments/tune_agent.py {run.go_on}"
-
-
 def check(config: TuneConfig) -> None:
-    """Refuse options that are out of range or do not fit each other.
+    """Refuse options that do not fit each other.
 
     Raises:
-        RunError: one is.
+        RunError: they do not.
     """
-    for name, least in (("trials", 1), ("trainings", 2), ("at_once", 0), ("grace", 1), ("seed", 0)):
-        if getattr(config, name) < least:
-            raise RunError(f"--{name.replace('_', '-')} must be at least {least}, got {getattr(config, name)}")
     if config.agent.backend != "ray":
         raise RunError("--agent.backend must be ray here; train_agent.py searches without it")
+    options = flatten(asdict(config.agent))
     for name in ("out", "resume", "address", "trust"):
-        if getattr(config.agent, name):
+        if options[name]:
             raise RunError(f"--agent.{name} is not for many searches: give --{name}")
     if config.agent.start is not None:
         raise RunError("--agent.start is not for many searches, whose segments differ: train_agent.py takes it")
 
 
-def settle(config: TuneConfig) -> SearchConfig:
-    """The single search with nothing left to `auto`.
+def resolve_agent(config: TuneConfig) -> SearchConfig:
+    """Return the single search with nothing left to `auto`.
 
     Raises:
         RunError: an option is out of range.
@@ -108,11 +72,11 @@ def settle(config: TuneConfig) -> SearchConfig:
     """
     agent = replace(config.agent, seed=config.seed)
     if not agent.workers:
-        agent = replace(agent, workers=agent.most_workers(max(places(Search.of(agent).share), 1)))
+        agent = replace(agent, workers=agent.most_workers(max(places(Search.from_config(agent).share), 1)))
     search, _ = resolve_with_gpus(agent) if agent.gpus_per_worker else resolve(agent)
     if config.search == "asha":
         for number in range(config.trials):
-            Search.of(trial_config(search.config, config.seed, number))
+            Search.from_config(trial_config(search.config, config.seed, number))
     return search.config
 
 
@@ -121,7 +85,7 @@ def finish(config: TuneConfig, run: RunFolder, results: ResultGrid) -> None:
     for result in results:
         if result.error is not None:
             print(f"a trial failed, the others went on: {' '.join(own_words(result.error).split())}", file=sys.stderr)
-    search = Search.of(config.agent)
+    search = Search.from_config(config.agent)
     workers = None
     try:
         workers = begin_workers(search, run, [Position() for _ in range(config.agent.workers)])
@@ -129,11 +93,11 @@ def finish(config: TuneConfig, run: RunFolder, results: ResultGrid) -> None:
         if config.search == "asha":
             schedule, images = best_agent(config, run), agents_images(config, run)
         else:
-            schedule = keep_best(search, run, trainings, best_members(config, run, results), provenance(config))
+            schedule = select_best(search, run, trainings, best_members(config, run, results), provenance(config))
             images = sum(entry["images"] for entry in LineLog(run.path / "members.jsonl").read())
-        contest = compare(search, schedule, trainings, shipped_agent(search))
+        contest = compare_contestants(search, schedule, trainings, shipped_agent(search))
     except WorkerFailedError as error:
-        raise RunError(f"{error}; go on with {run.go_on}") from None
+        raise RunError(f"{error}; resume with {run.resume_options}") from None
     finally:
         if workers is not None:
             workers.close()
@@ -168,7 +132,7 @@ def agents(config: TuneConfig, run: RunFolder) -> ResultGrid:
     from ray import tune
     from ray.tune.schedulers import ASHAScheduler
 
-    resources = trial_resources(config.agent.workers, Search.of(config.agent).share)
+    resources = trial_resources(config.agent.workers, Search.from_config(config.agent).share)
     scheduler = ASHAScheduler(
         time_attr="episodes",
         max_t=config.agent.episodes,
@@ -203,9 +167,9 @@ def agent_trial(parameters: dict[str, Any], base: dict[str, Any]) -> None:
 
     torch.set_num_threads(1)
     setting = trial_config(stored_config(SearchConfig, base), parameters["seed"], parameters["number"])
-    search = Search.of(setting)
+    search = Search.from_config(setting)
     run = RunFolder(trial_folder(Path(parameters["trials"]), parameters["number"]))
-    run.write_config(AGENT_KIND, asdict(search.config))
+    run.write_config(AGENT, asdict(search.config))
     total = search.config.episodes
     if not (run.path / "policy.json").exists():
 
@@ -221,7 +185,7 @@ def agent_trial(parameters: dict[str, Any], base: dict[str, Any]) -> None:
             agent, _ = learn(search, run, workers, positions, checkpoint, learned)
             agent.save(run.path)
             trainings = Trainings(run, workers)
-            keep_best(search, run, trainings, offer(run, workers, agent), agent.provenance)
+            select_best(search, run, trainings, roll_out_candidates(run, workers, agent), agent.provenance)
         finally:
             workers.close()
     policy = PolicySchedule.load(run.path / "policy.json")
@@ -263,7 +227,7 @@ def best_agent(config: TuneConfig, run: RunFolder) -> PolicySchedule:
 def agents_images(config: TuneConfig, run: RunFolder) -> int:
     """Images that all agents' episodes trained on, those of stopped agents included."""
     logs = [LineLog(trial_folder(run.path / "trials", number) / "episodes.jsonl") for number in range(config.trials)]
-    return config.agent.batch_size * sum(entry["task"]["updates"] for log in logs for entry in log.read())
+    return config.agent.train.batch_size * sum(entry["task"]["updates"] for log in logs for entry in log.read())
 
 
 # Population Based Training and random schedules
@@ -276,7 +240,7 @@ def population(config: TuneConfig, run: RunFolder) -> ResultGrid:
 
     from rlmix.experiments.search.population_trainable import Member
 
-    search = Search.of(config.agent)
+    search = Search.from_config(config.agent)
     # Tune's scheduler draws from Python's global generator.
     random.seed(config.seed)
     scheduler: Any = FIFOScheduler()
@@ -322,7 +286,7 @@ def best_members(config: TuneConfig, run: RunFolder, results: ResultGrid) -> dic
     Raises:
         RunError: no member finished.
     """
-    search = Search.of(config.agent)
+    search = Search.from_config(config.agent)
     finished = []
     log = LineLog(run.path / "members.jsonl")
     log.keep(0)
@@ -336,7 +300,7 @@ def best_members(config: TuneConfig, run: RunFolder, results: ResultGrid) -> dic
                 "actions": metrics["actions"],
                 "lineage": metrics["lineage"],
                 # A member trains every segment once, on its own weights or a better member's.
-                "images": round(search.segments[segments - 1] * updates) * config.agent.batch_size,
+                "images": round(search.segments[segments - 1] * updates) * config.agent.train.batch_size,
             }
             log.append(entry)
             if segments == len(search.segments):
@@ -352,7 +316,11 @@ def best_members(config: TuneConfig, run: RunFolder, results: ResultGrid) -> dic
 
 def provenance(config: TuneConfig) -> dict[str, Any]:
     """How a population's policy came about."""
-    return {"learned_by": config.search, "trainings": config.trainings, **facts_of(Search.of(config.agent))}
+    return {
+        "learned_by": config.search,
+        "trainings": config.trainings,
+        **search_provenance(Search.from_config(config.agent)),
+    }
 
 
 # Tune

@@ -3,14 +3,12 @@
 python experiments/studies/methods_picture.py --out docs/methods.png
 """
 
-import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import matplotlib
 import torch
-import tyro
 from matplotlib.figure import Figure
 
 from rlmix.classifier.data import load_dataset, split
@@ -20,7 +18,7 @@ from rlmix.classifier.mixing.saliency import input_gradient
 from rlmix.classifier.mixing.targets import soft_cross_entropy
 from rlmix.classifier.training.config import TrainConfig
 from rlmix.classifier.training.trainer import Trainer
-from rlmix.experiments.runs.errors import user_errors
+from rlmix.experiments.runs.command import command
 
 IMAGES = 8
 # Without Manifold Mixup, which mixes hidden states, and variants that look like the method that they are made of.
@@ -47,8 +45,8 @@ class DrawConfig:
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run the command."""
-    with user_errors():
-        config = tyro.cli(DrawConfig, args=sys.argv[1:] if arguments is None else arguments, description=__doc__)
+    with command("studies/methods_picture", arguments) as call:
+        config = call.parse(DrawConfig, __doc__)
         data = split(load_dataset(config.dataset, config.data_root)).draw(config.train_size, data_seed=config.seed)
         draw(config, Trainer(TrainConfig(updates=config.updates, device="cpu"), data, seed=config.seed))
     print(f"written: {config.out}")

@@ -1,4 +1,4 @@
-"""What a training would take: its resolved setting, and time and memory as a few timed updates let expect."""
+"""Dry run of a training: its resolved setting, and estimates of time and memory from a few timed updates."""
 
 from __future__ import annotations
 
@@ -13,14 +13,15 @@ import torch
 from rlmix.classifier.data import DataError, Dataset, ImageSet, Splits
 from rlmix.classifier.mixing import MixPolicy
 from rlmix.classifier.training.trainer import Trainer
+from rlmix.experiments.runs.options import flatten
 from rlmix.experiments.training.config import ClassifierConfig, FinalConfig
 from rlmix.experiments.training.recipes import RECIPES
 from rlmix.experiments.training.resolve import draw_data, load_data, resolve
 
 WARM_UP = 2  # updates, an even number so that a clean and a mixed one are among them
 ROUND = 4  # updates: a saliency method's exact pass, or Puzzle Mix's number of blocks, makes them unequal
-MOST_ROUNDS = 3
-MOST_SECONDS = 20.0  # after which no other round is begun
+MAX_ROUNDS = 3
+MAX_SECONDS = 20.0  # after which no other round is begun
 EVALUATED = 500  # images
 
 # Images of the pool and of the test set, side, channels and classes, as published: what a data set is that is not here.
@@ -35,11 +36,11 @@ PUBLISHED = {
 
 
 def stand_in(name: str, image_size: int | None) -> Dataset | None:
-    """Random images in the shape and number of a published data set, or none where its shape is not known.
+    """Return random images in the shape and number of a published data set, or None where its shape is not known.
 
     Args:
-        name: of the data set.
-        image_size: side that images would be resized to; none leaves them.
+        name: name of the data set.
+        image_size: side that images would be resized to; optional, defaults to their own size.
     """
     if name not in PUBLISHED:
         return None
@@ -53,7 +54,7 @@ def stand_in(name: str, image_size: int | None) -> Dataset | None:
         return ImageSet(few.repeat(-(-count // len(few)), 1, 1, 1)[:count], torch.arange(count) % classes)
 
     return Dataset(
-        name=f"{name} (random images stand in: it is not here)",
+        name=f"{name} (random images stand in: the data set is not here)",
         pool=images(pool),
         test=images(test),
         class_names=tuple(str(number) for number in range(classes)),
@@ -65,44 +66,45 @@ def stand_in(name: str, image_size: int | None) -> Dataset | None:
 
 
 def dry_run(config: FinalConfig, data: Splits, policy: MixPolicy) -> str:
-    """The setting, the number of updates and images, and an estimate of time and memory.
+    """Return the setting, the number of updates and images, and estimates of time and memory.
 
     Args:
-        config: with nothing left to `auto`, `compile` excepted, which is then said; epochs turned into updates.
-        data: the images, or their stand-in.
-        policy: how to mix.
+        config: with nothing left to `auto` except `compile`, which the report mentions, and with epochs in updates.
+        data: the images, or random ones in their place.
+        policy: the mixing policy.
     """
-    trainer = Trainer(replace(config.training(), updates=max(config.updates, 100)), data, seed=config.seed)
+    trainer = Trainer(replace(config.train, updates=max(config.train.updates, 100)), data, seed=config.seed)
     trainer.train(policy, WARM_UP, probe=False)
     seconds: list[float] = []
-    while len(seconds) < MOST_ROUNDS and ROUND * sum(seconds) < MOST_SECONDS:
+    while len(seconds) < MAX_ROUNDS and ROUND * sum(seconds) < MAX_SECONDS:
         seconds.append(trainer.train(policy, ROUND, probe=False).seconds / ROUND)
     update = statistics.median(seconds)
-    train = config.updates * update
-    images = config.updates * config.batch_size
+    train = config.train.updates * update
+    images = config.train.updates * config.train.batch_size
     limit = min(EVALUATED, len(data.validation))
     started = time.perf_counter()
     trainer.evaluate("validation", limit=limit)
     evaluation = (time.perf_counter() - started) / limit
     held_out = 0 if config.train_on_validation else config.evaluations * len(data.validation)
     evaluations = evaluation * (held_out + len(data.test) + len(data.development))
-    setting = {name: value for name, value in asdict(config).items() if name not in ("resume", "recipes", "dry_run")}
+    left_out = ("resume", "recipes", "dry_run")
+    setting = {name: value for name, value in flatten(asdict(config)).items() if name not in left_out}
     lines = [
         json.dumps({**setting, "policy": policy.to_json()}),
         "",
         f"data        {data.name}: {len(data.train):,} training, {len(data.validation):,} validation, "
         f"{len(data.development):,} development, {len(data.test):,} test images of "
         f"{' x '.join(str(side) for side in data.train.image_shape)}",
-        f"network     {config.model}: {sum(p.numel() for p in trainer.model.parameters()):,} parameters, "
+        f"network     {config.train.model}: {sum(p.numel() for p in trainer.model.parameters()):,} parameters, "
         "LaMix's second head included",
         f"under       {policy}",
-        f"length      {config.updates:,} updates of {config.batch_size} = {images:,} images, "
+        f"length      {config.train.updates:,} updates of {config.train.batch_size} = {images:,} images, "
         f"{images / len(data.train):.1f} times the training images",
         f"time        about {_duration(train)} of training ({1000 * update:.1f} ms an update, median of "
         f"{len(seconds)} rounds from {1000 * min(seconds):.1f} to {1000 * max(seconds):.1f}) and "
         f"{_duration(evaluations)} of evaluation, on {trainer.device} in {trainer.precision} with "
         f"{torch.get_num_threads()} threads"
-        f"{'; less where compiling pays, which the training tries' if config.compile == 'auto' else ''}",
+        f"{'; less where compiling pays, which the training tries' if config.train.compile == 'auto' else ''}",
         f"memory      {_memory(trainer.device)}",
     ]
     return "\n".join(lines)
@@ -124,22 +126,24 @@ def _memory(device: torch.device) -> str:
 
 
 def what_it_takes(config: ClassifierConfig) -> str:
-    """A dry run's report; where the data set cannot be had, random images of its published shape stand in.
+    """Return the report of a dry run; random images of its published shape replace a data set that is not available.
 
     Raises:
-        DataError: the data set cannot be had, and its shape is not known.
+        DataError: the data set is not available, and its shape is not known.
     """
     try:
         data = load_data(config)
     except DataError:
-        dataset = stand_in(config.dataset, config.image_size)
+        dataset = stand_in(config.data.dataset, config.data.image_size)
         if dataset is None:
             raise
         data = draw_data(config, dataset)
     policy = config.policy()
     # Whether compiling pays takes minutes to find out: that is left to the training.
-    resolved = resolve(replace(config, compile="off" if config.compile == "auto" else config.compile), data, [policy])
-    report = dry_run(replace(resolved, compile=config.compile), data, policy)
+    compile = config.train.compile
+    tried = replace(config.train, compile="off" if compile == "auto" else compile)
+    resolved = resolve(replace(config, train=tried), data, [policy])
+    report = dry_run(replace(resolved, train=replace(resolved.train, compile=compile)), data, policy)
     if config.recipe is None:
         return report
     recipe = RECIPES[config.recipe]

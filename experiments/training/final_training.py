@@ -26,7 +26,7 @@ from rlmix.classifier.training.trainer import Trainer
 from rlmix.envs import Task
 from rlmix.envs.observation import TrainingState
 from rlmix.experiments.reports.pages import NAME, told_going_back, write_training_report
-from rlmix.experiments.runs.errors import RunError, fitting
+from rlmix.experiments.runs.errors import RunError, reject_incompatible
 from rlmix.experiments.runs.folder import RunFolder, stop_file
 from rlmix.experiments.runs.signals import StopSignal
 from rlmix.experiments.training.config import FinalConfig
@@ -63,17 +63,14 @@ def train_to_the_end(
     Returns:
         What `summary.json` holds.
     """
-    try:
-        set_threads(config.threads, stored=True)
-        trainer = Trainer(config.training(), data, seed=config.seed, together=together)
-    except ValueError as error:
-        raise RunError(str(error)) from error
+    set_threads(config.threads, stored=True)
+    train = config.train
+    trainer = Trainer(train, data, seed=config.seed, together=together)
     training = FinalTraining(config, run, trainer, choose, segments)
     if run is not None:
         print(
-            f"{data.name}: {len(data.train):,} training images, {config.updates:,} updates of {config.batch_size}, "
-            f"{config.model} in {config.precision} on {config.device}"
-            f"{', compiled' if config.compile == 'on' else ''}"
+            f"{data.name}: {len(data.train):,} training images, {train.updates:,} updates of {train.batch_size}, "
+            f"{train.model} in {train.precision} on {train.device}{', compiled' if train.compile == 'on' else ''}"
             f"{f', {trainer.world} processes' if together else ''}\nunder: {name}",
             flush=True,
         )
@@ -87,7 +84,7 @@ def train_to_the_end(
         "validation": None if config.train_on_validation else asdict(training.best_validation),
         "development": asdict(trainer.evaluate("development")) if len(data.development) else None,
         "test": asdict(test),
-        "images_trained": config.updates * config.batch_size,
+        "images_trained": train.updates * train.batch_size,
         "went_back": training.went_back,
         "seconds_this_time": round(training.seconds, 1),
     }
@@ -95,7 +92,7 @@ def train_to_the_end(
         return summary
     weights = {key: tensor.contiguous().cpu() for key, tensor in trainer.network_state().items()}
     # One entry: safetensors writes several in an order of its own, and two equal trainings are to be equal files.
-    metadata = {"trained": f"{config.model} on {data.name}"}
+    metadata = {"trained": f"{train.model} on {data.name}"}
     write_atomic(run.path / "model.safetensors", save(weights, metadata=metadata))
     run.write_json("summary.json", summary)
     write_training_report(run.path, data, trainer.model, trainer.device)
@@ -157,13 +154,13 @@ class FinalTraining:
         self, config: FinalConfig, run: RunFolder | None, trainer: Trainer, choose: Chooser, segments: Sequence[float]
     ) -> None:
         self._config, self._run, self._trainer, self._choose = config, run, trainer, choose
-        total = config.updates
+        total = config.train.updates
         self._segment_ends = sorted({max(round(end * total), 1) for end in segments})
         # As in the environment, an agent's decisions rest on a fixed part of the validation images only.
         self._evaluation_ends = {
             round((number + 1) / config.evaluations * total) for number in range(config.evaluations)
         }
-        self._task = Task(len(trainer.data.train), total, config.label_noise, config.data_seed)
+        self._task = Task(len(trainer.data.train), total, config.data.label_noise, config.data_seed)
         self._chosen: list[tuple[float, MixPolicy]] = []
         self._probabilities: list[Probabilities | None] = []  # of each that was chosen
         self._policy: MixPolicy | None = None
@@ -177,7 +174,7 @@ class FinalTraining:
         self.went_back: dict[str, Any] | None = None
         checkpoint = self._of_the_first(None if run is None else run.load_checkpoint())
         if checkpoint is not None:
-            with fitting("the checkpoint" if run is None else run.checkpoints):
+            with reject_incompatible("the checkpoint" if run is None else run.checkpoints):
                 self._restore(checkpoint)
                 best = checkpoint["best"]
                 self.best_network, self.best_progress = best["network"], best["progress"]
@@ -202,7 +199,7 @@ class FinalTraining:
             # Several processes are not in their main threads, and all have to stop at the same update.
             StopSignal() if self._trainer.world == 1 else nullcontext() as stop,
             tqdm(
-                total=self._config.updates,
+                total=self._config.train.updates,
                 initial=self._trainer.updates_done,
                 desc="training",
                 unit="update",
@@ -210,7 +207,7 @@ class FinalTraining:
                 disable=self._run is None,
             ) as bar,
         ):
-            while self._trainer.updates_done < self._config.updates:
+            while self._trainer.updates_done < self._config.train.updates:
                 try:
                     self._train_on(stop, bar)
                 except DivergedError as error:
@@ -231,7 +228,7 @@ class FinalTraining:
                 for folder in sorted(self._run.events.glob(f"{METHOD_RUN}*")):
                     self._open_method(self._run, folder.name.removeprefix(METHOD_RUN))
             writer.add_custom_scalars(layout(validated=not self._config.train_on_validation))
-            while self._trainer.updates_done < self._config.updates:
+            while self._trainer.updates_done < self._config.train.updates:
                 if self._policy is None:
                     self._start_segment(writer)
                 self._stretch(writer, bar)
@@ -267,7 +264,7 @@ class FinalTraining:
             "from_update": left,
             "to_update": self._started_at,
             "reason": reason,
-            "lr": self._config.lr / 2,
+            "lr": self._config.train.lr / 2,
         }
         bar.update(self._started_at - bar.n)
         if self._run is not None:
@@ -286,7 +283,7 @@ class FinalTraining:
         self._probabilities.append(probabilities)
         done = self._trainer.updates_done
         end = next(end for end in self._segment_ends if end > done)
-        self._chosen.append((end / self._config.updates, self._policy))
+        self._chosen.append((end / self._config.train.updates, self._policy))
         writer.add_text("policy", str(self._policy), done)
         self._show_policy(writer, self._policy, done)
 
@@ -326,7 +323,7 @@ class FinalTraining:
                 writer.add_scalar(f"train/{kind}_loss", part.loss, end)
                 writer.add_scalar(f"train/{kind}_accuracy", part.accuracy, end)
         self._show_policy(writer, self._policy, end)
-        writer.add_scalar("train/learning_rate", trainer.relative_lr * self._config.lr, end)
+        writer.add_scalar("train/learning_rate", trainer.relative_lr * self._config.train.lr, end)
         writer.add_scalar("train/images_per_second", stats.images / stats.seconds, end)
         if end in self._evaluation_ends:
             self._evaluate(writer, bar)
@@ -337,7 +334,7 @@ class FinalTraining:
 
     def _diverged(self, what: str) -> DivergedError:
         return DivergedError(
-            f"{what} was not finite before update {self._trainer.updates_done:,} of {self._config.updates:,}"
+            f"{what} was not finite before update {self._trainer.updates_done:,} of {self._config.train.updates:,}"
         )
 
     def _validated(self, limit: int | None = None) -> EvalStats:
@@ -354,7 +351,7 @@ class FinalTraining:
     def _evaluate(self, writer: SummaryWriter | _NoEvents, bar: tqdm[Any]) -> None:
         trainer = self._trainer
         if self._config.train_on_validation:
-            better = trainer.updates_done == self._config.updates
+            better = trainer.updates_done == self._config.train.updates
         else:
             result = self._validated()
             writer.add_scalar("validation/accuracy", result.accuracy, trainer.updates_done)
@@ -435,7 +432,7 @@ class FinalTraining:
             "validation": asdict(self.best_validation),
         }
         # After going back, above all numbers of before: the newest checkpoints are those with the highest.
-        number = self._trainer.updates_done + (0 if self.went_back is None else self._config.updates)
+        number = self._trainer.updates_done + (0 if self.went_back is None else self._config.train.updates)
         self._run.save_checkpoint(number, {**progress, "best": best, "good": self._good, "went_back": self.went_back})
 
     def _restore(self, progress: dict[str, Any]) -> None:

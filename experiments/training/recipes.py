@@ -1,4 +1,4 @@
-"""What `train_classifier.py` can be asked, and the published settings by name, each with the result it aims for.
+"""Published settings of `train_classifier.py` by name, each with the result that it aims for.
 
 All of them train on every training image of the data set (validation images included, none set apart for development),
 keep the last network and read the test set once. None has been trained to its end by us: no machine of ours has a GPU.
@@ -9,6 +9,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from rlmix.experiments.runs.command import spelling
+from rlmix.experiments.runs.options import with_options
 from rlmix.experiments.training.config import ClassifierConfig
 
 
@@ -28,9 +30,9 @@ class Recipe:
 
 
 def _published(**options: object) -> ClassifierConfig:
-    """A setting on every training image, with nothing chosen by validation."""
+    """Return a setting on every training image, with nothing selected by validation."""
     everything = {"train_on_validation": True, "development_size": 0, "evaluations": 1}
-    return ClassifierConfig(**{**everything, **options})  # type: ignore[arg-type]
+    return with_options(ClassifierConfig(), **everything, **options)
 
 
 # R-Mix, section 4.1: batch 100, 300 epochs, OneCycle, Nesterov, crops with padding 2.
@@ -190,12 +192,12 @@ RECIPES = {
 
 
 def recipe_table() -> str:
-    """The published settings, a line each."""
+    """Return the published settings, one line each."""
     width = max(map(len, RECIPES))
     return "\n".join(
         [
             *(f"{name.ljust(width)}  {recipe.aim}" for name, recipe in RECIPES.items()),
             "",
-            "python experiments/train_classifier.py --recipe NAME [--dry-run]",
+            f"{spelling('train_classifier')} --recipe NAME [--dry-run]",
         ]
     )

@@ -17,44 +17,45 @@ from rlmix.classifier.mixing import MixPolicy, PolicySchedule
 from rlmix.experiments.runs.config import stored_config
 from rlmix.experiments.runs.errors import RunError
 from rlmix.experiments.runs.folder import RunFolder, stop_file
+from rlmix.experiments.search.cluster import connected, train_together
 from rlmix.experiments.search.shipped import SHIPPED, agent_folder
 from rlmix.experiments.training.config import ReplayConfig
 from rlmix.experiments.training.final_training import train_to_the_end
 from rlmix.experiments.training.resolve import load_data
 
 
-def parted(config: ReplayConfig) -> ReplayConfig:
-    """The configuration as several processes can have it: a share of the threads each, and nothing compiled.
+def split_for_ddp(config: ReplayConfig) -> ReplayConfig:
+    """Return the configuration for distributed processes: a share of the threads each, and nothing compiled.
 
     Raises:
-        RunError: the batch does not part evenly, or something is asked for that one process alone can do.
+        RunError: the batch cannot be divided evenly, or an option is for one process alone.
     """
-    if config.num_workers < 1:
-        raise RunError(f"--num-workers must be at least 1, got {config.num_workers}")
     if config.num_workers == 1:
         if config.address is not None:
             raise RunError("--address is for several processes: add --num-workers")
         return config
-    if config.batch_size % config.num_workers or config.batch_size < 2 * config.num_workers:
+    if config.train.batch_size % config.num_workers or config.train.batch_size < 2 * config.num_workers:
         raise RunError(
-            f"--batch-size must part into {config.num_workers} slices of at least 2 images, got {config.batch_size}"
+            f"--batch-size must be divisible by --num-workers {config.num_workers}, with at least 2 images each, "
+            f"got {config.train.batch_size}"
         )
-    if config.compile == "on":
+    if config.train.compile == "on":
         raise RunError("--compile on is for one process; leave it out with --num-workers")
     cores = len(os.sched_getaffinity(0))
-    return replace(config, compile="off", threads=config.threads or max(cores // config.num_workers, 1))
+    train = replace(config.train, compile="off")
+    return replace(config, train=train, threads=config.threads or max(cores // config.num_workers, 1))
 
 
-def together_share(config: ReplayConfig) -> Share:
-    """What each of several processes has of its machine."""
-    return Share(config.threads, 1.0 if config.device.startswith("cuda") else 0.0)
+def ddp_share(config: ReplayConfig) -> Share:
+    """Return the share of its machine that each distributed process has."""
+    return Share(config.threads, 1.0 if config.train.device.startswith("cuda") else 0.0)
 
 
-def one_of_several(parameters: dict[str, str]) -> None:
-    """One process of several; the first one owns the run folder and reports.
+def ddp_worker(parameters: dict[str, str]) -> None:
+    """Train in one of several distributed processes; the first one owns the run folder and reports.
 
     Args:
-        parameters: `run`, the folder's path.
+        parameters: `run`, the path of the run folder.
     """
     first = torch.distributed.get_rank() == 0
     path = Path(parameters["run"])
@@ -69,8 +70,21 @@ def one_of_several(parameters: dict[str, str]) -> None:
         stop_file(path).unlink(missing_ok=True)  # asked too late
 
 
+def train_distributed(config: ReplayConfig, run: RunFolder, address: str | None) -> None:
+    """Train in distributed processes through Ray Train.
+
+    Args:
+        config: with nothing left to `auto`.
+        run: the run folder; the first process owns it from here on.
+        address: address of the Ray cluster; optional, defaults to Ray started on this machine.
+    """
+    with connected(address):
+        run.release()
+        train_together(ddp_worker, run.path, config.num_workers, ddp_share(config))
+
+
 def chooser(config: ReplayConfig, run: Path | None) -> tuple[Chooser, Sequence[float], str]:
-    """Who chooses, at which progress, and its name; read from the run folder's own copy when a training goes on.
+    """Return who chooses, at which progress, and its name; a resumed training reads the copy in its run folder.
 
     Raises:
         RunError: neither or both of a schedule and an agent are given.
@@ -92,7 +106,7 @@ def chooser(config: ReplayConfig, run: Path | None) -> tuple[Chooser, Sequence[f
 
 
 def policies(config: ReplayConfig) -> list[MixPolicy]:
-    """What a schedule will mix with, or whatever an agent may choose."""
+    """Return the policies of a schedule, or all that an agent may choose."""
     if config.policy is not None:
         return [policy for _, policy in PolicySchedule.load(config.policy).segments]
     assert config.agent is not None
@@ -101,7 +115,7 @@ def policies(config: ReplayConfig) -> list[MixPolicy]:
 
 
 def keep_policy(config: ReplayConfig, run: RunFolder) -> None:
-    """Copy what chooses into the run folder, so that the training can go on, and be told, without the original."""
+    """Copy the schedule or agent into the run folder, so that the training can be resumed without the original."""
     if config.policy is not None:
         PolicySchedule.load(config.policy).save(run.path / "policy.json")
     elif config.agent is not None:

@@ -1,4 +1,4 @@
-"""The images of a final training, and its configuration with nothing left to `auto`."""
+"""Images of a final training, and its configuration with nothing left to `auto`."""
 
 from __future__ import annotations
 
@@ -7,77 +7,56 @@ from dataclasses import replace
 
 import torch
 
-from rlmix.classifier.compilation import compiling_pays
-from rlmix.classifier.data import Dataset, Splits, load_dataset, split
-from rlmix.classifier.hardware import resolve_device, resolve_precision, set_threads
+from rlmix.classifier.compilation import resolve_machine
+from rlmix.classifier.data import Dataset, Splits
+from rlmix.classifier.errors import InputError
+from rlmix.classifier.hardware import set_threads
 from rlmix.classifier.mixing import MixPolicy
 from rlmix.classifier.training.trainer import Trainer
-from rlmix.experiments.runs.errors import RunError
 from rlmix.experiments.training.config import Final, FinalConfig
 
-MOST_EPOCHS = 1_000_000
+MAX_EPOCHS = 1_000_000
 
 
 def load_data(config: FinalConfig) -> Splits:
-    """The images of a training.
+    """Return the images of a training.
 
     Raises:
-        DataError: they cannot be had, or are too few.
+        DataError: they are not available, or are too few.
     """
-    dataset = load_dataset(config.dataset, config.data_root, image_size=config.image_size)
-    return draw_data(config, dataset)
+    return draw_data(config, config.data.load())
 
 
 def draw_data(config: FinalConfig, dataset: Dataset) -> Splits:
-    """A data set parted as the configuration says.
+    """Return a data set split as the configuration says.
 
     Raises:
         DataError: it has too few images.
     """
-    data = split(dataset, validation_size=config.validation_size, development_size=config.development_size)
-    data = data.draw(config.train_size, data_seed=config.data_seed, label_noise=config.label_noise)
-    if config.train_on_validation:
-        data = data.trained_on_validation()
-    return data
+    data = config.data.draw_from(dataset, config.data_seed)
+    return data.trained_on_validation() if config.train_on_validation else data
 
 
 def resolve(config: Final, data: Splits, policies: Iterable[MixPolicy] = ()) -> Final:
-    """The configuration with nothing left to `auto`; sets the number of threads.
+    """Return the configuration with nothing left to `auto`; sets the number of threads.
 
     Args:
-        config: what was asked.
+        config: the command's options.
         data: the images.
-        policies: what is known of how they will be mixed.
+        policies: those that may be mixed under, as far as they are known.
 
     Raises:
-        RunError: an option is out of range, the network cannot be built, or not trained under one of the policies.
+        InputError: an option is out of range, the network cannot be built, or not trained under one of the policies.
     """
-    try:
-        for name, least in (("evaluations", 1), ("seed", 0)):
-            if getattr(config, name) < least:
-                raise ValueError(f"{name} must be at least {least}, got {getattr(config, name)}")
-        if config.epochs is not None:
-            if not 0 < config.epochs < MOST_EPOCHS:
-                raise ValueError(f"epochs must be a number above 0 and below {MOST_EPOCHS:,}, got {config.epochs}")
-            updates = max(1, round(config.epochs * len(data.train) / config.batch_size))
-            config = replace(config, updates=updates, epochs=None)
-        set_threads(config.threads)
-        device = resolve_device(config.device)
-        precision = resolve_precision(config.precision, device)
-        compiled = config.compile == "on"
-        training = replace(config.training(), precision=precision)
-        # What is wrong with the network is said here, before there is a run folder.
-        tried = Trainer(replace(training, device="cpu", precision="fp32", compile=False), data)
-        for policy in policies:
-            tried.check(policy)
-        if config.compile == "auto":
-            compiled = compiling_pays(training, data, planned_updates=config.updates)
-    except ValueError as error:
-        raise RunError(str(error)) from error
-    return replace(
-        config,
-        device=str(device),
-        precision=precision,  # type: ignore[arg-type]
-        compile="on" if compiled else "off",
-        threads=torch.get_num_threads(),
-    )
+    train = config.train
+    if config.epochs is not None:
+        if not 0 < config.epochs < MAX_EPOCHS:
+            raise InputError(f"epochs must be a number above 0 and below {MAX_EPOCHS:,}, got {config.epochs}")
+        train = replace(train, updates=max(1, round(config.epochs * len(data.train) / train.batch_size)))
+    set_threads(config.threads)
+    # Errors in the network are reported here, before there is a run folder.
+    tried = Trainer(replace(train, device="cpu", precision="fp32", compile="off"), data)
+    for policy in policies:
+        tried.check(policy)
+    train = resolve_machine(train, data, planned_updates=train.updates)
+    return replace(config, train=train, epochs=None, threads=torch.get_num_threads())

@@ -5,9 +5,9 @@ from __future__ import annotations
 import sys
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import torch
@@ -17,22 +17,21 @@ from stable_baselines3.common.logger import Figure as LoggedFigure
 from stable_baselines3.common.logger import Logger, TensorBoardOutputFormat, configure
 from tqdm import tqdm
 
-from rlmix.agent.config import RLMixAgentConfig
 from rlmix.agent.rl_mix import Choose, Learn, ThresholdAgent, ThresholdPPO, last_quarter, play
 from rlmix.agent.rl_mix import random_thresholds as drawn
-from rlmix.classifier.compilation import compiling_pays
-from rlmix.classifier.data import Splits, load_dataset, split
+from rlmix.classifier.compilation import resolve_machine
+from rlmix.classifier.data import Splits
 from rlmix.classifier.files import LineLog, write_atomic
-from rlmix.classifier.hardware import resolve_device, resolve_precision, set_threads
+from rlmix.classifier.hardware import set_threads
 from rlmix.classifier.mixing.rmix import THRESHOLDS
-from rlmix.classifier.training.config import TrainConfig
 from rlmix.envs import RLMixEnv
-from rlmix.experiments.runs.errors import RunError, fitting
+from rlmix.experiments.runs.command import spelling
+from rlmix.experiments.runs.errors import RunError, reject_incompatible
 from rlmix.experiments.runs.folder import RunFolder
+from rlmix.experiments.runs.options import flatten
 from rlmix.experiments.runs.signals import StopSignal
+from rlmix.experiments.training.config import RLMixConfig
 
-KIND = "rl-mix"
-COMMAND = "python experiments/train_rl_mix.py"
 EVALUATIONS = 20  # of the classifier, on validation images, over a training; for the curve alone
 
 # TensorBoard colours lines by run: each threshold is a run of its own below the training's, and since there are fewer
@@ -54,147 +53,42 @@ LAYOUT = {
     }
 }
 
-# Of the options, what an agent's file tells of how it was learned; nothing of folders and machines.
-FACTS = ("dataset", "model", "train_size", "updates", "batch_size", "lr", "lam", "reward", "ppo", "seed", "data_seed")
+# Options that an agent's file records, in its order; nothing of folders and machines.
+FACTS = ("reward", "ppo", "lam", "dataset", "model", "train_size", "data_seed", "updates", "batch_size", "lr", "seed")
 
 
-@dataclass(frozen=True)
-class RLMixConfig:
-    """Train a classifier while the per-batch agent of RL-Mix chooses each image's threshold."""
-
-    env: Literal["rl-mix"] = "rl-mix"
-    """What is learned; mix-policy searches a policy for whole segments of trainings instead."""
-    thresholds: Literal["learned", "random", "frozen"] = "learned"
-    """Who chooses: the agent, learning as the classifier trains; chance, its control; or an agent learned before."""
-    agent: str | None = None
-    """Run folder of the agent that frozen thresholds come from."""
-    reward: Literal["saliency", "validation"] = "saliency"
-    """What the agent is paid: likeness of clean and mixed saliency, as published, or change of validation accuracy."""
-    grid: Literal["published", "mixing"] = "published"
-    """Patches that the agent sees and is paid on: 8 x 8, as published, or those that the batch is mixed by."""
-    ppo: RLMixAgentConfig = field(default_factory=RLMixAgentConfig)
-    """How the agent sees and learns."""
-    lam: str = "beta(1)"
-    """Distribution of the mixing ratio: beta(A), uniform or fixed(V); beta(0.2) as published for ImageNet."""
-    dataset: str = "fashion_mnist"
-    """Data set by name, or package.module:function that returns a rlmix.classifier.data.Dataset."""
-    data_root: str | None = None
-    """Folder where the data set lies; none looks in the usual places, then downloads."""
-    model: str = "search"
-    """Network by name, or package.module:function for your own function(num_classes, in_channels)."""
-    embedding: str | None = None
-    """Name of your network's last linear layer; none finds it."""
-    train_size: int | None = 1000
-    """Training images, drawn by data_seed; none takes all."""
-    data_seed: int = 0
-    """Of the training images."""
-    updates: int = 3000
-    """Length of the classifier's training."""
-    batch_size: int = 100
-    """Images per update."""
-    lr: float = 0.2
-    """Highest learning rate of the classifier's OneCycle schedule."""
-    weight_decay: float = 5e-4
-    """L2 penalty on the classifier's parameters."""
-    validation_size: int | None = None
-    """Validation images; none takes the data set's default."""
-    validation_limit: int = 1000
-    """How many of them are read during the training, by the reward validation at each epoch's end and for the curve."""
-    seed: int = 0
-    """Of classifier and agent."""
-    threads: int = 0
-    """Threads on a CPU; 0 takes one for each core."""
-    device: str = "auto"
-    """Where classifier and agent are trained: auto, cpu, cuda or cuda:N."""
-    precision: Literal["auto", "bf16", "fp32"] = "auto"
-    """Number format of the classifier; auto takes bf16 where it is native and agrees with fp32."""
-    compile: Literal["auto", "on", "off"] = "auto"
-    """Whether the classifier's step is compiled; auto measures whether it pays."""
-    checkpoint_seconds: float = 60.0
-    """Time between two checkpoints, which are made at the ends of epochs."""
-    out: str | None = None
-    """Run folder; none makes one under runs/."""
-    resume: str | None = None
-    """Run folder of a training to go on with; all other options are then read from it."""
-    trust: bool = False
-    """The run folder is your own: code that it names (package.module:function) or holds (Ray's files) may run."""
-
-    def training(self) -> TrainConfig:
-        """The classifier's setting.
-
-        Raises:
-            ValueError: an option is out of range.
-        """
-        return TrainConfig(
-            model=self.model,
-            embedding=self.embedding,
-            updates=self.updates,
-            batch_size=self.batch_size,
-            lr=self.lr,
-            weight_decay=self.weight_decay,
-            saliency="exact",
-            device=self.device,
-            precision=self.precision,
-            compile=self.compile == "on",
-        )
-
-    def environment(self, data: Splits) -> RLMixEnv:
-        """The environment that the options describe.
-
-        Raises:
-            ValueError: an option is out of range.
-        """
-        return RLMixEnv(
-            training=self.training(),
-            splits=data,
-            reward=self.reward,
-            grid=self.grid,
-            lam=self.lam,
-            validation_limit=self.validation_limit,
-        )
-
-
-def load_data(config: RLMixConfig) -> Splits:
-    """The images of a training.
+def environment(config: RLMixConfig, data: Splits) -> RLMixEnv:
+    """Return the environment that the options describe.
 
     Raises:
-        DataError: they cannot be had, or are too few.
+        InputError: an option is out of range.
     """
-    data = split(load_dataset(config.dataset, config.data_root), validation_size=config.validation_size)
-    return data.draw(config.train_size, data_seed=config.data_seed)
+    return RLMixEnv(
+        training=config.train,
+        splits=data,
+        reward=config.reward,
+        grid=config.grid,
+        lam=config.lam,
+        validation_limit=config.validation_limit,
+    )
 
 
 def resolve(config: RLMixConfig, data: Splits) -> RLMixConfig:
-    """The configuration with nothing left to `auto`; sets the number of threads.
+    """Return the configuration with nothing left to `auto`; sets the number of threads.
 
     Raises:
-        RunError: an option is out of range, or network, images and agent do not fit each other.
+        InputError: an option is out of range, or network, images and agent do not fit each other.
         DamagedFileError: the frozen agent cannot be used.
     """
     if (config.thresholds == "frozen") != (config.agent is not None):
         raise RunError("give --agent RUN (the run folder of an agent) with --thresholds frozen, and with nothing else")
-    try:
-        if config.seed < 0:
-            raise ValueError(f"seed must be at least 0, got {config.seed}")
-        set_threads(config.threads)
-        device = resolve_device(config.device)
-        precision = resolve_precision(config.precision, device)
-        # What is wrong with network or agent is said here, before there is a run folder.
-        tried = replace(config, device="cpu", precision="fp32", compile="off").environment(data)
-        chooser(config, tried, Logger(None, []), None if config.agent is None else Path(config.agent))
-        compiled = config.compile == "on"
-        if config.compile == "auto":
-            training = replace(tried.trainer.config, device=str(device), precision=precision)
-            compiled = compiling_pays(training, data, planned_updates=config.updates)
-    except ValueError as error:
-        raise RunError(str(error)) from error
-    return replace(
-        config,
-        device=str(device),
-        precision=precision,  # type: ignore[arg-type]
-        compile="on" if compiled else "off",
-        threads=torch.get_num_threads(),
-    )
+    set_threads(config.threads)
+    # Errors in network or agent are reported here, before there is a run folder.
+    train = replace(config.train, device="cpu", precision="fp32", compile="off")
+    tried = environment(replace(config, train=train), data)
+    chooser(config, tried, Logger(None, []), None if config.agent is None else Path(config.agent))
+    train = resolve_machine(config.train, data, planned_updates=config.train.updates)
+    return replace(config, train=train, threads=torch.get_num_threads())
 
 
 def chooser(
@@ -210,13 +104,13 @@ def chooser(
 
     Raises:
         DamagedFileError: there is no usable agent in the folder.
-        ValueError: the agent does not fit the environment.
+        InputError: the agent does not fit the environment.
     """
     if config.thresholds == "learned":
-        learner = ThresholdPPO(config.ppo, env, seed=config.seed, updates=config.updates, logger=logger)
+        learner = ThresholdPPO(config.ppo, env, seed=config.seed, updates=config.train.updates, logger=logger)
         return learner.choose, learner.learn, learner
     if config.thresholds == "random":
-        return drawn(config.seed, config.batch_size), None, None
+        return drawn(config.seed, config.train.batch_size), None, None
     assert agent is not None
     return ThresholdAgent.load(agent).fitted(env).thresholds(config.seed), None, None
 
@@ -230,12 +124,9 @@ def train(config: RLMixConfig, run: RunFolder, data: Splits) -> None:
     """
     started = saved = time.monotonic()
     logger = configure(str(run.events), ["tensorboard"])
-    try:
-        set_threads(config.threads, stored=True)
-        env = config.environment(data)
-        choose, learn, learner = chooser(config, env, logger, run.path)
-    except ValueError as error:
-        raise RunError(str(error)) from error
+    set_threads(config.threads, stored=True)
+    env = environment(config, data)
+    choose, learn, learner = chooser(config, env, logger, run.path)
     checkpoint = run.load_checkpoint()
     log = LineLog(run.path / "epochs.jsonl")
     log.keep(0 if checkpoint is None else checkpoint["epochs"])
@@ -244,7 +135,7 @@ def train(config: RLMixConfig, run: RunFolder, data: Splits) -> None:
         observation, _ = env.reset(seed=config.seed)
         _writer(logger).add_custom_scalars(LAYOUT)
     else:
-        with fitting(run.checkpoints):
+        with reject_incompatible(run.checkpoints):
             observation = env.load_state_dict(checkpoint["env"])
             if learner is not None:
                 learner.load_state_dict(checkpoint["agent"], observation)
@@ -259,7 +150,7 @@ def train(config: RLMixConfig, run: RunFolder, data: Splits) -> None:
     with (
         StopSignal() as stop,
         tqdm(
-            total=config.updates,
+            total=config.train.updates,
             initial=env.trainer.updates_done,
             desc="training",
             unit="update",
@@ -269,13 +160,13 @@ def train(config: RLMixConfig, run: RunFolder, data: Splits) -> None:
         for epoch in play(env, observation, choose, learn):
             if epoch.diverged:
                 raise RunError(
-                    f"the loss was not finite at update {epoch.updates_done} of {config.updates}; start again with a "
-                    f"lower --lr than {config.lr:g}"
+                    f"the loss was not finite at update {epoch.updates_done} of {config.train.updates}; start again "
+                    f"with a lower --lr than {config.train.lr:g}"
                 )
             epochs.append(epoch.line())
             log.append(epochs[-1])
             ends = epoch.updates_done - epoch.updates, epoch.updates_done
-            before, after = (end * EVALUATIONS // config.updates for end in ends)
+            before, after = (end * EVALUATIONS // config.train.updates for end in ends)
             accuracy = None
             if after > before:
                 accuracy = env.trainer.evaluate("validation", limit=config.validation_limit).accuracy
@@ -288,20 +179,22 @@ def train(config: RLMixConfig, run: RunFolder, data: Splits) -> None:
             if stop.asked:
                 raise KeyboardInterrupt
     if learner is not None:
-        facts = {"learned_by": "ppo", **{name: value for name, value in asdict(config).items() if name in FACTS}}
+        options = flatten(asdict(config))
+        facts = {"learned_by": "ppo", **{name: options[name] for name in FACTS}}
         ThresholdAgent.of(learner, config.ppo.extractor, env, facts).save(run.path)
     logger.record("policy/over_the_training", LoggedFigure(thresholds_figure(epochs), close=False))
-    logger.dump(config.updates)
+    logger.dump(config.train.updates)
     logger.close()
     finish(config, run, env, epochs, time.monotonic() - started)
 
 
 def print_setting(config: RLMixConfig, data: Splits, env: RLMixEnv) -> None:
-    """Say what is about to happen."""
+    """Print the data and the setting of the training."""
+    train = config.train
     print(
-        f"{data.name}: {len(data.train):,} training images, {config.updates:,} updates of {config.batch_size} "
-        f"({env.epoch_updates} in an epoch), {config.model} in {config.precision} on {config.device}"
-        f"{', compiled' if config.compile == 'on' else ''}; the test set is not read\n"
+        f"{data.name}: {len(data.train):,} training images, {train.updates:,} updates of {train.batch_size} "
+        f"({env.epoch_updates} in an epoch), {train.model} in {train.precision} on {train.device}"
+        f"{', compiled' if train.compile == 'on' else ''}; the test set is not read\n"
         f"thresholds: {config.thresholds}",
         flush=True,
     )
@@ -357,17 +250,17 @@ def finish(
 ) -> None:
     """Measure the classifier, write what the training leaves, and say how to go on."""
     trainer = env.trainer
-    end = last_quarter(epochs, config.updates)
+    end = last_quarter(epochs, config.train.updates)
     summary = {
         "thresholds": config.thresholds,
         "validation": asdict(trainer.evaluate("validation")),
         "development": asdict(trainer.evaluate("development")) if len(trainer.data.development) else None,
         "last_quarter": end,
-        "images_trained": config.updates * config.batch_size,
+        "images_trained": config.train.updates * config.train.batch_size,
         "timing": {"seconds_this_time": round(seconds, 1)},
     }
     weights = {key: tensor.contiguous().cpu() for key, tensor in trainer.network_state().items()}
-    metadata = {"trained": f"{config.model} on {trainer.data.name}"}
+    metadata = {"trained": f"{config.train.model} on {trainer.data.name}"}
     write_atomic(run.path / "model.safetensors", save(weights, metadata=metadata))
     run.write_json("summary.json", summary)
     measured = "development" if summary["development"] else "validation"
@@ -376,7 +269,7 @@ def finish(
         f"\n{measured} accuracy {100 * accuracy:.2f} % on {images:,} images\n"
         f"last quarter: mean reward {end['reward']:.4f}, mean threshold "
         f"{np.average(THRESHOLDS, weights=end['thresholds']):.3f} (0.495 if drawn evenly)\n"
-        f"One training says nothing of whether the agent helps: `python experiments/compare.py --contestants rl-mix "
+        f"One training says nothing of whether the agent helps: `{spelling('compare')} --contestants rl-mix "
         "rl-mix-random --baseline rl-mix-random` trains both over several seeds.\n"
         f"written: {run.path}/model.safetensors, summary.json, epochs.jsonl"
         f"{', agent.safetensors' if config.thresholds == 'learned' else ''}\n"

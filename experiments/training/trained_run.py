@@ -8,8 +8,8 @@ from pathlib import Path
 import torch
 
 from rlmix.classifier.data import Splits
+from rlmix.classifier.errors import InputError
 from rlmix.classifier.evaluation import PixelNetwork, load_weights, trained_network
-from rlmix.classifier.files import DamagedFileError
 from rlmix.experiments.runs.config import stored_config
 from rlmix.experiments.runs.errors import RunError
 from rlmix.experiments.runs.folder import read_config
@@ -23,13 +23,13 @@ TRAININGS: dict[str, type[FinalConfig]] = {config.CLASSIFIER: ClassifierConfig, 
 
 @dataclass(frozen=True, eq=False)
 class TrainedRun:
-    """What a finished training left, and the images that it was about.
+    """A finished training: its configuration, its images and its network.
 
     Attributes:
         path: the run folder.
-        config: what it was asked.
+        config: its options.
         data: its images, on the CPU.
-        network: the one that it kept, on the device.
+        network: the network that it kept, on the device.
         device: where the network is.
     """
 
@@ -46,13 +46,13 @@ class TrainedRun:
         Args:
             path: the folder.
             device: where the network is put.
-            data_root: where the data set lies; none = where the training looked.
+            data_root: folder of the data set; optional, defaults to the training's own.
             trust: whether code that its configuration names may run.
 
         Raises:
             RunError: there is no such run, it has not finished, or its network cannot be built.
             DamagedFileError: the weights cannot be read.
-            DataError: the images cannot be had.
+            DataError: the images are not available.
         """
         kind, stored = read_config(path, tuple(TRAININGS), trust=trust)
         config = stored_config(TRAININGS[kind], stored)
@@ -60,21 +60,20 @@ class TrainedRun:
         if not weights.exists():
             raise RunError(f"{path}: this training has not finished (model.safetensors is missing); --resume it first")
         if data_root is not None:
-            config = replace(config, data_root=data_root)
+            config = replace(config, data=replace(config.data, data_root=data_root))
         data = load_data(config)
+        state = load_weights(weights)
         try:
             network = trained_network(
-                load_weights(weights),
-                config.model,
+                state,
+                config.train.model,
                 num_classes=data.num_classes,
                 image_shape=data.test.image_shape,
                 mean=data.mean,
                 std=data.std,
-                embedding=config.embedding,
+                embedding=config.train.embedding,
             )
-        except DamagedFileError:
-            raise
-        except ValueError as error:
+        except InputError as error:
             raise RunError(f"{weights}: {error}") from error
         network.to(device).to(memory_format=torch.channels_last)
         return cls(Path(path), config, data, network, device)

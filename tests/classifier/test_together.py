@@ -80,7 +80,7 @@ def one_of_two(rank: int, folder: Path) -> None:
     assert trainer.last_mixed is not None
     save_state(folder / f"shape{rank}", {"images": list(trainer.last_mixed[0].shape)})
     with pytest.raises(ValueError, match="compile"):
-        Trainer(TrainConfig(compile=True), data, together=True)
+        Trainer(TrainConfig(compile="on"), data, together=True)
     with pytest.raises(ValueError, match="batch_size must part into 2 slices"):
         Trainer(TrainConfig(batch_size=25), data, together=True)
     distributed.destroy_process_group()

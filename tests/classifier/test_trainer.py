@@ -1043,7 +1043,7 @@ def test_accuracy_in_low_precision_is_that_in_full_within_a_bound() -> None:
 def test_without_a_compiler_training_is_eager_and_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("shutil.which", lambda name: None)
     with pytest.warns(UserWarning, match=r"g\+\+.*training eagerly"):
-        compiled = trainer_of(compile=True)
+        compiled = trainer_of(compile="on")
     eager = trainer_of()
     assert without_time(compiled.train(RMIX, 4)) == without_time(eager.train(RMIX, 4))
 
@@ -1051,7 +1051,7 @@ def test_without_a_compiler_training_is_eager_and_says_so(monkeypatch: pytest.Mo
 @pytest.mark.slow
 @pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile needs g++")
 def test_compiled_training_is_eager_training_and_reset_compiles_nothing_again() -> None:
-    compiled, eager = trainer_of(compile=True), trainer_of()
+    compiled, eager = trainer_of(compile="on"), trainer_of()
     for policy in (RMIX, RMIX_ALL, LAMIX):
         one, other = compiled.train(policy, 4), eager.train(policy, 4)
         for kind in ("clean", "mixed"):

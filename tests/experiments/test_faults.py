@@ -22,12 +22,11 @@ from rlmix.classifier.errors import InputError
 from rlmix.classifier.files import STATE_VERSION, DamagedFileError, LineLog, load_state, write_atomic
 from rlmix.experiments import evaluate, replay_policy, report, train_agent, train_classifier, train_rl_mix, tune_agent
 from rlmix.experiments.runs.config import stored_config
-from rlmix.experiments.runs.errors import RunError, user_errors
+from rlmix.experiments.runs.errors import RunError, exit_on_user_error
 from rlmix.experiments.runs.folder import RunFolder
-from rlmix.experiments.search import plan, tuning
-from rlmix.experiments.search.config import SearchConfig
-from rlmix.experiments.training import rl_mix
-from rlmix.experiments.training.config import CLASSIFIER, REPLAY, ClassifierConfig
+from rlmix.experiments.runs.options import TUNE, with_options
+from rlmix.experiments.search.config import AGENT, SearchConfig
+from rlmix.experiments.training.config import CLASSIFIER, REPLAY, RL_MIX, ClassifierConfig, RLMixConfig
 from tests.soak import inputs, kills, writes
 from tests.soak.inputs import KINDS, Kind, Outcome, Workshop, cut_policies, survey, tally
 from tests.soak.kills import PROGRAMS, KillsSoak, Program, Undisturbed, tell
@@ -147,8 +146,8 @@ def test_a_log_that_is_shorter_than_what_was_counted_is_an_error(tmp_path: Path)
         ({"ppo": {"hidden": "x"}}, "hidden"),
         ({"ppo": 3}, "ppo"),
         ({"unknown": 1}, "unknown"),
-        ({"workers": True}, "workers.*truth value"),
-        ({"train_size": [100, True]}, "train_size.*truth value"),
+        ({"workers": True}, "workers.*boolean"),
+        ({"train_size": [100, True]}, "train_size.*boolean"),
         ({"lr": 10**400}, "lr.*64 bits"),
         ({"dataset": {"dataset": "digits"}}, "dataset"),
     ],
@@ -226,20 +225,20 @@ def write_config(folder: Path, kind: str, config: Any) -> None:
 
 
 HOOK = "received.hook:build"
-TRAINING = ClassifierConfig(**inputs.FINAL)
+TRAINING = with_options(ClassifierConfig(), **inputs.FINAL)
 RECEIVED = {
-    "train_agent.py": (train_agent.main, plan.KIND, replace(inputs.SEARCH, model=HOOK)),
-    "train_agent.py, data": (train_agent.main, plan.KIND, replace(inputs.SEARCH, dataset=HOOK)),
-    "train_classifier.py": (train_classifier.main, CLASSIFIER, replace(TRAINING, model=HOOK)),
-    "train_classifier.py, a slash": (train_classifier.main, CLASSIFIER, replace(TRAINING, model=f"a/{HOOK}")),
-    "train_classifier.py, data": (train_classifier.main, CLASSIFIER, replace(TRAINING, dataset=HOOK)),
-    "replay_policy.py": (replay_policy.main, REPLAY, replace(inputs.REPLAY, dataset=HOOK)),
-    "train_rl_mix.py": (train_rl_mix.main, rl_mix.KIND, replace(rl_mix.RLMixConfig(**inputs.FINAL), model=HOOK)),
-    "tune_agent.py": (tune_agent.main, tuning.KIND, inputs.MANY),
+    "train_agent.py": (train_agent.main, AGENT, with_options(inputs.SEARCH, model=HOOK)),
+    "train_agent.py, data": (train_agent.main, AGENT, with_options(inputs.SEARCH, dataset=HOOK)),
+    "train_classifier.py": (train_classifier.main, CLASSIFIER, with_options(TRAINING, model=HOOK)),
+    "train_classifier.py, a slash": (train_classifier.main, CLASSIFIER, with_options(TRAINING, model=f"a/{HOOK}")),
+    "train_classifier.py, data": (train_classifier.main, CLASSIFIER, with_options(TRAINING, dataset=HOOK)),
+    "replay_policy.py": (replay_policy.main, REPLAY, with_options(inputs.REPLAY, dataset=HOOK)),
+    "train_rl_mix.py": (train_rl_mix.main, RL_MIX, with_options(RLMixConfig(), **{**inputs.FINAL, "model": HOOK})),
+    "tune_agent.py": (tune_agent.main, TUNE, inputs.MANY),
     "tune_agent.py, model": (
         tune_agent.main,
-        tuning.KIND,
-        replace(inputs.MANY, agent=replace(inputs.MANY.agent, model=HOOK)),
+        TUNE,
+        with_options(inputs.MANY, agent=with_options(inputs.MANY.agent, model=HOOK)),
     ),
 }
 
@@ -253,7 +252,7 @@ def test_a_received_run_runs_no_code_unless_it_is_trusted(name: str, received: P
     assert (HOOK in said) == (HOOK in str(config))
     assert "received.hook" not in os.sys.modules  # type: ignore[attr-defined]
     run, _ = RunFolder.open("received", kind, trust=True)
-    assert run.go_on == "--resume received --trust"
+    assert run.resume_options == "--resume received --trust"
     run.release()
 
 
@@ -261,7 +260,7 @@ def test_a_received_run_runs_no_code_unless_it_is_trusted(name: str, received: P
 def test_looking_at_a_received_run_runs_no_code_unless_it_is_trusted(
     main: Any, received: Path, refused: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    write_config(received, CLASSIFIER, replace(TRAINING, dataset=HOOK))
+    write_config(received, CLASSIFIER, with_options(TRAINING, dataset=HOOK))
     (received / "model.safetensors").write_bytes(save({"weight": torch.zeros(1)}))
     assert HOOK in refused(main, ["--run", "received"])
     with pytest.raises((ZeroDivisionError, SystemExit)):
@@ -282,7 +281,7 @@ def test_a_run_without_code_of_its_own_needs_no_trust(tmp_path: Path) -> None:
         folder.mkdir()
         write_config(folder, CLASSIFIER, config)
         run, _ = RunFolder.open(str(folder), CLASSIFIER, trust=False)
-        assert run.go_on == f"--resume {folder}"
+        assert run.resume_options == f"--resume {folder}"
         run.release()
 
 
@@ -382,7 +381,7 @@ def test_a_training_whose_disk_fails_goes_on_to_the_same_result(tmp_path: Path) 
 
 def careful(arguments: Sequence[str]) -> None:
     """A program that writes a checkpoint and a result, each whole or not at all."""
-    with user_errors("--resume"):
+    with exit_on_user_error(lambda: "--resume"):
         run = RunFolder(Path(arguments[-1]))
         run.save_checkpoint(1, {"number": 1})
         run.write_config("copy", {})
@@ -391,7 +390,7 @@ def careful(arguments: Sequence[str]) -> None:
 
 def careless(arguments: Sequence[str]) -> None:
     """Likewise, but its result grows by each start."""
-    with user_errors("--resume"):
+    with exit_on_user_error(lambda: "--resume"):
         run = RunFolder(Path(arguments[-1]))
         run.write_config("copy", {})
         with open(run.path / "result", "ab") as file:
@@ -407,7 +406,7 @@ def traced(arguments: Sequence[str]) -> None:
 
 def interrupted(_arguments: Sequence[str]) -> None:
     """A program that a signal for its soak has met."""
-    with user_errors("--resume"):
+    with exit_on_user_error(lambda: "--resume"):
         raise KeyboardInterrupt
 
 

@@ -2,7 +2,6 @@
 
 import gc
 import importlib
-import inspect
 import json
 import os
 import re
@@ -10,7 +9,7 @@ import shutil
 import signal
 import time
 from collections.abc import Callable
-from dataclasses import fields, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -30,11 +29,12 @@ from rlmix.classifier.training.trainer import Trainer
 from rlmix.envs import DIMENSIONS, Menu
 from rlmix.experiments import replay_policy, train_classifier
 from rlmix.experiments.runs.folder import RunFolder
+from rlmix.experiments.runs.options import DataConfig
 from rlmix.experiments.search.shipped import FOLDER
-from rlmix.experiments.train_classifier import ClassifierConfig
-from rlmix.experiments.training.config import FinalConfig, ReplayConfig
+from rlmix.experiments.training.config import ClassifierConfig, FinalConfig, ReplayConfig
 from rlmix.experiments.training.resolve import load_data
 from tests import board
+from tests.experiments.explained import help_of, require_explained
 
 UPDATES, EVALUATIONS, TEST_IMAGES = 60, 3, 359
 LR, LR_RISE = 0.1, 100  # highest learning rate, and that over the first one
@@ -117,7 +117,7 @@ def resume(run: Path, *options: str) -> tuple[bytes, dict[str, Any]]:
 
 def accuracy_of(model: nn.Module, part: str) -> float:
     """Accuracy by the plainest code there is."""
-    data = load_data(FinalConfig(dataset="digits", validation_size=100))
+    data = load_data(FinalConfig(DataConfig("digits", validation_size=100)))
     images = getattr(data, part)
     mean, std = (torch.tensor(values).view(1, -1, 1, 1) for values in (data.mean, data.std))
     model.eval()
@@ -248,8 +248,8 @@ def test_training_on_validation_selects_nothing(policy: Path, tmp_path: Path, ca
     assert "200 training images" in capsys.readouterr().out
     assert summary["kept"] == {"progress": 1.0, "selected_by": "the last one"} and summary["validation"] is None
     assert ("validation", None) not in [(split, limit) for split, limit, _ in evaluations]
-    config = FinalConfig(dataset="digits", train_size=100, validation_size=100)
-    alone, both = load_data(config), load_data(FinalConfig(**{**vars(config), "train_on_validation": True}))
+    config = FinalConfig(DataConfig("digits", train_size=100, validation_size=100))
+    alone, both = load_data(config), load_data(replace(config, train_on_validation=True))
     for values in ("images", "labels"):
         parts = [getattr(alone.train, values), getattr(alone.validation, values)]
         assert torch.equal(getattr(both.train, values), torch.cat(parts))
@@ -434,7 +434,7 @@ def test_interrupt_saves_and_says_how_to_go_on(
         patch.setattr(Trainer, "train", train_and_signal)
         assert status_of(replay_policy.main, *OPTIONS, "--out", run, "--policy", policy) == 130
     assert capsys.readouterr().err.endswith(
-        f"\nstopped; go on with: python experiments/replay_policy.py --resume {run}\n"
+        f"\ninterrupted; resume with: python experiments/replay_policy.py --resume {run}\n"
     )
     (checkpoint,) = (run / "checkpoints").iterdir()  # a minute has not gone by: it was saved because it was asked
     assert checkpoint.stem == f"{33:010d}" and calls == 3
@@ -485,7 +485,7 @@ def test_own_network_and_data_killed_and_terminated_as_by_a_user(
     process.terminate()
     _, err = process.communicate(timeout=60)
     assert process.returncode == 130 and "Traceback" not in err, err
-    assert err.endswith("\nstopped; go on with: python experiments/replay_policy.py --resume run --trust\n")
+    assert err.endswith("\ninterrupted; resume with: python experiments/replay_policy.py --resume run --trust\n")
     assert not members(process)
     assert not (run / "summary.json").exists()
 
@@ -841,17 +841,7 @@ def test_a_learning_rate_that_is_far_too_high_is_told_with_the_way_out(
     ("main", "kind"), [(replay_policy.main, ReplayConfig), (train_classifier.main, ClassifierConfig)]
 )
 def test_help_explains_every_option(main: Any, kind: type[FinalConfig], capsys: Any, monkeypatch: Any) -> None:
-    monkeypatch.setenv("COLUMNS", "200")
-    with pytest.raises(SystemExit) as stopped:
-        main(["--help"])
-    assert stopped.value.code == 0
-    shown = re.sub(r"[\s\W_]+", "", capsys.readouterr().out)
-    for entry in fields(kind):
-        source = inspect.getsource(kind if entry.name in vars(kind)["__annotations__"] else FinalConfig)
-        text = re.search(rf'^    {entry.name}: .*\n    """(.*)"""$', source, re.MULTILINE)
-        assert text is not None, entry.name
-        assert re.sub(r"[\s\W_]+", "", entry.name) in shown
-        assert re.sub(r"[\s\W_]+", "", text[1]) in shown, entry.name
+    require_explained(kind, help_of(main, capsys, monkeypatch))
 
 
 def test_digits_has_the_size_that_is_counted_on() -> None:

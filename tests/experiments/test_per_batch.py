@@ -1,11 +1,9 @@
 """The per-batch agent's command: what it leaves, that it can be stopped, its control, its replay, what it refuses."""
 
 import gc
-import inspect
 import json
 import os
 import random
-import re
 import signal
 from collections.abc import Callable, Sequence
 from dataclasses import fields
@@ -18,19 +16,19 @@ import torch
 from safetensors.torch import load_file
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from rlmix.agent.config import RLMixAgentConfig
 from rlmix.agent.rl_mix import ThresholdAgent, new_policy
 from rlmix.classifier.mixing.rmix import THRESHOLDS
 from rlmix.classifier.models import build_model
 from rlmix.classifier.training.config import TrainConfig
 from rlmix.classifier.training.trainer import Trainer
 from rlmix.envs import RLMixEnv
-from rlmix.experiments import train_agent
+from rlmix.experiments import train_agent, train_rl_mix
 from rlmix.experiments.comparison import trainings
 from rlmix.experiments.comparison.contestants import CONTESTANTS
-from rlmix.experiments.training import rl_mix
-from rlmix.experiments.training.rl_mix import RLMixConfig
+from rlmix.experiments.runs.options import DataConfig
+from rlmix.experiments.training.config import RLMixConfig
 from tests import board
+from tests.experiments.explained import help_of, require_explained
 
 Refused = Callable[[Callable[[Sequence[str]], Any], Sequence[object]], str]
 
@@ -50,7 +48,7 @@ def status_of(arguments: Sequence[str]) -> object:
     """The exit status of a training in this process that stops; its folder is free again."""
     status: object = None
     try:
-        train_agent.main(arguments)
+        train_rl_mix.main(arguments)
     except SystemExit as stopped:
         status = stopped.code
     gc.collect()  # the lock goes with the folder's last reference
@@ -78,7 +76,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("rl-mix") / "run"
     handler, threads = signal.getsignal(signal.SIGTERM), torch.get_num_threads()
     try:
-        train_agent.main([*OPTIONS, "--out", str(folder)])
+        train_rl_mix.main([*OPTIONS, "--out", str(folder)])
     finally:
         signal.signal(signal.SIGTERM, handler)
         torch.set_num_threads(threads)
@@ -92,7 +90,7 @@ def test_a_training_leaves_its_configuration_and_results(run: Path) -> None:
     written = json.loads((run / "config.json").read_text())
     assert written["kind"] == "rl-mix"
     assert {entry.name for entry in fields(RLMixConfig)} == set(written["config"])
-    assert "auto" not in written["config"].values()
+    assert "auto" not in written["config"]["train"].values()
     epochs = lines(run)
     assert [epoch["updates_done"] for epoch in epochs] == [3, 6, 9, 12, 14]
     assert all(sum(epoch["counts"]) == BATCH * epoch["updates"] for epoch in epochs)
@@ -105,7 +103,7 @@ def test_a_training_leaves_its_configuration_and_results(run: Path) -> None:
 
 
 def test_the_network_is_the_one_that_was_measured(run: Path) -> None:
-    data = rl_mix.load_data(RLMixConfig(dataset="digits", train_size=60))
+    data = DataConfig("digits", train_size=60).draw(0)
     model = build_model("search", num_classes=10, in_channels=1)
     model.load_state_dict(load_file(run / "model.safetensors"))
     mean, std = torch.tensor(data.mean), torch.tensor(data.std)
@@ -153,7 +151,7 @@ def test_thresholds_reward_and_accuracy_stand_side_by_side(run: Path) -> None:
 
 
 def test_it_says_how_to_go_on(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    train_agent.main([*OPTIONS, "--out", str(tmp_path / "run")])
+    train_rl_mix.main([*OPTIONS, "--out", str(tmp_path / "run")])
     out = capsys.readouterr().out
     accuracy = summary_of(tmp_path / "run")["development"]["accuracy"]
     assert f"development accuracy {100 * accuracy:.2f} %" in out
@@ -181,7 +179,7 @@ def test_killed_at_any_write_and_resumed(run: Path, tmp_path: Path, monkeypatch:
         # An epoch takes 3 (a line, a checkpoint and its folder), the results at the end 12.
         left = draw.randint(4, 9) if kills < 5 else 20
         try:
-            train_agent.main(arguments)
+            train_rl_mix.main(arguments)
             break
         except Killed:
             kills += 1
@@ -206,7 +204,7 @@ def test_interrupted_it_saves_first(
     monkeypatch.setattr(RLMixEnv, "step", interrupting)
     seldom = [option if option != "0" else "3600" for option in OPTIONS]
     assert status_of([*seldom, "--out", str(tmp_path / "run")]) == 130
-    hint = f"stopped; go on with: python experiments/train_rl_mix.py --resume {tmp_path}/run\n"
+    hint = f"interrupted; resume with: python experiments/train_rl_mix.py --resume {tmp_path}/run\n"
     assert capsys.readouterr().err.endswith(hint)
     assert [int(path.stem) for path in (tmp_path / "run/checkpoints").iterdir()] == [{4: 6, 14: 14}[update]]
     monkeypatch.undo()
@@ -218,9 +216,9 @@ def test_interrupted_it_saves_first(
 
 
 def test_the_control_is_the_comparisons(tmp_path: Path) -> None:
-    train_agent.main([*DATA, "--thresholds", "random", "--out", str(tmp_path / "run")])
+    train_rl_mix.main([*DATA, "--thresholds", "random", "--out", str(tmp_path / "run")])
     assert not (tmp_path / "run/agent.json").exists()
-    training = Trainer(TrainConfig(), rl_mix.load_data(RLMixConfig(dataset="digits", train_size=60)))
+    training = Trainer(TrainConfig(), DataConfig("digits", train_size=60).draw(0))
     setting = trainings.Setting("digits", "search", 60, UPDATES, BATCH, "cpu", training.precision, torch.__version__)
     contestant = CONTESTANTS["rl-mix-random"]
     line = trainings.train("rl-mix-random", contestant, 0, setting, trainings.ComparisonConfig())
@@ -230,7 +228,7 @@ def test_the_control_is_the_comparisons(tmp_path: Path) -> None:
 
 def test_variants_are_played(tmp_path: Path) -> None:
     variants = "--grid mixing --reward validation --validation-limit 50 --lam beta(0.2)".split()
-    train_agent.main([*OPTIONS, *variants, "--out", str(tmp_path / "run")])
+    train_rl_mix.main([*OPTIONS, *variants, "--out", str(tmp_path / "run")])
     agent = ThresholdAgent.load(tmp_path / "run")
     assert (agent.extractor, agent.grid, agent.side) == ("image", "mixing", 4)
     assert agent.provenance["reward"] == "validation"
@@ -238,15 +236,15 @@ def test_variants_are_played(tmp_path: Path) -> None:
 
 def test_a_learned_agent_is_replayed_in_another_training(tmp_path: Path) -> None:
     learned, replayed = tmp_path / "learned", tmp_path / "replayed"
-    train_agent.main([*OPTIONS, "--out", str(learned)])
+    train_rl_mix.main([*OPTIONS, "--out", str(learned)])
     frozen = "--thresholds frozen --batch-size 15 --seed 4 --data-seed 1 --updates 6".split()
-    train_agent.main([*DATA, *frozen, "--agent", str(learned), "--out", str(replayed)])
+    train_rl_mix.main([*DATA, *frozen, "--agent", str(learned), "--out", str(replayed)])
     for name in ("agent.json", "agent.safetensors"):  # the run folder's own copy
         assert (replayed / name).read_bytes() == (learned / name).read_bytes()
     (learned / "agent.json").unlink()
     before = outcome(replayed)
     (replayed / "summary.json").unlink()
-    train_agent.main(["--env", "rl-mix", "--resume", str(replayed)])
+    train_rl_mix.main(["--env", "rl-mix", "--resume", str(replayed)])
     assert outcome(replayed) == before
     assert sum(lines(replayed)[0]["counts"]) == 4 * 15
 
@@ -300,16 +298,4 @@ def test_a_diverged_classifier_ends_it_in_one_line(tmp_path: Path, capsys: pytes
 
 
 def test_help_explains_every_option(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("COLUMNS", "200")
-    with pytest.raises(SystemExit) as stopped:
-        train_agent.main(["--env", "rl-mix", "--help"])
-    assert stopped.value.code == 0
-    shown = re.sub(r"[\s\W_]+", "", capsys.readouterr().out)
-    source = inspect.getsource(RLMixConfig)
-    for name in {entry.name for entry in fields(RLMixConfig)} - {"ppo"}:
-        text = re.search(rf'^    {name}: .*\n    """(.*)"""$', source, re.MULTILINE)
-        assert text is not None, name
-        assert name.replace("_", "") in shown
-        assert re.sub(r"[\s\W_]+", "", text[1]) in shown, name
-    for entry in fields(RLMixAgentConfig):
-        assert re.sub(r"[\s\W_]+", "", f"ppo.{entry.name}") in shown
+    require_explained(RLMixConfig, help_of(train_rl_mix.main, capsys, monkeypatch))

@@ -94,7 +94,7 @@ def test_interrupted_then_worker_driver_and_node_lost(
     os.killpg(process.pid, signal.SIGINT)
     _, err = process.communicate(timeout=PATIENCE)
     assert process.returncode == 130 and "Traceback" not in err, err
-    assert err.endswith("\nstopped; go on with: python experiments/train_agent.py --resume run\n")
+    assert err.endswith("\ninterrupted; resume with: python experiments/train_agent.py --resume run\n")
     wait_until("driver and workers to end", lambda: not ours(DRIVER) and not ours(WORKER))
     assert not (run / "summary.json").exists()
 

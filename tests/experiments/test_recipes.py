@@ -11,13 +11,17 @@ import numpy as np
 import pytest
 import torch
 
+from rlmix.classifier import compilation
 from rlmix.classifier.data import DataError, Dataset, ImageSet, Splits, split
 from rlmix.classifier.mixing import LamDistribution, MixPolicy
 from rlmix.classifier.training.trainer import Trainer
 from rlmix.experiments import train_classifier
-from rlmix.experiments.training import dry_run, resolve
+from rlmix.experiments.runs.command import Call
+from rlmix.experiments.runs.options import flatten, with_options
+from rlmix.experiments.training import dry_run
 from rlmix.experiments.training.config import ClassifierConfig
 from rlmix.experiments.training.recipes import RECIPES
+from rlmix.experiments.training.resolve import load_data
 
 Refused = Callable[[Callable[[Sequence[str]], Any], Sequence[object]], str]
 
@@ -46,8 +50,8 @@ def test_length_and_learning_rate_are_the_published_ones(
 ) -> None:
     config = RECIPES[name].config
     assert round(config.epochs * per_epoch) == updates
-    assert (config.lr, config.weight_decay) == (peak, 1e-4)
-    assert config.train_on_validation and config.development_size == 0 and config.train_size is None
+    assert (config.train.lr, config.train.weight_decay) == (peak, 1e-4)
+    assert config.train_on_validation and config.data.development_size == 0 and config.train_size is None
 
 
 def random_data(channels: int, side: int, classes: int) -> Splits:
@@ -71,10 +75,14 @@ def random_data(channels: int, side: int, classes: int) -> Splits:
     return split(dataset, validation_size=10, development_size=0).trained_on_validation()
 
 
+def asked(arguments: Sequence[str]) -> ClassifierConfig:
+    return train_classifier.parse(Call("train_classifier", arguments))
+
+
 def rates(config: ClassifierConfig, epochs: Sequence[float]) -> list[float]:
     """The learning rate at some epochs, as the trainer's own schedule gives it, ten updates to the epoch."""
     assert config.epochs is not None
-    setting = replace(config.training(), model="search", updates=int(10 * config.epochs), image_sizes=(), device="cpu")
+    setting = replace(config.train, model="search", updates=int(10 * config.epochs), image_sizes=(), device="cpu")
     trainer = Trainer(replace(setting, precision="fp32"), random_data(1, 8, 2))
     found = []
     for update in range(trainer.config.updates):
@@ -108,7 +116,7 @@ def test_the_learning_rate_moves_as_published(name: str, epochs: Sequence[float]
 def test_one_cycle_starts_at_a_hundredth_and_peaks_at_three_tenths() -> None:
     config = RECIPES["rmix-cifar100-wrn_16_8"].config
     start, peak = rates(config, (0, 89.9))
-    assert (start, peak) == pytest.approx((config.lr / 100, config.lr), rel=1e-3)
+    assert (start, peak) == pytest.approx((config.train.lr / 100, config.train.lr), rel=1e-3)
 
 
 @pytest.mark.parametrize(
@@ -134,7 +142,7 @@ def test_one_cycle_starts_at_a_hundredth_and_peaks_at_three_tenths() -> None:
 def test_methods_mix_as_published(name: str, policy: MixPolicy, saliency: str) -> None:
     config = RECIPES[name].config
     assert config.policy() == policy
-    assert config.saliency == saliency
+    assert config.train.saliency == saliency
 
 
 def test_every_published_setting_has_a_recipe() -> None:
@@ -149,9 +157,9 @@ def test_a_recipes_setting_trains(name: str) -> None:
     """Two updates, on few and small batches of random images in the data set's shape."""
     config = RECIPES[name].config
     # ImageNet's own side would take minutes.
-    _, _, side, channels, _ = dry_run.PUBLISHED.get(config.dataset, (0, 0, 64, 3, 0))
-    data = random_data(channels, config.image_size or side, 10)
-    setting = replace(config.training(), updates=2, batch_size=2, device="cpu", precision="fp32", compile=False)
+    _, _, side, channels, _ = dry_run.PUBLISHED.get(config.data.dataset, (0, 0, 64, 3, 0))
+    data = random_data(channels, config.data.image_size or side, 10)
+    setting = replace(config.train, updates=2, batch_size=2, device="cpu", precision="fp32", compile="off")
     stats = Trainer(setting, data).train(config.policy(), 2, probe=False)
     assert not stats.diverged and stats.images == 4
 
@@ -160,8 +168,10 @@ def test_a_recipes_setting_trains(name: str) -> None:
 
 
 def test_options_change_a_recipe() -> None:
-    config = train_classifier.parse(["--epochs", "2", "--recipe=rmix-cifar100-wrn_16_8", "--lr", "0.1"])
-    expected = replace(RECIPES["rmix-cifar100-wrn_16_8"].config, epochs=2.0, lr=0.1, recipe="rmix-cifar100-wrn_16_8")
+    config = asked(["--epochs", "2", "--recipe=rmix-cifar100-wrn_16_8", "--lr", "0.1"])
+    expected = with_options(
+        RECIPES["rmix-cifar100-wrn_16_8"].config, epochs=2.0, lr=0.1, recipe="rmix-cifar100-wrn_16_8"
+    )
     assert config == expected
 
 
@@ -195,8 +205,8 @@ def test_a_dry_run_says_what_it_would_do_and_does_nothing(
     train_classifier.main([*options, "--dry-run"])
     setting, lines = report_of(capsys.readouterr().out)
     assert list(tmp_path.iterdir()) == []
-    asked = json.loads(json.dumps(asdict(train_classifier.parse(options))))
-    changed = {name for name in setting if name != "policy" and setting[name] != asked[name]}
+    given = json.loads(json.dumps(flatten(asdict(asked(options)))))
+    changed = {name for name in setting if name != "policy" and setting[name] != given[name]}
     # Nothing is left to "auto" or to another option.
     assert changed == {"updates", "epochs", "device"}
     assert setting["updates"] == 150 and setting["epochs"] is None and setting["device"] == "cpu"
@@ -214,7 +224,7 @@ def test_a_dry_run_leaves_trying_to_compile_to_the_training(
     def tried(*_: Any, **__: Any) -> bool:
         raise AssertionError("compiling takes minutes")
 
-    monkeypatch.setattr(resolve, "compiling_pays", tried)
+    monkeypatch.setattr(compilation, "compiling_pays", tried)
     train_classifier.main([*SMALL[:-1], "auto", "--updates", "1000000", "--dry-run"])
     setting, lines = report_of(capsys.readouterr().out)
     assert setting["compile"] == "auto"
@@ -222,7 +232,7 @@ def test_a_dry_run_leaves_trying_to_compile_to_the_training(
 
 
 def test_slow_updates_are_timed_for_less_long(monkeypatch: pytest.MonkeyPatch) -> None:
-    config = train_classifier.parse([*SMALL, "--device", "cpu"])
+    config = asked([*SMALL, "--device", "cpu"])
     train, stretches = Trainer.train, []
 
     def trained(self: Trainer, policy: MixPolicy, updates: int, **keywords: Any) -> Any:
@@ -230,14 +240,14 @@ def test_slow_updates_are_timed_for_less_long(monkeypatch: pytest.MonkeyPatch) -
         return replace(train(self, policy, updates, **keywords), seconds=3.0 * updates)
 
     monkeypatch.setattr(Trainer, "train", trained)
-    _, lines = report_of(dry_run.dry_run(config, train_classifier.load_data(config), config.policy()))
+    _, lines = report_of(dry_run.dry_run(config, load_data(config), config.policy()))
     assert stretches == [2, 4, 4]  # 12 seconds, then 24
     assert "3000.0 ms an update, median of 2 rounds" in lines["time"]
 
 
 def test_the_estimate_is_updates_times_what_the_timed_ones_took(monkeypatch: pytest.MonkeyPatch) -> None:
-    config = train_classifier.parse([*SMALL, "--updates", "36000", "--evaluations", "4", "--device", "cpu"])
-    data = train_classifier.load_data(config)
+    config = asked([*SMALL, "--updates", "36000", "--evaluations", "4", "--device", "cpu"])
+    data = load_data(config)
     train, evaluate, clock = Trainer.train, Trainer.evaluate, [0.0]
 
     def trained(self: Trainer, *arguments: Any, **keywords: Any) -> Any:

@@ -40,8 +40,8 @@ def policy(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("options", "told"),
     [
-        ("--num-workers 0", "--num-workers must be at least 1"),
-        ("--num-workers 3", "--batch-size must part into 3 slices"),
+        ("--num-workers 0", "num_workers must be at least 1"),
+        ("--num-workers 3", "--batch-size must be divisible by --num-workers 3"),
         ("--num-workers 2 --compile on", "--compile on"),
         ("--address auto", "--num-workers"),
     ],
@@ -54,7 +54,7 @@ def in_two_processes(rank: int, run: Path) -> None:
     os.chdir(run.parent)
     torch.set_num_threads(1)
     distributed.init_process_group("gloo", init_method=f"file://{run.parent}/meeting", rank=rank, world_size=2)
-    replay.one_of_several({"run": str(run)})
+    replay.ddp_worker({"run": str(run)})
     distributed.destroy_process_group()
 
 
@@ -80,8 +80,8 @@ def test_what_one_process_sees_takes_all_of_them_back(
         multiprocessing.spawn(in_two_processes, (run.resolve(),), nprocs=workers)
 
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(replay_policy, "connected", lambda _: nullcontext())
-    monkeypatch.setattr(replay_policy, "train_together", without_ray)
+    monkeypatch.setattr(replay, "connected", lambda _: nullcontext())
+    monkeypatch.setattr(replay, "train_together", without_ray)
     options = ["--model", f"{__name__}:BreaksOnce", "--updates", "160", "--num-workers", "2", "--threads", "1"]
     replay_policy.main([*OPTIONS, *options, "--out", "run"])
     summary = json.loads((tmp_path / "run/summary.json").read_text())
@@ -120,7 +120,7 @@ def test_interrupted_and_killed_goes_on_where_it_was_and_ends_near_one_process(
     os.killpg(process.pid, signal.SIGINT)  # as a terminal sends Ctrl-C, to all of them
     _, err = process.communicate(timeout=900)
     assert process.returncode == 130 and "Traceback" not in err, err
-    assert err.endswith("\nstopped; go on with: python experiments/replay_policy.py --resume killed --trust\n")
+    assert err.endswith("\ninterrupted; resume with: python experiments/replay_policy.py --resume killed --trust\n")
     wait_until("all of them to end", lambda: not titled(TRAINER, trained_by))
     saved = newest()
     assert len(trained_by) == 2 and 0 < saved < UPDATES and not (killed / "stop").exists()

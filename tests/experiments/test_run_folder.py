@@ -23,7 +23,7 @@ from rlmix.classifier.files import DamagedFileError, LineLog, save_state
 from rlmix.classifier.mixing import PolicyError
 from rlmix.experiments.runs import folder
 from rlmix.experiments.runs.config import stored_config
-from rlmix.experiments.runs.errors import RunError, user_errors
+from rlmix.experiments.runs.errors import RunError, exit_on_user_error
 from rlmix.experiments.runs.folder import KEPT_CHECKPOINTS, RunFolder
 from rlmix.experiments.runs.signals import StopSignal, interrupt_later
 
@@ -254,23 +254,23 @@ def test_keep_forgets_what_comes_after(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("error", [RunError, PolicyError, DataError, DamagedFileError])
 def test_errors_are_one_line_and_status_2(error: type[Exception], capsys: pytest.CaptureFixture[str]) -> None:
-    with pytest.raises(SystemExit) as stopped, user_errors():
+    with pytest.raises(SystemExit) as stopped, exit_on_user_error():
         raise error("first\n  second")
     assert stopped.value.code == 2
     assert capsys.readouterr() == ("", "error: first second\n")
 
 
 def test_interrupt_says_how_to_go_on(capsys: pytest.CaptureFixture[str]) -> None:
-    with pytest.raises(SystemExit) as stopped, user_errors("do that"):
+    with pytest.raises(SystemExit) as stopped, exit_on_user_error(lambda: "do that"):
         raise KeyboardInterrupt
     assert stopped.value.code == 130
-    assert capsys.readouterr() == ("", "\nstopped; go on with: do that\n")
+    assert capsys.readouterr() == ("", "\ninterrupted; resume with: do that\n")
 
 
 def test_other_errors_are_not_hidden() -> None:
-    with pytest.raises(ZeroDivisionError), user_errors():
+    with pytest.raises(ZeroDivisionError), exit_on_user_error():
         _ = 1 / 0
-    with pytest.raises(ConnectionResetError), user_errors():
+    with pytest.raises(ConnectionResetError), exit_on_user_error():
         raise ConnectionResetError(errno.ECONNRESET, "reset")
 
 
@@ -286,10 +286,10 @@ def test_a_disk_that_fails_is_told_in_one_line_with_the_file(
     monkeypatch.setattr(os, "fsync", fail)
     log, path = LineLog(run.path / "log"), run.checkpoints / f"{1:010d}.safetensors"
     for file, write in ((path, lambda: run.save_checkpoint(1, {})), (log.path, lambda: log.append({}))):
-        with pytest.raises(SystemExit) as stopped, user_errors("go"):
+        with pytest.raises(SystemExit) as stopped, exit_on_user_error(lambda: "go"):
             write()
         assert stopped.value.code == 2
-        advice = "make room there or give permission, then go on with: go"
+        advice = "make room there or give permission, then resume with: go"
         assert capsys.readouterr() == ("", f"error: {file}: {os.strerror(number)}; {advice}\n")
 
 
@@ -298,7 +298,7 @@ def test_a_disk_that_fails_in_a_thread_is_told_in_one_line(capsys: pytest.Captur
         def fail() -> None:
             raise error
 
-        with user_errors():
+        with exit_on_user_error():
             thread = threading.Thread(target=fail)
             thread.start()
             thread.join()

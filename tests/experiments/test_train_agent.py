@@ -1,7 +1,6 @@
 """The search as a user runs it: what it leaves, what it refuses, and that stopping it changes nothing."""
 
 import gc
-import inspect
 import json
 import os
 import random
@@ -9,6 +8,7 @@ import re
 import shutil
 import signal
 import subprocess
+from collections.abc import Sequence
 from dataclasses import fields, replace
 from html import unescape
 from pathlib import Path
@@ -20,7 +20,6 @@ from scipy import stats
 from stable_baselines3.common.vec_env import DummyVecEnv
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from rlmix.agent.config import PPOConfig
 from rlmix.agent.ppo import Agent
 from rlmix.agent.replay import probabilities_of, to_schedule
 from rlmix.agent.workers import episode_seed
@@ -28,10 +27,12 @@ from rlmix.classifier.mixing import PolicySchedule
 from rlmix.classifier.training.trainer import Trainer
 from rlmix.envs import Menu, MixPolicyEnv
 from rlmix.experiments import report, train_agent
+from rlmix.experiments.runs.command import Call
 from rlmix.experiments.search import config, plan, search, selection
 from rlmix.experiments.search.config import PRESETS, SearchConfig
 from rlmix.experiments.search.shipped import agent_checksum
 from tests import board
+from tests.experiments.explained import help_of, require_explained
 from tests.soak.writes import workers_here
 
 # A search of seconds that learns fast enough for its agent to end somewhere else than where it started.
@@ -189,7 +190,7 @@ def test_configuration_holds_every_option_and_the_machine(run: Path) -> None:
     written = json.loads((run / "config.json").read_text())
     assert written["kind"] == "agent" and written["command"][1:] == [*OPTIONS, "--out", "run"]
     assert {entry.name for entry in fields(SearchConfig)} == set(written["config"])
-    assert written["config"]["workers"] == 2 and "auto" not in written["config"].values()
+    assert written["config"]["workers"] == 2 and "auto" not in written["config"]["train"].values()
     assert {"torch", "processor", "cores", "threads"} <= set(written["machine"])
 
 
@@ -255,7 +256,7 @@ def test_every_episode_is_logged_with_its_rewards(run: Path) -> None:
 
 def test_logged_episode_can_be_had_again(run: Path) -> None:
     episode = lines(run / "episodes.jsonl")[-1]
-    search, _ = plan.resolve(train_agent.parse(OPTIONS))
+    search, _ = plan.resolve(asked(OPTIONS))
     env = MixPolicyEnv(**{**search.environment(None), "reward": "change"})
     env.reset(seed=episode["seed"])
     accuracies = [env.step(action)[4]["validation_accuracy"] for action in episode["actions"]]
@@ -446,7 +447,7 @@ def assert_stopped_politely(process: subprocess.Popen[str]) -> None:
     _, err = process.communicate(timeout=60)
     assert process.returncode == 130, err
     assert "Traceback" not in err and "Error" not in err, err
-    assert err.endswith("\nstopped; go on with: python experiments/train_agent.py --resume run\n")
+    assert err.endswith("\ninterrupted; resume with: python experiments/train_agent.py --resume run\n")
 
 
 def test_lost_worker_is_told_in_one_line(
@@ -641,34 +642,25 @@ def test_search_of_nothing_but_diverged_trainings(here: None, tmp_path: Path, ca
 # Options and presets
 
 
+def asked(arguments: Sequence[str]) -> SearchConfig:
+    return train_agent.parse(Call("train_agent", arguments))
+
+
 def test_help_explains_every_option(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("COLUMNS", "200")
-    with pytest.raises(SystemExit) as stopped:
-        train_agent.main(["--help"])
-    assert stopped.value.code == 0
-    shown = re.sub(r"[\s\W_]+", "", capsys.readouterr().out)
-    source = inspect.getsource(SearchConfig)
-    for name in {entry.name for entry in fields(SearchConfig)} - {"ppo"}:
-        text = re.search(rf'^    {name}: .*\n    """(.*)"""$', source, re.MULTILINE)
-        assert text is not None, name
-        assert name.replace("_", "") in shown
-        assert re.sub(r"[\s\W_]+", "", text[1]) in shown, name
-    attributes = inspect.getdoc(PPOConfig)
-    assert attributes is not None
-    for entry in fields(PPOConfig):
-        text = re.search(rf"^ +{entry.name}: (.*)$", attributes, re.MULTILINE)
-        assert text is not None, entry.name
-        assert re.sub(r"[\s\W_]+", "", f"ppo.{entry.name}") in shown
-        assert re.sub(r"[\s\W_]+", "", text[1]) in shown, entry.name
+    require_explained(SearchConfig, help_of(train_agent.main, capsys, monkeypatch))
+
+
+def test_the_published_agent_is_another_command(refused: Any) -> None:
+    assert "python experiments/train_rl_mix.py" in refused(train_agent.main, ["--env", "rl-mix", "--dataset", "digits"])
 
 
 @pytest.mark.parametrize("name", PRESETS)
 def test_presets_are_searches_that_can_run(name: str) -> None:
-    config = train_agent.parse(["--preset", name])
-    assert config == PRESETS[name] == train_agent.parse([f"--preset={name}"]) and config.preset == name
-    changed = train_agent.parse(["--episodes", "5", "--preset", name, "--ppo.epochs", "3"])
+    config = asked(["--preset", name])
+    assert config == PRESETS[name] == asked([f"--preset={name}"]) and config.preset == name
+    changed = asked(["--episodes", "5", "--preset", name, "--ppo.epochs", "3"])
     assert changed == replace(PRESETS[name], episodes=5, ppo=replace(PRESETS[name].ppo, epochs=3))
-    search = plan.Search.of(config)
+    search = plan.Search.from_config(config)
     environments = DummyVecEnv([lambda: MixPolicyEnv(**search.environment(None))] * config.worker_count)
     plan.new_agent(search, environments)
 
@@ -697,7 +689,7 @@ def test_verdict(difference: float, width: float | None, said: str) -> None:
 
 def test_segments_are_given_as_a_number_or_as_their_ends() -> None:
     def ends(text: str) -> tuple[float, ...]:
-        return plan.Search.of(train_agent.parse(f"--dataset digits --segments {text}".split())).segments
+        return plan.Search.from_config(asked(f"--dataset digits --segments {text}".split())).segments
 
     assert ends("4") == (0.25, 0.5, 0.75, 1.0)
     assert ends("1") == ends("1.0") == (1.0,)

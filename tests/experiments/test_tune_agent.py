@@ -15,6 +15,8 @@ from rlmix.classifier.mixing import PolicySchedule
 from rlmix.classifier.training.trainer import Trainer
 from rlmix.envs import DIMENSIONS
 from rlmix.experiments import train_agent, tune_agent
+from rlmix.experiments.runs.command import Call
+from rlmix.experiments.runs.options import with_options
 from rlmix.experiments.search import search, tuning
 from rlmix.experiments.search.config import PRESETS, SearchConfig
 from rlmix.experiments.search.plan import Search
@@ -24,8 +26,14 @@ from tests.experiments.test_train_agent import OPTIONS, lines
 from tests.soak.writes import workers_here
 
 AGENT = [f"--agent.{word[2:]}" if word.startswith("--") else word for word in OPTIONS]
-SETTING = SearchConfig(
-    dataset="digits", train_size=(100, 100), updates=(20, 20), validation_size=100, precision="fp32", device="cpu"
+SETTING = with_options(
+    SearchConfig(),
+    dataset="digits",
+    train_size=(100, 100),
+    updates=(20, 20),
+    validation_size=100,
+    precision="fp32",
+    device="cpu",
 )
 PLAN = [[4, 0, 0, 0], [2, 1, 3, 0], [5, 1, 0, 0], [0, 3, 2, 1]]
 OTHER = [[1, 0, 0, 1], [3, 0, 1, 0], [4, 2, 0, 0], [6, 0, 0, 0]]
@@ -52,7 +60,7 @@ def member(number: int, plan: list[list[int]], **changes: Any) -> Member:
 
 def by_hand(number: int, plan: list[list[int]]) -> list[float]:
     """Validation accuracies of the same training after each segment."""
-    search = Search.of(SETTING)
+    search = Search.from_config(SETTING)
     task = search.tasks.task(0)
     images = digits(100).draw(100, data_seed=task.data_seed)
     trainer = Trainer(search.training, images, seed=episode_seed(0, "search", 0, number))
@@ -97,7 +105,7 @@ def test_a_reused_actor_is_the_member_that_it_becomes(tmp_path: Path) -> None:
 
 
 def test_a_diverged_member_stands_at_chance(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(Alone, "setting", replace(SETTING, lr=1e30))
+    monkeypatch.setattr(Alone, "setting", with_options(SETTING, lr=1e30))
     diverging = member(0, PLAN)
     assert [diverging.step()["validation_accuracy"] for _ in PLAN][1:] == [0.1] * 3
 
@@ -112,12 +120,12 @@ def test_trials_differ_and_are_the_same_again() -> None:
     assert drawn == [tuning.trial_config(SETTING, 4, number) for number in range(20)]
     assert drawn[1:] != [tuning.trial_config(SETTING, 5, number) for number in range(1, 20)]
     for config in drawn:
-        Search.of(config)
+        Search.from_config(config)
 
 
 @pytest.mark.parametrize("name", PRESETS)
 def test_every_preset_can_be_searched_many_times(name: str) -> None:
-    Search.of(tune_agent.parse(["--preset", name]).agent)
+    Search.from_config(tune_agent.parse(Call("tune_agent", ["--preset", name])).agent)
 
 
 @pytest.mark.parametrize(
@@ -185,7 +193,7 @@ def test_population_leaves_the_winning_lineage(start: Any, tmp_path: Path) -> No
     assert process.returncode == 0, err
     found = {entry["trial"]: entry for entry in lines(run / "members.jsonl")}
     assert len(found) == 4
-    search = Search.of(SETTING)
+    search = Search.from_config(SETTING)
     policy = PolicySchedule.load(run / "policy.json")
     winner = found[policy.provenance["candidate"].removeprefix("member ")]
     assert list(policy.segments) == [
@@ -195,7 +203,9 @@ def test_population_leaves_the_winning_lineage(start: Any, tmp_path: Path) -> No
     for entry in found.values():
         assert len(entry["lineage"]) == 4 and set(entry["lineage"]) <= set(found)
         assert entry["lineage"][-1] == entry["trial"]
-    updates = Search.of(replace(SETTING, train_size=(100, 120), updates=(8, 10), tasks=2)).tasks.task(0).updates
+    updates = (
+        Search.from_config(replace(SETTING, train_size=(100, 120), updates=(8, 10), tasks=2)).tasks.task(0).updates
+    )
     assert json.loads((run / "summary.json").read_text())["images_trained"] == 4 * updates * 100
 
 

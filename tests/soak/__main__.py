@@ -32,7 +32,7 @@ from typing import Annotated
 import tyro
 
 from rlmix.classifier.files import write_atomic
-from rlmix.experiments.runs.errors import user_errors
+from rlmix.experiments.runs.errors import exit_on_user_error
 from rlmix.experiments.runs.machine import machine
 from rlmix.experiments.runs.signals import interrupt_on_sigterm
 from tests.soak.inputs import InputsSoak
@@ -57,7 +57,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     arguments = sys.argv[1:] if arguments is None else arguments
     interrupt_on_sigterm()
     command = shlex.join([*COMMAND.split(), *arguments])
-    with user_errors(command):
+    with exit_on_user_error(lambda: command):
         soak = tyro.cli(Command, args=arguments, description=__doc__)  # type: ignore[arg-type]
         if isinstance(soak, TableSoak):
             print(table(Path(soak.results)), end="")

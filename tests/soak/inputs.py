@@ -61,12 +61,13 @@ from rlmix.envs import Menu, MixPolicyEnv
 from rlmix.experiments import replay_policy, report, train_agent, train_classifier, train_rl_mix
 from rlmix.experiments.comparison import trainings
 from rlmix.experiments.runs.config import stored_config
-from rlmix.experiments.runs.errors import RunError, fitting
+from rlmix.experiments.runs.errors import RunError, reject_incompatible
 from rlmix.experiments.runs.folder import RunFolder, read_config
+from rlmix.experiments.runs.options import TUNE, with_options
 from rlmix.experiments.search import plan, selection, tuning
-from rlmix.experiments.search.config import SearchConfig
+from rlmix.experiments.search.config import AGENT, SearchConfig, TuneConfig
 from rlmix.experiments.training import rl_mix
-from rlmix.experiments.training.config import CLASSIFIER, ClassifierConfig, ReplayConfig
+from rlmix.experiments.training.config import CLASSIFIER, RL_MIX, ClassifierConfig, ReplayConfig, RLMixConfig
 from rlmix.experiments.training.config import REPLAY as REPLAY_KIND
 from rlmix.experiments.training.resolve import resolve
 from tests.soak.mutations import (
@@ -145,7 +146,8 @@ def _make_threshold_agent(folder: Path) -> None:
     ThresholdAgent(new_threshold_policy("image", 4, 4, 3), "image", 4, 4, 3, "published", {"seed": 0}).save(folder)
 
 
-SEARCH = SearchConfig(
+SEARCH = with_options(
+    SearchConfig(),
     dataset="digits",
     train_size=(100, 120),
     updates=(8, 10),
@@ -176,15 +178,15 @@ def _config(kind: str, config: Any) -> Callable[[Path], None]:
 
 
 def _read_search_config(folder: Path) -> None:
-    _, stored = read_config(str(folder), (plan.KIND,), trust=True)
-    _ = plan.Search.of(stored_config(SearchConfig, stored)).share
+    _, stored = read_config(str(folder), (AGENT,), trust=True)
+    _ = plan.Search.from_config(stored_config(SearchConfig, stored)).share
 
 
 def _read_tune_config(folder: Path) -> None:
-    _, stored = read_config(str(folder), (tuning.KIND,), trust=True)
-    config = stored_config(tuning.TuneConfig, stored)
+    _, stored = read_config(str(folder), (TUNE,), trust=True)
+    config = stored_config(TuneConfig, stored)
     tuning.check(config)
-    plan.Search.of(config.agent)
+    plan.Search.from_config(config.agent)
 
 
 @cache
@@ -195,22 +197,22 @@ def _digits() -> Splits:
 def _read_classifier_config(folder: Path) -> None:
     _, stored = read_config(str(folder), (CLASSIFIER,), trust=True)
     config = stored_config(ClassifierConfig, stored)
-    resolve(replace(config, compile="off"), _digits(), [config.policy()])
+    resolve(with_options(config, compile="off"), _digits(), [config.policy()])
 
 
 def _read_replay_config(folder: Path) -> None:
     _, stored = read_config(str(folder), (REPLAY_KIND,), trust=True)
-    resolve(replace(stored_config(ReplayConfig, stored), compile="off"), _digits())
+    resolve(with_options(stored_config(ReplayConfig, stored), compile="off"), _digits())
 
 
 def _read_per_batch_config(folder: Path) -> None:
-    _, stored = read_config(str(folder), (rl_mix.KIND,), trust=True)
-    rl_mix.resolve(replace(stored_config(rl_mix.RLMixConfig, stored), compile="off"), _digits())
+    _, stored = read_config(str(folder), (RL_MIX,), trust=True)
+    rl_mix.resolve(with_options(stored_config(RLMixConfig, stored), compile="off"), _digits())
 
 
 @cache
 def _search() -> tuple[plan.Search, DummyVecEnv]:
-    search = plan.Search.of(SEARCH)
+    search = plan.Search.from_config(SEARCH)
     return search, DummyVecEnv([lambda: MixPolicyEnv(**search.environment(None))] * SEARCH.workers)
 
 
@@ -244,7 +246,7 @@ def _reseal(content: bytes, draw: random.Random) -> bytes:
 def _read_checkpoints(folder: Path) -> None:
     checkpoint = load_state(folder / "checkpoint.safetensors")
     search, workers = _search()
-    with fitting(folder):
+    with reject_incompatible(folder):
         search.positions_of(SEARCH, checkpoint)
         seen = np.zeros((SEARCH.workers, *(workers.observation_space.shape or ())), np.float32)
         restore_search(plan.new_agent(search, workers), checkpoint["search"], seen)
@@ -301,7 +303,7 @@ def _read_report(folder: Path) -> None:
 
 def _make_search_run(folder: Path) -> None:
     _make_agent(folder)
-    _config(plan.KIND, SEARCH)(folder)
+    _config(AGENT, SEARCH)(folder)
     log = LineLog(folder / "episodes.jsonl")
     for number in range(12):
         entry = {"worker": number % 2, "number": number, "seed": number, "task": {"updates": 8}}
@@ -485,8 +487,8 @@ def _read_command(name: str) -> Callable[[Path], None]:
 AGENT_FILES: dict[str, Mutation] = {"agent.json": mutate_json, "agent.safetensors": mutate_tensors}
 CONFIG: dict[str, Mutation] = {"config.json": mutate_json}
 IMAGES = ("cat/0.png", "cat/1.jpg", "cat/2.bmp", "cat/palette.png", "dog/3.png", "dog/deep.png")
-MANY = tuning.TuneConfig(agent=replace(SEARCH, backend="ray"))
-REPLAY = ReplayConfig(**FINAL, policy="policy.json")
+MANY = TuneConfig(agent=replace(SEARCH, backend="ray"))
+REPLAY = with_options(ReplayConfig(), **FINAL, policy="policy.json")
 KINDS: dict[str, Kind] = {
     "policy": Kind(_make_policy, {"policy.json": mutate_json}, _read_policy, 300),
     "agent": Kind(_make_agent, AGENT_FILES, lambda at: Agent.load(at), 100),
@@ -495,12 +497,14 @@ KINDS: dict[str, Kind] = {
     "weights": Kind(
         _make_weights, {"model.safetensors": mutate_tensors}, lambda at: load_weights(at / "model.safetensors"), 40
     ),
-    "config of a search": Kind(_config(plan.KIND, SEARCH), CONFIG, _read_search_config, 100),
-    "config of many searches": Kind(_config(tuning.KIND, MANY), CONFIG, _read_tune_config, 30),
-    "config of a training": Kind(_config(CLASSIFIER, ClassifierConfig(**FINAL)), CONFIG, _read_classifier_config, 15),
+    "config of a search": Kind(_config(AGENT, SEARCH), CONFIG, _read_search_config, 100),
+    "config of many searches": Kind(_config(TUNE, MANY), CONFIG, _read_tune_config, 30),
+    "config of a training": Kind(
+        _config(CLASSIFIER, with_options(ClassifierConfig(), **FINAL)), CONFIG, _read_classifier_config, 15
+    ),
     "config of a replay": Kind(_config(REPLAY_KIND, REPLAY), CONFIG, _read_replay_config, 15),
     "config of a per-batch agent": Kind(
-        _config(rl_mix.KIND, rl_mix.RLMixConfig(**FINAL)), CONFIG, _read_per_batch_config, 5
+        _config(RL_MIX, with_options(RLMixConfig(), **FINAL)), CONFIG, _read_per_batch_config, 5
     ),
     "log of trainings": Kind(_make_log, {"trainings.jsonl": mutate_lines}, _read_log, 80),
     "log of a comparison": Kind(_make_comparison_log, {"runs.jsonl": mutate_lines}, _read_comparison_log, 60),

@@ -24,6 +24,7 @@ from tqdm import tqdm
 from rlmix.agent.vec_env import ProcessVecEnv
 from rlmix.agent.workers import Position, make_worker
 from rlmix.experiments.runs.errors import RunError
+from rlmix.experiments.runs.options import with_options
 from rlmix.experiments.search.config import SearchConfig
 from rlmix.experiments.search.plan import Search
 
@@ -86,7 +87,8 @@ class MemorySoak:
 
 def measure(episodes: int, seed: int) -> list[float]:
     """Resident memory in MiB of a worker process after each of its episodes, under random choices."""
-    config = SearchConfig(
+    config = with_options(
+        SearchConfig(),
         dataset="digits",
         train_size=(60, 200),
         updates=(4, 12),
@@ -97,7 +99,7 @@ def measure(episodes: int, seed: int) -> list[float]:
         workers=1,
     )
     draw_action = random.Random(seed)
-    make = partial(make_worker, Search.of(config).environment(None), seed)
+    make = partial(make_worker, Search.from_config(config).environment(None), seed)
     workers = ProcessVecEnv(make, [Position()], processes=1)
     try:
         statistics = Path(f"/proc/{workers.processes[0].pid}/statm")

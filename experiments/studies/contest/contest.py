@@ -17,8 +17,6 @@ from __future__ import annotations
 
 import functools
 import json
-import shlex
-import sys
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
@@ -44,11 +42,11 @@ from rlmix.experiments.comparison.results import pack_hits
 from rlmix.experiments.comparison.runner import run_all
 from rlmix.experiments.comparison.trainings import TEST_READS, train_per_batch
 from rlmix.experiments.reports.charts import png
-from rlmix.experiments.runs.errors import RunError, fitting, user_errors
+from rlmix.experiments.runs.command import command, spelling
+from rlmix.experiments.runs.errors import RunError, reject_incompatible
 from rlmix.experiments.runs.machine import machine
-from rlmix.experiments.runs.signals import interrupt_on_sigterm
 from rlmix.experiments.search.shipped import agent_checksum
-from rlmix.experiments.search.task_family import DATASET, IMAGE_SIZE, ONE_TASK, TASKS, VALIDATION_SIZE
+from rlmix.experiments.search.task_family import DATA, ONE_TASK, TASKS
 from rlmix.experiments.studies.contest.contest_results import (
     AGENT,
     BEST,
@@ -61,7 +59,6 @@ from rlmix.experiments.studies.contest.contest_results import (
     results,
 )
 
-COMMAND = "python experiments/studies/contest/contest.py"
 SEED = 7_310_000_000  # of the tasks; far from those that anybody gives a search
 CONTEST, REHEARSAL = 0, 1  # what seeds of trainings and, as far as it is a rehearsal, of tasks are drawn from
 
@@ -79,11 +76,11 @@ class Group:
 
     title: str
     tasks: TaskDistribution
-    dataset: str = DATASET
-    image_size: int | None = IMAGE_SIZE
+    dataset: str = DATA.dataset
+    image_size: int | None = DATA.image_size
     model: str = "search"
     lr: float = 0.2
-    validation_size: int | None = VALIDATION_SIZE
+    validation_size: int | None = DATA.validation_size
 
 
 GROUPS = {
@@ -153,18 +150,16 @@ class Entry:
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run the command."""
-    arguments = sys.argv[1:] if arguments is None else arguments
-    interrupt_on_sigterm()
-    command = shlex.join([*COMMAND.split(), *arguments])
-    with user_errors(command):
-        config = tyro.cli(ContestConfig, args=arguments, description=__doc__)
+    with command("studies/contest/contest", arguments) as call:
+        call.resume = call.line
+        config = call.parse(ContestConfig, __doc__)
         if config.processes < 1:
             raise RunError(f"--processes must be at least 1, got {config.processes}")
         out = Path(config.out)
         if config.stage == "protocol":
-            write_protocol(config, out, command)
+            write_protocol(config, out, call.line)
         else:
-            run(config, out, command)
+            run(config, out, call.line)
 
 
 def write_protocol(config: ContestConfig, out: Path, command: str) -> None:
@@ -243,7 +238,7 @@ def write_protocol(config: ContestConfig, out: Path, command: str) -> None:
     with naming(out):
         out.mkdir(parents=True, exist_ok=True)
     write_atomic(out / "protocol.json", (json.dumps(protocol, indent=2) + "\n").encode())
-    print(f"written: {out}/protocol.json\nnext: {COMMAND} run --out {out}")
+    print(f"written: {out}/protocol.json\nnext: {spelling('studies/contest/contest')} run --out {out}")
 
 
 def run(config: ContestConfig, out: Path, command: str) -> None:
@@ -254,8 +249,10 @@ def run(config: ContestConfig, out: Path, command: str) -> None:
     """
     file = out / "protocol.json"
     if not file.is_file():
-        raise RunError(f"there is no {file}; write it first: {COMMAND} protocol --out {out}")
-    with fitting(file):
+        raise RunError(
+            f"there is no {file}; write it first: {spelling('studies/contest/contest')} protocol --out {out}"
+        )
+    with reject_incompatible(file):
         protocol = json.loads(file.read_bytes())
         for entry in protocol["contestants"].values():
             if entry["kind"] == "agent" and entry["sha256"] != agent_checksum(Path(entry["folder"])):
@@ -272,7 +269,7 @@ def run(config: ContestConfig, out: Path, command: str) -> None:
             if counts[name] == count
         ]
     log = LineLog(out / "runs.jsonl")
-    with fitting(log.path):
+    with reject_incompatible(log.path):
         known = log.read()
         finished = {Entry(line["group"], line["task"], line["contestant"]): line for line in known}
     log.keep(len(known))

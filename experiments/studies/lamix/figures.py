@@ -18,8 +18,6 @@ import copy
 import functools
 import json
 import math
-import shlex
-import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -43,12 +41,11 @@ from rlmix.experiments.comparison.contestants import CONTESTANTS, Contestant, on
 from rlmix.experiments.comparison.intervals import mean_interval, paired_difference
 from rlmix.experiments.comparison.runner import run_all
 from rlmix.experiments.comparison.trainings import ComparisonConfig, Setting, open_log, resolve
-from rlmix.experiments.runs.errors import RunError, user_errors
+from rlmix.experiments.runs.command import command
+from rlmix.experiments.runs.errors import RunError
 from rlmix.experiments.runs.machine import machine
-from rlmix.experiments.runs.signals import interrupt_on_sigterm
 from rlmix.experiments.studies.lamix import charts
 
-COMMAND = "python experiments/studies/lamix/figures.py"
 TOP = 5  # entries of a soft target that are shown, as in the paper
 BINS = 20  # of labels' histograms, from 0 to the highest value that there can be
 
@@ -188,11 +185,9 @@ class Plan:
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run the command."""
-    arguments = sys.argv[1:] if arguments is None else arguments
-    interrupt_on_sigterm()
-    command = shlex.join([*COMMAND.split(), *arguments])
-    with user_errors(command):
-        config = tyro.cli(Command, args=arguments, description=__doc__)  # type: ignore[arg-type]
+    with command("studies/lamix/figures", arguments) as call:
+        call.resume = call.line
+        config = call.parse(Command, __doc__)  # type: ignore[arg-type]
         plan = planned(config)
         setting = settled(config, plan)
         out = Path(config.out or f"runs/lamix/{plan.figure}")
@@ -216,7 +211,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         runs = {name: [finished[name, seed] for seed in range(config.seeds)] for name in plan.arms}
         report = {
             "kind": f"lamix_{plan.figure}",
-            "command": command,
+            "command": call.line,
             "config": asdict(config),
             "setting": asdict(setting),
             "machine": machine(),

@@ -14,28 +14,24 @@ from __future__ import annotations
 
 import functools
 import json
-import shlex
-import sys
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
-import tyro
 
 from rlmix.classifier.files import LineLog, naming, write_atomic
 from rlmix.classifier.hardware import resolve_device, resolve_precision
 from rlmix.classifier.mixing import MixPolicy, PolicySchedule
 from rlmix.experiments.comparison.intervals import mean_interval, paired_difference
 from rlmix.experiments.comparison.runner import run_all
-from rlmix.experiments.runs.errors import RunError, fitting, user_errors
+from rlmix.experiments.runs.command import command
+from rlmix.experiments.runs.errors import RunError, reject_incompatible
 from rlmix.experiments.runs.machine import machine
-from rlmix.experiments.runs.signals import interrupt_on_sigterm
 from rlmix.experiments.search.task_family import MENU, ONE_TASK, TASKS, environment, part_of
 from rlmix.experiments.studies.task_family.fit_agent import episodes
 
-COMMAND = "python experiments/studies/task_family/best_fixed.py"
 FIRST_TASK = 100_000  # of the family; those before it are the log's and the agent's
 SMOOTHING = (0.0, 0.1, 0.3)
 KINDS = {"family": TASKS, "one": ONE_TASK}
@@ -64,11 +60,9 @@ class FixedConfig:
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run the command."""
-    interrupt_on_sigterm()
-    arguments = sys.argv[1:] if arguments is None else arguments
-    command = shlex.join([*COMMAND.split(), *arguments])
-    with user_errors(command):
-        config = tyro.cli(FixedConfig, args=arguments, description=__doc__)
+    with command("studies/task_family/best_fixed", arguments) as call:
+        call.resume = call.line
+        config = call.parse(FixedConfig, __doc__)
         if not 0 <= config.from_menu <= min(ROUNDS[0][0], len(MENU.actions())):
             raise RunError(f"--from-menu must be in [0, {len(MENU.actions())}], got {config.from_menu}")
         for name, least in (("processes", 1), ("seed", 0)):
@@ -79,11 +73,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
             raise RunError(f"--log: there is no file {studied}; study_family.py writes one")
         with naming(out):
             out.mkdir(parents=True, exist_ok=True)
-        with fitting(studied):
+        with reject_incompatible(studied):
             left = best_of_menu(LineLog(studied).read(), config.from_menu)
         left += mixtures(ROUNDS[0][0] - len(left), seed=config.seed)
         log = LineLog(out / "trainings.jsonl")
-        with fitting(log.path):
+        with reject_incompatible(log.path):
             known = log.read()
             accuracies = {(line["policy"], line["task"]): line["development"] for line in known}
             for line in known:
@@ -111,9 +105,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
             left.sort(key=lambda policy: -float(np.mean(scores[_key(policy)])))
             rounds.append(ranking(left, scores))
         trainings = sum(count * tasks for count, tasks in ROUNDS)
-        facts = {"learned_by": "search_fixed", "command": command, "trainings": trainings}
+        facts = {"learned_by": "search_fixed", "command": call.line, "trainings": trainings}
         PolicySchedule(PolicySchedule.fixed(left[0]).segments, facts).save(out / "policy.json")
-        result = {"command": command, "machine": machine(), "trainings": trainings, "rounds": rounds}
+        result = {"command": call.line, "machine": machine(), "trainings": trainings, "rounds": rounds}
         write_atomic(out / "results.json", (json.dumps(result, indent=2) + "\n").encode())
         for entry in rounds[-1]:
             print(f"  {100 * entry['mean']:.2f} %  {MixPolicy.from_json(entry['policy'])}")

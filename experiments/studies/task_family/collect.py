@@ -15,15 +15,12 @@ from __future__ import annotations
 import functools
 import hashlib
 import json
-import shlex
-import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import tyro
 from numpy.typing import NDArray
 
 from rlmix.agent.ppo import Agent
@@ -33,13 +30,12 @@ from rlmix.envs import MixPolicyEnv
 from rlmix.envs.observation import FEATURES
 from rlmix.experiments.comparison.runner import run_all
 from rlmix.experiments.reports.charts import png
-from rlmix.experiments.runs.errors import RunError, user_errors
+from rlmix.experiments.runs.command import command
+from rlmix.experiments.runs.errors import RunError
 from rlmix.experiments.runs.machine import machine
-from rlmix.experiments.runs.signals import interrupt_on_sigterm
 from rlmix.experiments.search.task_family import MENU, PARTS, PLAIN, REFERENCE, SEGMENTS, environment, part_of, task
 from rlmix.experiments.studies.task_family.summary import markdown, picture, summary
 
-COMMAND = "python experiments/studies/task_family/collect.py"
 FIXED, SWITCHING, LOOKING = 2, 3, 2  # trainings of each task under drawn policies of each kind
 DRAWN = 2  # trainings of each task under what an agent draws
 TWICE = 20  # tasks whose reference and plain trainings are run from two seeds, to tell what chance does
@@ -89,11 +85,9 @@ class Plan:
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run the command."""
-    interrupt_on_sigterm()
-    arguments = sys.argv[1:] if arguments is None else arguments
-    command = shlex.join([*COMMAND.split(), *arguments])
-    with user_errors(command):
-        config = tyro.cli(StudyConfig, args=arguments, description=__doc__)
+    with command("studies/task_family/collect", arguments) as call:
+        call.resume = call.line
+        config = call.parse(StudyConfig, __doc__)
         for name, least in (("tasks", 1), ("slow", 0), ("bare", 0), ("processes", 1)):
             if getattr(config, name) < least:
                 raise RunError(f"--{name} must be at least {least}, got {getattr(config, name)}")
@@ -122,7 +116,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
                 finished.append(line)
                 print(f"{done:>6} of {len(wanted)}  task {line['task']:<5} {line['kind']}", flush=True)
         finally:  # however far it came
-            write(out, finished, command)
+            write(out, finished, call.line)
 
 
 def write(out: Path, lines: Sequence[dict[str, Any]], command: str) -> None:

@@ -5,15 +5,12 @@ python experiments/studies/task_family/draw_agent.py --out experiments/results/c
 
 from __future__ import annotations
 
-import shlex
-import sys
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import numpy as np
 import torch
-import tyro
 from matplotlib.figure import Figure
 
 from rlmix.agent.ppo import Agent
@@ -23,12 +20,11 @@ from rlmix.classifier.hardware import resolve_device, resolve_precision
 from rlmix.classifier.mixing import PolicySchedule
 from rlmix.envs import DIMENSIONS, Task
 from rlmix.experiments.reports.charts import png
-from rlmix.experiments.runs.errors import RunError, user_errors
-from rlmix.experiments.runs.signals import interrupt_on_sigterm
+from rlmix.experiments.runs.command import command
+from rlmix.experiments.runs.errors import RunError
 from rlmix.experiments.search.shipped import SHIPPED, agent_checksum, agent_folder
 from rlmix.experiments.search.task_family import environment
 
-COMMAND = "python experiments/studies/task_family/draw_agent.py"
 TASKS = {
     "easy": Task(train_size=5000, updates=2000, label_noise=0.0, data_seed=1),
     "short": Task(train_size=2000, updates=200, label_noise=0.0, data_seed=2),
@@ -53,10 +49,8 @@ class DrawConfig:
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run the command."""
-    interrupt_on_sigterm()
-    arguments = sys.argv[1:] if arguments is None else arguments
-    with user_errors():
-        config = tyro.cli(DrawConfig, args=arguments, description=__doc__)
+    with command("studies/task_family/draw_agent", arguments) as call:
+        config = call.parse(DrawConfig, __doc__)
         agent = Agent.load(agent_folder(config.agent))
         checksum = agent_checksum(agent_folder(config.agent))
         torch.set_num_threads(1)
@@ -81,7 +75,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
             provenance = {
                 "chosen_by": config.agent,
                 "agent_sha256": checksum,
-                "command": shlex.join([*COMMAND.split(), *arguments]),
+                "command": call.line,
                 "task": asdict(task),
                 "validation_accuracy": info["validation_accuracy"],
                 **as_provenance(seen),

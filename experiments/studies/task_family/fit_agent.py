@@ -10,8 +10,6 @@ of the same kinds, and on each kind of task by values that were learned on the o
 from __future__ import annotations
 
 import json
-import shlex
-import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -19,7 +17,6 @@ from typing import Any
 
 import numpy as np
 import torch
-import tyro
 
 from rlmix.agent.config import PPOConfig
 from rlmix.agent.ppo import Agent, new_policy
@@ -29,11 +26,10 @@ from rlmix.envs.mix_policy import SCORE_LIMIT
 from rlmix.envs.observation import one_hot
 from rlmix.envs.reference import standard_error
 from rlmix.experiments.comparison.intervals import mean_interval
-from rlmix.experiments.runs.errors import RunError, fitting, user_errors
-from rlmix.experiments.runs.signals import interrupt_on_sigterm
-from rlmix.experiments.search.task_family import DATASET, IMAGE_SIZE, MENU, PARTS, SEGMENTS, VALIDATION_SIZE, part_of
+from rlmix.experiments.runs.command import command
+from rlmix.experiments.runs.errors import RunError, reject_incompatible
+from rlmix.experiments.search.task_family import DATA, MENU, PARTS, SEGMENTS, part_of
 
-COMMAND = "python experiments/studies/task_family/fit_agent.py"
 FOLDS = 5
 FEWEST_TASKS = 10
 FEWEST_TRIED = 3  # policies of a task, for a choice among them
@@ -55,10 +51,8 @@ class StartConfig:
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run the command."""
-    arguments = sys.argv[1:] if arguments is None else arguments
-    interrupt_on_sigterm()
-    with user_errors():
-        config = tyro.cli(StartConfig, args=arguments, description=__doc__)
+    with command("studies/task_family/fit_agent", arguments) as call:
+        config = call.parse(StartConfig, __doc__)
         log = Path(config.log)
         if not log.is_file():
             raise RunError(f"--log: there is no file {log}; study_family.py writes one")
@@ -77,7 +71,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
                     f"--regression.{name.replace('_', '-')} must be from {low:g} to {high:g}, "
                     f"got {getattr(config.regression, name)}"
                 )
-        with fitting(log):
+        with reject_incompatible(log):
             lines = LineLog(log).read()
             logged = episodes(lines)
             undrawn = episodes([line for line in lines if line["kind"] != "drawn"])
@@ -85,7 +79,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         if count < FEWEST_TASKS:
             raise RunError(f"{log} has trainings of {count} tasks; at least {FEWEST_TASKS} are needed")
         torch.set_num_threads(1)
-        with fitting(log):
+        with reject_incompatible(log):
             decisions, judged = Decisions.of(logged, MENU), Decisions.of(undrawn, MENU)
         told = foretold(decisions, judged, config.regression, seed=config.seed)
         abroad = of_other_parts(decisions, judged, config.regression, seed=config.seed)
@@ -95,11 +89,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
         loss = follow_values(policy, values, seen(logged), MENU, config.regression, seed=config.seed)
         facts = {
             "learned_by": "regression",
-            "command": shlex.join([*COMMAND.split(), *arguments]),
+            "command": call.line,
             "trainings": len(logged),
             "tasks": count,
-            "dataset": DATASET,
-            "image_size": IMAGE_SIZE,
+            "dataset": DATA.dataset,
+            "image_size": DATA.image_size,
             "parts": {name: asdict(part) for name, part in PARTS.items()},
         }
         out = Path(config.out)
@@ -114,7 +108,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
             "loss_by_following": loss,
         }
         write_atomic(out / "start.json", (json.dumps(result, indent=2) + "\n").encode())
-        print(f"{len(logged):,} trainings of {count} tasks; score: {VALIDATION_SIZE:,} images' standard errors")
+        print(f"{len(logged):,} trainings of {count} tasks; score: {DATA.validation_size:,} images' standard errors")
         for segment, share in enumerate(told["explained"]):
             print(f"  held-out tasks, choice {segment + 1}: {100 * share:.0f} % of the scores' variance foretold")
         for title, firsts in (("tasks", told["first_choice"]), *((f"part {name}", of) for name, of in abroad.items())):
@@ -138,7 +132,7 @@ def episodes(lines: Sequence[dict[str, Any]]) -> list[Episode]:
         reference = references.get((line["task"], line["training"]))
         if reference is None:
             continue
-        score = (line["development"] - reference) / standard_error(reference, VALIDATION_SIZE)
+        score = (line["development"] - reference) / standard_error(reference, DATA.validation_size or 0)
         actions = [tuple(action) for action in line["actions"]][: len(line["observations"]) - 1]
         rows = zip(line["observations"], [None, *actions[:-1]], strict=False)  # the last is of the training's end
         observations = np.array([[*row, *one_hot(before, MENU)] for row, before in rows], dtype=np.float32)

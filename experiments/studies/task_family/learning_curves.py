@@ -6,25 +6,22 @@ python experiments/studies/task_family/learning_curves.py --runs runs/agent-0 ru
 from __future__ import annotations
 
 import json
-import shlex
 import shutil
-import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import tyro
 from matplotlib.figure import Figure
 
 from rlmix.classifier.files import LineLog, naming, write_atomic
 from rlmix.experiments.comparison.intervals import mean_interval
 from rlmix.experiments.reports.charts import png
-from rlmix.experiments.runs.errors import RunError, fitting, user_errors
-from rlmix.experiments.runs.signals import interrupt_on_sigterm
+from rlmix.experiments.runs.command import command
+from rlmix.experiments.runs.errors import RunError, reject_incompatible
+from rlmix.experiments.runs.options import flatten
 
-COMMAND = "python experiments/studies/task_family/learning_curves.py"
 FEWEST = 2  # searches, for a band
 OWN = ("seed", "out", "workers", "resume")  # options in which searches that are alike may differ
 
@@ -43,10 +40,8 @@ class CurvesConfig:
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run the command."""
-    interrupt_on_sigterm()
-    arguments = sys.argv[1:] if arguments is None else arguments
-    with user_errors():
-        config = tyro.cli(CurvesConfig, args=arguments, description=__doc__)
+    with command("studies/task_family/learning_curves", arguments) as call:
+        config = call.parse(CurvesConfig, __doc__)
         if config.episodes_per_update < 1:
             raise RunError(f"--episodes-per-update must be at least 1, got {config.episodes_per_update}")
         out = Path(config.out)
@@ -57,8 +52,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
             log, setting = Path(run) / "episodes.jsonl", Path(run) / "config.json"
             if not (log.is_file() and setting.is_file()):
                 raise RunError(f"--runs: {run} is no run folder of train_agent.py with episodes")
-            with fitting(setting):
-                told = json.loads(setting.read_bytes())["config"]
+            with reject_incompatible(setting):
+                told = flatten(json.loads(setting.read_bytes())["config"])
                 seeds.append(int(told["seed"]))
             settings.append({name: value for name, value in told.items() if name not in OWN})
         if len(set(seeds)) < len(seeds) or any(setting != settings[0] for setting in settings):
@@ -72,9 +67,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
             raise RunError(f"{out} has the logs of {len(logs)} searches; a band takes at least {FEWEST}")
         found = {}
         for log in logs:
-            with fitting(log):
+            with reject_incompatible(log):
                 found[log.stem] = returns(LineLog(log).read())
-        result = {"command": shlex.join([*COMMAND.split(), *arguments]), **curves(found, config.episodes_per_update)}
+        result = {"command": call.line, **curves(found, config.episodes_per_update)}
         write_atomic(out / "results.json", (json.dumps(result, indent=2) + "\n").encode())
         write_atomic(out / "results.png", png(picture(result)))
         for name, half in (("first", result["first_half"]), ("second", result["second_half"])):

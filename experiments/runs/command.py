@@ -1,0 +1,91 @@
+"""The head of every command: arguments, signals, a user's errors, and the command line as it is printed."""
+
+from __future__ import annotations
+
+import shlex
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TypeVar
+
+import tyro
+
+from rlmix.experiments.runs.errors import exit_on_user_error
+from rlmix.experiments.runs.signals import interrupt_on_sigterm
+
+Config = TypeVar("Config")
+
+PROGRAM = "rlmix"  # the console script
+
+
+def spelling(command: str) -> str:
+    """Return how a user calls a command, from however this program was called.
+
+    Args:
+        command: path of its file below experiments/, without .py.
+    """
+    if Path(sys.argv[0]).name == PROGRAM:
+        return f"{PROGRAM} {command.replace('_', '-')}"
+    return f"python experiments/{command}.py"
+
+
+class Call:
+    """A command's call.
+
+    Args:
+        command: path of its file below experiments/, without .py.
+        arguments: those on the command line.
+    """
+
+    def __init__(self, command: str, arguments: Sequence[str]) -> None:
+        self.command, self.arguments = spelling(command), list(arguments)
+        self.resume: str | None = None  # the command that resumes, once there is something to resume
+
+    @property
+    def line(self) -> str:
+        """The whole command line."""
+        return shlex.join([*self.command.split(), *self.arguments])
+
+    def parse(self, kind: type[Config], description: str | None, *, default: Config | None = None) -> Config:
+        """Return the options of the command line.
+
+        Args:
+            kind: dataclass of the options.
+            description: text of the help.
+            default: options that the command line changes; optional, defaults to those of the class.
+
+        Raises:
+            SystemExit: the options are wrong, or `--help` was asked for.
+        """
+        if default is None:
+            return tyro.cli(kind, args=self.arguments, description=description)
+        return tyro.cli(kind, args=self.arguments, description=description, default=default)
+
+    def value(self, option: str) -> str | None:
+        """Return what follows an option: a preset must be known before the rest, whose defaults it sets.
+
+        Args:
+            option: with its dashes; `option NAME` and `option=NAME` are the same, and the last one counts.
+        """
+        value = None
+        for index, argument in enumerate(self.arguments):
+            if argument == option and index + 1 < len(self.arguments):
+                value = self.arguments[index + 1]
+            elif argument.startswith(f"{option}="):
+                value = argument.partition("=")[2]
+        return value
+
+
+@contextmanager
+def command(name: str, arguments: Sequence[str] | None = None) -> Iterator[Call]:
+    """Run a command's body: SIGTERM interrupts as Ctrl-C does, and a user's errors end it in one line.
+
+    Args:
+        name: path of its file below experiments/, without .py.
+        arguments: optional, defaults to those of this process.
+    """
+    call = Call(name, sys.argv[1:] if arguments is None else arguments)
+    interrupt_on_sigterm()
+    with exit_on_user_error(lambda: call.resume):
+        yield call
