@@ -21,6 +21,7 @@ from stable_baselines3.common.policies import ActorCriticPolicy
 from stable_baselines3.common.vec_env import VecEnv
 
 from rlmix.agent.config import PPOConfig
+from rlmix.classifier.errors import InputError
 from rlmix.classifier.files import DamagedFileError, write_atomic
 from rlmix.classifier.hardware import require_memory
 from rlmix.classifier.mixing.policy import require_fields
@@ -49,19 +50,19 @@ def build_agent(config: PPOConfig, workers: VecEnv, *, segments: int, seed: int,
             memory, or an option is out of range.
     """
     if not 0 < config.start_probability < 1:
-        raise ValueError(f"start_probability must be between 0 and 1, got {config.start_probability}")
+        raise InputError(f"start_probability must be between 0 and 1, got {config.start_probability}")
     if config.episodes_per_update % workers.num_envs:
-        raise ValueError(
+        raise InputError(
             f"episodes_per_update must be a multiple of the number of workers, got {config.episodes_per_update} "
             f"episodes for {workers.num_envs} workers"
         )
     steps = segments * config.episodes_per_update
     if steps % config.minibatches or steps // config.minibatches < 2:
-        raise ValueError(
+        raise InputError(
             f"minibatches must divide the {steps} steps of a rollout into parts of at least 2, got {config.minibatches}"
         )
     if not 1 <= config.hidden <= MOST_UNITS:
-        raise ValueError(f"hidden must be from 1 to {MOST_UNITS} units, got {config.hidden}")
+        raise InputError(f"hidden must be from 1 to {MOST_UNITS} units, got {config.hidden}")
     shapes = [workers.observation_space.shape or (), workers.action_space.shape or ()]
     require_memory(4 * steps * sum(math.prod(shape) for shape in shapes), f"a rollout of {steps:,} steps")
     model = PPO(

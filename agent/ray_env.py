@@ -19,6 +19,7 @@ from stable_baselines3.common.vec_env.base_vec_env import VecEnvIndices, VecEnvS
 
 from rlmix.agent.vec_env import AskedVecEnv, Make, Served
 from rlmix.agent.workers import Position
+from rlmix.classifier.errors import InputError
 
 NOTICE_SECONDS = 20.0  # a worker that has not started after so long is told about,
 START_SECONDS = 600.0  # and after so long is taken for one that failed
@@ -42,9 +43,9 @@ class Share:
 
     def __post_init__(self) -> None:
         if not 0 < self.cpus < float("inf"):
-            raise ValueError(f"a worker's CPUs must be a finite number above 0, got {self.cpus}")
+            raise InputError(f"a worker's CPUs must be a finite number above 0, got {self.cpus}")
         if not 0 <= self.gpus < float("inf") or (self.gpus > 1 and self.gpus != int(self.gpus)):
-            raise ValueError(f"a worker's GPUs must be a fraction up to 1, or a whole number, got {self.gpus}")
+            raise InputError(f"a worker's GPUs must be a fraction up to 1, or a whole number, got {self.gpus}")
 
     @property
     def threads(self) -> int:

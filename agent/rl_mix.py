@@ -29,6 +29,7 @@ from torch.distributions import Categorical
 
 from rlmix.agent.config import RLMixAgentConfig
 from rlmix.agent.ppo import restore_search, search_state
+from rlmix.classifier.errors import InputError
 from rlmix.classifier.files import DamagedFileError, write_atomic
 from rlmix.classifier.hardware import require_memory
 from rlmix.classifier.mixing.policy import require_fields
@@ -65,7 +66,7 @@ class BatchExtractor(BaseFeaturesExtractor):
         super().__init__(observation_space, FEATURES)
         batch, side, _ = observation_space["saliency"].shape or ()
         if side < 4:
-            raise ValueError(
+            raise InputError(
                 f"the published extractor needs 4 patches per side or more, got {side}; take the extractor image"
             )
         _, num_classes = observation_space["logits"].shape or ()
@@ -213,12 +214,12 @@ class ThresholdPPO:
 
     def __init__(self, config: RLMixAgentConfig, env: RLMixEnv, *, seed: int, updates: int, logger: Logger) -> None:
         if config.extractor not in POLICIES:
-            raise ValueError(f"extractor must be one of {', '.join(POLICIES)}, got {config.extractor!r}")
+            raise InputError(f"extractor must be one of {', '.join(POLICIES)}, got {config.extractor!r}")
         for name, least in (("n_steps", 2), ("batch_size", 2), ("epochs", 1)):
             if getattr(config, name) < least:
-                raise ValueError(f"{name} of the agent must be at least {least}, got {getattr(config, name)}")
+                raise InputError(f"{name} of the agent must be at least {least}, got {getattr(config, name)}")
         if config.n_steps % config.batch_size:
-            raise ValueError(
+            raise InputError(
                 "n_steps of the agent must be a multiple of its batch_size, "
                 f"got {config.n_steps} and {config.batch_size}"
             )
@@ -226,7 +227,7 @@ class ThresholdPPO:
         rollout = 4 * config.n_steps * sum(math.prod(shape) for shape in shapes)
         require_memory(rollout, f"a rollout of n_steps {config.n_steps:,}")
         if not 0 < config.learning_rate < 1:
-            raise ValueError(f"learning_rate of the agent must be in (0, 1), got {config.learning_rate}")
+            raise InputError(f"learning_rate of the agent must be in (0, 1), got {config.learning_rate}")
         self.model = PPO(
             POLICIES[config.extractor],
             env,
@@ -368,9 +369,9 @@ class ThresholdAgent:
         found = {"patches per side": side, "classes": env.trainer.num_classes, "grid": env.grid}
         for (name, there), own in zip(found.items(), (self.side, self.num_classes, self.grid), strict=True):
             if there != own:
-                raise ValueError(f"the agent was learned with {name} {own}, got {there}; replay it where it fits")
+                raise InputError(f"the agent was learned with {name} {own}, got {there}; replay it where it fits")
         if self.extractor == "batch" and images != self.images:
-            raise ValueError(
+            raise InputError(
                 f"the agent's extractor takes the images of a batch as channels and serves batches of {self.images}, "
                 f"got {images}; give that batch size, or learn an agent with the extractor image"
             )

@@ -19,6 +19,7 @@ from stable_baselines3.common.vec_env import VecEnv
 from stable_baselines3.common.vec_env.base_vec_env import VecEnvIndices, VecEnvStepReturn
 
 from rlmix.agent.workers import Position, Worker
+from rlmix.classifier.errors import InputError
 
 MOST_HELD = 64  # environments of a process: more answers at a time than a pipe holds would let both its ends wait
 PATIENCE = 10.0  # seconds that a process has to end
@@ -153,7 +154,7 @@ class ProcessVecEnv(AskedVecEnv):
 
     def __init__(self, make: Make, positions: Sequence[Position], *, processes: int) -> None:
         if len(positions) > MOST_HELD * processes:
-            raise ValueError(f"a process holds at most {MOST_HELD} environments, got {len(positions)} for {processes}")
+            raise InputError(f"a process holds at most {MOST_HELD} environments, got {len(positions)} for {processes}")
         context = multiprocessing.get_context("spawn")
         self._pipes: list[Connection] = []
         self.processes: list[Any] = []

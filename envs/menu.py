@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
+from rlmix.classifier.errors import InputError
 from rlmix.classifier.mixing import METHODS, LamDistribution, MixPolicy
 from rlmix.classifier.mixing.policy import require_fields
 
@@ -42,9 +43,9 @@ class Menu:
     def __post_init__(self) -> None:
         for size, name in zip(self.sizes, ("sources", "thresholds", "labels", "lams"), strict=True):
             if size == 0:
-                raise ValueError(f"a menu needs at least one choice in {name}, got none")
+                raise InputError(f"a menu needs at least one choice in {name}, got none")
         if math.prod(self.sizes) > MOST_ACTIONS:
-            raise ValueError(f"a menu holds at most {MOST_ACTIONS:,} combinations of choices, got {self.sizes}")
+            raise InputError(f"a menu holds at most {MOST_ACTIONS:,} combinations of choices, got {self.sizes}")
         for action in itertools.product(*(range(size) for size in self.sizes)):
             self.policy(action)  # raises PolicyError for a choice that is out of range
 
@@ -59,7 +60,7 @@ class Menu:
             half = (f"{method} half", {"clean": 0.5, method: 0.5})
             if half in sources or method == "clean":
                 offered = ", ".join(name for name, _ in sources)
-                raise ValueError(f"the menu offers {method!r} already; it has {offered}")
+                raise InputError(f"the menu offers {method!r} already; it has {offered}")
             sources.append(half)
         return replace(self, sources=tuple(sources))
 
@@ -79,7 +80,7 @@ class Menu:
                 return [f"β {beta:g}" + (f", smoothing {smooth:g}" if smooth else "") for beta, smooth in self.labels]
             case "lam":
                 return list(self.lams)
-        raise ValueError(f"dimension must be one of {', '.join(DIMENSIONS)}, got {dimension!r}")
+        raise InputError(f"dimension must be one of {', '.join(DIMENSIONS)}, got {dimension!r}")
 
     def policy(self, action: Sequence[int]) -> MixPolicy:
         """The policy of an action; dimensions without effect are left at their defaults, so equal effect is equal.
@@ -120,7 +121,7 @@ class Menu:
         for action in self.actions():
             if self.policy(action) == policy:
                 return action
-        raise ValueError(f"the menu does not offer {policy}; add it to the menu or choose another")
+        raise InputError(f"the menu does not offer {policy}; add it to the menu or choose another")
 
     def to_json(self) -> dict[str, Any]:
         """A dictionary that `json` can write and `from_json` reads back."""

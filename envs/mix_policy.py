@@ -15,6 +15,7 @@ from gymnasium import spaces
 from numpy.typing import NDArray
 
 from rlmix.classifier.data import Splits, load_dataset, split
+from rlmix.classifier.errors import InputError
 from rlmix.classifier.mixing import MixPolicy, PolicySchedule
 from rlmix.classifier.mixing.picture import mixed_picture
 from rlmix.classifier.training.config import TrainConfig
@@ -164,11 +165,11 @@ class MixPolicyEnv(gym.Env[Any, Any]):
         self.segments = segment_ends(segments)
         require_updates(self.segments, *self.tasks.updates)
         if reward not in REWARDS:
-            raise ValueError(f"reward must be one of {', '.join(REWARDS)}, got {reward!r}")
+            raise InputError(f"reward must be one of {', '.join(REWARDS)}, got {reward!r}")
         if reference_seeds < 0:
-            raise ValueError(f"reference_seeds must be at least 0, got {reference_seeds}")
+            raise InputError(f"reference_seeds must be at least 0, got {reference_seeds}")
         if validation_limit is not None and validation_limit < 1:
-            raise ValueError(f"validation_limit must be at least 1 image or none, got {validation_limit}")
+            raise InputError(f"validation_limit must be at least 1 image or none, got {validation_limit}")
         self.reward = reward
         self.reference = reference or MixPolicy({"clean": 0.5, "cutmix": 0.5})
         self.reference_seeds = reference_seeds
@@ -409,14 +410,14 @@ def segment_ends(segments: int | Sequence[float]) -> tuple[float, ...]:
     """
     if isinstance(segments, int):
         if segments < 1:
-            raise ValueError(f"segments must be at least 1, got {segments}")
+            raise InputError(f"segments must be at least 1, got {segments}")
         return tuple((index + 1) / segments for index in range(segments))
     try:
         ends = tuple(float(end) for end in segments)
     except OverflowError:
         ends = ()
     if not ends or ends[-1] != 1 or any(not low < high for low, high in zip((0.0, *ends), ends, strict=False)):
-        raise ValueError(f"segments must be a number, or ends that rise in (0, 1] to 1, got {segments!s:.200}")
+        raise InputError(f"segments must be a number, or ends that rise in (0, 1] to 1, got {segments!s:.200}")
     return ends
 
 
@@ -430,7 +431,7 @@ def require_updates(segments: Sequence[float], fewest: int, most: int) -> None:
     for updates in range(fewest, int(min(most, 1 / shortest + 1)) + 1):  # beyond, every segment is above one update
         ends = [0, *(round(end * updates) for end in segments)]
         if any(low == high for low, high in pairwise(ends)):
-            raise ValueError(
+            raise InputError(
                 f"every segment needs an update: got {len(segments)} segments that end at the updates {ends[1:]} of a "
                 f"training of {updates}; use fewer or longer segments, or longer trainings"
             )

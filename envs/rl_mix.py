@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from rlmix.classifier.data import Splits, load_dataset, split
+from rlmix.classifier.errors import InputError
 from rlmix.classifier.mixing import LamDistribution
 from rlmix.classifier.mixing.picture import mixed_picture
 from rlmix.classifier.mixing.rmix import THRESHOLDS, rmix_grids
@@ -124,9 +125,9 @@ class RLMixEnv(gym.Env[Any, Any]):
     ) -> None:
         for name, value, choices in (("reward", reward, REWARDS), ("grid", grid, GRIDS)):
             if value not in choices:
-                raise ValueError(f"{name} must be one of {', '.join(choices)}, got {value!r}")
+                raise InputError(f"{name} must be one of {', '.join(choices)}, got {value!r}")
         if validation_limit is not None and validation_limit < 1:
-            raise ValueError(f"validation_limit must be at least 1 image or none, got {validation_limit}")
+            raise InputError(f"validation_limit must be at least 1 image or none, got {validation_limit}")
         if splits is None:
             whole = split(load_dataset(dataset, data_root), validation_size=validation_size)
             splits = whole.draw(train_size, data_seed=data_seed)
@@ -135,7 +136,7 @@ class RLMixEnv(gym.Env[Any, Any]):
         self._lam = LamDistribution.parse(lam)
         config = TrainConfig(**training) if isinstance(training, Mapping) else training
         if len(splits.train) < config.batch_size:
-            raise ValueError(
+            raise InputError(
                 f"an epoch needs a whole batch: got {len(splits.train)} training images for batches of "
                 f"{config.batch_size}; take more images or a smaller batch_size"
             )

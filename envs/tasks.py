@@ -6,6 +6,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from rlmix.classifier.data import NOISES, Splits
+from rlmix.classifier.errors import InputError
 from rlmix.classifier.training.config import TrainConfig
 
 
@@ -80,13 +81,13 @@ class TaskDistribution:
             low, high = getattr(self, name)
             object.__setattr__(self, name, (low, high))  # a list, as configuration files have it, becomes a tuple
             if not least <= low <= high <= most:
-                raise ValueError(f"{name} must be (low, high) with {least} <= low <= high <= {most}, got {low, high}")
+                raise InputError(f"{name} must be (low, high) with {least} <= low <= high <= {most}, got {low, high}")
         if self.noise not in NOISES:
-            raise ValueError(f"noise must be one of {', '.join(NOISES)}, got {self.noise!r}")
+            raise InputError(f"noise must be one of {', '.join(NOISES)}, got {self.noise!r}")
         if not 0 <= self.clean <= 1:
-            raise ValueError(f"clean must be a probability in [0, 1], got {self.clean}")
+            raise InputError(f"clean must be a probability in [0, 1], got {self.clean}")
         if self.pool is not None and self.pool < 1:
-            raise ValueError(f"pool must be at least 1 task, or none for a new one every episode, got {self.pool}")
+            raise InputError(f"pool must be at least 1 task, or none for a new one every episode, got {self.pool}")
 
     def task(self, number: int) -> Task:
         """Task `number` of the distribution, always the same; with a pool, numbers wrap around."""

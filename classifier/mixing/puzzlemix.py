@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional
 
+from rlmix.classifier.errors import InputError
 from rlmix.classifier.mixing.blend import blend_targets
 
 BLOCKS = (2, 4, 8, 16)  # blocks per side, one drawn per batch, as published
@@ -235,12 +236,12 @@ def puzzlemix(
     """
     height, width = images.shape[-2:]
     if height != width or height % blocks:
-        raise ValueError(
+        raise InputError(
             f"the blocks must divide a square image, got {blocks} blocks per side for {height} x {width} pixels; "
             "block_counts gives numbers that do"
         )
     if saliency.shape != (len(images), height, width):
-        raise ValueError(
+        raise InputError(
             f"expected the saliency of each pixel, {(len(images), height, width)}, got {tuple(saliency.shape)}"
         )
     costs = mask_costs(

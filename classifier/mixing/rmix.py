@@ -3,6 +3,7 @@
 import torch
 from torch import Tensor
 
+from rlmix.classifier.errors import InputError
 from rlmix.classifier.mixing.blend import blend_pixels, blend_targets
 
 GRIDS = (4, 2)  # patches per side, one drawn per batch: 8 and 16 pixels at 32 px, as published
@@ -17,7 +18,7 @@ def rmix_grids(height: int, width: int) -> list[int]:
     """
     grids = [grid for grid in GRIDS if height % grid == 0 and width % grid == 0]
     if not grids:
-        raise ValueError(
+        raise InputError(
             f"R-Mix needs image sides that one of {GRIDS} divides, got {height} x {width} pixels; resize them"
         )
     return grids

@@ -5,6 +5,7 @@ from collections.abc import Callable
 
 from torch import nn
 
+from rlmix.classifier.errors import InputError
 from rlmix.classifier.models.convnet import ConvNet
 from rlmix.classifier.models.densenet import densenet121, densenet121_small
 from rlmix.classifier.models.label_head import attach_label_head, find_last_layer, without_label_head
@@ -63,23 +64,23 @@ def build_model(
     factory = MODELS.get(name) or _import_factory(name)
     model = factory(num_classes, in_channels)
     if not isinstance(model, nn.Module):
-        raise ValueError(f"{name} must return a torch.nn.Module, got {type(model).__name__}")
+        raise InputError(f"{name} must return a torch.nn.Module, got {type(model).__name__}")
     return model
 
 
 def _import_factory(name: str) -> Callable[[int, int], nn.Module]:
     module_name, colon, function = name.partition(":")
     if not colon:
-        raise ValueError(
+        raise InputError(
             f"unknown model {name!r}: expected one of {', '.join(MODELS)}, torchvision/NAME, timm/NAME, "
             f"or package.module:function for your own{_suggestion(name)}"
         )
     try:
         factory = getattr(importlib.import_module(module_name), function)
     except (ImportError, AttributeError, TypeError, ValueError) as error:
-        raise ValueError(f"model {name!r} cannot be imported ({error}); is its folder on PYTHONPATH?") from error
+        raise InputError(f"model {name!r} cannot be imported ({error}); is its folder on PYTHONPATH?") from error
     if not callable(factory):
-        raise ValueError(f"model {name!r} must be a function(num_classes, in_channels), got {type(factory).__name__}")
+        raise InputError(f"model {name!r} must be a function(num_classes, in_channels), got {type(factory).__name__}")
     return factory
 
 

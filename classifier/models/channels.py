@@ -5,6 +5,8 @@ from typing import TypeVar
 import torch
 from torch import nn
 
+from rlmix.classifier.errors import InputError
+
 Model = TypeVar("Model", bound=nn.Module)
 
 
@@ -29,7 +31,7 @@ def set_in_channels(model: Model, in_channels: int) -> Model:
         if isinstance(module, nn.Conv2d) and module.in_channels == 3 and module.groups == 1:
             break
     else:
-        raise ValueError(
+        raise InputError(
             f"{type(model).__name__} has no convolution over 3 channels that could read {in_channels}; "
             "write a function(num_classes, in_channels) of your own and name it package.module:function"
         )

@@ -3,6 +3,8 @@
 import torch
 from torch import Tensor, nn
 
+from rlmix.classifier.errors import InputError
+
 
 class LabelHead(nn.Module):
     """The classifier's last layer and, beside it on the same embedding, the global-label head `W_t` (LaMix, eq. 9)."""
@@ -69,7 +71,7 @@ def find_last_layer(
     if embedding is None:
         return _find_by_trial(model, layers, num_classes, image_shape)
     if embedding not in layers:
-        raise ValueError(
+        raise InputError(
             f"--embedding must name a linear layer with {num_classes} outputs (or a 1 x 1 convolution), "
             f"got {embedding!r}; the model has {', '.join(layers) or 'none'}"
         )
@@ -117,14 +119,14 @@ def _trial(model: nn.Module, image_shape: tuple[int, int, int]) -> Tensor:
             logits = model.eval()(images)
     except Exception as error:  # whatever any network may raise where an image is too small for it
         channels, height, width = image_shape
-        raise ValueError(
+        raise InputError(
             f"{type(model).__name__} fails on images of {channels} channels and {height} x {width} pixels "
             f"({type(error).__name__}: {error}); choose another network or other images"
         ) from error
     finally:
         model.train(training)
     if not isinstance(logits, Tensor):
-        raise ValueError(f"{type(model).__name__} must return logits as one tensor, got {type(logits).__name__}")
+        raise InputError(f"{type(model).__name__} must return logits as one tensor, got {type(logits).__name__}")
     return logits
 
 
@@ -141,7 +143,7 @@ def _require_both(
     except ValueError as error:
         cause, found = error, str(error)
     _replace(model, name, local)
-    raise ValueError(
+    raise InputError(
         "--embedding must name the one layer whose outputs become the logits; "
         f"with twice the outputs of {name!r}, {found}"
     ) from cause
@@ -166,7 +168,7 @@ def _find_by_trial(
         for hook in hooks:
             hook.remove()
     if logits.shape != (2, num_classes):
-        raise ValueError(
+        raise InputError(
             f"{type(model).__name__} must map two images to logits of shape {[2, num_classes]}, "
             f"got {list(logits.shape)}"
         )
@@ -174,7 +176,7 @@ def _find_by_trial(
     for name, output in reversed(outputs):
         if torch.allclose(output.reshape_as(logits), logits, equal_nan=True):
             return name
-    raise ValueError(
+    raise InputError(
         "the model's output is not the output of one of its linear layers, so its embedding was not found; "
         f"name the layer by --embedding (linear layers and 1 x 1 convolutions of the right size: "
         f"{', '.join(layers) or 'none'})"

@@ -4,6 +4,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import pad
 
+from rlmix.classifier.errors import InputError
+
 SIDE = 32  # pixels; what LeNet-5 was drawn for, its 28-pixel digits within
 
 
@@ -37,7 +39,7 @@ class LeNet(nn.Module):
         """
         height, width = x.shape[2:]
         if height > SIDE or width > SIDE:
-            raise ValueError(f"lenet takes images of at most {SIDE} x {SIDE} pixels, got {height} x {width}")
+            raise InputError(f"lenet takes images of at most {SIDE} x {SIDE} pixels, got {height} x {width}")
         top, left = (SIDE - height) // 2, (SIDE - width) // 2
         x = pad(x, (left, SIDE - width - left, top, SIDE - height - top))
         embedding = torch.relu(self.hidden1(self.stages(x).flatten(1)))

@@ -9,6 +9,7 @@ from typing import Any
 
 from torch import nn
 
+from rlmix.classifier.errors import InputError
 from rlmix.classifier.models.channels import set_in_channels
 
 # Builders' arguments by the module they are in. With auxiliary heads these two return a tuple while they train, and
@@ -38,21 +39,21 @@ def torchvision_model(
     classifiers = torchvision_classifiers()
     if name not in classifiers:
         if name in torchvision.models.list_models():
-            raise ValueError(f"torchvision's {name} is not an image classifier that can be trained from scratch here")
-        raise ValueError(f"torchvision has no classifier {name!r}{near_matches(name, classifiers)}")
+            raise InputError(f"torchvision's {name} is not an image classifier that can be trained from scratch here")
+        raise InputError(f"torchvision has no classifier {name!r}{near_matches(name, classifiers)}")
     family = torchvision.models.get_model_builder(name).__module__.rpartition(".")[2]
     arguments = TORCHVISION_ARGUMENTS.get(family, {})
     if image_size is not None and family == "vision_transformer":
         height, width = image_size
         if height != width:
-            raise ValueError(f"torchvision's {name} takes square images, got {height} x {width}")
+            raise InputError(f"torchvision's {name} takes square images, got {height} x {width}")
         arguments = {"image_size": height}
     elif image_size is not None and family == "maxvit":
         arguments = {"input_size": image_size}
     try:
         model = torchvision.models.get_model(name, weights=None, num_classes=num_classes, **arguments)
     except (AssertionError, ValueError) as error:
-        raise ValueError(f"torchvision's {name} cannot be built for images of {image_size} pixels: {error}") from error
+        raise InputError(f"torchvision's {name} cannot be built for images of {image_size} pixels: {error}") from error
     return set_in_channels(model, in_channels)
 
 
@@ -71,11 +72,11 @@ def timm_model(name: str, num_classes: int, in_channels: int, image_size: tuple[
     try:
         import timm
     except ImportError as error:
-        raise ValueError(
+        raise InputError(
             f"timm/{name} needs timm, which is not installed: pip install 'timm>=1.0' (or rl-mix[timm])"
         ) from error
     if not timm.is_model(name):
-        raise ValueError(f"timm has no network {name!r}{near_matches(name, timm.list_models())}")
+        raise InputError(f"timm has no network {name!r}{near_matches(name, timm.list_models())}")
     arguments: dict[str, Any] = {}
     published = timm.get_pretrained_cfg(name)
     if image_size is not None and published is not None and published.fixed_input_size:
@@ -83,7 +84,7 @@ def timm_model(name: str, num_classes: int, in_channels: int, image_size: tuple[
     try:
         return timm.create_model(name, pretrained=False, num_classes=num_classes, in_chans=in_channels, **arguments)
     except (AssertionError, RuntimeError, TypeError, ValueError) as error:
-        raise ValueError(
+        raise InputError(
             f"timm's {name} cannot be built for {num_classes} classes, {in_channels} channels and images of "
             f"{image_size or 'its own size'}: {error}"
         ) from error

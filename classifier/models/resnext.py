@@ -5,6 +5,8 @@ import math
 import torch
 from torch import Tensor, nn
 
+from rlmix.classifier.errors import InputError
+
 
 class ResNeXtBlock(nn.Module):
     """1 x 1, grouped 3 x 3 and 1 x 1 convolutions, each with BatchNorm, and a shortcut (figure 3c)."""
@@ -49,7 +51,7 @@ class ResNeXt(nn.Module):
         super().__init__()
         blocks, rest = divmod(depth - 2, 9)
         if rest or blocks < 1:
-            raise ValueError(f"depth must be 9 n + 2 (11, 20, 29, ...), got {depth}")
+            raise InputError(f"depth must be 9 n + 2 (11, 20, 29, ...), got {depth}")
         self.stem = nn.Sequential(
             nn.Conv2d(in_channels, 64, 3, padding=1, bias=False), nn.BatchNorm2d(64), nn.ReLU(inplace=True)
         )

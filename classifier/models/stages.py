@@ -2,6 +2,7 @@
 
 from torch import nn
 
+from rlmix.classifier.errors import InputError
 from rlmix.classifier.models.convnet import ConvNet
 from rlmix.classifier.models.lenet import LeNet
 from rlmix.classifier.models.preact_resnet import PreActResNet
@@ -27,7 +28,7 @@ def hidden_stages(model: nn.Module) -> list[nn.Module]:
         return list(model.stages[:2])
     if RESNETS & {(base.__module__, base.__qualname__) for base in type(model).__mro__}:
         return [model.get_submodule("layer1"), model.get_submodule("layer2")]
-    raise ValueError(
+    raise InputError(
         "Manifold Mixup knows the stages of PreAct ResNet, Wide ResNet, ResNeXt, LeNet and ConvNet of this project and "
         f"of the ResNets of torchvision and timm, not of {type(model).__name__}; choose one of these or another method"
     )

@@ -11,6 +11,8 @@ initialisation is torch's own there and here.
 import torch
 from torch import Tensor, nn
 
+from rlmix.classifier.errors import InputError
+
 
 class WideBlock(nn.Module):
     """Two 3 x 3 convolutions, each after BatchNorm and ReLU, and a shortcut (figure 1c, without dropout)."""
@@ -46,7 +48,7 @@ class WideResNet(nn.Module):
         super().__init__()
         blocks, rest = divmod(depth - 4, 6)
         if rest or blocks < 1:
-            raise ValueError(f"depth must be 6 n + 4 (10, 16, 22, 28, ...), got {depth}")
+            raise InputError(f"depth must be 6 n + 4 (10, 16, 22, 28, ...), got {depth}")
         self.stem = nn.Conv2d(in_channels, 16, 3, padding=1)
         stages = []
         channels = 16

@@ -33,6 +33,7 @@ from rlmix.classifier.data import (
     pad_images,
     stream_batches,
 )
+from rlmix.classifier.errors import InputError
 from rlmix.classifier.hardware import resolve_device, resolve_precision, why_not_compile
 from rlmix.classifier.mixing.manifold import mixed_stage
 from rlmix.classifier.mixing.methods import METHODS, MixDraw, MixInput
@@ -166,11 +167,11 @@ class Trainer:
         self.rank, self.world = (distributed.get_rank(), distributed.get_world_size()) if together else (0, 1)
         share, rest = divmod(config.batch_size, self.world)
         if rest or share < 2:
-            raise ValueError(
+            raise InputError(
                 f"batch_size must part into {self.world} slices of at least 2 images, got {config.batch_size}"
             )
         if together and config.compile == "on":
-            raise ValueError("a network that several processes train is not compiled: set compile to False")
+            raise InputError("a network that several processes train is not compiled: set compile to False")
         self._slice = slice(self.rank * share, (self.rank + 1) * share)
         self.device = resolve_device(config.device)
         self.precision = resolve_precision(config.precision, self.device)
@@ -216,12 +217,12 @@ class Trainer:
             self._padding = padding if self.config.augmentation else 0
             side = min(self.data.train.image_shape[1:])
             if self._padding > side:
-                raise ValueError(f"crop_padding must be at most the images' side ({side}), got {self._padding}")
+                raise InputError(f"crop_padding must be at most the images' side ({side}), got {self._padding}")
             self._train_labels = self.data.train.labels.to(self.device)
             self._padded = None
             if isinstance(self.data.train, ImageFiles):
                 if not self.config.augmentation:
-                    raise ValueError("streamed images are always cropped at random; leave augmentation on")
+                    raise InputError("streamed images are always cropped at random; leave augmentation on")
             else:
                 self._padded = pad_images(self.data.train.images, self._padding)
             self._mean = torch.tensor(self.data.mean, device=self.device)
@@ -417,7 +418,7 @@ class Trainer:
                 try:
                     library()
                 except ImportError as error:
-                    raise ValueError(str(error)) from None
+                    raise InputError(str(error)) from None
         if any(METHODS[method].stage for method in policy.shares):
             hidden_stages(self.model)
 
