@@ -62,9 +62,10 @@ format: $(DEV) ## Sort imports and format the code
 	$(RUN) -m ruff check --fix .
 	$(RUN) -m ruff format .
 
+# No --quiet here: it hides warnings, and with them what makes a strict build fail.
 docs: $(DEV) ## Build the documentation into site/; broken links and references fail
 	echo '==> mkdocs build'
-	NO_MKDOCS_2_WARNING=1 $(RUN) -m mkdocs build --quiet
+	NO_MKDOCS_2_WARNING=1 $(RUN) -m mkdocs build
 	echo '    open site/index.html'
 
 tensorboard: $(CORE) ## Show the curves of LOGDIR on this machine at PORT
