@@ -1,8 +1,7 @@
-"""PPO over MixPolicyEnv: building an agent, saving it without pickle, and stopping and resuming its search."""
+"""PPO over `MixPolicyEnv`: building an agent, saving it without pickle, and resuming its search."""
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -13,56 +12,59 @@ import numpy as np
 import torch
 from gymnasium import spaces
 from numpy.typing import NDArray
-from safetensors import SafetensorError
-from safetensors.torch import load, save
 from stable_baselines3 import PPO
 from stable_baselines3.common.distributions import MultiCategoricalDistribution
 from stable_baselines3.common.policies import ActorCriticPolicy
 from stable_baselines3.common.vec_env import VecEnv
 
 from rlmix.agent.config import PPOConfig
+from rlmix.agent.files import SHIPPED, SHIPPED_FOLDER, AgentFormat, NoOptimizer, files_checksum, write_files
 from rlmix.classifier.errors import InputError
-from rlmix.classifier.files import DamagedFileError, write_atomic
 from rlmix.classifier.hardware import require_memory
-from rlmix.classifier.mixing.policy import require_fields
 from rlmix.envs import DIMENSIONS, Menu, MixPolicyEnv, Task
 from rlmix.envs.mix_policy import segment_ends
 from rlmix.envs.observation import VERSION as OBSERVATION_VERSION
 from rlmix.envs.observation import observation_space
 
-FORMAT = "rl-mix agent"
-VERSION = 1
-MOST_UNITS = 4096  # of a hidden layer
+FORMAT = AgentFormat(
+    name="rl-mix agent",
+    version=1,
+    title="agent",
+    command="train_agent.py",
+    fields=("observation_version", "hidden", "menu", "segments", "provenance"),
+)
+MAX_UNITS, MAX_LAYERS = 4096, 8  # units of a hidden layer, and number of such layers
 
 
 def build_agent(config: PPOConfig, workers: VecEnv, *, segments: int, seed: int, start: Sequence[int]) -> PPO:
-    """A PPO agent with new weights whose first choices lean to one action.
+    """Return a PPO agent with new weights whose first choices lean to one action.
 
     Args:
-        config: how it learns.
-        workers: the environments.
-        segments: steps of an episode.
-        seed: of weights and sampling; seeds torch's and NumPy's global generators, as Stable-Baselines3 does.
-        start: the action that is likely at first: an index into each dimension of the menu.
+        config: hyperparameters.
+        workers: environments to learn from.
+        segments: number of steps of an episode.
+        seed: RNG seed for weights and sampling; seeds torch's and NumPy's global generators, as Stable-Baselines3 does.
+        start: action that is likely at first, as an index into each dimension of the menu.
 
     Raises:
-        ValueError: episodes do not divide among the workers, or steps among minibatches, a rollout does not fit into
-            memory, or an option is out of range.
+        InputError: the episodes are not divisible among the workers or the steps among the minibatches, a rollout does
+            not fit into memory, or an option is out of range.
     """
     if not 0 < config.start_probability < 1:
         raise InputError(f"start_probability must be between 0 and 1, got {config.start_probability}")
     if config.episodes_per_update % workers.num_envs:
         raise InputError(
-            f"episodes_per_update must be a multiple of the number of workers, got {config.episodes_per_update} "
-            f"episodes for {workers.num_envs} workers"
+            "episodes_per_update must be divisible by the number of parallel environments, got "
+            f"{config.episodes_per_update} episodes for {workers.num_envs} environments"
         )
     steps = segments * config.episodes_per_update
     if steps % config.minibatches or steps // config.minibatches < 2:
         raise InputError(
-            f"minibatches must divide the {steps} steps of a rollout into parts of at least 2, got {config.minibatches}"
+            f"the {steps} steps of a rollout must be divisible by minibatches, with at least 2 steps in each, "
+            f"got {config.minibatches} minibatches"
         )
-    if not 1 <= config.hidden <= MOST_UNITS:
-        raise InputError(f"hidden must be from 1 to {MOST_UNITS} units, got {config.hidden}")
+    if not 1 <= config.hidden <= MAX_UNITS:
+        raise InputError(f"hidden must be from 1 to {MAX_UNITS} units, got {config.hidden}")
     shapes = [workers.observation_space.shape or (), workers.action_space.shape or ()]
     require_memory(4 * steps * sum(math.prod(shape) for shape in shapes), f"a rollout of {steps:,} steps")
     model = PPO(
@@ -82,11 +84,13 @@ def build_agent(config: PPOConfig, workers: VecEnv, *, segments: int, seed: int,
         device="cpu",
     )
     assert isinstance(workers.action_space, spaces.MultiDiscrete)
-    lean_towards(model.policy, start, workers.action_space.nvec.tolist(), config.start_probability)
+    bias_action_head(model.policy, start, workers.action_space.nvec.tolist(), config.start_probability)
     return model
 
 
-def lean_towards(policy: ActorCriticPolicy, action: Sequence[int], sizes: Sequence[int], probability: float) -> None:
+def bias_action_head(
+    policy: ActorCriticPolicy, action: Sequence[int], sizes: Sequence[int], probability: float
+) -> None:
     """Set the bias of an untrained action head so that each choice of `action` has about the given probability."""
     bias = torch.cat(
         [
@@ -102,7 +106,7 @@ def lean_towards(policy: ActorCriticPolicy, action: Sequence[int], sizes: Sequen
 
 
 def search_state(model: PPO) -> dict[str, Any]:
-    """Everything of a PPO search at the end of a rollout, random states included, as `classifier.files` saves it."""
+    """Return the state of a PPO search at the end of a rollout, random states included, for `classifier.files`."""
     kind, keys, position, has_gauss, gauss = np.random.get_state()  # noqa: NPY002, Stable-Baselines3 draws from it
     starts = model._last_episode_starts
     assert isinstance(starts, np.ndarray)
@@ -117,15 +121,30 @@ def search_state(model: PPO) -> dict[str, Any]:
     }
 
 
+def start_search(model: PPO, observations: NDArray[np.float32], state: dict[str, Any] | None = None) -> None:
+    """Prepare a model for `learn(..., reset_num_timesteps=False)`, at the start of a search or from a saved state.
+
+    Args:
+        model: model from `build_agent`.
+        observations: first observation of each environment, `[N, O]`.
+        state: state from `search_state` to resume from; optional, defaults to a new search.
+    """
+    if state is not None:
+        restore_search(model, state, observations)
+    else:
+        model._last_obs = observations
+        model._last_episode_starts = np.ones(len(observations), dtype=bool)
+
+
 def restore_search(
     model: PPO, state: dict[str, Any], observations: NDArray[np.float32] | dict[str, NDArray[np.float32]]
 ) -> None:
-    """Go on from what `search_state` gave.
+    """Resume from a state of `search_state`.
 
     Args:
-        model: as `build_agent` built it from the same config.
-        state: from `search_state`.
-        observations: what the workers, moved to where they stood, see now.
+        model: new model of the same configuration.
+        state: state from `search_state`.
+        observations: current observations of the environments, which have been brought to where they were.
     """
     model.policy.load_state_dict(state["policy"])
     model.policy.optimizer.load_state_dict(state["optimizer"])
@@ -140,11 +159,11 @@ def restore_search(
 
 @dataclass(frozen=True)
 class Agent:
-    """A learned agent: what it needs to choose, and nothing to unpickle.
+    """A learned agent: what it needs to choose, without anything to unpickle.
 
     Attributes:
         policy: Stable-Baselines3's actor and critic.
-        menu: what it chooses from.
+        menu: menu of choices.
         segments: progress at which each of its segments ends.
         provenance: how it was learned; any JSON object.
     """
@@ -155,12 +174,12 @@ class Agent:
     provenance: dict[str, Any]
 
     def choose(self, observation: NDArray[np.float32]) -> tuple[int, ...]:
-        """The most probable action at an observation."""
+        """Return the most probable action at an observation."""
         action, _ = self.policy.predict(observation, deterministic=True)
         return tuple(int(index) for index in action)
 
     def probabilities(self, observation: NDArray[np.float32]) -> dict[str, dict[str, float]]:
-        """The probability in [0, 1] that the agent gives each choice at an observation, by dimension and choice."""
+        """Return the probability in [0, 1] of each choice at an observation, by dimension and choice."""
         tensor, _ = self.policy.obs_to_tensor(observation)
         with torch.no_grad():
             distribution = self.policy.get_distribution(tensor)
@@ -171,12 +190,12 @@ class Agent:
         }
 
     def play(self, env: MixPolicyEnv, task: Task, seed: int) -> list[tuple[int, ...]]:
-        """Train a task as the agent finds best, asked live; the environment's trainer is then at its end.
+        """Train a task with the agent's most probable actions; the environment's trainer is then at its end.
 
         Args:
-            env: with the agent's menu and segments.
-            task: what is trained.
-            seed: of the training.
+            env: environment with the agent's menu and segments.
+            task: task to train.
+            seed: RNG seed for the training.
 
         Returns:
             The actions; fewer than there are segments where the training diverged.
@@ -189,73 +208,75 @@ class Agent:
         return actions
 
     def to_files(self) -> dict[str, bytes]:
-        """The contents of the files that `save` writes, by name: an agent as it travels."""
+        """Return the contents of the files that `save` writes, by name, as an agent is sent to a worker."""
         description = {
-            "format": FORMAT,
-            "version": VERSION,
             "observation_version": OBSERVATION_VERSION,
             "hidden": self.policy.net_arch,
             "menu": self.menu.to_json(),
             "segments": list(self.segments),
             "provenance": self.provenance,
         }
-        return {
-            "agent.safetensors": save(dict(self.policy.state_dict())),
-            "agent.json": (json.dumps(description, indent=2) + "\n").encode(),
-        }
+        return FORMAT.to_files(description, dict(self.policy.state_dict()))
+
+    @property
+    def checksum(self) -> str:
+        """SHA-256 of the agent's files, by which logs and protocols name it."""
+        return files_checksum(self.to_files())
 
     def save(self, folder: Path) -> None:
         """Write `agent.safetensors` and `agent.json` into `folder`."""
-        for name, content in self.to_files().items():
-            write_atomic(folder / name, content)
+        write_files(folder, self.to_files())
 
     @classmethod
-    def load(cls, folder: Path) -> Agent:
-        """Read an agent that `save` wrote: a new network is built and given the weights; no code is run.
+    def load(cls, folder: Path | str) -> Agent:
+        """Read an agent that `save` wrote; no code is run.
+
+        Args:
+            folder: folder of the agent, or `"shipped"` for the one that comes with the program.
 
         Raises:
             DamagedFileError: a file is missing, damaged, of another version, or does not fit the other.
         """
-        try:
-            return cls.from_files({name: (folder / name).read_bytes() for name in ("agent.json", "agent.safetensors")})
-        except (OSError, ValueError) as error:
-            raise DamagedFileError(
-                f"{folder}: no usable agent there ({error}); it needs agent.json and "
-                "agent.safetensors as train_agent.py writes them"
-            ) from None
+        return FORMAT.load(SHIPPED_FOLDER if folder == SHIPPED else Path(folder), cls._build)
 
     @classmethod
     def from_files(cls, files: Mapping[str, bytes]) -> Agent:
-        """The agent that `to_files` gave; no code is run.
+        """Return the agent of which `to_files` gave the files; no code is run.
 
         Raises:
-            ValueError: it is damaged, of another version, or its parts do not fit each other.
+            ValueError: the files are damaged, of another version, or do not fit each other.
         """
-        try:
-            value = json.loads(files["agent.json"])
-            if not isinstance(value, dict) or value.get("format") != FORMAT or value.get("version") != VERSION:
-                raise ValueError(f"not an agent of version {VERSION}")
-            names = ["format", "version", "observation_version", "hidden", "menu", "segments", "provenance"]
-            require_fields("agent", value, names)
-            if value["observation_version"] != OBSERVATION_VERSION:
-                raise ValueError(f"it sees observations of version {value['observation_version']}")
-            menu = Menu.from_json(value["menu"])
-            hidden = [int(units) for units in value["hidden"]]
-            if len(hidden) > 8 or any(not 1 <= units <= MOST_UNITS for units in hidden):
-                raise ValueError(f"hidden must be up to 8 layers of 1 to {MOST_UNITS} units, got {hidden}")
-            if not isinstance(value["segments"], list) or not isinstance(value["provenance"], dict):
-                raise ValueError("segments must be a list and provenance an object")
-            segments = segment_ends(value["segments"])
-            policy = new_policy(menu, hidden)
-            policy.load_state_dict(load(files["agent.safetensors"]))
-            return cls(policy, menu, segments, value["provenance"])
-        # ArithmeticError: JSON knows numbers that are infinite.
-        except (ValueError, TypeError, KeyError, ArithmeticError, RuntimeError, SafetensorError) as error:
-            raise ValueError(error) from None
+        return FORMAT.from_files(files, cls._build)
+
+    @classmethod
+    def _build(cls, value: dict[str, Any], weights: dict[str, torch.Tensor]) -> Agent:
+        if value["observation_version"] != OBSERVATION_VERSION:
+            raise ValueError(
+                f"expected observations of version {OBSERVATION_VERSION}, got {value['observation_version']}"
+            )
+        menu = Menu.from_json(value["menu"])
+        hidden = [int(units) for units in value["hidden"]]
+        if len(hidden) > MAX_LAYERS or any(not 1 <= units <= MAX_UNITS for units in hidden):
+            raise ValueError(f"hidden must be at most {MAX_LAYERS} layers of 1 to {MAX_UNITS} units, got {hidden}")
+        if not isinstance(value["segments"], list):
+            raise ValueError(f"segments must be a list, got {value['segments']!r:.80}")
+        segments = segment_ends(value["segments"])
+        policy = new_policy(menu, hidden)
+        policy.load_state_dict(weights)
+        return cls(policy, menu, segments, value["provenance"])
 
 
 def new_policy(menu: Menu, hidden: Sequence[int]) -> ActorCriticPolicy:
-    """The actor and critic that PPO builds for a menu, with new weights."""
+    """Return the actor and critic that PPO builds for a menu, with new weights and without an optimiser.
+
+    Args:
+        menu: menu of choices.
+        hidden: number of units of each hidden layer.
+    """
     return ActorCriticPolicy(
-        observation_space(menu), spaces.MultiDiscrete(list(menu.sizes)), lambda _: 0.0, net_arch=list(hidden)
+        observation_space(menu),
+        spaces.MultiDiscrete(list(menu.sizes)),
+        lambda _: 0.0,
+        net_arch=list(hidden),
+        optimizer_class=NoOptimizer,
     )

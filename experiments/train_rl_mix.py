@@ -26,7 +26,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     with command("train_rl_mix", arguments) as call:
         config = call.parse(RLMixConfig, __doc__)
 
-        from rlmix.agent.rl_mix import ThresholdAgent
+        from rlmix.agent.rl_mix.agent import RLMixAgent
         from rlmix.experiments.runs.config import stored_config
         from rlmix.experiments.runs.folder import RunFolder
         from rlmix.experiments.training.rl_mix import resolve, train
@@ -40,7 +40,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
             config = resolve(config, data)
             run = RunFolder.create(config.run.out, RL_MIX)
             if config.agent is not None:  # a copy, so that the training can be resumed without the original
-                ThresholdAgent.load(Path(config.agent)).save(run.path)
+                RLMixAgent.load(Path(config.agent)).save(run.path)
             run.write_config(RL_MIX, asdict(config))
         call.resume = f"{call.command} {run.resume_options}"
         print(f"run folder: {run.path}\nwatch: tensorboard --logdir {run.events}", flush=True)

@@ -100,8 +100,7 @@ def test_the_installed_agent_chooses(installed: Path, project: Path) -> None:
     code = """
 import numpy as np
 from rlmix import Agent
-from rlmix.experiments.search.shipped import agent_folder
-agent = Agent.load(agent_folder("shipped"))
+agent = Agent.load("shipped")
 print(len(agent.choose(np.zeros(agent.policy.observation_space.shape, np.float32))))
 """
     assert run("-c", code, cwd=project, path=installed).split()[-1] == "4"

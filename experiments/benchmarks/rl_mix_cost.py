@@ -23,10 +23,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from stable_baselines3.common.logger import Logger
 
 from rlmix.agent.config import RLMixAgentConfig
-from rlmix.agent.rl_mix import ThresholdPPO
+from rlmix.agent.rl_mix.learner import RLMixLearner
 from rlmix.classifier.data import load_dataset, split
 from rlmix.classifier.files import write_atomic
 from rlmix.classifier.hardware import resolve_device
@@ -46,8 +45,8 @@ PUBLISHED_RATIO = 2.0  # 8 hours against 4 on a P100 (arXiv 2212.04875)
 PARTS = {  # of an update of RL-Mix: what it is called, and the methods whose time it is
     "clean pass": (Trainer, "_take_gradient"),
     "mixed update": (Trainer, "train_mixed"),
-    "choosing": (ThresholdPPO, "choose"),
-    "storing": (ThresholdPPO, "learn"),
+    "choosing": (RLMixLearner, "choose"),
+    "storing": (RLMixLearner, "learn"),
 }
 
 
@@ -143,7 +142,7 @@ def measure(config: CostConfig, model: str) -> dict[str, Any]:
     except ValueError as error:
         raise RunError(str(error)) from error
     published = RLMixAgentConfig()
-    agent = ThresholdPPO(replace(published, epochs=1), env, seed=0, updates=UPDATES, logger=Logger(None, []))
+    agent = RLMixLearner(replace(published, epochs=1), env, seed=0, updates=UPDATES)
     _say(f"{model}: warming up")
     exact_stretch(trainer, 2)
     length = max(2, int(config.seconds / exact_stretch(trainer, 2)))
@@ -184,7 +183,7 @@ def exact_stretch(trainer: Trainer, updates: int) -> float:
     return trainer.train(EVERY_BATCH, updates, probe=False).seconds / updates
 
 
-def rl_mix_stretch(env: RLMixEnv, agent: ThresholdPPO, updates: int, config: RLMixAgentConfig) -> dict[str, Any]:
+def rl_mix_stretch(env: RLMixEnv, agent: RLMixLearner, updates: int, config: RLMixAgentConfig) -> dict[str, Any]:
     """Seconds of an update of RL-Mix without the agent's own (`stepping`), and of each of its parts with it.
 
     Args:
@@ -212,7 +211,7 @@ def rl_mix_stretch(env: RLMixEnv, agent: ThresholdPPO, updates: int, config: RLM
     return {"stepping": stepping, "parts": parts}
 
 
-def pass_seconds(agent: ThresholdPPO) -> float:
+def pass_seconds(agent: RLMixLearner) -> float:
     """Seconds of an update of an agent; its rollout is filled up with copies of the steps that it holds."""
     buffer = agent.model.rollout_buffer
     filled = buffer.pos

@@ -10,9 +10,9 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from stable_baselines3.common.logger import Logger
 
-from rlmix.agent.rl_mix import ThresholdPPO, last_quarter, play, random_thresholds
+from rlmix.agent.rl_mix.learner import RLMixLearner
+from rlmix.agent.rl_mix.loop import last_quarter, play, random_thresholds
 from rlmix.classifier.data import Splits, load_dataset, split
 from rlmix.classifier.evaluation.measures import MEASURES, NotMeasurable, Subject, subject_of
 from rlmix.classifier.files import LineLog
@@ -325,7 +325,7 @@ def train_per_batch(
     env = RLMixEnv(training=training, splits=data, grid=chooser.grid)
     choose, learn = random_thresholds(seed, training.batch_size), None
     if chooser.learned:
-        agent = ThresholdPPO(chooser.agent, env, seed=seed, updates=training.updates, logger=Logger(None, []))
+        agent = RLMixLearner(chooser.agent, env, seed=seed, updates=training.updates)
         choose, learn = agent.choose, agent.learn
     observation, _ = env.reset(seed=seed)
     started = time.perf_counter()

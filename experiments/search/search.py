@@ -18,7 +18,7 @@ from stable_baselines3.common.vec_env import VecEnv
 from tqdm import tqdm
 
 from rlmix.agent.callbacks import SearchLog
-from rlmix.agent.ppo import Agent, restore_search
+from rlmix.agent.ppo import Agent, start_search
 from rlmix.agent.ray_env import RayVecEnv, WorkerFailedError
 from rlmix.agent.vec_env import ProcessVecEnv
 from rlmix.agent.workers import Position, make_worker
@@ -41,7 +41,6 @@ from rlmix.experiments.search.selection import (
     select_best,
     shipped_agent,
 )
-from rlmix.experiments.search.shipped import agent_checksum
 
 
 def search_trial(parameters: dict[str, str]) -> None:
@@ -150,9 +149,8 @@ def learn(
     model.logger.record("hparams", HParam(_flat(asdict(config)), {"reward/return_mean": 0.0}))
     observations = workers.reset()
     assert isinstance(observations, np.ndarray)
-    if checkpoint is not None:
-        with reject_incompatible(run.checkpoints):
-            restore_search(model, checkpoint["search"], observations)
+    with reject_incompatible(run.checkpoints):
+        start_search(model, observations, None if checkpoint is None else checkpoint["search"])
     total = config.episodes * len(search.segments)
     left = total - model.num_timesteps
     learning_seconds = 0.0
@@ -180,13 +178,10 @@ def learn(
                 save=save,
                 checkpoint=checkpoint,
             )
-            model._last_obs = observations
-            if checkpoint is None:
-                model._last_episode_starts = np.ones(workers.num_envs, dtype=bool)
             # The total is counted from where the search stands, since timesteps are not reset.
             model.learn(left, callback=callback, reset_num_timesteps=False)
             learning_seconds = callback.learning_seconds
-    started = None if config.start is None else agent_checksum(start)  # no path: it says nothing elsewhere
+    started = None if config.start is None else Agent.load(start).checksum  # no path: it says nothing elsewhere
     facts = {"learned_by": "ppo", "episodes": len(log.read()), "start_sha256": started, **provenance(search)}
     return Agent(model.policy, search.menu, search.segments, facts), learning_seconds
 

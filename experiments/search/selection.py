@@ -12,6 +12,7 @@ from torch.utils.tensorboard.writer import SummaryWriter
 from tqdm import tqdm
 
 from rlmix.agent.baselines import FIXED, random_schedule
+from rlmix.agent.files import SHIPPED
 from rlmix.agent.ppo import Agent
 from rlmix.agent.replay import candidates, greedy_schedules
 from rlmix.agent.workers import Job, episode_seed, run_jobs
@@ -23,7 +24,6 @@ from rlmix.experiments.runs.errors import RunError, reject_incompatible
 from rlmix.experiments.runs.folder import RunFolder
 from rlmix.experiments.search.config import SearchConfig
 from rlmix.experiments.search.plan import START, Search
-from rlmix.experiments.search.shipped import FOLDER
 
 GREEDY_EPISODES = 4  # for each worker's share of at least one: what the majority is taken over
 MOST_CANDIDATES = 3
@@ -135,7 +135,7 @@ def shipped_agent(search: Search) -> dict[str, Agent]:
     Raises:
         DamagedFileError: it cannot be used.
     """
-    shipped = Agent.load(FOLDER)
+    shipped = Agent.load(SHIPPED)
     try:
         require_updates(shipped.segments, *search.tasks.updates)
     except ValueError:

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import torch
 
+from rlmix.agent.files import SHIPPED
 from rlmix.agent.ppo import Agent
 from rlmix.agent.ray_env import Share
 from rlmix.agent.replay import Chooser, ask, follow
@@ -18,7 +19,6 @@ from rlmix.experiments.runs.config import stored_config
 from rlmix.experiments.runs.errors import RunError
 from rlmix.experiments.runs.folder import RunFolder, stop_file
 from rlmix.experiments.search.cluster import connected, train_together
-from rlmix.experiments.search.shipped import SHIPPED, agent_folder
 from rlmix.experiments.training.config import ReplayConfig
 from rlmix.experiments.training.final_training import train_to_the_end
 from rlmix.experiments.training.resolve import load_data
@@ -97,7 +97,7 @@ def chooser(config: ReplayConfig, run: Path | None) -> tuple[Chooser, Sequence[f
         schedule = PolicySchedule.load(config.policy if run is None else run / "policy.json")
         return follow(schedule), [until for until, _ in schedule.segments], config.policy
     assert config.agent is not None
-    agent = Agent.load(agent_folder(config.agent) if run is None else run)
+    agent = Agent.load(config.agent if run is None else run)
     return (
         ask(agent),
         agent.segments,
@@ -110,7 +110,7 @@ def policies(config: ReplayConfig) -> list[MixPolicy]:
     if config.policy is not None:
         return [policy for _, policy in PolicySchedule.load(config.policy).segments]
     assert config.agent is not None
-    menu = Agent.load(agent_folder(config.agent)).menu
+    menu = Agent.load(config.agent).menu
     return [menu.policy(action) for action in menu.actions()]
 
 
@@ -119,4 +119,4 @@ def keep_policy(config: ReplayConfig, run: RunFolder) -> None:
     if config.policy is not None:
         PolicySchedule.load(config.policy).save(run.path / "policy.json")
     elif config.agent is not None:
-        Agent.load(agent_folder(config.agent)).save(run.path)
+        Agent.load(config.agent).save(run.path)

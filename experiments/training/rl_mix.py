@@ -17,8 +17,10 @@ from stable_baselines3.common.logger import Figure as LoggedFigure
 from stable_baselines3.common.logger import Logger, TensorBoardOutputFormat, configure
 from tqdm import tqdm
 
-from rlmix.agent.rl_mix import Choose, Learn, ThresholdAgent, ThresholdPPO, last_quarter, play
-from rlmix.agent.rl_mix import random_thresholds as drawn
+from rlmix.agent.rl_mix.agent import RLMixAgent
+from rlmix.agent.rl_mix.learner import RLMixLearner
+from rlmix.agent.rl_mix.loop import Choose, Learn, last_quarter, play
+from rlmix.agent.rl_mix.loop import random_thresholds as drawn
 from rlmix.classifier.compilation import resolve_machine
 from rlmix.classifier.data import Splits
 from rlmix.classifier.files import LineLog, write_atomic
@@ -86,14 +88,14 @@ def resolve(config: RLMixConfig, data: Splits) -> RLMixConfig:
     # Errors in network or agent are reported here, before there is a run folder.
     train = replace(config.train, device="cpu", precision="fp32", compile="off")
     tried = environment(replace(config, train=train), data)
-    chooser(config, tried, Logger(None, []), None if config.agent is None else Path(config.agent))
+    chooser(config, tried, None, None if config.agent is None else Path(config.agent))
     train = resolve_machine(config.train, data, planned_updates=config.train.updates)
     return replace(config, train=train, threads=torch.get_num_threads())
 
 
 def chooser(
-    config: RLMixConfig, env: RLMixEnv, logger: Logger, agent: Path | None
-) -> tuple[Choose, Learn | None, ThresholdPPO | None]:
+    config: RLMixConfig, env: RLMixEnv, logger: Logger | None, agent: Path | None
+) -> tuple[Choose, Learn | None, RLMixLearner | None]:
     """Who chooses, who is told what came of it, and the learner that both are where one learns.
 
     Args:
@@ -107,12 +109,12 @@ def chooser(
         InputError: the agent does not fit the environment.
     """
     if config.thresholds == "learned":
-        learner = ThresholdPPO(config.ppo, env, seed=config.seed, updates=config.train.updates, logger=logger)
+        learner = RLMixLearner(config.ppo, env, seed=config.seed, updates=config.train.updates, logger=logger)
         return learner.choose, learner.learn, learner
     if config.thresholds == "random":
         return drawn(config.seed, config.train.batch_size), None, None
     assert agent is not None
-    return ThresholdAgent.load(agent).fitted(env).thresholds(config.seed), None, None
+    return RLMixAgent.load(agent).for_environment(env).thresholds(config.seed), None, None
 
 
 def train(config: RLMixConfig, run: RunFolder, data: Splits) -> None:
@@ -181,7 +183,7 @@ def train(config: RLMixConfig, run: RunFolder, data: Splits) -> None:
     if learner is not None:
         options = flatten(asdict(config))
         facts = {"learned_by": "ppo", **{name: options[name] for name in FACTS}}
-        ThresholdAgent.of(learner, config.ppo.extractor, env, facts).save(run.path)
+        RLMixAgent.from_learner(learner, config.ppo.extractor, env, facts).save(run.path)
     logger.record("policy/over_the_training", LoggedFigure(thresholds_figure(epochs), close=False))
     logger.dump(config.train.updates)
     logger.close()

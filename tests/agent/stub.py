@@ -18,7 +18,7 @@ from tqdm import tqdm
 
 from rlmix.agent.callbacks import SearchLog
 from rlmix.agent.config import PPOConfig
-from rlmix.agent.ppo import build_agent, restore_search
+from rlmix.agent.ppo import build_agent, start_search
 from rlmix.agent.workers import Position, Worker
 from rlmix.classifier.files import load_state, save_state
 from rlmix.envs import Menu
@@ -102,11 +102,7 @@ def search(
         model.set_logger(configure(str(folder / "events"), ["tensorboard"]))
         observations = vector.reset()
         assert isinstance(observations, np.ndarray)
-        if state is None:
-            model._last_obs = observations
-            model._last_episode_starts = np.ones(workers, dtype=bool)
-        else:
-            restore_search(model, state["search"], observations)
+        start_search(model, observations, None if state is None else state["search"])
         log = SearchLog(
             menu=Menu(),
             segments=SEGMENTS,

@@ -1,8 +1,11 @@
 """A saved agent chooses as before, and a file that somebody was sent runs no code."""
 
+import hashlib
 import json
 import os
 import pickle
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -207,3 +210,20 @@ def test_the_files_are_json_and_plain_tensors(saved: Path) -> None:
     stored = max(entry["data_offsets"][1] for name, entry in header.items() if name != "__metadata__")
     assert len(content) == 8 + int.from_bytes(content[:8], "little") + stored, "nothing behind the tensors"
     assert {entry["dtype"] for name, entry in header.items() if name != "__metadata__"} == {"F32"}
+
+
+def test_the_checksum_is_that_of_both_files(saved: Path) -> None:
+    content = (saved / "agent.json").read_bytes() + (saved / "agent.safetensors").read_bytes()
+    assert Agent.load(saved).checksum == hashlib.sha256(content).hexdigest()
+    assert new_agent(seed=1).checksum != new_agent(seed=0).checksum
+
+
+def test_loading_the_shipped_agent_takes_no_compiler_and_no_optimiser(tmp_path: Path) -> None:
+    code = (
+        "import sys; from rlmix.agent.ppo import Agent; from rlmix.envs.observation import observation_space\n"
+        "agent = Agent.load('shipped'); agent.choose(observation_space(agent.menu).sample())\n"
+        "slow = ('torch._dynamo', 'torch.distributed.fsdp', 'scipy.stats', 'ray')\n"
+        "print([name for name in slow if name in sys.modules])"
+    )
+    done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout.strip()) == (0, "[]"), done.stderr

@@ -13,20 +13,13 @@ from gymnasium import spaces
 from scipy import stats
 from stable_baselines3 import PPO
 from stable_baselines3.common.distributions import MultiCategoricalDistribution
-from stable_baselines3.common.logger import Logger
 from torch.nn.functional import conv2d, linear, relu
 
 from rlmix.agent.config import RLMixAgentConfig
-from rlmix.agent.rl_mix import (
-    BatchExtractor,
-    Epoch,
-    ThresholdAgent,
-    ThresholdDistribution,
-    ThresholdPPO,
-    new_policy,
-    play,
-    random_thresholds,
-)
+from rlmix.agent.rl_mix.agent import RLMixAgent
+from rlmix.agent.rl_mix.learner import RLMixLearner
+from rlmix.agent.rl_mix.loop import Epoch, play, random_thresholds
+from rlmix.agent.rl_mix.networks import BatchExtractor, ThresholdDistribution, new_policy
 from rlmix.classifier.files import DamagedFileError, load_state, save_state
 from rlmix.classifier.training.config import TrainConfig
 from rlmix.envs import RLMixEnv
@@ -43,8 +36,8 @@ def environment(**changes: Any) -> RLMixEnv:
     return RLMixEnv(training=training, splits=digits().draw(100, data_seed=0), **changes)
 
 
-def learner(env: RLMixEnv, config: RLMixAgentConfig = CONFIG, seed: int = 3) -> ThresholdPPO:
-    return ThresholdPPO(config, env, seed=seed, updates=UPDATES, logger=Logger(None, []))
+def learner(env: RLMixEnv, config: RLMixAgentConfig = CONFIG, seed: int = 3) -> RLMixLearner:
+    return RLMixLearner(config, env, seed=seed, updates=UPDATES)
 
 
 def observations(count: int, batch: int = BATCH) -> dict[str, torch.Tensor]:
@@ -56,7 +49,7 @@ def observations(count: int, batch: int = BATCH) -> dict[str, torch.Tensor]:
     }
 
 
-def weights(learner: ThresholdPPO) -> list[torch.Tensor]:
+def weights(learner: RLMixLearner) -> list[torch.Tensor]:
     return list(learner.model.policy.state_dict().values())
 
 
@@ -88,14 +81,14 @@ def test_published_extractor_is_its_description() -> None:
 
 
 def test_too_few_patches_for_the_published_extractor_are_refused() -> None:
-    with pytest.raises(ValueError, match="4 patches per side or more, got 2; take the extractor image"):
+    with pytest.raises(ValueError, match="at least 4 patches per side, got 2; use the extractor image"):
         new_policy("batch", BATCH, 2, CLASSES)
     new_policy("image", BATCH, 2, CLASSES)
 
 
 def test_published_setting() -> None:
     env = environment()
-    model = ThresholdPPO(RLMixAgentConfig(), env, seed=0, updates=100, logger=Logger(None, [])).model
+    model = RLMixLearner(RLMixAgentConfig(), env, seed=0, updates=100).model
     usual = PPO("MultiInputPolicy", env)
     assert (model.n_steps, model.batch_size) == (1000, 250)
     for name in ("n_epochs", "gamma", "gae_lambda", "ent_coef", "vf_coef", "max_grad_norm", "target_kl"):
@@ -203,7 +196,7 @@ def test_random_thresholds_are_uniform_and_a_function_of_seed_and_update() -> No
 
 @pytest.mark.parametrize("stop", [1, 2, 4])
 def test_stopped_between_epochs_and_resumed_learns_the_same(tmp_path: Path, stop: int) -> None:
-    def run(env: RLMixEnv, agent: ThresholdPPO, observation: Observation) -> Iterator[Epoch]:
+    def run(env: RLMixEnv, agent: RLMixLearner, observation: Observation) -> Iterator[Epoch]:
         return play(env, observation, agent.choose, agent.learn)
 
     env = environment()
@@ -237,7 +230,7 @@ def test_stopped_between_epochs_and_resumed_learns_the_same(tmp_path: Path, stop
     [
         ({"extractor": "none"}, "extractor must be one of batch, image, got 'none'"),
         ({"n_steps": 0}, "n_steps"),
-        ({"n_steps": 10, "batch_size": 4}, "multiple of its batch_size, got 10 and 4"),
+        ({"n_steps": 10, "batch_size": 4}, "divisible by its batch_size, got 10 and 4"),
         ({"n_steps": 10**12, "batch_size": 10**12}, "n_steps 1,000,000,000,000 would take"),
         ({"batch_size": 1}, "batch_size"),
         ({"epochs": 0}, "epochs"),
@@ -254,22 +247,22 @@ def test_refuses_settings_out_of_range(changes: dict[str, Any], named: str) -> N
 
 
 @pytest.fixture(params=["batch", "image"])
-def agent(request: pytest.FixtureRequest) -> ThresholdAgent:
+def agent(request: pytest.FixtureRequest) -> RLMixAgent:
     """An agent with weights large enough to choose differently at different observations."""
     policy = new_policy(request.param, BATCH, 8, CLASSES)
     torch.manual_seed(0)
     for name, parameter in policy.named_parameters():
         if name.startswith(("action_net", "mlp_extractor")):
             torch.nn.init.normal_(parameter, std=0.5)
-    return ThresholdAgent(policy, request.param, BATCH, 8, CLASSES, "published", {"learned_by": "ppo"})
+    return RLMixAgent(policy, request.param, BATCH, 8, CLASSES, "published", {"learned_by": "ppo"})
 
 
-def test_a_loaded_agent_chooses_as_the_saved_one(agent: ThresholdAgent, tmp_path: Path) -> None:
+def test_a_loaded_agent_chooses_as_the_saved_one(agent: RLMixAgent, tmp_path: Path) -> None:
     agent.save(tmp_path)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["agent.json", "agent.safetensors"]
     env = environment()
     torch.manual_seed(1)
-    loaded = ThresholdAgent.load(tmp_path).fitted(env)
+    loaded = RLMixAgent.load(tmp_path).for_environment(env)
     assert (loaded.extractor, loaded.provenance) == (agent.extractor, {"learned_by": "ppo"})
     observation, _ = env.reset(seed=0)
     choices = [agent.thresholds(5)(observation, update) for update in range(5)]
@@ -278,7 +271,7 @@ def test_a_loaded_agent_chooses_as_the_saved_one(agent: ThresholdAgent, tmp_path
     assert all(env.action_space.contains(choice) for choice in choices)
 
 
-def test_frozen_choices_are_drawn_from_the_policy(agent: ThresholdAgent) -> None:
+def test_frozen_choices_are_drawn_from_the_policy(agent: RLMixAgent) -> None:
     observation, _ = environment().reset(seed=0)
     drawn = np.array([agent.thresholds(1)(observation, update)[4] for update in range(2000)])
     seen = {name: torch.from_numpy(values)[None] for name, values in observation.items()}
@@ -290,10 +283,10 @@ def test_frozen_choices_are_drawn_from_the_policy(agent: ThresholdAgent) -> None
     np.testing.assert_allclose(counts / 2000, expected, atol=0.05)
 
 
-def test_frozen_agent_trains_another_classifier_and_learns_nothing(agent: ThresholdAgent) -> None:
+def test_frozen_agent_trains_another_classifier_and_learns_nothing(agent: RLMixAgent) -> None:
     env = environment(training={"lr": 0.02})
     before = [tensor.clone() for tensor in agent.policy.state_dict().values()]
-    fitted = agent.fitted(env)
+    fitted = agent.for_environment(env)
     observation, _ = env.reset(seed=9)
     epochs = list(play(env, observation, fitted.thresholds(9)))
     assert epochs[-1].updates_done == UPDATES
@@ -301,23 +294,23 @@ def test_frozen_agent_trains_another_classifier_and_learns_nothing(agent: Thresh
         assert torch.equal(one, other)
 
 
-def test_replay_at_another_batch_size(agent: ThresholdAgent) -> None:
+def test_replay_at_another_batch_size(agent: RLMixAgent) -> None:
     env = environment(training={"batch_size": 7})
     if agent.extractor == "batch":
         with pytest.raises(ValueError, match="batches of 20, got 7"):
-            agent.fitted(env)
+            agent.for_environment(env)
         return
     observation, _ = env.reset(seed=0)
-    assert list(play(env, observation, agent.fitted(env).thresholds(0)))[-1].updates_done == UPDATES
+    assert list(play(env, observation, agent.for_environment(env).thresholds(0)))[-1].updates_done == UPDATES
 
 
-def test_replay_where_it_does_not_fit_is_refused(agent: ThresholdAgent) -> None:
+def test_replay_where_it_does_not_fit_is_refused(agent: RLMixAgent) -> None:
     with pytest.raises(ValueError, match="side 8, got 4"):
-        agent.fitted(environment(grid="mixing"))
+        agent.for_environment(environment(grid="mixing"))
     with pytest.raises(ValueError, match="classes 12, got 10"):
-        replace(agent, num_classes=12).fitted(environment())
+        replace(agent, num_classes=12).for_environment(environment())
     with pytest.raises(ValueError, match="grid mixing, got published"):
-        replace(agent, grid="mixing").fitted(environment())
+        replace(agent, grid="mixing").for_environment(environment())
 
 
 @pytest.mark.parametrize(
@@ -338,27 +331,25 @@ def test_replay_where_it_does_not_fit_is_refused(agent: ThresholdAgent) -> None:
         {"extra": 1},
     ],
 )
-def test_a_description_that_does_not_fit_is_refused(
-    agent: ThresholdAgent, tmp_path: Path, change: dict[str, Any]
-) -> None:
+def test_a_description_that_does_not_fit_is_refused(agent: RLMixAgent, tmp_path: Path, change: dict[str, Any]) -> None:
     agent.save(tmp_path)
     value = json.loads((tmp_path / "agent.json").read_text())
     (tmp_path / "agent.json").write_text(json.dumps({**value, **change}))
     if agent.extractor == "image" and "images" in change and change["images"] == 21:
-        ThresholdAgent.load(tmp_path)  # any number of images fits
+        RLMixAgent.load(tmp_path)  # any number of images fits
         return
     with pytest.raises(DamagedFileError, match=r"agent\.json and agent\.safetensors"):
-        ThresholdAgent.load(tmp_path)
+        RLMixAgent.load(tmp_path)
 
 
 @pytest.mark.parametrize("name", ["agent.json", "agent.safetensors"])
-def test_damaged_and_missing_files_are_refused(agent: ThresholdAgent, tmp_path: Path, name: str) -> None:
+def test_damaged_and_missing_files_are_refused(agent: RLMixAgent, tmp_path: Path, name: str) -> None:
     agent.save(tmp_path)
     content = (tmp_path / name).read_bytes()
     for damaged in (content[: len(content) // 2], b"", b"[" * 100_000):
         (tmp_path / name).write_bytes(damaged)
         with pytest.raises(DamagedFileError):
-            ThresholdAgent.load(tmp_path)
+            RLMixAgent.load(tmp_path)
     (tmp_path / name).unlink()
     with pytest.raises(DamagedFileError):
-        ThresholdAgent.load(tmp_path)
+        RLMixAgent.load(tmp_path)

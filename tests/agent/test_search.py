@@ -69,9 +69,9 @@ def test_a_dimension_of_one_choice_is_always_chosen() -> None:
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"episodes_per_update": 3}, "multiple of the number of workers"),
-        ({"minibatches": 5}, "divide the 16 steps"),
-        ({"minibatches": 16}, "parts of at least 2"),
+        ({"episodes_per_update": 3}, "divisible by the number of parallel environments"),
+        ({"minibatches": 5}, "the 16 steps of a rollout must be divisible"),
+        ({"minibatches": 16}, "at least 2 steps in each"),
         ({"start_probability": 1.0}, "start_probability"),
         ({"start_probability": 0.0}, "start_probability"),
     ],

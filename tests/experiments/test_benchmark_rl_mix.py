@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from rlmix.agent.config import RLMixAgentConfig
-from rlmix.agent.rl_mix import ThresholdPPO
+from rlmix.agent.rl_mix.learner import RLMixLearner
 from rlmix.classifier.training.trainer import Trainer
 from rlmix.experiments.benchmarks import rl_mix_cost
 
@@ -23,15 +23,15 @@ def test_figures_follow_from_the_rounds(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr(rl_mix_cost, "RLMixAgentConfig", lambda: AGENT)
-    methods = Trainer.train_mixed, ThresholdPPO.choose
+    methods = Trainer.train_mixed, RLMixLearner.choose
     learned: list[tuple[int, int]] = []
-    update = ThresholdPPO.update
+    update = RLMixLearner.update
 
-    def counted(self: ThresholdPPO, *arguments: Any, **keywords: Any) -> None:
+    def counted(self: RLMixLearner, *arguments: Any, **keywords: Any) -> None:
         learned.append((self.model.rollout_buffer.pos, self.model.n_epochs))
         update(self, *arguments, **keywords)
 
-    monkeypatch.setattr(ThresholdPPO, "update", counted)
+    monkeypatch.setattr(RLMixLearner, "update", counted)
     rl_mix_cost.main([*TINY, "--out", str(tmp_path / "cost.json")])
     report = json.loads((tmp_path / "cost.json").read_text())
     (result,) = report["models"]
@@ -45,7 +45,7 @@ def test_figures_follow_from_the_rounds(
     assert np.sum(parts, axis=0) == pytest.approx(100)
     assert all(value >= 0 for rounds in parts for value in rounds)
     assert learned == [(8, 1)] * 4, "one pass is timed on a full rollout, in the warm-up and in every round"
-    assert (Trainer.train_mixed, ThresholdPPO.choose) == methods, "the clocks are taken off again"
+    assert (Trainer.train_mixed, RLMixLearner.choose) == methods, "the clocks are taken off again"
     out = capsys.readouterr().out
     assert f"ratio {result['ratio']['median']:.2f}" in out and "published: about 2" in out
 

@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from rlmix.agent import population
+from rlmix.agent.files import SHIPPED_FOLDER
 from rlmix.agent.ppo import Agent, new_policy
 from rlmix.classifier.data import load_dataset, split
 from rlmix.classifier.hardware import resolve_device, resolve_precision
@@ -20,7 +21,6 @@ from rlmix.envs import Menu, TaskDistribution
 from rlmix.envs.mix_policy import training_seed
 from rlmix.experiments.comparison.results import pack_hits, unpack_hits
 from rlmix.experiments.search import task_family
-from rlmix.experiments.search.shipped import FOLDER, agent_checksum
 from rlmix.experiments.search.task_family import MENU, SEGMENTS
 from rlmix.experiments.studies.contest import contest
 from rlmix.experiments.studies.contest.contest_results import (
@@ -393,15 +393,15 @@ def test_schedules_of_the_contest_of_one_task_are_those_that_its_searches_found(
     for name, found in (("best fixed", "fixed"), ("ppo", "ppo"), ("pbt", "pbt"), ("random search", "random")):
         schedule = PolicySchedule.load(folder / found / "policy.json")
         assert PolicySchedule.from_json(contestants[name]["schedule"]).segments == schedule.segments, name
-    assert contestants["shipped"]["sha256"] == agent_checksum(FOLDER)
+    assert contestants["shipped"]["sha256"] == Agent.load(SHIPPED_FOLDER).checksum
 
 
 @pytest.mark.parametrize(
     ("name", "read", "agent"),
     [
-        ("rehearsal", "development", FOLDER),
-        ("learning/rehearsal", "development", FOLDER),
-        ("contest", "test", FOLDER),
+        ("rehearsal", "development", SHIPPED_FOLDER),
+        ("learning/rehearsal", "development", SHIPPED_FOLDER),
+        ("contest", "test", SHIPPED_FOLDER),
         ("one_task", "test", ROOT / "experiments/results/one_task/ppo"),
     ],
 )
@@ -411,9 +411,9 @@ def test_the_committed_results_follow_from_their_log_and_are_the_agents(name: st
     written = json.loads((folder / "results.json").read_text())
     assert protocol["split"] == read
     assert (folder / "test_set_reads.jsonl").exists() == (read == "test")
-    assert protocol["contestants"]["agent"]["sha256"] == agent_checksum(agent)
+    assert protocol["contestants"]["agent"]["sha256"] == Agent.load(agent).checksum
     others = [entry for entry in protocol["contestants"].values() if entry["kind"] == "agent" and "folder" in entry]
-    assert all(entry["sha256"] == agent_checksum(ROOT / entry["folder"]) for entry in others)
+    assert all(entry["sha256"] == Agent.load(ROOT / entry["folder"]).checksum for entry in others)
     found = results(protocol, lines(folder / "runs.jsonl"))
     assert len(found["tables"]) == len(written["tables"]) > 0
     assert found["aims"].keys() == written["aims"].keys()

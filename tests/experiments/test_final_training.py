@@ -20,6 +20,7 @@ from safetensors.torch import load_file
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from torch import nn
 
+from rlmix.agent.files import SHIPPED_FOLDER
 from rlmix.agent.ppo import Agent, new_policy
 from rlmix.agent.replay import probabilities_of
 from rlmix.classifier.data import load_dataset
@@ -30,7 +31,6 @@ from rlmix.envs import DIMENSIONS, Menu
 from rlmix.experiments import replay_policy, train_classifier
 from rlmix.experiments.runs.folder import RunFolder
 from rlmix.experiments.runs.options import DataConfig
-from rlmix.experiments.search.shipped import FOLDER
 from rlmix.experiments.training.config import ClassifierConfig, FinalConfig, ReplayConfig
 from rlmix.experiments.training.resolve import load_data
 from tests import board
@@ -259,8 +259,8 @@ def test_training_on_validation_selects_nothing(policy: Path, tmp_path: Path, ca
 def test_the_shipped_agent_is_asked_without_a_search(tmp_path: Path) -> None:
     shipped = replay(tmp_path / "shipped", "--agent", "shipped")
     assert shipped[1]["trained_under"] == "the shipped agent"
-    assert Agent.load(tmp_path / "shipped").menu == Agent.load(FOLDER).menu, "the run keeps what it asked"
-    named = replay(tmp_path / "named", "--agent", FOLDER)
+    assert Agent.load(tmp_path / "shipped").menu == Agent.load(SHIPPED_FOLDER).menu, "the run keeps what it asked"
+    named = replay(tmp_path / "named", "--agent", SHIPPED_FOLDER)
     assert named[0] == shipped[0] and named[1]["test"] == shipped[1]["test"]
 
 

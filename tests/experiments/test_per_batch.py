@@ -16,7 +16,8 @@ import torch
 from safetensors.torch import load_file
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from rlmix.agent.rl_mix import ThresholdAgent, new_policy
+from rlmix.agent.rl_mix.agent import RLMixAgent
+from rlmix.agent.rl_mix.networks import new_policy
 from rlmix.classifier.mixing.rmix import THRESHOLDS
 from rlmix.classifier.models import build_model
 from rlmix.classifier.training.config import TrainConfig
@@ -229,7 +230,7 @@ def test_the_control_is_the_comparisons(tmp_path: Path) -> None:
 def test_variants_are_played(tmp_path: Path) -> None:
     variants = "--grid mixing --reward validation --validation-limit 50 --lam beta(0.2)".split()
     train_rl_mix.main([*OPTIONS, *variants, "--out", str(tmp_path / "run")])
-    agent = ThresholdAgent.load(tmp_path / "run")
+    agent = RLMixAgent.load(tmp_path / "run")
     assert (agent.extractor, agent.grid, agent.side) == ("image", "mixing", 4)
     assert agent.provenance["reward"] == "validation"
 
@@ -257,7 +258,7 @@ def test_a_learned_agent_is_replayed_in_another_training(tmp_path: Path) -> None
     [
         ("--thresholds frozen", "--agent RUN"),
         ("--agent somewhere", "--agent RUN"),
-        ("--thresholds frozen --agent missing", "missing: no usable per-batch agent"),
+        ("--thresholds frozen --agent missing", "missing: no usable RL-Mix agent"),
         ("--batch-size 61", "got 60 training images for batches of 61"),
         ("--train-size 100000", "train_size"),
         ("--updates 0", "updates must be at least 1"),
@@ -278,7 +279,7 @@ def test_refused_in_one_line_before_anything_is_made(option: str, named: str, re
 
 
 def test_an_agent_that_does_not_fit_is_refused(tmp_path: Path, refused: Refused) -> None:
-    agent = ThresholdAgent(new_policy("batch", BATCH, 8, 10), "batch", BATCH, 8, 10, "published", {})
+    agent = RLMixAgent(new_policy("batch", BATCH, 8, 10), "batch", BATCH, 8, 10, "published", {})
     (tmp_path / "agent").mkdir()
     agent.save(tmp_path / "agent")
     frozen = ["--thresholds", "frozen", "--agent", "agent"]

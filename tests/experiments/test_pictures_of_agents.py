@@ -13,7 +13,6 @@ from rlmix.agent.ppo import Agent, new_policy
 from rlmix.agent.replay import probabilities_of
 from rlmix.classifier.mixing import PolicySchedule
 from rlmix.envs import Task
-from rlmix.experiments.search.shipped import FOLDER, agent_checksum
 from rlmix.experiments.search.task_family import MENU, SEGMENTS
 from rlmix.experiments.studies.contest.contest_results import ALL
 from rlmix.experiments.studies.task_family import draw_agent, learning_curves
@@ -51,7 +50,7 @@ def test_the_committed_choices_are_the_shipped_agents() -> None:
     folder = Path(__file__).parents[2] / "experiments/results/choices"
     assert {file.stem for file in folder.glob("*.json")} == {name.replace(" ", "-") for name in draw_agent.TASKS}
     for file in folder.glob("*.json"):
-        assert PolicySchedule.load(file).provenance["agent_sha256"] == agent_checksum(FOLDER)
+        assert PolicySchedule.load(file).provenance["agent_sha256"] == Agent.load("shipped").checksum
 
 
 def run_folder(folder: Path, seed: int, returns: list[float]) -> Path:

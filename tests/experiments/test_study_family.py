@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from scipy.stats import norm
 
-from rlmix.agent.ppo import Agent, lean_towards, new_policy
+from rlmix.agent.ppo import Agent, bias_action_head, new_policy
 from rlmix.classifier.files import LineLog
 from rlmix.classifier.mixing import MixPolicy
 from rlmix.envs.observation import observation_space
@@ -78,7 +78,7 @@ def test_an_agent_draws_once_and_once_again_and_its_draws_are_not_repeated(
     for folder, probability in (("sure", 0.9999), ("open", None)):
         policy = new_policy(MENU, [8])
         if probability is not None:
-            lean_towards(policy, GOOD, MENU.sizes, probability)
+            bias_action_head(policy, GOOD, MENU.sizes, probability)
         (tmp_path / folder).mkdir()
         Agent(policy, MENU, SEGMENTS, {}).save(tmp_path / folder)
         counts = ["--tasks", str(tasks - 2), "--slow", "1", "--bare", "1"]

@@ -30,7 +30,6 @@ from rlmix.experiments import report, train_agent
 from rlmix.experiments.runs.command import Call
 from rlmix.experiments.search import config, plan, search, selection
 from rlmix.experiments.search.config import PRESETS, SearchConfig
-from rlmix.experiments.search.shipped import agent_checksum
 from tests import board
 from tests.experiments.explained import help_of, require_explained
 from tests.soak.writes import workers_here
@@ -706,7 +705,7 @@ def test_a_search_starts_at_an_agent_and_goes_on_without_it(
     train_agent.main([*OPTIONS, *still])
     found = Agent.load(tmp_path / "new")
     assert all(np.allclose(known[name], tensor, atol=1e-6) for name, tensor in found.policy.state_dict().items())
-    assert found.provenance["start_sha256"] == agent_checksum(tmp_path / "known")
+    assert found.provenance["start_sha256"] == Agent.load(tmp_path / "known").checksum
     shutil.rmtree(tmp_path / "known")
     for part in ("summary.json", "checkpoints"):
         target = tmp_path / "new" / part

@@ -45,10 +45,10 @@ from stable_baselines3.common.vec_env import DummyVecEnv
 from torch.utils.tensorboard.writer import SummaryWriter
 from tqdm import tqdm
 
-from rlmix.agent.ppo import Agent, restore_search, search_state
+from rlmix.agent.ppo import Agent, restore_search, search_state, start_search
 from rlmix.agent.ppo import new_policy as new_agent_policy
-from rlmix.agent.rl_mix import ThresholdAgent
-from rlmix.agent.rl_mix import new_policy as new_threshold_policy
+from rlmix.agent.rl_mix.agent import RLMixAgent
+from rlmix.agent.rl_mix.networks import new_policy as new_threshold_policy
 from rlmix.classifier.data import Splits, load_dataset, split
 from rlmix.classifier.data.idx import FILES as IDX_FILES
 from rlmix.classifier.data.idx import load_fashion_mnist
@@ -143,7 +143,7 @@ def _make_agent(folder: Path) -> None:
 
 
 def _make_threshold_agent(folder: Path) -> None:
-    ThresholdAgent(new_threshold_policy("image", 4, 4, 3), "image", 4, 4, 3, "published", {"seed": 0}).save(folder)
+    RLMixAgent(new_threshold_policy("image", 4, 4, 3), "image", 4, 4, 3, "published", {"seed": 0}).save(folder)
 
 
 SEARCH = with_options(
@@ -218,7 +218,7 @@ def _search() -> tuple[plan.Search, DummyVecEnv]:
 
 def _make_checkpoints(folder: Path) -> None:
     learner = plan.new_agent(*_search())
-    learner._last_episode_starts = np.ones(SEARCH.workers, dtype=bool)
+    start_search(learner, np.zeros((SEARCH.workers, *learner.observation_space.shape), dtype=np.float32))
     for parameter in learner.policy.parameters():
         parameter.grad = torch.zeros_like(parameter)
     learner.policy.optimizer.step()
@@ -492,7 +492,7 @@ REPLAY = with_options(ReplayConfig(), **FINAL, policy="policy.json")
 KINDS: dict[str, Kind] = {
     "policy": Kind(_make_policy, {"policy.json": mutate_json}, _read_policy, 300),
     "agent": Kind(_make_agent, AGENT_FILES, lambda at: Agent.load(at), 100),
-    "per-batch agent": Kind(_make_threshold_agent, AGENT_FILES, lambda at: ThresholdAgent.load(at), 60),
+    "per-batch agent": Kind(_make_threshold_agent, AGENT_FILES, lambda at: RLMixAgent.load(at), 60),
     "checkpoint": Kind(_make_checkpoints, {"checkpoint.safetensors": _reseal}, _read_checkpoints, 120),
     "weights": Kind(
         _make_weights, {"model.safetensors": mutate_tensors}, lambda at: load_weights(at / "model.safetensors"), 40

@@ -45,7 +45,6 @@ from rlmix.experiments.reports.charts import png
 from rlmix.experiments.runs.command import command, spelling
 from rlmix.experiments.runs.errors import RunError, reject_incompatible
 from rlmix.experiments.runs.machine import machine
-from rlmix.experiments.search.shipped import agent_checksum
 from rlmix.experiments.search.task_family import DATA, ONE_TASK, TASKS
 from rlmix.experiments.studies.contest.contest_results import (
     AGENT,
@@ -255,7 +254,7 @@ def run(config: ContestConfig, out: Path, command: str) -> None:
     with reject_incompatible(file):
         protocol = json.loads(file.read_bytes())
         for entry in protocol["contestants"].values():
-            if entry["kind"] == "agent" and entry["sha256"] != agent_checksum(Path(entry["folder"])):
+            if entry["kind"] == "agent" and entry["sha256"] != Agent.load(entry["folder"]).checksum:
                 raise RunError(
                     f"{entry['folder']}: not the agent of the protocol; restore it, or write another protocol"
                 )
@@ -377,7 +376,7 @@ def _seen(trainer: Trainer | None, split: str, chance: float) -> dict[str, Any]:
 
 
 def _agent(folder: str) -> dict[str, Any]:
-    return {"kind": "agent", "folder": folder, "sha256": agent_checksum(Path(folder))}
+    return {"kind": "agent", "folder": folder, "sha256": Agent.load(folder).checksum}
 
 
 @functools.cache

@@ -95,6 +95,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         if agent is not None and (agent.menu, agent.segments) != (MENU, SEGMENTS):
             raise RunError(f"--agent: {config.agent} has another menu or other segments than the family")
         files = None if agent is None else agent.to_files()
+        # Of the weights alone, as the committed logs name an agent.
         checksum = None if files is None else hashlib.sha256(files["agent.safetensors"]).hexdigest()
         out = Path(config.out)
         out.mkdir(parents=True, exist_ok=True)

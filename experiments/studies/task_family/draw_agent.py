@@ -13,6 +13,7 @@ import numpy as np
 import torch
 from matplotlib.figure import Figure
 
+from rlmix.agent.files import SHIPPED
 from rlmix.agent.ppo import Agent
 from rlmix.agent.replay import as_provenance, to_schedule
 from rlmix.classifier.files import naming, write_atomic
@@ -22,7 +23,6 @@ from rlmix.envs import DIMENSIONS, Task
 from rlmix.experiments.reports.charts import png
 from rlmix.experiments.runs.command import command
 from rlmix.experiments.runs.errors import RunError
-from rlmix.experiments.search.shipped import SHIPPED, agent_checksum, agent_folder
 from rlmix.experiments.search.task_family import environment
 
 TASKS = {
@@ -51,8 +51,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """Run the command."""
     with command("studies/task_family/draw_agent", arguments) as call:
         config = call.parse(DrawConfig, __doc__)
-        agent = Agent.load(agent_folder(config.agent))
-        checksum = agent_checksum(agent_folder(config.agent))
+        agent = Agent.load(config.agent)
+        checksum = agent.checksum
         torch.set_num_threads(1)
         env = environment(precision=resolve_precision("auto", resolve_device("cpu")), data_root=config.data_root)
         if (agent.menu, agent.segments) != (env.menu, env.segments):
