@@ -17,7 +17,7 @@ import torch
 from numpy.typing import NDArray
 from stable_baselines3.common.vec_env.base_vec_env import VecEnvIndices, VecEnvStepReturn
 
-from rlmix.agent.vec_env import AskedVecEnv, Make, Served
+from rlmix.agent.vec_env import EnvServer, Make, RemoteVecEnv
 from rlmix.agent.workers import Position
 from rlmix.classifier.errors import InputError
 
@@ -27,7 +27,7 @@ ENDS_EPISODE = ("prepare_reference", "train_under")  # methods of `Worker` that 
 
 
 @dataclass(frozen=True)
-class Share:
+class WorkerResources:
     """What each worker has of its machine.
 
     Attributes:
@@ -60,7 +60,7 @@ class WorkerFailedError(RuntimeError):
     """A worker failed again and again; the message holds its own error."""
 
 
-class RayWorker(Served):
+class RayWorker(EnvServer):
     """A `Worker` in an actor's process.
 
     Args:
@@ -95,7 +95,7 @@ class _Log:
         self.running, self.coming = self.coming, Position(self.coming.stream, self.coming.episode + 1)
 
 
-class RayVecEnv(AskedVecEnv):
+class RayVecEnv(RemoteVecEnv):
     """Environments in Ray actors, one each; Ray must be connected.
 
     A worker that dies, hangs or raises is replaced, its running episode repeated and the question asked again, so that
@@ -120,7 +120,7 @@ class RayVecEnv(AskedVecEnv):
         make: Make,
         positions: Sequence[Position],
         *,
-        share: Share,
+        share: WorkerResources,
         timeout: float = 3600.0,
         most_failures: int = 3,
         actor: type = RayWorker,

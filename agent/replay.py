@@ -20,7 +20,7 @@ DIGITS = 6  # of a probability, as it is kept
 Probabilities = Mapping[str, Mapping[str, float]]  # by dimension of the menu and choice, each in [0, 1]
 
 
-class Chosen(NamedTuple):
+class Decision(NamedTuple):
     """What a chooser answers.
 
     Attributes:
@@ -34,7 +34,7 @@ class Chosen(NamedTuple):
     probabilities: Probabilities | None = None
 
 
-Chooser = Callable[[TrainingState], Chosen]
+PolicyFn = Callable[[TrainingState], Decision]
 
 
 def greedy_schedules(agent: Agent, workers: VecEnv, episodes: int) -> list[PolicySchedule]:
@@ -51,8 +51,8 @@ def greedy_schedules(agent: Agent, workers: VecEnv, episodes: int) -> list[Polic
     workers.env_method("move", Position("greedy"))
     observations = workers.reset()
     rounds = -(-episodes // workers.num_envs)
-    finished: list[list[list[Chosen]]] = [[] for _ in range(workers.num_envs)]
-    running: list[list[Chosen]] = [[] for _ in range(workers.num_envs)]
+    finished: list[list[list[Decision]]] = [[] for _ in range(workers.num_envs)]
+    running: list[list[Decision]] = [[] for _ in range(workers.num_envs)]
     while any(len(episodes_of_one) < rounds for episodes_of_one in finished):
         assert isinstance(observations, np.ndarray)
         choices = [_choice(agent, observation) for observation in observations]
@@ -165,13 +165,13 @@ def _mean_probabilities(schedules: Sequence[PolicySchedule]) -> dict[str, Any]:
     )
 
 
-def follow(schedule: PolicySchedule) -> Chooser:
+def from_schedule(schedule: PolicySchedule) -> PolicyFn:
     """A chooser that reads each segment's policy from a schedule."""
 
-    def choose(state: TrainingState) -> Chosen:
+    def choose(state: TrainingState) -> Decision:
         # Progress is a quotient of updates; a segment that ends here is over although rounding may say otherwise.
         segments = schedule.segments
-        return Chosen(next(policy for until, policy in segments if round(until * state.task.updates) > done(state)))
+        return Decision(next(policy for until, policy in segments if round(until * state.task.updates) > done(state)))
 
     def done(state: TrainingState) -> int:
         return round(state.progress * state.task.updates)
@@ -179,12 +179,12 @@ def follow(schedule: PolicySchedule) -> Chooser:
     return choose
 
 
-def ask(agent: Agent) -> Chooser:
+def from_agent(agent: Agent) -> PolicyFn:
     """A chooser that asks the agent at every segment."""
 
     return lambda state: _choice(agent, observe(state, agent.menu))
 
 
-def _choice(agent: Agent, observation: NDArray[np.float32]) -> Chosen:
+def _choice(agent: Agent, observation: NDArray[np.float32]) -> Decision:
     action = agent.choose(observation)
-    return Chosen(agent.menu.policy(action), action, agent.probabilities(observation))
+    return Decision(agent.menu.policy(action), action, agent.probabilities(observation))

@@ -26,8 +26,8 @@ PATIENCE = 10.0  # seconds that a process has to end
 Make = Callable[[int, Position], Worker]  # builds a worker from its number and position, wherever it will live
 
 
-class Served:
-    """A `Worker` in the process where it lives, as it answers what `AskedVecEnv` asks.
+class EnvServer:
+    """A `Worker` in the process where it lives, as it answers what `RemoteVecEnv` asks.
 
     Args:
         worker: who answers.
@@ -66,8 +66,8 @@ class Served:
         return is_wrapped(self._worker, wrapper)
 
 
-class AskedVecEnv(VecEnv, ABC):
-    """Environments that live elsewhere; each question is a method of `Served`, by name.
+class RemoteVecEnv(VecEnv, ABC):
+    """Environments that live elsewhere; each question is a method of `EnvServer`, by name.
 
     Args:
         count: number of environments, which can be asked already.
@@ -75,7 +75,7 @@ class AskedVecEnv(VecEnv, ABC):
 
     def __init__(self, count: int) -> None:
         self._everybody = range(count)
-        super().__init__(count, *self._ask("spaces", indices=0)[0])
+        super().__init__(count, *self._call("spaces", indices=0)[0])
 
     @abstractmethod
     def _send(self, index: int, method: str, arguments: tuple[Any, ...]) -> Any:
@@ -87,7 +87,7 @@ class AskedVecEnv(VecEnv, ABC):
 
     def reset(self) -> NDArray[np.float32]:
         """Start the next episode of every environment; seeds and options are not used."""
-        observations, self.reset_infos = zip(*self._ask("reset"), strict=True)  # type: ignore[assignment]
+        observations, self.reset_infos = zip(*self._call("reset"), strict=True)  # type: ignore[assignment]
         return np.stack(observations)
 
     def step_async(self, actions: NDArray[Any]) -> None:
@@ -108,11 +108,11 @@ class AskedVecEnv(VecEnv, ABC):
         self, method_name: str, *method_args: Any, indices: VecEnvIndices = None, **method_kwargs: Any
     ) -> list[Any]:
         """Call a method of environments."""
-        return self._ask("call", method_name, method_args, method_kwargs, indices=indices)
+        return self._call("call", method_name, method_args, method_kwargs, indices=indices)
 
     def get_attr(self, attr_name: str, indices: VecEnvIndices = None) -> list[Any]:
         """An attribute of environments."""
-        return self._ask("attribute", attr_name, indices=indices)
+        return self._call("attribute", attr_name, indices=indices)
 
     def set_attr(self, attr_name: str, value: Any, indices: VecEnvIndices = None) -> None:
         """Refused: what an environment is follows from what makes it, so that it can be made again.
@@ -126,18 +126,18 @@ class AskedVecEnv(VecEnv, ABC):
         self, wrapper_class: type[gym.Wrapper[Any, Any, Any, Any]], indices: VecEnvIndices = None
     ) -> list[bool]:
         """Whether environments have a wrapper of this kind."""
-        return self._ask("is_wrapped", wrapper_class, indices=indices)
+        return self._call("is_wrapped", wrapper_class, indices=indices)
 
     def _get_indices(self, indices: VecEnvIndices) -> list[int]:
         return list(self._everybody) if indices is None else list(super()._get_indices(indices))
 
-    def _ask(self, method: str, *arguments: Any, indices: VecEnvIndices = None) -> list[Any]:
+    def _call(self, method: str, *arguments: Any, indices: VecEnvIndices = None) -> list[Any]:
         asked = self._get_indices(indices)
         sent = [self._send(index, method, arguments) for index in asked]
         return [self._receive(index, method, arguments, each) for index, each in zip(asked, sent, strict=True)]
 
 
-class ProcessVecEnv(AskedVecEnv):
+class ProcessVecEnv(RemoteVecEnv):
     """Environments in processes of this machine, which may hold several each; none is forked from this process.
 
     An environment's answers do not depend on how many a process holds, nor on the number of processes.
@@ -203,7 +203,7 @@ def _serve(pipe: Connection, make: Make, positions: dict[int, Position]) -> None
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, _exit)
     torch.set_num_threads(1)
-    served = {index: Served(make(index, position)) for index, position in positions.items()}
+    served = {index: EnvServer(make(index, position)) for index, position in positions.items()}
     while True:
         try:
             index, method, arguments = pipe.recv()

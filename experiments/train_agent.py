@@ -34,7 +34,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         from rlmix.experiments.reports.pages import NAME
         from rlmix.experiments.runs.config import stored_config
         from rlmix.experiments.runs.folder import RunFolder
-        from rlmix.experiments.search.cluster import connected, places, require_places, run_trial
+        from rlmix.experiments.search.cluster import check_capacity, ray_session, run_trial, worker_capacity
         from rlmix.experiments.search.plan import Search, print_data, resolve, resolve_with_gpus
         from rlmix.experiments.search.search import execute, search_trial
         from rlmix.experiments.search.selection import report
@@ -44,15 +44,15 @@ def main(arguments: Sequence[str] | None = None) -> None:
             run, stored = RunFolder.open(config.run.resume, AGENT, trust=config.run.trust)
             search = Search.from_config(stored_config(SearchConfig, stored))
             if search.config.backend == "ray":
-                ray.enter_context(connected(config.address or search.config.address))
-                require_places(search.config.workers, search.share)
+                ray.enter_context(ray_session(config.address or search.config.address))
+                check_capacity(search.config.workers, search.share)
         else:
             if config.backend == "ray":
                 share = Search.from_config(config).share
-                ray.enter_context(connected(config.address))
+                ray.enter_context(ray_session(config.address))
                 if not config.workers:
-                    config = replace(config, workers=config.most_workers(max(places(share), 1)))
-                require_places(config.workers, share)
+                    config = replace(config, workers=config.most_workers(max(worker_capacity(share), 1)))
+                check_capacity(config.workers, share)
             search, data = resolve_with_gpus(config) if config.gpus_per_worker else resolve(config)
             run = RunFolder.create(config.run.out, AGENT)
             run.write_config(AGENT, asdict(search.config))

@@ -26,7 +26,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
             print(recipe_table())
             return
 
-        from rlmix.agent.replay import follow
+        from rlmix.agent.replay import from_schedule
         from rlmix.classifier.mixing import PolicySchedule
         from rlmix.experiments.runs.config import stored_config
         from rlmix.experiments.runs.folder import RunFolder
@@ -48,7 +48,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
             run.write_config(CLASSIFIER, asdict(config))
         call.resume = f"{call.command} {run.resume_options}"
         print(f"run folder: {run.path}")
-        train_to_the_end(config, run, data, follow(PolicySchedule.fixed(policy)), [1.0], str(policy))
+        train_to_the_end(config, run, data, from_schedule(PolicySchedule.fixed(policy)), [1.0], str(policy))
 
 
 def parse(call: Call) -> ClassifierConfig:

@@ -33,7 +33,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
         from rlmix.experiments.runs.config import stored_config
         from rlmix.experiments.runs.folder import RunFolder
-        from rlmix.experiments.search.cluster import connected, require_places
+        from rlmix.experiments.search.cluster import check_capacity, ray_session
         from rlmix.experiments.search.plan import Search
         from rlmix.experiments.search.selection import report
         from rlmix.experiments.search.tuning import agents, check, finish, population, resolve_agent
@@ -44,18 +44,18 @@ def main(arguments: Sequence[str] | None = None) -> None:
             config = stored_config(TuneConfig, stored)
         check(config)
         address = asked.address or config.address
-        with connected(address):
+        with ray_session(address):
             share = Search.from_config(config.agent).share
             if asked.run.resume is None:
                 config = replace(config, agent=resolve_agent(config))
                 run = RunFolder.create(config.run.out, TUNE)
                 run.write_config(TUNE, asdict(config))
-            require_places(config.agent.workers if config.search == "asha" else 1, share)
+            check_capacity(config.agent.workers if config.search == "asha" else 1, share)
             call.resume = f"{call.command} {run.resume_options}"
             print(f"run folder: {run.path}\nwatch: tensorboard --logdir {run.path}", flush=True)
             results = agents(config, run) if config.search == "asha" else population(config, run)
         # Some of Tune's actors outlive its trials, on CPUs that the comparison needs; they end with the connection.
-        with connected(address):
+        with ray_session(address):
             finish(config, run, results)
             report(Search.from_config(config.agent), run)
         print(

@@ -28,7 +28,7 @@ import torch
 from rlmix.agent.baselines import FIXED
 from rlmix.agent.config import PPOConfig
 from rlmix.agent.ppo import build_agent
-from rlmix.agent.ray_env import RayVecEnv, Share
+from rlmix.agent.ray_env import RayVecEnv, WorkerResources
 from rlmix.agent.workers import Position, make_worker
 from rlmix.classifier.files import write_atomic
 from rlmix.envs import Menu
@@ -37,7 +37,7 @@ from rlmix.experiments.runs.command import command
 from rlmix.experiments.runs.errors import RunError
 from rlmix.experiments.runs.machine import machine
 from rlmix.experiments.runs.options import DatasetConfig
-from rlmix.experiments.search.cluster import connected
+from rlmix.experiments.search.cluster import ray_session
 from rlmix.experiments.search.config import SearchConfig, TaskTrainConfig
 from rlmix.experiments.search.plan import START, Search, resolve
 
@@ -125,7 +125,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
             "config": asdict(config),
             "machine": machine(),
         }
-        with connected(None, cpus=DECLARED_CPUS):
+        with ray_session(None, cpus=DECLARED_CPUS):
             report["scaling"], answer = scaling(config, search)
             print(report["scaling"], flush=True)
             report["bytes"] = step_bytes(answer)
@@ -170,7 +170,9 @@ def scaling(config: BenchmarkConfig, search: Search) -> tuple[dict[str, Any], An
     import ray
 
     vectors = {
-        workers: RayVecEnv(partial(make_worker, search.environment(None), 0), [Position()] * workers, share=Share())
+        workers: RayVecEnv(
+            partial(make_worker, search.environment(None), 0), [Position()] * workers, share=WorkerResources()
+        )
         for workers in (1, 2)
     }
     action = search.menu.find(FIXED[START])
@@ -216,7 +218,7 @@ def driver(config: BenchmarkConfig, answer: Any, workers: int) -> dict[str, Any]
     spaces = (observation_space(Menu()), gym.spaces.MultiDiscrete(list(Menu().sizes)))
     given = (spaces, answer, config.wait, SEGMENTS)
     starts = [Start()] * workers
-    vector = RayVecEnv(given, starts, share=Share(0.01), actor=WaitingWorker)  # type: ignore[arg-type]
+    vector = RayVecEnv(given, starts, share=WorkerResources(0.01), actor=WaitingWorker)  # type: ignore[arg-type]
     try:
         vector.reset()
         actions = np.zeros((workers, 4), dtype=np.int64)

@@ -16,7 +16,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from rlmix.agent.ray_env import Share
+from rlmix.agent.ray_env import WorkerResources
 from rlmix.classifier.errors import InputError
 from rlmix.experiments.runs.errors import RunError
 from rlmix.experiments.runs.folder import stop_file
@@ -35,7 +35,7 @@ NODE_LABEL = "ray.io/node-id"
 
 
 @contextmanager
-def connected(address: str | None, *, cpus: int | None = None) -> Iterator[None]:
+def ray_session(address: str | None, *, cpus: int | None = None) -> Iterator[None]:
     """Ray, for as long as it is needed.
 
     Args:
@@ -64,7 +64,7 @@ def connected(address: str | None, *, cpus: int | None = None) -> Iterator[None]
                 ray.init("local", num_cpus=cpus, include_dashboard=False, logging_level=logging.ERROR)
             else:
                 if address.rpartition(":")[2].isdigit():
-                    reach(address)  # Ray itself would try for minutes, then end the process
+                    check_reachable(address)  # Ray itself would try for minutes, then end the process
                 ray.init(address=address, logging_level=logging.ERROR)
         except (OSError, ValueError, RuntimeError, ray.exceptions.RayError) as error:
             raise RunError(
@@ -77,7 +77,7 @@ def connected(address: str | None, *, cpus: int | None = None) -> Iterator[None]
         ray.shutdown()
 
 
-def reach(address: str) -> None:
+def check_reachable(address: str) -> None:
     """Return if somebody listens at `HOST:PORT`.
 
     Raises:
@@ -87,7 +87,7 @@ def reach(address: str) -> None:
     socket.create_connection((host, int(port)), timeout=5).close()
 
 
-def places(share: Share) -> int:
+def worker_capacity(share: WorkerResources) -> int:
     """How many workers of a share the connected cluster has room for, whatever runs there now."""
     import ray
 
@@ -106,7 +106,7 @@ def places(share: Share) -> int:
     return room
 
 
-def require_places(workers: int, share: Share) -> None:
+def check_capacity(workers: int, share: WorkerResources) -> None:
     """Refuse what the connected cluster could never hold, and say so where it is busy now.
 
     Raises:
@@ -114,7 +114,7 @@ def require_places(workers: int, share: Share) -> None:
     """
     import ray
 
-    room = places(share)
+    room = worker_capacity(share)
     if room < workers:
         nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
         there = "; ".join(sorted(f"{has.get('CPU', 0):g} CPU and {has.get('GPU', 0):g} GPU" for has in nodes))
@@ -140,7 +140,7 @@ def require_places(workers: int, share: Share) -> None:
         )
 
 
-def trial_resources(workers: int, share: Share) -> PlacementGroupFactory:
+def trial_resources(workers: int, share: WorkerResources) -> PlacementGroupFactory:
     """One placement group: a driver without a CPU on this machine, and the workers wherever there is room."""
     import ray
     from ray.tune import PlacementGroupFactory
@@ -152,7 +152,7 @@ def trial_resources(workers: int, share: Share) -> PlacementGroupFactory:
     )
 
 
-def single_resources(share: Share) -> PlacementGroupFactory:
+def single_resources(share: WorkerResources) -> PlacementGroupFactory:
     """What a trial that trains by itself has of its machine."""
     from ray.tune import PlacementGroupFactory
 
@@ -168,11 +168,11 @@ def tune_setting(run: Path, *, verbose: int) -> RunConfig:
     """
     from ray import tune
 
-    class Telling(tune.Callback):
+    class RecoveryLogger(tune.Callback):
         """Says on standard error that a trial is started again."""
 
         def on_trial_recover(self, iteration: int, trials: list[Any], trial: Any, **_: Any) -> None:
-            reason = " ".join(own_words(trial.get_pickled_error()).split())
+            reason = " ".join(root_message(trial.get_pickled_error()).split())
             print(
                 f"trial {trial.trial_id} ended too early ({reason:.240}); it is started again, from its checkpoint",
                 file=sys.stderr,
@@ -183,12 +183,12 @@ def tune_setting(run: Path, *, verbose: int) -> RunConfig:
         name="ray",
         storage_path=str(run.resolve()),
         failure_config=tune.FailureConfig(max_failures=RESTARTS),
-        callbacks=[Telling()],
+        callbacks=[RecoveryLogger()],
         verbose=verbose,
     )
 
 
-def run_trial(trainable: Callable[[dict[str, str]], None], run: Path, workers: int, share: Share) -> None:
+def run_trial(trainable: Callable[[dict[str, str]], None], run: Path, workers: int, share: WorkerResources) -> None:
     """Run one trial to its end; what it prints is printed here.
 
     Args:
@@ -215,12 +215,12 @@ def run_trial(trainable: Callable[[dict[str, str]], None], run: Path, workers: i
     )
     (result,) = tuner.fit()
     if result.error is not None:
-        raise RunError(own_words(result.error))
+        raise RunError(root_message(result.error))
     if "error" in (result.metrics or {}):
         raise RunError(result.metrics["error"])
 
 
-def train_together(loop: Callable[[dict[str, str]], None], run: Path, workers: int, share: Share) -> None:
+def train_together(loop: Callable[[dict[str, str]], None], run: Path, workers: int, share: WorkerResources) -> None:
     """Run a training loop in several processes of one `torch.distributed` group, from the start again when one is lost.
 
     A first Ctrl-C or SIGTERM is handed on by a file that the loop looks for; a second one ends everything at once.
@@ -250,7 +250,7 @@ def train_together(loop: Callable[[dict[str, str]], None], run: Path, workers: i
             callbacks = super()._create_default_callbacks()
             return [callback for callback in callbacks if type(callback).__name__ != "PlacementGroupCleanerCallback"]
 
-    require_places(workers, share)
+    check_capacity(workers, share)
     path = str(run.resolve())
     trainer = Trainer(
         loop,
@@ -284,17 +284,17 @@ def train_together(loop: Callable[[dict[str, str]], None], run: Path, workers: i
         while fitting.is_alive():
             fitting.join(0.2)
             try:
-                reach(cluster)
+                check_reachable(cluster)
             except OSError:
                 break  # a SIGTERM to all has ended it too, which Ray would take a minute to notice
     if stop_file(run).exists():
         stop_file(run).unlink()
         raise KeyboardInterrupt
     if failed:
-        raise RunError(f"{own_words(failed[0]):.500}") from failed[0]
+        raise RunError(f"{root_message(failed[0]):.500}") from failed[0]
 
 
-def on_a_worker(function: Callable[[Argument], Value], argument: Argument, share: Share) -> Value:
+def run_on_worker(function: Callable[[Argument], Value], argument: Argument, share: WorkerResources) -> Value:
     """What a function gives on a machine, and with the GPU, that a worker would have.
 
     Raises:
@@ -305,10 +305,10 @@ def on_a_worker(function: Callable[[Argument], Value], argument: Argument, share
     try:
         return ray.get(ray.remote(num_cpus=share.cpus, num_gpus=share.gpus)(function).remote(argument))
     except ray.exceptions.RayError as error:
-        raise RunError(own_words(error)) from None
+        raise RunError(root_message(error)) from None
 
 
-def own_words(error: BaseException) -> str:
+def root_message(error: BaseException) -> str:
     """What a trial's error says itself, without Ray's account of where it was raised."""
     while (cause := getattr(error, "cause", None)) is not None:
         error = cause

@@ -11,7 +11,7 @@ from stable_baselines3.common.vec_env import DummyVecEnv, VecEnv
 
 from rlmix.agent.baselines import FIXED
 from rlmix.agent.ppo import Agent, build_agent
-from rlmix.agent.ray_env import Share
+from rlmix.agent.ray_env import WorkerResources
 from rlmix.agent.vec_env import MOST_HELD
 from rlmix.classifier.compilation import resolve_machine
 from rlmix.classifier.data import Splits, split
@@ -21,7 +21,7 @@ from rlmix.envs.mix_policy import segment_ends
 from rlmix.experiments.runs.errors import RunError
 from rlmix.experiments.runs.folder import RunFolder
 from rlmix.experiments.search import task_family
-from rlmix.experiments.search.cluster import on_a_worker
+from rlmix.experiments.search.cluster import run_on_worker
 from rlmix.experiments.search.config import SearchConfig, TaskTrainConfig
 
 MENUS = {"default": Menu(), "family": task_family.MENU}
@@ -76,9 +76,9 @@ class Search:
         return segment_ends(int(given[0]) if len(given) == 1 and given[0].is_integer() else given)
 
     @property
-    def share(self) -> Share:
+    def share(self) -> WorkerResources:
         """Share of its machine that each Ray worker has."""
-        return Share(self.config.cpus_per_worker, self.config.gpus_per_worker)
+        return WorkerResources(self.config.cpus_per_worker, self.config.gpus_per_worker)
 
     def environment(self, run: RunFolder | None) -> dict[str, Any]:
         """Arguments of the workers' `MixPolicyEnv`."""
@@ -158,7 +158,7 @@ def resolve_with_gpus(config: SearchConfig) -> tuple[Search, Splits]:
         InputError: an option is out of range.
         DataError: the data set is not available or is too small.
     """
-    config = on_a_worker(_resolved_config, config, Share(config.cpus_per_worker, config.gpus_per_worker))
+    config = run_on_worker(_resolved_config, config, WorkerResources(config.cpus_per_worker, config.gpus_per_worker))
     return Search.from_config(config), split(config.data.load(), validation_size=config.data.validation_size)
 
 

@@ -24,7 +24,13 @@ from rlmix.experiments.runs.config import stored_config
 from rlmix.experiments.runs.errors import RunError
 from rlmix.experiments.runs.folder import RunFolder
 from rlmix.experiments.runs.options import flatten
-from rlmix.experiments.search.cluster import own_words, places, single_resources, trial_resources, tune_setting
+from rlmix.experiments.search.cluster import (
+    root_message,
+    single_resources,
+    trial_resources,
+    tune_setting,
+    worker_capacity,
+)
 from rlmix.experiments.search.config import AGENT, SearchConfig, TuneConfig
 from rlmix.experiments.search.plan import Search, resolve, resolve_with_gpus
 from rlmix.experiments.search.search import begin_workers, learn, positions_of, prepare_references
@@ -72,7 +78,7 @@ def resolve_agent(config: TuneConfig) -> SearchConfig:
     """
     agent = replace(config.agent, seed=config.seed)
     if not agent.workers:
-        agent = replace(agent, workers=agent.most_workers(max(places(Search.from_config(agent).share), 1)))
+        agent = replace(agent, workers=agent.most_workers(max(worker_capacity(Search.from_config(agent).share), 1)))
     search, _ = resolve_with_gpus(agent) if agent.gpus_per_worker else resolve(agent)
     if config.search == "asha":
         for number in range(config.trials):
@@ -84,7 +90,9 @@ def finish(config: TuneConfig, run: RunFolder, results: ResultGrid) -> None:
     """Keep the best, compare it and write the summary."""
     for result in results:
         if result.error is not None:
-            print(f"a trial failed, the others went on: {' '.join(own_words(result.error).split())}", file=sys.stderr)
+            print(
+                f"a trial failed, the others went on: {' '.join(root_message(result.error).split())}", file=sys.stderr
+            )
     search = Search.from_config(config.agent)
     workers = None
     try:

@@ -15,7 +15,7 @@ from torch import Tensor, distributed
 from torch.utils.tensorboard.writer import SummaryWriter
 from tqdm import tqdm
 
-from rlmix.agent.replay import Chooser, Probabilities, as_provenance
+from rlmix.agent.replay import PolicyFn, Probabilities, as_provenance
 from rlmix.classifier.data import Splits
 from rlmix.classifier.files import write_atomic
 from rlmix.classifier.hardware import set_threads
@@ -43,7 +43,7 @@ def train_to_the_end(
     config: FinalConfig,
     run: RunFolder | None,
     data: Splits,
-    choose: Chooser,
+    choose: PolicyFn,
     segments: Sequence[float],
     name: str,
     *,
@@ -151,7 +151,7 @@ class FinalTraining:
     """
 
     def __init__(
-        self, config: FinalConfig, run: RunFolder | None, trainer: Trainer, choose: Chooser, segments: Sequence[float]
+        self, config: FinalConfig, run: RunFolder | None, trainer: Trainer, choose: PolicyFn, segments: Sequence[float]
     ) -> None:
         self._config, self._run, self._trainer, self._choose = config, run, trainer, choose
         total = config.train.updates

@@ -12,13 +12,13 @@ import torch
 
 from rlmix.agent.files import SHIPPED
 from rlmix.agent.ppo import Agent
-from rlmix.agent.ray_env import Share
-from rlmix.agent.replay import Chooser, ask, follow
+from rlmix.agent.ray_env import WorkerResources
+from rlmix.agent.replay import PolicyFn, from_agent, from_schedule
 from rlmix.classifier.mixing import MixPolicy, PolicySchedule
 from rlmix.experiments.runs.config import stored_config
 from rlmix.experiments.runs.errors import RunError
 from rlmix.experiments.runs.folder import RunFolder, stop_file
-from rlmix.experiments.search.cluster import connected, train_together
+from rlmix.experiments.search.cluster import ray_session, train_together
 from rlmix.experiments.training.config import ReplayConfig
 from rlmix.experiments.training.final_training import train_to_the_end
 from rlmix.experiments.training.resolve import load_data
@@ -46,9 +46,9 @@ def split_for_ddp(config: ReplayConfig) -> ReplayConfig:
     return replace(config, train=train, threads=config.threads or max(cores // config.num_workers, 1))
 
 
-def ddp_share(config: ReplayConfig) -> Share:
+def ddp_share(config: ReplayConfig) -> WorkerResources:
     """Return the share of its machine that each distributed process has."""
-    return Share(config.threads, 1.0 if config.train.device.startswith("cuda") else 0.0)
+    return WorkerResources(config.threads, 1.0 if config.train.device.startswith("cuda") else 0.0)
 
 
 def ddp_worker(parameters: dict[str, str]) -> None:
@@ -78,12 +78,12 @@ def train_distributed(config: ReplayConfig, run: RunFolder, address: str | None)
         run: the run folder; the first process owns it from here on.
         address: address of the Ray cluster; optional, defaults to Ray started on this machine.
     """
-    with connected(address):
+    with ray_session(address):
         run.release()
         train_together(ddp_worker, run.path, config.num_workers, ddp_share(config))
 
 
-def chooser(config: ReplayConfig, run: Path | None) -> tuple[Chooser, Sequence[float], str]:
+def chooser(config: ReplayConfig, run: Path | None) -> tuple[PolicyFn, Sequence[float], str]:
     """Return who chooses, at which progress, and its name; a resumed training reads the copy in its run folder.
 
     Raises:
@@ -95,11 +95,11 @@ def chooser(config: ReplayConfig, run: Path | None) -> tuple[Chooser, Sequence[f
         raise RunError("give either --policy FILE (a schedule) or --agent shipped (or a search's run folder)")
     if config.policy is not None:
         schedule = PolicySchedule.load(config.policy if run is None else run / "policy.json")
-        return follow(schedule), [until for until, _ in schedule.segments], config.policy
+        return from_schedule(schedule), [until for until, _ in schedule.segments], config.policy
     assert config.agent is not None
     agent = Agent.load(config.agent if run is None else run)
     return (
-        ask(agent),
+        from_agent(agent),
         agent.segments,
         "the shipped agent" if config.agent == SHIPPED else f"the agent of {config.agent}",
     )

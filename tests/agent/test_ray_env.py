@@ -14,13 +14,13 @@ import pytest
 import ray
 
 from rlmix.agent import ray_env
-from rlmix.agent.ray_env import RayVecEnv, Share, WorkerFailedError
+from rlmix.agent.ray_env import RayVecEnv, WorkerFailedError, WorkerResources
 from rlmix.agent.workers import Position, Worker, episode_seed
 from tests.agent.stub import Stub, stub_workers
 
 ROOT = Path(__file__).parents[2]
 WORKERS = 5
-SHARE = Share(cpus=0.5, gpus=0.25)
+SHARE = WorkerResources(cpus=0.5, gpus=0.25)
 PATIENCE = 120  # seconds; a busy machine takes some
 
 
@@ -195,7 +195,7 @@ def test_worker_that_cannot_be_built_ends_the_search_with_its_own_error(connecte
         raise ValueError("no such classifier")
 
     with pytest.raises(WorkerFailedError, match=r"worker 0 failed 1 times in a row: ValueError: no such classifier"):
-        RayVecEnv(make, [Position()], share=Share(0.1), most_failures=1)
+        RayVecEnv(make, [Position()], share=WorkerResources(0.1), most_failures=1)
 
 
 def test_waiting_for_a_machine_is_told(
@@ -204,7 +204,7 @@ def test_waiting_for_a_machine_is_told(
     monkeypatch.setattr(ray_env, "NOTICE_SECONDS", 0.5)
     monkeypatch.setattr(ray_env, "START_SECONDS", 0.5)
     with pytest.raises(WorkerFailedError, match="worker 0"):
-        RayVecEnv(partial(watched_worker, ROOT), [Position()], share=Share(50), most_failures=1)
+        RayVecEnv(partial(watched_worker, ROOT), [Position()], share=WorkerResources(50), most_failures=1)
     told = capsys.readouterr().err
     assert "worker 0 has not started yet; it needs 50 CPU, free in the cluster: " in told and "of 4 CPU, " in told
 
@@ -213,13 +213,13 @@ def test_waiting_for_a_machine_is_told(
 
 
 def test_threads_are_the_share_of_cpus() -> None:
-    assert [Share(cpus).threads for cpus in (0.25, 1, 1.5, 4)] == [1, 1, 1, 4]
+    assert [WorkerResources(cpus).threads for cpus in (0.25, 1, 1.5, 4)] == [1, 1, 1, 4]
 
 
 @pytest.mark.parametrize(("cpus", "gpus"), [(0, 0), (-1, 0), (float("nan"), 0), (1, -0.5), (1, 1.5), (1, float("inf"))])
 def test_share_out_of_range_is_refused(cpus: float, gpus: float) -> None:
     with pytest.raises(ValueError, match="worker's"):
-        Share(cpus, gpus)
+        WorkerResources(cpus, gpus)
 
 
 def alive(process: int) -> bool:

@@ -14,9 +14,9 @@ from rlmix.agent.baselines import FIXED, random_schedule
 from rlmix.agent.replay import (
     Probabilities,
     as_provenance,
-    ask,
     candidates,
-    follow,
+    from_agent,
+    from_schedule,
     greedy_schedules,
     majority,
     probabilities_of,
@@ -186,13 +186,13 @@ def test_follow_agrees_with_the_schedules_own_ends(segments: tuple[float, ...], 
     whole = PolicySchedule(tuple(zip(segments, policies, strict=True)))
     ends = whole.ends(updates)
     assert ends[-1][0] == updates
-    choose = follow(whole)
+    choose = from_schedule(whole)
     expected = [policy for (start, _), (end, policy) in pairwise([(0, CLEAN), *ends]) for _ in range(start, end)]
     assert [choose(state(done / updates, updates))[0] for done in range(updates)] == expected
 
 
 def test_thirds_of_an_odd_number_of_updates() -> None:
-    choose = follow(schedule(CLEAN, CUTMIX, MIXUP))
+    choose = from_schedule(schedule(CLEAN, CUTMIX, MIXUP))
     # round(7 / 3) = 2 and round(14 / 3) = 5
     found = [choose(state(float(Fraction(done, 7)), 7))[0] for done in range(7)]
     assert found == [CLEAN, CLEAN, CUTMIX, CUTMIX, CUTMIX, MIXUP, MIXUP]
@@ -204,7 +204,7 @@ def test_following_a_schedule_is_the_training_that_it_came_from() -> None:
     actions = [(2, 0, 1, 0), (0, 0, 0, 0), (4, 2, 0, 0)]
     _, _, infos = play(env, actions, seed=3)
     expected = weights(env)
-    choose = follow(to_schedule(actions, env.menu, env.segments))
+    choose = from_schedule(to_schedule(actions, env.menu, env.segments))
     observation, _ = env.reset(seed=3)
     for info in infos[1:]:
         policy = choose(state(float(observation[4]), 19)).policy
@@ -220,7 +220,7 @@ def test_ask_chooses_as_the_agent_at_what_it_would_see() -> None:
     env.reset(seed=0)
     for _ in range(3):
         assert env._state is not None
-        policy, action, probabilities = ask(agent)(env._state)
+        policy, action, probabilities = from_agent(agent)(env._state)
         assert action == agent.choose(observe(env._state, env.menu))
         assert probabilities == agent.probabilities(observe(env._state, env.menu))
         assert policy == agent.menu.policy(action)

@@ -17,10 +17,10 @@ import pytest
 import ray
 from ray.cluster_utils import Cluster
 
-from rlmix.agent.ray_env import Share
+from rlmix.agent.ray_env import WorkerResources
 from rlmix.experiments import train_agent
 from rlmix.experiments.search import search
-from rlmix.experiments.search.cluster import places
+from rlmix.experiments.search.cluster import worker_capacity
 from tests.experiments.test_train_agent import OPTIONS, outcome, status_of
 from tests.soak.writes import workers_here
 
@@ -133,20 +133,20 @@ def test_interrupted_then_worker_driver_and_node_lost(
 @pytest.mark.parametrize(
     ("asked", "room"),
     [
-        (Share(1), 5),
-        (Share(2), 2),
-        (Share(4), 0),
-        (Share(0.5), 10),
-        (Share(0.25, 0.25), 12),
-        (Share(0.1, 0.6), 3),  # two would not fit on one GPU
-        (Share(1, 0.25), 5),
-        (Share(1, 2), 0),
+        (WorkerResources(1), 5),
+        (WorkerResources(2), 2),
+        (WorkerResources(4), 0),
+        (WorkerResources(0.5), 10),
+        (WorkerResources(0.25, 0.25), 12),
+        (WorkerResources(0.1, 0.6), 3),  # two would not fit on one GPU
+        (WorkerResources(1, 0.25), 5),
+        (WorkerResources(1, 2), 0),
     ],
 )
-def test_room_is_what_the_machines_have(cluster: Cluster, asked: Share, room: int) -> None:
+def test_room_is_what_the_machines_have(cluster: Cluster, asked: WorkerResources, room: int) -> None:
     ray.init(address=cluster.address, logging_level="ERROR", ignore_reinit_error=True)
     try:
-        assert places(asked) == room
+        assert worker_capacity(asked) == room
     finally:
         ray.shutdown()
 
@@ -193,7 +193,7 @@ def test_failing_search_is_told_in_its_own_words(
 def test_ray_listens_on_loopback_alone() -> None:
     """In a process of its own, since where Ray listens is settled when it is imported."""
     code = """
-from rlmix.experiments.search.cluster import connected
+from rlmix.experiments.search.cluster import ray_session
 import os, pathlib
 def listening():
     own = {os.readlink(f"/proc/{p}/fd/{f}") for p in os.listdir("/proc") if p.isdigit() and owned(p)
@@ -210,7 +210,7 @@ def owned(process):
     except OSError:
         return False
     return int(status[3]) == os.getsid(0) or int(status[1]) == os.getpid() or process == str(os.getpid())
-with connected(None):
+with ray_session(None):
     import ray
     ray.get(ray.remote(num_cpus=0)(lambda: None).remote())
     print(sorted(set(listening())))
