@@ -1,0 +1,51 @@
+"""The console script: names of commands, and hints in its own spelling."""
+
+import os
+import subprocess
+import sys
+from typing import Any
+
+import pytest
+
+from rlmix import cli
+from rlmix.experiments.runs.command import spelling
+
+
+def test_it_lists_its_commands(capsys: Any) -> None:
+    for arguments in ([], ["--help"]):
+        cli.main(arguments)
+        out = capsys.readouterr().out
+        assert all(name in out for name in cli.COMMANDS)
+
+
+def test_a_wrong_name_is_refused(capsys: Any) -> None:
+    with pytest.raises(SystemExit) as stopped:
+        cli.main(["trian"])
+    assert stopped.value.code == 2
+    assert "train-agent" in capsys.readouterr().err
+
+
+def test_hints_are_spelled_as_the_program_was_called(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "argv", ["/somewhere/bin/rlmix", "replay-policy"])
+    assert spelling("train_rl_mix") == "rlmix train-rl-mix"
+    monkeypatch.setattr(sys, "argv", ["experiments/train_agent.py"])
+    assert spelling("train_rl_mix") == "python experiments/train_rl_mix.py"
+
+
+def test_a_bug_keeps_its_traceback_and_a_mistake_has_one_on_demand() -> None:
+    code = (
+        "from rlmix.classifier.errors import InputError\n"
+        "from rlmix.experiments.runs.command import command\n"
+        "with command('train_agent', []):\n"
+        "    raise {}\n"
+    )
+
+    def said(error: str, **added: str) -> str:
+        program = [sys.executable, "-c", code.format(error)]
+        return subprocess.run(program, capture_output=True, text=True, env={**os.environ, **added}).stderr
+
+    for bug in ("TypeError('x')", "ValueError('x')", "AttributeError('x')"):
+        assert "Traceback" in said(bug)
+    assert said("InputError('mistake')") == "error: mistake\n"
+    debugged = said("InputError('mistake')", RLMIX_DEBUG="1")
+    assert "Traceback" in debugged and debugged.endswith("error: mistake\n")
