@@ -6,7 +6,7 @@ python experiments/evaluate.py --run runs/classifier-20260101-120000 --measures 
 python experiments/evaluate.py --run runs/classifier-20260101-120000 --test-set
 
 On development images, which neither training nor a search has seen, in float32. The test set needs --test-set, and
-that it was read is written down in the run folder. Attacks, calibration and class activation maps need
+every reading is recorded in the run folder. Attacks, calibration and class activation maps need
 `pip install 'rl-mix[evaluation]'`.
 """
 
@@ -19,15 +19,17 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from rlmix.classifier.evaluation.measures import MEASURES, NotMeasurable, Subject
-from rlmix.classifier.files import LineLog, write_atomic
+from tabulate import tabulate
+
+from rlmix.classifier.evaluation.measure import NotMeasurable, Subject
+from rlmix.classifier.evaluation.measures import MEASURES
+from rlmix.classifier.files import write_atomic
 from rlmix.classifier.hardware import resolve_device, set_threads
+from rlmix.experiments.comparison.held_out import record_test_read
 from rlmix.experiments.runs.command import command
 from rlmix.experiments.runs.errors import RunError
 from rlmix.experiments.runs.machine import machine
 from rlmix.experiments.training.trained_run import TrainedRun
-
-TEST_READS = "test_set_reads.jsonl"
 
 
 @dataclass(frozen=True)
@@ -37,7 +39,8 @@ class EvaluateConfig:
     run: str
     """Run folder of train_classifier.py or replay_policy.py."""
     measures: tuple[str, ...] = ()
-    """What is measured: accuracy, attacks, corruptions, embeddings, localisation; by default all that can be."""
+    """Measures by their names in classifier/evaluation/measures.py: accuracy, attacks, ...; defaults to all that are
+    available."""
     boxes: str | None = None
     """Folder of images with boxes in the layout of CUB-200-2011; none places the items on larger canvases."""
     test_set: bool = False
@@ -112,9 +115,7 @@ def evaluate(config: EvaluateConfig, run: TrainedRun, command: str) -> dict[str,
     part = run.data.test if config.test_set else run.data.development
     count = len(part) if config.images is None else min(config.images, len(part))
     if config.test_set:
-        LineLog(run.path / TEST_READS).append(
-            {"at": time.strftime("%Y-%m-%dT%H:%M:%S%z"), "command": command, "images": count}
-        )
+        record_test_read(run.path, command, images=count)
 
     subject = Subject(
         network=run.network,
@@ -131,7 +132,7 @@ def evaluate(config: EvaluateConfig, run: TrainedRun, command: str) -> dict[str,
     for name in [name for name in MEASURES if name in config.measures or not config.measures]:
         started = time.perf_counter()
         try:
-            measured[name] = MEASURES[name](subject)
+            measured[name] = MEASURES[name].run(subject)
         except (ImportError, NotMeasurable) as error:
             if config.measures or isinstance(error, ImportError):
                 raise RunError(str(error)) from error
@@ -155,36 +156,10 @@ def evaluate(config: EvaluateConfig, run: TrainedRun, command: str) -> dict[str,
 
 
 def table(report: Mapping[str, Any]) -> str:
-    """The report for a reader: a line for each number."""
-    rows: list[tuple[str, str]] = []
-    if (seen := report.get("accuracy")) is not None:
-        rows.append(("top-1 accuracy", _percent(seen["top1"])))
-        if seen["top5"] is not None:
-            rows.append(("top-5 accuracy", _percent(seen["top5"])))
-        rows.append(("mean confidence", _percent(seen["calibration"]["confidence"])))
-        rows.append(("expected calibration error", _percent(seen["calibration"]["error"])))
-    if (seen := report.get("attacks")) is not None:
-        rows += [(f"under {name.upper()}, L∞ 8/255", _percent(left)) for name, left in seen["accuracy"].items()]
-    if (seen := report.get("corruptions")) is not None:
-        rows += [(f"{name}, 5 strengths", _percent(*left)) for name, left in seen["accuracy"].items()]
-        rows.append(("mean of corruptions", _percent(seen["mean_accuracy"])))
-    if (seen := report.get("embeddings")) is not None:
-        ratio = "" if seen["ratio"] is None else f", ratio {seen['ratio']:.3f}"
-        rows.append(("distance within / between", f"{seen['within']:.3f} / {seen['between']:.3f}{ratio}"))
-    if (seen := report.get("localisation")) is not None:
-        rows.append(("localised, class known", _percent(seen["known_class"])))
-        rows.append(("class named there", _percent(seen["accuracy"])))
-        rows.append(("localised and class named", _percent(seen["top1"])))
-        best = f"localised, best threshold {seen['best_threshold']:.2f}"
-        rows.append((best, _percent(seen["best_known_class"])))
-        rows.append(("  by chance / whole image", _percent(seen["chance"], seen["whole_image"])))
-    width = max((len(name) for name, _ in rows), default=0)
+    """Format the report as text: a line for each number."""
     title = f"{report['model']} on {report['images']:,} {report['split']} images of {report['dataset']}, in %"
-    return "\n".join([title, *(f"  {name:<{width}}  {value}" for name, value in rows)])
-
-
-def _percent(*shares: float) -> str:
-    return "  ".join(f"{100 * share:6.2f}" for share in shares)
+    rows = [row for name, measure in MEASURES.items() if name in report for row in measure.rows(report[name])]
+    return f"{title}\n{tabulate(rows, tablefmt='plain', disable_numparse=True)}"
 
 
 if __name__ == "__main__":

@@ -1,11 +1,13 @@
 """Accuracy, and calibration: whether a network is right as often as it says."""
 
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from rlmix.classifier.evaluation.libraries import library
+from rlmix.classifier.evaluation.measure import Chart, Column, Measure, Result, Subject, percent
 
 BINS = 15  # of confidence, as in Guo et al. 2017 and the R-Mix paper's tables
 METRICS = "torchmetrics.functional.classification"
@@ -85,3 +87,38 @@ def calibration(logits: Tensor, labels: Tensor) -> Calibration:
     rows = zip(count.tolist(), *((total / count).tolist() for total in sums), strict=True)
     bins = tuple((images, mean, share) if images else (0, None, None) for images, mean, share in rows)
     return Calibration(float(error), float(confidence.mean()), bins)
+
+
+def measure_accuracy(subject: Subject) -> dict[str, Any]:
+    """Measure top-1 and top-5 accuracy and calibration."""
+    predictions = subject.predictions
+    reliability = calibration(predictions.logits, predictions.labels)
+    return {**asdict(accuracy(predictions.logits, predictions.labels)), "calibration": asdict(reliability)}
+
+
+def _rows(result: Result) -> list[tuple[str, str]]:
+    top5 = [] if result["top5"] is None else [("top-5 accuracy", percent(result["top5"]))]
+    return [
+        ("top-1 accuracy", percent(result["top1"])),
+        *top5,
+        ("mean confidence", percent(result["calibration"]["confidence"])),
+        ("expected calibration error", percent(result["calibration"]["error"])),
+    ]
+
+
+def _reliability_diagram(result: Result) -> list[Chart]:
+    bins = result["calibration"]["bins"]
+    lines = {
+        "this network": [(100 * confidence, 100 * share) for count, confidence, share in bins if count],
+        "perfectly calibrated": [(0.0, 0.0), (100.0, 100.0)],
+    }
+    return [Chart("Reliability diagram", lines, "confidence, %", "accuracy, %")]
+
+
+ACCURACY = Measure(
+    summary="expected calibration error",
+    run=measure_accuracy,
+    rows=_rows,
+    columns={"calibration error": Column(lambda result: result["calibration"]["error"], lower_is_better=True)},
+    charts=_reliability_diagram,
+)

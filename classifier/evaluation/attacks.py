@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from rlmix.classifier.evaluation.libraries import library
+from rlmix.classifier.evaluation.measure import Column, Measure, Result, Subject, percent
 from rlmix.classifier.evaluation.network import PixelNetwork
 
 EPSILON = 8 / 255  # radius of the ball
@@ -83,3 +84,25 @@ def attacked_accuracy(
             with torch.no_grad():
                 hits[attack] = hits[attack] + (network(changed).argmax(dim=1) == labels).sum()
     return {attack: float(number) / count for attack, number in hits.items()}
+
+
+def measure_attacks(subject: Subject) -> dict[str, Any]:
+    """Measure the accuracy under each attack."""
+    left = attacked_accuracy(subject.network, subject.chunks(), seed=subject.seed)
+    setting = {"norm": "Linf", "epsilon": EPSILON, "pgd_step": PGD_STEP, "pgd_steps": PGD_STEPS}
+    return {"accuracy": left, "setting": setting}
+
+
+def _rows(result: Result) -> list[tuple[str, str]]:
+    return [(f"accuracy under {name.upper()}, L∞ 8/255", percent(left)) for name, left in result["accuracy"].items()]
+
+
+UNDER_ATTACK = Measure(
+    summary="accuracy under FGSM and PGD (L∞ 8/255)",
+    run=measure_attacks,
+    rows=_rows,
+    columns={
+        "FGSM": Column(lambda result: result["accuracy"]["fgsm"]),
+        "PGD": Column(lambda result: result["accuracy"]["pgd"]),
+    },
+)

@@ -6,10 +6,12 @@ this project's own.
 """
 
 from collections.abc import Callable, Iterable
+from typing import Any
 
 import torch
 from torch import Tensor
 
+from rlmix.classifier.evaluation.measure import Chart, Column, Measure, Result, Subject, percent
 from rlmix.classifier.evaluation.network import PixelNetwork
 
 
@@ -109,3 +111,33 @@ def corrupted_accuracy(
     for (name, _), share in zip(places, shares, strict=True):
         accuracies[name].append(share)
     return accuracies
+
+
+def measure_corruptions(subject: Subject) -> dict[str, Any]:
+    """Measure the accuracy under each corruption, from the weakest strength to the strongest, and the mean of all."""
+    left = corrupted_accuracy(subject.network, subject.chunks(), seed=subject.seed)
+    values = [value for row in left.values() for value in row]
+    strengths = {name: list(levels) for name, (_, levels) in CORRUPTIONS.items()}
+    return {"accuracy": left, "mean_accuracy": sum(values) / len(values), "strengths": strengths}
+
+
+def _rows(result: Result) -> list[tuple[str, str]]:
+    rows = [(f"accuracy under {name}, 5 strengths", percent(*left)) for name, left in result["accuracy"].items()]
+    return [*rows, ("mean accuracy under corruptions", percent(result["mean_accuracy"]))]
+
+
+def _by_strength(result: Result) -> list[Chart]:
+    lines = {
+        name: [(float(level), 100 * left) for level, left in enumerate(row, start=1)]
+        for name, row in result["accuracy"].items()
+    }
+    return [Chart("Accuracy under corruptions", lines, "strength", "accuracy, %")]
+
+
+UNDER_CORRUPTION = Measure(
+    summary="mean accuracy over five corruptions at five strengths",
+    run=measure_corruptions,
+    rows=_rows,
+    columns={"corruptions": Column(lambda result: result["mean_accuracy"])},
+    charts=_by_strength,
+)

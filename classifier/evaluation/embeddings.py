@@ -1,9 +1,12 @@
 """How tight the classes lie in the space of embeddings, what LaMix's paper shows in two dimensions."""
 
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
+
+from rlmix.classifier.evaluation.measure import Column, Measure, NotMeasurable, Result, Subject
 
 
 @dataclass(frozen=True)
@@ -41,3 +44,29 @@ def class_distances(embeddings: Tensor, labels: Tensor) -> Distances:
     within = float((embeddings - means[member]).norm(dim=1).mean())
     between = float(torch.nn.functional.pdist(means).mean())
     return Distances(within, between, within / between if between else None)
+
+
+def measure_embeddings(subject: Subject) -> dict[str, Any]:
+    """Measure distances within and between classes.
+
+    Raises:
+        NotMeasurable: the images are of fewer than two classes.
+    """
+    predictions = subject.predictions
+    try:
+        return asdict(class_distances(predictions.embeddings, predictions.labels))
+    except ValueError as error:
+        raise NotMeasurable(str(error)) from error
+
+
+def _rows(result: Result) -> list[tuple[str, str]]:
+    ratio = "" if result["ratio"] is None else f", ratio {result['ratio']:.3f}"
+    return [("distance within / between classes", f"{result['within']:.3f} / {result['between']:.3f}{ratio}")]
+
+
+EMBEDDINGS = Measure(
+    summary="distance of embeddings within classes over that between them",
+    run=measure_embeddings,
+    rows=_rows,
+    columns={"within / between": Column(lambda result: result["ratio"], percent=False, lower_is_better=True)},
+)

@@ -5,16 +5,19 @@ largest connected part that reaches a share of the map's highest value, a fifth 
 (https://arxiv.org/abs/1512.04150). The box is right where it overlaps the object's by one half or more.
 """
 
-from collections.abc import Iterable
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator
+from dataclasses import asdict, dataclass
+from typing import Any
 
 import numpy as np
 import torch
 from scipy.ndimage import find_objects, label
 from torch import Tensor, nn
 
-from rlmix.classifier.evaluation.boxes import BoxedImages
+from rlmix.classifier.data import ImageFiles, ImageSet
+from rlmix.classifier.evaluation.boxes import BoxedImages, load_boxed_folder, on_canvas
 from rlmix.classifier.evaluation.libraries import library
+from rlmix.classifier.evaluation.measure import Column, Measure, NotMeasurable, Result, Subject, percent
 from rlmix.classifier.evaluation.network import PixelNetwork
 
 THRESHOLD = 0.2
@@ -205,3 +208,57 @@ def chance(boxes: Tensor, size: tuple[int, int]) -> float:
         both = down[~down.isnan(), None] * across[~across.isnan()]
         shares.append(float((both / (2 * whole - both) >= OVERLAP).double().mean()))
     return sum(shares) / len(shares)
+
+
+def measure_localisation(subject: Subject) -> dict[str, Any]:
+    """Measure localisation by class activation maps, on canvases or on a folder with boxes.
+
+    Raises:
+        NotMeasurable: the network does not take these images, or has no feature map.
+    """
+    channels, height, width = subject.part.image_shape
+    if subject.boxes is not None:
+        if channels != 3 or height != width:
+            raise NotMeasurable(
+                f"--boxes holds squares in colour, and the network takes {channels} x {height} x {width}"
+            )
+        # Held-out images that are streamed are cut out of a somewhat larger square; so are these.
+        shorter = round(height * 256 / 224) if isinstance(subject.part, ImageFiles) else height
+        boxed = load_boxed_folder(subject.boxes, subject.class_names, size=height, shorter=shorter)
+        batches = iter(boxed.split(subject.batch_size))
+    else:
+        batches = _canvases(subject)
+    try:
+        localised = localise(subject.network, batches)
+    except ValueError as error:
+        raise NotMeasurable(str(error)) from error
+    return {**asdict(localised), "on": subject.boxes or "items on canvases with fragments of others"}
+
+
+def _canvases(subject: Subject) -> Iterator[BoxedImages]:
+    """Yield each chunk's images on canvases, among fragments of the first chunk's."""
+    pool: ImageSet | None = None
+    generator = torch.Generator().manual_seed(subject.seed)
+    for images, labels in subject.chunks():
+        items = ImageSet(images.cpu(), labels.cpu())
+        pool = items if pool is None else pool
+        yield on_canvas(items, pool, generator=generator)
+
+
+def _rows(result: Result) -> list[tuple[str, str]]:
+    best = f"localised, best threshold {result['best_threshold']:.2f}"
+    return [
+        ("localised, class known", percent(result["known_class"])),
+        ("class right on these images", percent(result["accuracy"])),
+        ("localised and class right", percent(result["top1"])),
+        (best, percent(result["best_known_class"])),
+        ("localised by chance / by the whole image", percent(result["chance"], result["whole_image"])),
+    ]
+
+
+LOCALISATION = Measure(
+    summary="objects localised by class activation maps",
+    run=measure_localisation,
+    rows=_rows,
+    columns={"localised": Column(lambda result: result["known_class"])},
+)

@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from tabulate import tabulate
 from torch import Tensor
 
 from rlmix.classifier.files import write_atomic
@@ -27,7 +28,7 @@ from rlmix.classifier.mixing import MixPolicy, mix_batch, one_hot
 from rlmix.classifier.mixing.cutmix import cutmix, cutmix_box
 from rlmix.classifier.mixing.mixup import mixup
 from rlmix.classifier.mixing.puzzlemix import block_counts, graph_cuts, mask_costs, solve_mask, transported
-from rlmix.experiments.benchmarks.timing import prepare_output, ratios, spread, summary
+from rlmix.experiments.benchmarks.timing import prepare_output, ratios, rotated, spread, summary
 from rlmix.experiments.runs.command import command
 from rlmix.experiments.runs.errors import RunError
 from rlmix.experiments.runs.machine import machine
@@ -227,8 +228,7 @@ def interleaved(operations: Mapping[str, Operation], config: MixingBenchmarkConf
     names = list(operations)
     seconds: dict[str, list[float]] = {name: [] for name in names}
     for number in range(config.rounds):
-        start = number % len(names)
-        for name in names[start:] + names[:start]:
+        for name in rotated(names, number):
             started = time.perf_counter()
             for _ in range(calls[name]):
                 operations[name]()
@@ -245,9 +245,18 @@ def text_report(report: Mapping[str, Any]) -> str:
         f"a batch of {config['batch_size']} images of {config['channels']} x {config['side']} x {config['side']}; "
         f"medians over {config['rounds']} rounds [quartiles] (range)",
         "",
-        *(f"{name:<28}{1e3 * row['median']:8.3f} ms" for name, row in report["seconds"].items()),
+        tabulate(
+            [(name, f"{1e3 * row['median']:.3f} ms") for name, row in report["seconds"].items()],
+            tablefmt="plain",
+            disable_numparse=True,
+            colalign=("left", "right"),
+        ),
         "",
-        *(f"{name:<36}{spread(row)}" for name, row in report["of_library"].items()),
+        tabulate(
+            [(name, spread(row)) for name, row in report["of_library"].items()],
+            tablefmt="plain",
+            disable_numparse=True,
+        ),
     ]
     for blocks, parts in report["puzzlemix"].items():
         times = ", ".join(f"{name} {1e3 * row['median']:.1f} ms" for name, row in parts["seconds"].items())

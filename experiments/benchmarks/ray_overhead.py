@@ -166,9 +166,7 @@ def setting(config: BenchmarkConfig) -> Search:
 
 
 def scaling(config: BenchmarkConfig, search: Search) -> tuple[dict[str, Any], Any]:
-    """Steps a second of one worker and of two, and a step's answer."""
-    import ray
-
+    """Measure the steps a second of one worker and of two; return them and a step's answer."""
     vectors = {
         workers: RayVecEnv(
             partial(make_worker, search.environment(None), 0), [Position()] * workers, share=WorkerResources()
@@ -180,7 +178,7 @@ def scaling(config: BenchmarkConfig, search: Search) -> tuple[dict[str, Any], An
         vector.reset()
         for _ in search.segments:
             vector.step(np.array([action] * vector.num_envs))
-    answer = ray.get(vectors[1]._actors[0].step.remote(np.array(action)))
+    answer = vectors[1].env_method("step", np.array(action))[0]
     rates: dict[int, list[float]] = {1: [], 2: []}
     for round_number in range(config.rounds):
         for workers in (1, 2) if round_number % 2 == 0 else (2, 1):
@@ -203,13 +201,12 @@ def scaling(config: BenchmarkConfig, search: Search) -> tuple[dict[str, Any], An
 
 
 def step_bytes(answer: Any) -> dict[str, int]:
-    """Bytes of an action and of a step's answer as Ray serialises them, without its envelope."""
-    import ray
+    """Return the bytes of an action and of a step's answer, pickled as Ray pickles them, without its envelope."""
+    from ray import cloudpickle
 
-    context = ray._private.worker.global_worker.get_serialization_context()
     return {
-        "action": context.serialize(np.zeros(4, dtype=np.int64)).total_bytes,
-        "answer": context.serialize(answer).total_bytes,
+        "action": len(cloudpickle.dumps(np.zeros(4, dtype=np.int64), protocol=5)),
+        "answer": len(cloudpickle.dumps(answer, protocol=5)),
     }
 
 

@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import json
 import os
-import sys
 import time
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
@@ -23,6 +22,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from tabulate import tabulate
 
 from rlmix.agent.config import RLMixAgentConfig
 from rlmix.agent.rl_mix.learner import RLMixLearner
@@ -33,7 +33,7 @@ from rlmix.classifier.mixing import MixPolicy
 from rlmix.classifier.training.config import TrainConfig
 from rlmix.classifier.training.trainer import Trainer
 from rlmix.envs import RLMixEnv
-from rlmix.experiments.benchmarks.timing import clocked, prepare_output, summary
+from rlmix.experiments.benchmarks.timing import clocked, prepare_output, say, set_threads_for, spread, summary
 from rlmix.experiments.runs.command import command
 from rlmix.experiments.runs.errors import RunError
 from rlmix.experiments.runs.machine import machine
@@ -43,7 +43,7 @@ WARM_UP = 2  # updates before the clock starts: the first draws, the optimiser's
 EVERY_BATCH = MixPolicy({"rmix": 1.0})
 PUBLISHED_RATIO = 2.0  # 8 hours against 4 on a P100 (arXiv 2212.04875)
 PARTS = {  # of an update of RL-Mix: what it is called, and the methods whose time it is
-    "clean pass": (Trainer, "_take_gradient"),
+    "clean pass": (Trainer, "next_clean"),
     "mixed update": (Trainer, "train_mixed"),
     "choosing": (RLMixLearner, "choose"),
     "storing": (RLMixLearner, "learn"),
@@ -128,8 +128,7 @@ def measure(config: CostConfig, model: str) -> dict[str, Any]:
     Raises:
         RunError: network and images do not fit, or there are fewer images than a batch holds.
     """
-    usual = 1 if model == "search" else min(2, len(os.sched_getaffinity(0)))
-    torch.set_num_threads(config.threads or usual)
+    set_threads_for(model, config.threads)
     dataset = load_dataset(
         config.dataset, config.data_root, image_size=None if model == "search" else config.image_size
     )
@@ -143,14 +142,14 @@ def measure(config: CostConfig, model: str) -> dict[str, Any]:
         raise RunError(str(error)) from error
     published = RLMixAgentConfig()
     agent = RLMixLearner(replace(published, epochs=1), env, seed=0, updates=UPDATES)
-    _say(f"{model}: warming up")
+    say(f"{model}: warming up")
     exact_stretch(trainer, 2)
     length = max(2, int(config.seconds / exact_stretch(trainer, 2)))
     length = min(length, agent.model.n_steps - 1)  # the agent's own update is timed apart
     rl_mix_stretch(env, agent, 2, published)
     rounds = []
     for number in range(config.rounds):
-        _say(f"{model}: round {number + 1} of {config.rounds}")
+        say(f"{model}: round {number + 1} of {config.rounds}")
         seconds: dict[str, Any] = {}
         for side in ("exact", "rl_mix") if number % 2 else ("rl_mix", "exact"):
             if side == "exact":
@@ -233,24 +232,26 @@ def text_report(report: Mapping[str, Any]) -> str:
         f"{report['config']['rounds']} rounds [quartiles] (range)"
     ]
     for result in report["models"]:
-        ratio = result["ratio"]
         shape = " x ".join(str(side) for side in result["image_shape"])
         lines += [
             "",
             f"{result['model']}, images {shape}, batches of {report['config']['batch_size']}, {result['precision']}, "
             f"threads {result['threads']}",
-            f"  exact R-Mix, every batch  {1000 * result['exact_seconds']['median']:,.1f} ms an update",
-            f"  RL-Mix, learning included {1000 * result['rl_mix_seconds']['median']:,.1f} ms an update",
-            f"  ratio {ratio['median']:.2f} [{ratio['q25']:.2f}-{ratio['q75']:.2f}] ({ratio['low']:.2f}-"
-            f"{ratio['high']:.2f}); published: about {PUBLISHED_RATIO:g}",
-            "  of RL-Mix's time: "
-            + ", ".join(f"{part} {values['median']:.1f} %" for part, values in result["percent_of_rl_mix"].items()),
+            tabulate(
+                [
+                    ("exact R-Mix, every batch", f"{1000 * result['exact_seconds']['median']:,.1f} ms an update"),
+                    ("RL-Mix, learning included", f"{1000 * result['rl_mix_seconds']['median']:,.1f} ms an update"),
+                    ("ratio", f"{spread(result['ratio'])}; published: about {PUBLISHED_RATIO:g}"),
+                    *(
+                        (f"of RL-Mix's time: {part}", f"{values['median']:.1f} %")
+                        for part, values in result["percent_of_rl_mix"].items()
+                    ),
+                ],
+                tablefmt="plain",
+                disable_numparse=True,
+            ),
         ]
     return "\n".join(lines)
-
-
-def _say(text: str) -> None:
-    print(text, file=sys.stderr, flush=True)
 
 
 if __name__ == "__main__":

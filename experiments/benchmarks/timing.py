@@ -1,9 +1,10 @@
-"""What the benchmarks share: clocks, interleaved ratios and their spread."""
+"""Clocks, rotated rounds, ratios and their spread: shared by the benchmarks."""
 
 from __future__ import annotations
 
 import functools
 import os
+import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -11,12 +12,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 
 from rlmix.experiments.runs.errors import RunError
 
 
 def prepare_output(path: Path) -> None:
-    """Make the folder of a report now, not after minutes of measuring.
+    """Create the folder of a report before minutes of measuring.
 
     Raises:
         RunError: the report cannot be written there.
@@ -32,7 +34,7 @@ def prepare_output(path: Path) -> None:
 
 @contextmanager
 def clocked(owner: type, name: str) -> Iterator[list[float]]:
-    """Note the seconds of every call of a method while the block runs."""
+    """Record the seconds of every call of a public method while the block runs."""
     method, seconds = getattr(owner, name), []
 
     @functools.wraps(method)
@@ -50,16 +52,40 @@ def clocked(owner: type, name: str) -> Iterator[list[float]]:
         setattr(owner, name, method)
 
 
+def say(text: str) -> None:
+    """Print a line of progress on standard error."""
+    print(text, file=sys.stderr, flush=True)
+
+
+def set_threads_for(model: str, threads: int | None) -> None:
+    """Set the number of CPU threads; by default 1 for the network `search`, as a search's worker has, else 2.
+
+    Args:
+        model: name of the network.
+        threads: optional number of threads.
+    """
+    usual = 1 if model == "search" else min(2, len(os.sched_getaffinity(0)))
+    torch.set_num_threads(threads or usual)
+
+
+def rotated(names: Sequence[str], number: int) -> list[str]:
+    """Return the names in the order of a round: each round starts one name later."""
+    start = number % len(names)
+    return [*names[start:], *names[:start]]
+
+
 def summary(values: Sequence[float]) -> dict[str, Any]:
-    """Median, quartiles and range of the rounds' values, and the values themselves."""
+    """Return median, quartiles and range of the rounds' values, and the values themselves."""
     low, q25, median, q75, high = np.quantile(values, (0, 0.25, 0.5, 0.75, 1)).tolist()
     return {"median": median, "q25": q25, "q75": q75, "low": low, "high": high, "rounds": list(values)}
 
 
 def ratios(values: Sequence[float], bases: Sequence[float]) -> list[float]:
+    """Divide each round's value by the same round's base."""
     return [value / base for value, base in zip(values, bases, strict=True)]
 
 
 def spread(values: Mapping[str, Any]) -> str:
+    """Format a `summary` as `median [quartiles] (range)`."""
     quartiles, extremes = (f"{values[low]:.2f}-{values[high]:.2f}" for low, high in (("q25", "q75"), ("low", "high")))
     return f"{values['median']:.2f} [{quartiles}] ({extremes})"

@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import json
 import os
-import sys
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
@@ -22,6 +21,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from tabulate import tabulate
 from torch.profiler import ProfilerActivity, profile
 
 from rlmix.classifier.data import Dataset, Splits, load_dataset, resized, split
@@ -32,7 +32,16 @@ from rlmix.classifier.models import build_model
 from rlmix.classifier.training.config import TrainConfig
 from rlmix.classifier.training.trainer import BLOCK, Trainer
 from rlmix.envs import MixPolicyEnv, TaskDistribution
-from rlmix.experiments.benchmarks.timing import clocked, prepare_output, ratios, spread, summary
+from rlmix.experiments.benchmarks.timing import (
+    clocked,
+    prepare_output,
+    ratios,
+    rotated,
+    say,
+    set_threads_for,
+    spread,
+    summary,
+)
 from rlmix.experiments.comparison.contestants import CONTESTANTS, only_policy
 from rlmix.experiments.runs.command import command
 from rlmix.experiments.runs.errors import RunError
@@ -83,11 +92,11 @@ class BenchmarkConfig:
 
 
 @dataclass(frozen=True)
-class Way:
-    """A way to train whose speed is measured.
+class Variant:
+    """A contestant as its speed is measured: with a number format, compiled or not.
 
     Attributes:
-        contestant: how it mixes; a key of `CONTESTANTS` (`benchmark_rl_mix.py` measures the per-batch ones).
+        contestant: how it mixes; a key of `CONTESTANTS` (`rl_mix_cost.py` measures RL-Mix).
         precision: `auto` (bf16 where it is native) or `fp32`.
         compile: whether the step is compiled.
     """
@@ -110,10 +119,10 @@ class Way:
 PLAIN, SLOW = "plain", "rmix-exact-fp32"
 FAST = ("rmix", "rmix-compiled")  # the faster one is the fast path
 # The Trainer keeps images and weights in channels-last memory for all of them, the slow path included.
-WAYS = {
-    **{name: Way(name) for name, entry in CONTESTANTS.items() if entry.per_batch is None},
-    "rmix-compiled": Way("rmix", compile=True),
-    SLOW: Way("rmix-exact", precision="fp32"),
+VARIANTS = {
+    **{name: Variant(name) for name, entry in CONTESTANTS.items() if entry.per_batch is None},
+    "rmix-compiled": Variant("rmix", compile=True),
+    SLOW: Variant("rmix-exact", precision="fp32"),
 }
 
 
@@ -160,16 +169,16 @@ def check(config: BenchmarkConfig) -> None:
     if not config.model:
         raise RunError("--model must name at least one network, got none")
     for name in config.contestants:
-        if name not in WAYS:
-            raise RunError(f"--contestants must be among {', '.join(WAYS)}, got {name!r}")
-    if config.profile is not None and config.profile not in WAYS:
-        raise RunError(f"--profile must be one of {', '.join(WAYS)}, got {config.profile!r}")
+        if name not in VARIANTS:
+            raise RunError(f"--contestants must be among {', '.join(VARIANTS)}, got {name!r}")
+    if config.profile is not None and config.profile not in VARIANTS:
+        raise RunError(f"--profile must be one of {', '.join(VARIANTS)}, got {config.profile!r}")
     try:
         device = resolve_device(config.device)
     except ValueError as error:
         raise RunError(f"--device: {error}") from error
     reason = why_not_compile(device)
-    asked = config.profile is None or WAYS[config.profile].compile
+    asked = config.profile is None or VARIANTS[config.profile].compile
     if config.compile and asked and reason is not None:
         raise RunError(f"{reason}; install it, or leave the compiled contestant out with --no-compile")
 
@@ -199,21 +208,20 @@ def measure_model(config: BenchmarkConfig, model: str, data: Splits) -> dict[str
         RunError: the network cannot be built for these images.
     """
     data = _images_for(config, model, data)
-    _set_threads(config, model)
-    wanted = {*config.contestants, PLAIN, SLOW, FAST[0]} if config.contestants else set(WAYS)
-    names = [name for name, way in WAYS.items() if name in wanted and (config.compile or not way.compile)]
+    set_threads_for(model, config.threads)
+    wanted = {*config.contestants, PLAIN, SLOW, FAST[0]} if config.contestants else set(VARIANTS)
+    names = [name for name, variant in VARIANTS.items() if name in wanted and (config.compile or not variant.compile)]
     trainers = _build_trainers(config, model, data, names)
     names = [name for name in names if _trainable(trainers[name], name)]
     lengths = {}
     for name in names:
-        _say(f"{model}: warming up {name}")
-        lengths[name] = fitting_length(trainers[name], WAYS[name], config.seconds)
+        say(f"{model}: warming up {name}")
+        lengths[name] = fitting_length(trainers[name], VARIANTS[name], config.seconds)
     rates: dict[str, list[float]] = {name: [] for name in names}
     for number in range(config.rounds):
-        _say(f"{model}: round {number + 1} of {config.rounds}")
-        start = number % len(names)
-        for name in names[start:] + names[:start]:
-            rates[name].append(run_stretch(trainers[name], WAYS[name], lengths[name], seed=number))
+        say(f"{model}: round {number + 1} of {config.rounds}")
+        for name in rotated(names, number):
+            rates[name].append(run_stretch(trainers[name], VARIANTS[name], lengths[name], seed=number))
     fast = max((name for name in FAST if name in rates), key=lambda name: np.median(rates[name]))
     result = {
         "model": model,
@@ -222,10 +230,10 @@ def measure_model(config: BenchmarkConfig, model: str, data: Splits) -> dict[str
         "fast": fast,
         "contestants": {
             name: {
-                "policy": WAYS[name].policy.to_json(),
-                "saliency": WAYS[name].saliency,
+                "policy": VARIANTS[name].policy.to_json(),
+                "saliency": VARIANTS[name].saliency,
                 "precision": trainers[name].precision,
-                "compiled": WAYS[name].compile,
+                "compiled": VARIANTS[name].compile,
                 "updates_per_round": lengths[name],
                 "images_per_second": summary(rates[name]),
                 "of_plain": summary(ratios(rates[name], rates[PLAIN])),
@@ -238,16 +246,16 @@ def measure_model(config: BenchmarkConfig, model: str, data: Splits) -> dict[str
     return result
 
 
-def fitting_length(trainer: Trainer, contestant: Way, seconds: float) -> int:
+def fitting_length(trainer: Trainer, variant: Variant, seconds: float) -> int:
     """Updates that take about so long, after a first stretch in which graphs are compiled and caches filled.
 
     Even, so that the halves of the mixed policies are whole; if long enough, also a multiple of the blocks in which
     the Trainer makes its random draws, so that each stretch bears its share of them.
     """
     updates, took = 2, 0.0
-    run_stretch(trainer, contestant, updates, seed=0)
+    run_stretch(trainer, variant, updates, seed=0)
     while True:
-        took = updates * trainer.config.batch_size / run_stretch(trainer, contestant, updates, seed=0)
+        took = updates * trainer.config.batch_size / run_stretch(trainer, variant, updates, seed=0)
         if took >= seconds / 4:
             break
         updates *= 2
@@ -256,12 +264,12 @@ def fitting_length(trainer: Trainer, contestant: Way, seconds: float) -> int:
     return max(fitting - fitting % (period if fitting >= period else 2), 2)
 
 
-def run_stretch(trainer: Trainer, contestant: Way, updates: int, *, seed: int) -> float:
+def run_stretch(trainer: Trainer, variant: Variant, updates: int, *, seed: int) -> float:
     """Training images per second of a contestant, over some updates from new weights."""
-    trainer.config = replace(trainer.config, saliency=contestant.saliency)
+    trainer.config = replace(trainer.config, saliency=variant.saliency)
     trainer.reset(seed)
-    trainer.train(contestant.policy, WARM_UP, probe=False)
-    stats = trainer.train(contestant.policy, updates, probe=False)
+    trainer.train(variant.policy, WARM_UP, probe=False)
+    stats = trainer.train(variant.policy, updates, probe=False)
     return stats.images / stats.seconds
 
 
@@ -274,7 +282,7 @@ def measure_episodes(config: BenchmarkConfig, data: Splits) -> dict[str, Any]:
     Raises:
         RunError: the environment cannot be made of these settings.
     """
-    _set_threads(config, "search")
+    set_threads_for("search", config.threads)
     size = min(config.episode_train_size, len(data.train))
     length = config.episode_updates
     try:
@@ -284,7 +292,7 @@ def measure_episodes(config: BenchmarkConfig, data: Splits) -> dict[str, Any]:
             reference_seeds=1,
             splits=data,
         )
-        _say("episodes: training the reference")
+        say("episodes: training the reference")
         for number in range(TASKS):
             env.prepare_reference(number)
     except ValueError as error:
@@ -293,7 +301,7 @@ def measure_episodes(config: BenchmarkConfig, data: Splits) -> dict[str, Any]:
     _run_episode(env, seed=0)
     episodes = []
     for number in range(config.rounds):
-        _say(f"episodes: {number + 1} of {config.rounds}")
+        say(f"episodes: {number + 1} of {config.rounds}")
         episodes.append(_run_episode(env, seed=number + 1))
     totals = [episode["reset"] + episode["step"] for episode in episodes]
     own = [episode["step"] - episode["training"] - episode["validation"] for episode in episodes]
@@ -346,26 +354,34 @@ def text_report(report: Mapping[str, Any]) -> str:
     for result in report["models"]:
         shape = " x ".join(str(side) for side in result["image_shape"])
         lines += ["", f"{result['model']}, images {shape}, threads {result['threads']}, fast path: {result['fast']}"]
-        rows = [("", "format", "images/s", "ratio to plain", "ratio to the slow path")]
-        for name, row in result["contestants"].items():
-            rate = f"{row['images_per_second']['median']:,.0f}"
-            rows.append((name, row["precision"], rate, spread(row["of_plain"]), spread(row["of_slow"])))
-        widths = [max(len(cells[column]) for cells in rows) for column in range(len(rows[0]))]
-        for cells in rows:
-            aligned = [
-                cell.rjust(width) if column == 2 else cell.ljust(width)
-                for column, (cell, width) in enumerate(zip(cells, widths, strict=True))
-            ]
-            lines.append("  ".join(aligned).rstrip())
+        rows = [
+            (
+                name,
+                row["precision"],
+                f"{row['images_per_second']['median']:,.0f}",
+                spread(row["of_plain"]),
+                spread(row["of_slow"]),
+            )
+            for name, row in result["contestants"].items()
+        ]
+        headers = ("", "format", "images/s", "ratio to plain", "ratio to the slow path")
+        aligned = ("left", "left", "right", "left", "left")
+        lines.append(tabulate(rows, headers, tablefmt="plain", disable_numparse=True, colalign=aligned))
     episode = report["episode"]
     if episode is not None:
         lines += [
             "",
             f"an episode of {episode['updates']} updates in {episode['segments']} segments, search network, "
             f"threads {episode['threads']}",
-            f"step beyond training and validation, % of the steps  {spread(episode['step_overhead_percent'])}",
-            f"validation, % of the episode                         {spread(episode['validation_percent'])}",
-            f"reset, % of the episode                              {spread(episode['reset_percent'])}",
+            tabulate(
+                [
+                    ("step beyond training and validation, % of the steps", spread(episode["step_overhead_percent"])),
+                    ("validation, % of the episode", spread(episode["validation_percent"])),
+                    ("reset, % of the episode", spread(episode["reset_percent"])),
+                ],
+                tablefmt="plain",
+                disable_numparse=True,
+            ),
         ]
     return "\n".join(lines)
 
@@ -378,8 +394,8 @@ def print_profile(config: BenchmarkConfig, model: str, data: Splits) -> None:
     """
     assert config.profile is not None
     data = _images_for(config, model, data)
-    _set_threads(config, model)
-    contestant = WAYS[config.profile]
+    set_threads_for(model, config.threads)
+    contestant = VARIANTS[config.profile]
     trainer = _build_trainers(config, model, data, [config.profile])[config.profile]
     run_stretch(trainer, contestant, 2, seed=0)
     on_gpu = trainer.device.type == "cuda"
@@ -396,7 +412,7 @@ def _build_trainers(config: BenchmarkConfig, model: str, data: Splits, names: Se
     built: dict[tuple[str, bool], Trainer] = {}
     try:
         for name in names:
-            contestant = WAYS[name]
+            contestant = VARIANTS[name]
             key = (contestant.precision, contestant.compile)
             if key not in built:
                 training = TrainConfig(
@@ -410,7 +426,7 @@ def _build_trainers(config: BenchmarkConfig, model: str, data: Splits, names: Se
                 built[key] = Trainer(training, data)
     except ValueError as error:
         raise RunError(str(error)) from error
-    return {name: built[WAYS[name].precision, WAYS[name].compile] for name in names}
+    return {name: built[VARIANTS[name].precision, VARIANTS[name].compile] for name in names}
 
 
 def _images_for(config: BenchmarkConfig, model: str, data: Splits) -> Splits:
@@ -425,24 +441,15 @@ def _images_for(config: BenchmarkConfig, model: str, data: Splits) -> Splits:
 def _trainable(trainer: Trainer, name: str) -> bool:
     """Whether a network can be trained in a way; says why not."""
     try:
-        trainer.check(WAYS[name].policy)
+        trainer.check(VARIANTS[name].policy)
     except ValueError as error:
-        _say(f"{trainer.config.model}: {name} is left out ({error})")
+        say(f"{trainer.config.model}: {name} is left out ({error})")
         return False
     return True
 
 
-def _set_threads(config: BenchmarkConfig, model: str) -> None:
-    usual = 1 if model == "search" else min(2, len(os.sched_getaffinity(0)))
-    torch.set_num_threads(config.threads or usual)
-
-
 def _validation_size(config: BenchmarkConfig, dataset: Dataset) -> int:
     return min(config.validation_size, len(dataset.pool) // 5)
-
-
-def _say(text: str) -> None:
-    print(text, file=sys.stderr, flush=True)
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Means over seeds with intervals."""
+"""Means with intervals: how they are computed and written."""
 
 import functools
 import math
@@ -10,12 +10,25 @@ from numpy.typing import NDArray
 from scipy.stats import norm, t, ttest_rel
 
 
+def format_interval(mean: float, half_width: float | None, *, signed: bool = False, digits: int = 2) -> str:
+    """Format `12.34 ± 0.56`; the mean alone where the half-width is None or infinite.
+
+    Args:
+        mean: the mean, in the unit that is shown.
+        half_width: half-width of its interval, in the same unit.
+        signed: show the sign of a positive mean too.
+        digits: decimals.
+    """
+    text = f"{mean:{'+' if signed else '-'}.{digits}f}"
+    return text if half_width is None or math.isinf(half_width) else f"{text} ± {half_width:.{digits}f}"
+
+
 def mean_interval(values: Sequence[float], confidence: float = 0.95) -> tuple[float, float]:
     """Mean of a sample and the half-width of its Student t interval; infinite for a single value.
 
     Args:
-        values: at least one.
-        confidence: of the interval, in (0, 1).
+        values: the sample, at least one value.
+        confidence: confidence level in (0, 1).
     """
     mean = float(np.mean(values))
     if len(values) < 2:
@@ -24,67 +37,64 @@ def mean_interval(values: Sequence[float], confidence: float = 0.95) -> tuple[fl
     return mean, float(t.ppf((1 + confidence) / 2, len(values) - 1)) * error
 
 
-def paired_difference(ours: Sequence[float], theirs: Sequence[float], confidence: float = 0.95) -> tuple[float, float]:
-    """Mean of `ours - theirs`, pair by pair (the same seed in both), and its interval's half-width.
+def paired_difference(ours: Sequence[float], theirs: Sequence[float]) -> tuple[float, float]:
+    """Mean of `ours - theirs`, pair by pair (the same seed in both), and the half-width of its 95 % interval.
 
     Raises:
         ValueError: the lengths differ.
     """
-    return mean_interval([a - b for a, b in zip(ours, theirs, strict=True)], confidence)
+    return mean_interval([a - b for a, b in zip(ours, theirs, strict=True)])
 
 
-def crossed_interval(values: NDArray[np.floating[Any]], confidence: float = 0.95) -> tuple[float, float]:
-    """Mean over seeds and images, and the half-width of its interval where both are samples.
+def crossed_interval(values: NDArray[np.floating[Any]]) -> tuple[float, float]:
+    """Mean over seeds and images, and the half-width of its 95 % interval where both are samples.
 
-    The variance is that of Owen's pigeonhole bootstrap (https://arxiv.org/abs/0712.1111), which draws rows and columns
-    anew: that of the rows' means over the number of rows, and that of the columns' means over the number of columns.
-    The quantile is Student's with one degree of freedom less than there are seeds, the scarcer of the two.
+    The variance is that of Owen's pigeonhole bootstrap (https://arxiv.org/abs/0712.1111), which resamples rows and
+    columns: the variance of the rows' means over the number of rows, plus that of the columns' means over the number
+    of columns. The quantile is Student's with S - 1 degrees of freedom, since seeds are fewer than images.
 
     Args:
-        values: `[S, N]`, of S seeds on the same N images, two each at least; of a difference, each seed's own.
-        confidence: of the interval, in (0, 1).
+        values: `[S, N]`, a value per seed and image, at least two of each; a difference is taken seed by seed.
     """
     seeds, images = values.shape
     variance = values.mean(axis=1).var(ddof=1) / seeds + values.mean(axis=0).var(ddof=1) / images
-    return float(values.mean()), float(t.ppf((1 + confidence) / 2, seeds - 1) * math.sqrt(variance))
+    return float(values.mean()), float(t.ppf(0.975, seeds - 1) * math.sqrt(variance))
 
 
 def pigeonhole_bootstrap(
     strata: Sequence[NDArray[np.floating[Any]]],
     images: Sequence[str],
     *,
-    confidence: float = 0.95,
     replicates: int = 2000,
 ) -> tuple[float, float, float]:
-    """Mean over tasks of several strata and images, and the ends of its bootstrap interval.
+    """Mean over the tasks and images of several strata, and the ends of its 95 % bootstrap interval.
 
-    Each replicate draws tasks anew within their stratum, and images anew (https://arxiv.org/abs/0712.1111): the same
-    ones in all strata of the same images. Every task weighs alike. The ends are percentiles, moved outwards by what
-    few tasks make them too narrow: the root of T over T less the strata, and Student's quantile over the normal one.
+    Each replicate resamples tasks within their stratum, and images (https://arxiv.org/abs/0712.1111): alike in all
+    strata that share their images. Every task has the same weight. The ends are percentiles, moved outwards because
+    few tasks make them too narrow: by sqrt(T / (T - strata)) and by Student's quantile over the normal one.
 
     Args:
-        strata: `[T, N]` each, of T tasks on N images; two tasks each at least.
-        images: what each stratum's images are; those of one name are the same N images.
-        confidence: of the interval, in (0, 1).
-        replicates: how often is drawn; always the same draws.
+        strata: `[T, N]` each, a value per task and image; at least two tasks each.
+        images: name of each stratum's images; strata of the same name share their N images.
+        replicates: number of bootstrap replicates; the draws are always the same.
     """
     random = np.random.default_rng(0)
     tasks = sum(len(values) for values in strata)
     drawn = np.zeros(replicates)
     for values, name in zip(strata, images, strict=True):
         count, size = values.shape
-        often = random.multinomial(count, np.full(count, 1 / count), replicates) / count
-        drawn += count / tasks * np.einsum("rt,rt->r", often, _often(name, size, replicates) @ values.T)
+        task_weights = random.multinomial(count, np.full(count, 1 / count), replicates) / count
+        drawn += count / tasks * np.einsum("rt,rt->r", task_weights, _image_weights(name, size, replicates) @ values.T)
     mean = sum(values.mean() * len(values) for values in strata) / tasks
-    free, end = tasks - len(strata), (1 + confidence) / 2
+    free, end = tasks - len(strata), 0.975
     wider = math.sqrt(tasks / free) * t.ppf(end, free) / norm.ppf(end)
     low, high = mean + wider * (np.quantile(drawn, [1 - end, end]) - mean)
     return float(mean), float(low), float(high)
 
 
 @functools.cache
-def _often(name: str, size: int, replicates: int) -> NDArray[np.float32]:
-    """How often each of `size` images is drawn in each replicate, over `size`: the same for the same images."""
+def _image_weights(name: str, size: int, replicates: int) -> NDArray[np.float32]:
+    """Return each image's share of a replicate's draws, `[replicates, size]`: alike for images of the same name."""
     random = np.random.default_rng([size, *name.encode()])
     return (random.multinomial(size, np.full(size, 1 / size), replicates) / size).astype(np.float32)
 
@@ -94,7 +104,7 @@ def paired_p_value(ours: Sequence[float], theirs: Sequence[float]) -> float:
 
     Args:
         ours: at least two values.
-        theirs: as many, of the same seeds.
+        theirs: as many values, for the same seeds.
     """
     if all(a == b for a, b in zip(ours, theirs, strict=True)):
         return 1.0
@@ -102,18 +112,18 @@ def paired_p_value(ours: Sequence[float], theirs: Sequence[float]) -> float:
 
 
 def holm(p_values: Sequence[float]) -> list[float]:
-    """p-values corrected for how many comparisons were made (Holm 1979), in the order given."""
+    """Correct p-values for the number of comparisons (Holm 1979); their order is kept."""
     order = np.argsort(p_values, kind="stable")
     corrected = np.empty(len(p_values))
     largest = 0.0
-    for rank, place in enumerate(order):
-        largest = max(largest, min(1.0, (len(p_values) - rank) * p_values[place]))
-        corrected[place] = largest
+    for rank, index in enumerate(order):
+        largest = max(largest, min(1.0, (len(p_values) - rank) * p_values[index]))
+        corrected[index] = largest
     return corrected.tolist()
 
 
 def verdict(difference: float, width: float | None) -> str:
-    """What a difference with its interval's half-width means, in words."""
+    """Put a difference and the half-width of its interval into words."""
     if width is None:
         return "one seed: nothing can be said"
     if abs(difference) <= width:

@@ -1,4 +1,4 @@
-"""What a comparison says: means with intervals and paired differences, as a table, as CSV and as a picture."""
+"""Results of a comparison: means with intervals and paired differences, as a table, as CSV and as a plot."""
 
 from __future__ import annotations
 
@@ -7,57 +7,59 @@ import csv
 import io
 import math
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
 
 import numpy as np
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
+from tabulate import tabulate
 
-from rlmix.classifier.evaluation.measures import FIGURES
+from rlmix.classifier.evaluation.measure import Column
+from rlmix.classifier.evaluation.measures import MEASURES
 from rlmix.experiments.comparison.contestants import Contestant
 from rlmix.experiments.comparison.intervals import (
     crossed_interval,
+    format_interval,
     holm,
     mean_interval,
     paired_difference,
     paired_p_value,
 )
 
-RATIOS = ("within / between",)  # of the figures; all others are shares
-LOWER_IS_BETTER = ("calibration error", "within / between")
 UNKNOWN = "a processor that was not recorded"  # in the oldest logs
+ACCURACY = Column(lambda run: run["accuracy"])
 ACROSS = 4  # panels of the picture beside each other
 PANEL = (2.2, 0.26)  # width of a panel and height of a row, in inches
 
 
 def pack_hits(hits: NDArray[np.bool_]) -> str:
-    """Which images are right, `[N]`, as text that JSON can hold."""
+    """Encode which images are right, `[N]`, as text that JSON can hold."""
     return base64.b64encode(np.packbits(hits).tobytes()).decode()
 
 
 def unpack_hits(text: str, images: int) -> NDArray[np.float64]:
-    """What `pack_hits` packed, `[images]`: 1 where the image is right, else 0."""
+    """Decode the text of `pack_hits`, `[images]`: 1 where the image is right, else 0."""
     bits = np.unpackbits(np.frombuffer(base64.b64decode(text), dtype=np.uint8), count=images)
     return bits.astype(np.float64)
 
 
-def compare(
+def summarise_comparison(
     contestants: Mapping[str, Contestant], runs: Mapping[str, Sequence[Mapping[str, Any]]], baseline: str, images: int
 ) -> dict[str, Any]:
     """Means with 95 % intervals, and paired differences to a baseline with Holm-corrected p-values.
 
     Args:
-        contestants: by name.
+        contestants: contestants by name.
         runs: lines of the log by contestant, in the same order of seeds.
-        baseline: one of the contestants.
-        images: that every accuracy is measured on.
+        baseline: name of the contestant that the others are compared with.
+        images: number of images of every accuracy.
 
     Returns:
-        For `results.json`. An interval holds `mean`, `half_width` (Student's t over seeds) and `per_seed`; that of
-        an accuracy or a difference also `half_width_with_images` (over seeds and images), where every training's log
-        says which images were right.
+        The content of `results.json`. An interval holds `mean`, `half_width` (Student's t over seeds) and `per_seed`;
+        the interval of an accuracy or a difference also holds `half_width_with_images` (over seeds and images) if the
+        log says for every training which images were right.
     """
     accuracies = {name: [run["accuracy"] for run in lines] for name, lines in runs.items()}
     hits = {name: _hits(lines, images) for name, lines in runs.items()}
@@ -92,19 +94,19 @@ def compare(
 
 
 def interval(values: Sequence[float]) -> dict[str, Any]:
-    """Mean, half-width of the 95 % interval over seeds, and the values, two at least."""
+    """Return the mean of at least two values, the half-width of its 95 % interval, and the values."""
     mean, half_width = mean_interval(values)
     assert math.isfinite(half_width), "an interval takes two values"
     return {"mean": mean, "half_width": half_width, "per_seed": list(values)}
 
 
 def best_first(report: Mapping[str, Any]) -> list[tuple[str, Mapping[str, Any]]]:
-    """Contestants with what is known of each, by falling accuracy."""
+    """Return contestants and their results, the highest mean accuracy first."""
     return sorted(report["methods"].items(), key=lambda entry: -entry[1]["accuracy"]["mean"])
 
 
 def markdown(report: Mapping[str, Any]) -> str:
-    """The report for a reader: contestants from the best to the worst."""
+    """Format the report as Markdown, the best contestant first."""
     setting, host, baseline = report["setting"], report["machine"], report["methods"][report["baseline"]]["title"]
     processors = " and ".join(
         f"{name} ({count} training{'s' if count > 1 else ''})" for name, count in report["processors"].items()
@@ -114,12 +116,11 @@ def markdown(report: Mapping[str, Any]) -> str:
     rows = []
     for name, row in best_first(report):
         gap = report["less_baseline"].get(name)
-        ahead = "" if gap is None else shown(gap, sign="+")
+        ahead = "" if gap is None else format_share(gap, signed=True)
         p_value = "" if gap is None else f"{gap['p_value']:.3f}" if gap["p_value"] >= 0.001 else "< 0.001"
-        rows.append(
-            f"| {row['title']} | {shown(row['accuracy'])} | {ahead} | {p_value} | "
-            f"{images_per_second(setting, row):,.0f} | {row['seconds']['mean']:.0f} | {row['diverged']} |"
-        )
+        speed, seconds = f"{images_per_second(setting, row):,.0f}", f"{row['seconds']['mean']:.0f}"
+        rows.append((row["title"], format_share(row["accuracy"]), ahead, p_value, speed, seconds, row["diverged"]))
+    headers = ("", "Accuracy", f"Less {baseline}", "p", "Images/s", "Seconds", "Diverged")
     lines = [
         f"# {setting['dataset']}: {setting['train_size']:,} training images, {setting['updates']:,} updates",
         "",
@@ -131,9 +132,7 @@ def markdown(report: Mapping[str, Any]) -> str:
         f"Differences to *{baseline}* are paired by seed, p-values are those of paired t tests{corrected}. Methods mix "
         "half of the updates unless it says otherwise.",
         "",
-        f"| | Accuracy | Less {baseline} | p | Images/s | Seconds | Diverged |",
-        "|---|---|---|---|---|---|---|",
-        *rows,
+        tabulate(rows, headers, tablefmt="github", disable_numparse=True),
         "",
         *_measures_table(report),
         f"Made by `{report['command']}` on {processors}, {host['cores']} cores"
@@ -146,45 +145,48 @@ def markdown(report: Mapping[str, Any]) -> str:
 
 
 def images_per_second(setting: Mapping[str, Any], row: Mapping[str, Any]) -> float:
-    """Training images a second, mean over seeds of one contestant."""
+    """Return one contestant's training images per second, mean over seeds."""
     images = setting["updates"] * setting["batch_size"]
     return float(np.mean([images / seconds for seconds in row["seconds"]["per_seed"]]))
 
 
 def any_with_images(report: Mapping[str, Any]) -> bool:
-    """Whether the interval of any accuracy takes images for a sample too."""
+    """Return whether any accuracy has an interval over seeds and images."""
     return any("half_width_with_images" in row["accuracy"] for row in report["methods"].values())
 
 
-def shown(value: Mapping[str, Any], *, sign: str = "-", scale: float = 100, digits: int = 2) -> str:
-    """A mean with its intervals: over seeds, and in brackets over seeds and images.
+def format_share(value: Mapping[str, Any], *, signed: bool = False) -> str:
+    """Format a mean share in % with its intervals: over seeds, and in brackets over seeds and images.
 
     Args:
-        value: as `compare` makes it.
-        sign: `+` shows that of a positive number.
-        scale: 100 shows shares in %.
-        digits: after the point.
+        value: interval as in `summarise_comparison`.
+        signed: show the sign of a positive mean too.
     """
-    text = f"{scale * value['mean']:{sign}.{digits}f} ± {scale * value['half_width']:.{digits}f}"
+    text = format_interval(100 * value["mean"], 100 * value["half_width"], signed=signed)
     with_images = value.get("half_width_with_images")
-    return text if with_images is None else f"{text} ({scale * with_images:.{digits}f})"
+    return text if with_images is None else f"{text} ({100 * with_images:.2f})"
 
 
-def shown_figure(figure: str, value: Mapping[str, Any] | None) -> str:
-    """A figure of `FIGURES` with its interval; a dash where a training gave none."""
+def format_column(column: Column, value: Mapping[str, Any] | None) -> str:
+    """Format a column's mean with its interval; a dash where a training has no number."""
     if value is None:
         return "–"
-    return shown(value, scale=1, digits=3) if figure in RATIOS else shown(value)
+    return format_share(value) if column.percent else format_interval(value["mean"], value["half_width"], digits=3)
 
 
-def figures(report: Mapping[str, Any]) -> list[str]:
-    """The figures beyond accuracy that contestants have, in the order of `FIGURES`."""
-    there = {figure for row in report["methods"].values() for figure in row["measures"]}
-    return [figure for named in FIGURES.values() for figure in named if figure in there]
+def columns_of(report: Mapping[str, Any]) -> dict[str, Column]:
+    """Return the columns beyond accuracy that the contestants have, by heading, in the order of `MEASURES`."""
+    measured = {heading for row in report["methods"].values() for heading in row["measures"]}
+    return {
+        heading: column
+        for measure in MEASURES.values()
+        for heading, column in measure.columns.items()
+        if heading in measured
+    }
 
 
 def as_csv(report: Mapping[str, Any]) -> str:
-    """The report as CSV: a line for each contestant, shares in [0, 1]."""
+    """Format the report as CSV: a line for each contestant, shares in [0, 1]."""
     header = [
         "method",
         "title",
@@ -196,9 +198,10 @@ def as_csv(report: Mapping[str, Any]) -> str:
     ]
     header += ["less_baseline", "less_baseline_half_width", "less_baseline_half_width_with_images", "p_value"]
     header += ["seconds", "images_per_second", "diverged"]
-    for figure in figures(report):
-        column = figure.replace(" / ", "_").replace(" ", "_")
-        header += [column, f"{column}_half_width"]
+    columns = columns_of(report)
+    for heading in columns:
+        name = heading.replace(" / ", "_").replace(" ", "_")
+        header += [name, f"{name}_half_width"]
     file = io.StringIO()
     writer = csv.writer(file, lineterminator="\n")
     writer.writerow(header)
@@ -208,17 +211,17 @@ def as_csv(report: Mapping[str, Any]) -> str:
         cells += [row["accuracy"].get(key) for key in ("mean", "half_width", "half_width_with_images")]
         cells += [gap.get(key) for key in ("mean", "half_width", "half_width_with_images", "p_value")]
         cells += [row["seconds"]["mean"], images_per_second(report["setting"], row), row["diverged"]]
-        for figure in figures(report):
-            value = row["measures"].get(figure) or {}
+        for heading in columns:
+            value = row["measures"].get(heading) or {}
             cells += [value.get("mean"), value.get("half_width")]
         writer.writerow(cells)
     return file.getvalue()
 
 
-def picture(report: Mapping[str, Any]) -> Figure:
-    """Accuracy and every other figure side by side, a row for each contestant, with 95 % intervals over seeds."""
+def plot_comparison(report: Mapping[str, Any]) -> Figure:
+    """Plot accuracy and every other column side by side, a row for each contestant, 95 % intervals over seeds."""
     rows = best_first(report)[::-1]
-    panels = ["accuracy", *figures(report)]
+    panels = {"accuracy": ACCURACY, **columns_of(report)}
     across = min(len(panels), ACROSS)
     down = -(-len(panels) // across)
     width, height = PANEL
@@ -226,8 +229,8 @@ def picture(report: Mapping[str, Any]) -> Figure:
     grid = figure.subplots(down, across, sharey=True, squeeze=False)
     for axis in grid.flat[len(panels) :]:
         axis.set_visible(False)
-    for place, (panel, axis) in enumerate(zip(panels, grid.flat, strict=False)):
-        scale = 1 if panel in RATIOS else 100
+    for place, ((panel, column), axis) in enumerate(zip(panels.items(), grid.flat, strict=False)):
+        scale = 100 if column.percent else 1
         for number, (name, row) in enumerate(rows):
             value = row["accuracy"] if panel == "accuracy" else row["measures"].get(panel)
             if value is None:
@@ -236,8 +239,8 @@ def picture(report: Mapping[str, Any]) -> Figure:
             axis.errorbar(
                 scale * value["mean"], number, xerr=scale * value["half_width"], fmt="o", color=colour, markersize=4
             )
-        unit = "" if panel in RATIOS else ", %"
-        axis.set_title(f"{panel}{unit}{' (low is good)' if panel in LOWER_IS_BETTER else ''}", fontsize=9)
+        unit = ", %" if column.percent else ""
+        axis.set_title(f"{panel}{unit}{' (low is good)' if column.lower_is_better else ''}", fontsize=9)
         axis.tick_params(labelsize=8)
         axis.tick_params(axis="y", length=0)
         axis.grid(axis="x", color="#dddddd", linewidth=0.6)
@@ -248,7 +251,7 @@ def picture(report: Mapping[str, Any]) -> Figure:
 
 
 def _hits(lines: Sequence[Mapping[str, Any]], images: int) -> NDArray[np.float64] | None:
-    """Which images were right, `[S, N]`; none where a training's log does not say."""
+    """Return which images were right, `[S, N]`; None where the log of a training does not say."""
     if any(run.get("hits") is None for run in lines):
         return None
     return np.stack([unpack_hits(run["hits"], images) for run in lines])
@@ -259,39 +262,41 @@ def _with_images(values: NDArray[np.float64] | None) -> dict[str, float]:
 
 
 def _measures(lines: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """Intervals of the figures that every training has, by name; none for one that a training could not give."""
-    found: dict[str, Any] = {}
-    for measure, named in FIGURES.items():
-        if not all(measure in run.get("measures", {}) for run in lines):
+    """Return intervals of the columns of all measures that every training has; None where a training has no number."""
+    intervals: dict[str, Any] = {}
+    for name, measure in MEASURES.items():
+        if not all(name in run.get("measures", {}) for run in lines):
             continue
-        for figure, of in named.items():
-            values = [None if run["measures"][measure] is None else of(run["measures"][measure]) for run in lines]
+        results = [run["measures"][name] for run in lines]
+        for heading, column in measure.columns.items():
+            values = [None if result is None else column.value(result) for result in results]
             numbers = [value for value in values if value is not None]
-            found[figure] = interval(numbers) if len(numbers) == len(lines) else None
-    return found
+            intervals[heading] = interval(numbers) if len(numbers) == len(lines) else None
+    return intervals
 
 
-def _measures_table(report: Mapping[str, Any]) -> Iterator[str]:
-    columns = figures(report)
+def _measures_table(report: Mapping[str, Any]) -> list[str]:
+    columns = columns_of(report)
     if not columns:
-        return
-    yield (
-        f"Beyond accuracy, in % (*within / between* is a ratio of distances), on {report['measured_images']:,} "
-        f"{report['setting']['split']} images: expected calibration error; accuracy under FGSM and PGD (L∞ 8/255), "
-        "and over five corruptions at five strengths; items found on larger canvases by class activation maps; "
-        "distance of embeddings within classes over that between them. Means with 95 % intervals over seeds."
-    )
-    yield ""
-    yield "| | " + " | ".join(columns) + " |"
-    yield "|---|" + "---|" * len(columns)
-    for _, row in best_first(report):
-        cells = [shown_figure(figure, row["measures"].get(figure)) for figure in columns]
-        yield f"| {row['title']} | " + " | ".join(cells) + " |"
-    yield ""
+        return []
+    measured = [measure for measure in MEASURES.values() if measure.columns.keys() & columns.keys()]
+    ratios = [heading for heading, column in columns.items() if not column.percent]
+    rows = [
+        (row["title"], *(format_column(column, row["measures"].get(heading)) for heading, column in columns.items()))
+        for _, row in best_first(report)
+    ]
+    return [
+        f"Beyond accuracy, in %{''.join(f' (*{heading}* is a ratio)' for heading in ratios)}, on "
+        f"{report['measured_images']:,} {report['setting']['split']} images: "
+        f"{'; '.join(measure.summary for measure in measured)}. Means with 95 % intervals over seeds.",
+        "",
+        tabulate(rows, ("", *columns), tablefmt="github", disable_numparse=True),
+        "",
+    ]
 
 
 def _per_batch(contestant: Contestant, lines: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """What is known of a per-batch chooser beyond what is known of all; nothing of others."""
+    """Return what only contestants have whose thresholds are chosen batch by batch; nothing for others."""
     if contestant.per_batch is None:
         return {}
     rewards = interval([run["last_quarter"]["reward"] for run in lines])

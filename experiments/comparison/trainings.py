@@ -14,7 +14,8 @@ import torch
 from rlmix.agent.rl_mix.learner import RLMixLearner
 from rlmix.agent.rl_mix.loop import last_quarter, play, random_thresholds
 from rlmix.classifier.data import Splits, load_dataset, split
-from rlmix.classifier.evaluation.measures import MEASURES, NotMeasurable, Subject, subject_of
+from rlmix.classifier.evaluation.measure import NotMeasurable, Subject, subject_of
+from rlmix.classifier.evaluation.measures import MEASURES
 from rlmix.classifier.files import LineLog
 from rlmix.classifier.hardware import resolve_device, resolve_precision
 from rlmix.classifier.mixing import PolicySchedule
@@ -23,10 +24,10 @@ from rlmix.classifier.training.trainer import Trainer
 from rlmix.envs import RLMixEnv
 from rlmix.experiments.comparison.contestants import CONTESTANTS, Contestant, PerBatch
 from rlmix.experiments.comparison.results import pack_hits
+from rlmix.experiments.comparison.runner import Line, TrainingLog
 from rlmix.experiments.runs.errors import RunError, reject_incompatible
 from rlmix.experiments.runs.machine import machine
 
-TEST_READS = "test_set_reads.jsonl"
 LOGGED = {"method": str, "seed": int, "accuracy": float, "diverged": bool, "measures": dict}  # of a line of runs.jsonl
 TRIED = 20  # images that measures are tried on, before the first training
 
@@ -44,8 +45,8 @@ class ComparisonConfig:
     baseline: str = "plain"
     """The contestant that the others are compared with."""
     measures: tuple[str, ...] = ()
-    """What is measured of each network besides its accuracy: accuracy (calibration), attacks, corruptions, embeddings,
-    localisation, as in evaluate.py."""
+    """Measures of each network besides its accuracy, by their names in classifier/evaluation/measures.py, as in
+    evaluate.py: accuracy (calibration), attacks, ..."""
     measured_images: int | None = None
     """Images that these are measured on, from the start of the split; none takes all."""
     test_set: bool = False
@@ -104,7 +105,7 @@ class Setting:
         )
 
 
-def asked_for(config: ComparisonConfig) -> dict[str, Contestant]:
+def select_contestants(config: ComparisonConfig) -> dict[str, Contestant]:
     """The contestants by name: those of the list in its order, then the schedules.
 
     Raises:
@@ -179,28 +180,25 @@ def resolve(config: ComparisonConfig, contestants: Collection[Contestant]) -> tu
 
 def open_log(
     out: Path, setting: Setting, contestants: Mapping[str, Contestant], measures: Sequence[str], measured_images: int
-) -> tuple[LineLog, dict[tuple[str, int], dict[str, Any]]]:
-    """The log of finished trainings in a folder, and these trainings by contestant and seed.
+) -> TrainingLog[tuple[str, int]]:
+    """Open the log of finished trainings in a folder, by contestant and seed.
 
-    A training that lacks one of the measures, or was measured on another number of images, has not finished: its
+    A training that lacks one of the measures, or was measured on another number of images, counts as not finished: its
     network is gone.
 
     Raises:
         RunError: the folder cannot be written, or holds trainings of another setting, or of another schedule by the
             same name.
     """
-    log = LineLog(out / "runs.jsonl")
+    path = out / "runs.jsonl"
     try:
         out.mkdir(parents=True, exist_ok=True)
-        runs = log.read()
-        finished = _usable(log.path, runs, setting, contestants, measures, measured_images)
-        log.keep(len(runs))  # a line that an interruption tore would spoil the next one
+        return TrainingLog(path, lambda lines: _usable(path, lines, setting, contestants, measures, measured_images))
     except OSError as error:
         raise RunError(f"--out {out}: cannot be written ({error.strerror}); choose another folder") from None
-    return log, finished
 
 
-def collected(
+def collect_trainings(
     folder: Path,
     setting: Setting,
     contestants: Mapping[str, Contestant],
@@ -224,7 +222,7 @@ def collected(
 
 def _usable(
     path: Path,
-    runs: Sequence[dict[str, Any]],
+    runs: Sequence[Line],
     setting: Setting,
     contestants: Mapping[str, Contestant],
     measures: Sequence[str],
@@ -345,7 +343,7 @@ def _measured(subject: Subject, measures: Sequence[str]) -> dict[str, Any]:
         RunError: one of them cannot be taken.
     """
     try:
-        return {measure: MEASURES[measure](subject) for measure in measures}
+        return {measure: MEASURES[measure].run(subject) for measure in measures}
     except (ImportError, NotMeasurable) as error:
         raise RunError(f"--measures {' '.join(measures)}: {error}") from error
 

@@ -24,6 +24,7 @@ from torch import Tensor, nn
 
 from rlmix.agent.replay import probabilities_of
 from rlmix.classifier.data import DataError, Splits, evaluation_chunks, load_dataset, normalise, split
+from rlmix.classifier.evaluation.measures import MEASURES
 from rlmix.classifier.files import LineLog, write_atomic
 from rlmix.classifier.mixing import METHODS, MixPolicy, PolicySchedule, mix_batch, one_hot
 from rlmix.classifier.mixing.saliency import input_gradient, pixel_saliency
@@ -35,10 +36,10 @@ from rlmix.experiments.comparison.intervals import verdict
 from rlmix.experiments.comparison.results import (
     any_with_images,
     best_first,
-    figures,
+    columns_of,
+    format_column,
+    format_share,
     images_per_second,
-    shown,
-    shown_figure,
 )
 from rlmix.experiments.reports.charts import interval_chart, line_chart, probability_timeline, share_table, timeline
 from rlmix.experiments.runs.options import flatten
@@ -240,10 +241,10 @@ def write_comparison_report(path: Path, report: Mapping[str, Any], data_root: st
         versus = ("", "")
         if gap is not None:
             p_value = f"{gap['p_value']:.3f}" if gap["p_value"] >= 0.001 else "< 0.001"
-            versus = (shown(gap, sign="+"), p_value)
+            versus = (format_share(gap, signed=True), p_value)
         mean, half = row["accuracy"]["mean"], row["accuracy"]["half_width"]
         speed, seconds = f"{images_per_second(setting, row):,.0f}", f"{row['seconds']['mean']:.0f}"
-        rows.append((row["title"], shown(row["accuracy"]), *versus, speed, seconds, row["diverged"]))
+        rows.append((row["title"], format_share(row["accuracy"]), *versus, speed, seconds, row["diverged"]))
         means.append((name, 100 * mean, 100 * half))
     caption = (
         f"95 % intervals over {seeds} seeds; differences are paired by seed, p-values those of paired t tests, "
@@ -253,9 +254,9 @@ def write_comparison_report(path: Path, report: Mapping[str, Any], data_root: st
         caption += "; in brackets the interval over seeds and images"
     header = ["", "accuracy, %", f"less {baseline}", "p", "images/s", "seconds", "diverged"]
     tables = [_table(header, rows, caption)]
-    if columns := figures(report):
+    if columns := columns_of(report):
         cells = [
-            (row["title"], *(shown_figure(figure, row["measures"].get(figure)) for figure in columns))
+            (row["title"], *(format_column(column, row["measures"].get(name)) for name, column in columns.items()))
             for _, row in best_first(report)
         ]
         caption = f"Beyond accuracy, in %, on {report['measured_images']:,} images, 95 % intervals over seeds"
@@ -307,38 +308,19 @@ def _command_line(argv: Sequence[str]) -> str:
 
 
 def _evaluation(path: Path) -> list[Markup]:
-    """What `evaluate.py` has measured on development images, if it has."""
+    """Return the table and charts of what `evaluate.py` measured on development images; nothing if it has not run."""
     if not (path / "evaluation.json").exists():
         return []
     report = _json(path / "evaluation.json")
-    rows: list[tuple[object, ...]] = []
-    parts = []
-    if (seen := report.get("accuracy")) is not None:
-        rows.append(("top-1 accuracy", _percent(seen["top1"])))
-        if seen["top5"] is not None:
-            rows.append(("top-5 accuracy", _percent(seen["top5"])))
-        rows.append(("expected calibration error", _percent(seen["calibration"]["error"])))
-        bins = [(100 * confidence, 100 * share) for count, confidence, share in seen["calibration"]["bins"] if count]
-        diagram = {"this network": bins, "perfectly calibrated": [(0.0, 0.0), (100.0, 100.0)]}
-        parts.append(line_chart(diagram, title="Reliability diagram", x_label="confidence, %", y_label="accuracy, %"))
-    if (seen := report.get("attacks")) is not None:
-        rows += [
-            (f"accuracy under {name.upper()}, L∞ 8/255", _percent(left)) for name, left in seen["accuracy"].items()
-        ]
-    if (seen := report.get("corruptions")) is not None:
-        rows.append(("mean accuracy under corruptions", _percent(seen["mean_accuracy"])))
-        lines = {
-            name: [(level, 100 * left) for level, left in enumerate(row, start=1)]
-            for name, row in seen["accuracy"].items()
-        }
-        parts.append(line_chart(lines, title="Accuracy under corruptions", x_label="strength", y_label="accuracy, %"))
-    if (seen := report.get("localisation")) is not None:
-        rows.append(("objects localised, class known", _percent(seen["known_class"])))
-        rows.append(("objects localised, by chance", _percent(seen["chance"])))
-    if (seen := report.get("embeddings")) is not None and seen["ratio"] is not None:
-        rows.append(("distance within / between classes", f"{seen['ratio']:.3f}"))
+    measured = [(measure, report[name]) for name, measure in MEASURES.items() if name in report]
+    rows = [row for measure, result in measured for row in measure.rows(result)]
     caption = f"Beyond accuracy, on {report['images']:,} {report['split']} images"
-    return [_table(["", "%"], rows, caption), *parts]
+    charts = [
+        line_chart(chart.lines, title=chart.title, x_label=chart.x_label, y_label=chart.y_label)
+        for measure, result in measured
+        for chart in measure.charts(result)
+    ]
+    return [_table(["", "%"], rows, caption), *charts]
 
 
 def _mixed_by_each(report: Mapping[str, Any], data_root: str | None) -> list[Markup]:

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 from stable_baselines3.common.vec_env import VecEnv
+from tabulate import tabulate
 from torch.utils.tensorboard.writer import SummaryWriter
 from tqdm import tqdm
 
@@ -19,7 +20,7 @@ from rlmix.agent.workers import Job, episode_seed, run_jobs
 from rlmix.classifier.files import LineLog
 from rlmix.classifier.mixing import PolicySchedule
 from rlmix.envs.mix_policy import require_updates
-from rlmix.experiments.comparison.intervals import mean_interval, paired_difference, verdict
+from rlmix.experiments.comparison.intervals import format_interval, mean_interval, paired_difference, verdict
 from rlmix.experiments.runs.errors import RunError, reject_incompatible
 from rlmix.experiments.runs.folder import RunFolder
 from rlmix.experiments.search.config import SearchConfig
@@ -185,20 +186,16 @@ def report(search: Search, run: RunFolder) -> None:
         print(f"  until {100 * until:5.1f} %  {policy}")
     if search.config.start is None and all(policy == FIXED[START] for _, policy in schedule.segments):
         print(f"  This is where the search started: it found nothing that its evidence puts above {START}.")
-    rows = [("", "accuracy", "learned is ahead by", "")]
+    headers, rows = ("", "accuracy", "learned is ahead by", ""), []
     for name, entry in contest.items():
         versus = ("", "")
         if name != "learned":
-            versus = (
-                f"{100 * entry['learned_minus_this']:+.2f} {_width(entry['difference_interval'])}",
-                verdict(entry["learned_minus_this"], entry["difference_interval"]),
-            )
-        rows.append((name, f"{100 * entry['mean']:.2f} {_width(entry['interval'])}", *versus))
-    widths = [max(len(row[column]) for row in rows) for column in range(4)]
+            difference, width = entry["learned_minus_this"], entry["difference_interval"]
+            versus = (_percent(difference, width, signed=True), verdict(difference, width))
+        rows.append((name, _percent(entry["mean"], entry["interval"]), *versus))
     seeds = len(contest["learned"]["accuracies"])
     print(f"\nDevelopment-test accuracy in %, {seeds} fresh trainings each, 95 % intervals")
-    for row in rows:
-        print("  " + "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())
+    print(tabulate(rows, headers, tablefmt="plain", disable_numparse=True))
     noisy = any(
         verdict(entry["learned_minus_this"], entry["difference_interval"]) == "within noise"
         for name, entry in contest.items()
@@ -210,8 +207,7 @@ def report(search: Search, run: RunFolder) -> None:
             "each twice as long, in an estimated 2.5 hours on 2 cores."
         )
     with SummaryWriter(str(run.events)) as writer:
-        header = "|" + "|".join(cell or " " for cell in rows[0]) + "|\n|---|---|---|---|\n"
-        writer.add_text("comparison", header + "\n".join("|" + "|".join(row) + "|" for row in rows[1:]))
+        writer.add_text("comparison", tabulate(rows, headers, tablefmt="github", disable_numparse=True))
         policy = "\n".join(f"- until {100 * until:.1f} %: {policy}" for until, policy in schedule.segments)
         writer.add_text("learned_policy", policy)
 
@@ -237,5 +233,5 @@ def provenance(search: Search) -> dict[str, Any]:
     }
 
 
-def _width(width: float | None) -> str:
-    return "" if width is None else f"± {100 * width:.2f}"
+def _percent(share: float, width: float | None, *, signed: bool = False) -> str:
+    return format_interval(100 * share, None if width is None else 100 * width, signed=signed)

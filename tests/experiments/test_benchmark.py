@@ -68,7 +68,7 @@ def test_the_report_says_on_what_and_how_it_was_measured(speed: tuple[Any, str])
 def test_ratios_are_those_of_each_round(speed: tuple[Any, str]) -> None:
     (result,) = speed[0]["models"]
     contestants = result["contestants"]
-    assert set(contestants) == {name for name in training_speed.WAYS if not name.endswith("compiled")}
+    assert set(contestants) == {name for name in training_speed.VARIANTS if not name.endswith("compiled")}
     for row in contestants.values():
         rates = np.array(row["images_per_second"]["rounds"])
         assert rates.shape == (3,)
@@ -112,8 +112,8 @@ def test_the_trainer_is_left_unclocked(speed: tuple[Any, str]) -> None:
 def test_every_round_runs_every_contestant_in_rotated_order(monkeypatch: pytest.MonkeyPatch) -> None:
     calls: list[tuple[str, int]] = []
 
-    def stretch(trainer: Any, contestant: training_speed.Way, updates: int, *, seed: int) -> float:
-        name = next(name for name, value in training_speed.WAYS.items() if value is contestant)
+    def stretch(trainer: Any, variant: training_speed.Variant, updates: int, *, seed: int) -> float:
+        name = next(name for name, value in training_speed.VARIANTS.items() if value is variant)
         calls.append((name, seed))
         return 100.0 * (1 + seed)
 
@@ -137,7 +137,7 @@ def test_a_stretch_is_even_and_bears_whole_blocks_of_draws(
     data = split(load_dataset("digits"))
     trainer = training_speed.Trainer(training_speed.TrainConfig(batch_size=20, device="cpu"), data)
     monkeypatch.setattr(training_speed, "run_stretch", lambda *_, **__: 200.001)  # an update in a tenth of a second
-    contestant = training_speed.WAYS["plain"]
+    contestant = training_speed.VARIANTS["plain"]
     assert training_speed.fitting_length(trainer, contestant, seconds) == expected
 
 

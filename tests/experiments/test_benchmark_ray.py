@@ -9,24 +9,6 @@ import pytest
 from rlmix.experiments.benchmarks import ray_overhead
 
 
-def test_workers_that_one_driver_feeds() -> None:
-    cost = 0.004
-    report: dict[str, Any] = {
-        "scaling": {"segment_seconds": 0.5},
-        "driver": [
-            {
-                "wall_seconds_beyond_waiting_per_step_with_learning": cost,
-                "cpu_seconds_per_step_with_learning": cost / 2,
-            }
-        ],
-    }
-    rows = ray_overhead.feeds(report)
-    assert [row["segment_seconds"] for row in rows] == [0.5, 1.0, 10.0, 60.0]
-    for row in rows:
-        for share, workers in ((0.1, row["workers_at_a_tenth"]), (0.5, row["workers_at_half"])):
-            assert workers * cost / (row["segment_seconds"] + workers * cost) == pytest.approx(share)
-
-
 @pytest.mark.parametrize("option", ["--rounds 0", "--waiting-steps 0", "--perturbations 0", "--dataset nonsense"])
 def test_refused_in_one_line(refused: Any, option: str) -> None:
     refused(ray_overhead.main, ["--dataset", "digits", "--out", "report.json", *option.split()])
@@ -46,3 +28,8 @@ def test_it_runs(start: Any, tmp_path: Path) -> None:
     assert 0 < report["driver"][0]["cpu_seconds_per_step"] < 1
     assert 32 < report["bytes"]["action"] < 2000 and 200 < report["bytes"]["answer"] < 4000
     assert report["perturbation"]["perturbation_seconds"] > 0
+    rows = report["one_driver_feeds"]
+    assert [row["segment_seconds"] for row in rows[1:]] == [1, 10, 60]
+    for row in rows:  # the driver's share of a step grows with the workers, and a longer segment feeds more of them
+        assert 0 < row["workers_at_a_tenth"] < row["workers_at_half"]
+    assert rows[1]["workers_at_half"] < rows[2]["workers_at_half"] < rows[3]["workers_at_half"]

@@ -3,6 +3,7 @@
 import csv
 import json
 import math
+import re
 import signal
 import sys
 from collections.abc import Callable, Sequence
@@ -17,12 +18,16 @@ import torch
 from PIL import Image
 
 from rlmix.classifier.data import load_dataset, split
+from rlmix.classifier.evaluation.measure import Column, Measure, Subject, percent
+from rlmix.classifier.evaluation.measures import MEASURES
 from rlmix.classifier.mixing import METHODS, MixPolicy, PolicySchedule
 from rlmix.experiments import compare
-from rlmix.experiments.comparison import trainings
+from rlmix.experiments.comparison import runner, trainings
 from rlmix.experiments.comparison.contestants import CONTESTANTS
+from rlmix.experiments.comparison.held_out import TEST_READS
 from rlmix.experiments.comparison.intervals import paired_difference
 from rlmix.experiments.comparison.results import unpack_hits
+from tests.experiments.inline import run_inline
 
 Refused = Callable[[Callable[[Sequence[str]], Any], Sequence[object]], str]
 
@@ -37,6 +42,11 @@ def read_strictly(path: Path) -> Any:
         raise AssertionError(f"{constant} is not JSON")
 
     return json.loads(path.read_text(), parse_constant=refuse)
+
+
+def squeezed(path: Path) -> str:
+    """A Markdown file without the spaces that align its tables."""
+    return re.sub(" +", " ", path.read_text())
 
 
 @pytest.fixture(scope="module")
@@ -63,14 +73,7 @@ def finished(comparison: Path, tmp_path: Path) -> Path:
 @pytest.fixture
 def trained(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, int]]:
     """Which trainings are asked for; they are run here instead of in other processes."""
-    jobs: list[tuple[str, int]] = []
-
-    def run_all(asked: Sequence[Any], processes: int) -> Any:
-        jobs.extend((name, seed) for name, _, seed, *_ in (job.args for job in asked))
-        return (job() for job in asked)
-
-    monkeypatch.setattr(compare, "run_all", run_all)
-    return jobs
+    return run_inline(monkeypatch)
 
 
 def test_the_comparison_reports_paired_seeds(comparison: Path) -> None:
@@ -94,7 +97,7 @@ def test_the_comparison_reports_paired_seeds(comparison: Path) -> None:
 
 def test_the_comparisons_table_is_that_of_the_report(comparison: Path) -> None:
     report = read_strictly(comparison / "results.json")
-    text = (comparison / "results.md").read_text()
+    text = squeezed(comparison / "results.md")
     accuracies = {
         f"{100 * row['accuracy']['mean']:.2f} ± {100 * row['accuracy']['half_width']:.2f} "
         f"({100 * row['accuracy']['half_width_with_images']:.2f})"
@@ -325,7 +328,7 @@ def test_measures_are_those_of_the_networks_and_intervals_go_over_images_too(
     assert trained == []
     log = (tmp_path / "runs.jsonl").read_bytes()
     with monkeypatch.context() as patch:
-        patch.setattr(compare, "run_all", lambda asked, processes: trained.extend(asked) or iter(()))
+        patch.setattr(runner, "run_all", lambda asked, processes: trained.extend(asked) or iter(()))
         with pytest.raises(KeyError):  # nobody trains them here
             compare.main([*options, "--measures", "attacks", "--measured-images", "60"])
     assert len(trained) == 6 and (tmp_path / "runs.jsonl").read_bytes() == log
@@ -344,7 +347,7 @@ def test_measures_are_those_of_the_networks_and_intervals_go_over_images_too(
     error = math.sqrt(np.var(gap.mean(1), ddof=1) / 3 + np.var(gap.mean(0), ddof=1) / report["images"])
     with_images = report["less_baseline"]["cutmix"]["half_width_with_images"]
     assert with_images == pytest.approx(4.302653 * error, rel=1e-5)  # the quantile of two degrees of freedom
-    assert "| calibration error | FGSM | PGD |" in (tmp_path / "results.md").read_text()
+    assert "| calibration error | FGSM | PGD |" in squeezed(tmp_path / "results.md")
     (plain, cutmix) = (report["methods"][name] for name in ("plain", "cutmix"))
     table = {line["method"]: line for line in csv.DictReader((tmp_path / "results.csv").read_text().splitlines())}
     assert float(table["cutmix"]["PGD"]) == cutmix["measures"]["PGD"]["mean"]
@@ -356,10 +359,42 @@ def test_measures_are_those_of_the_networks_and_intervals_go_over_images_too(
         assert image.width > image.height
 
 
+def test_a_measure_that_is_added_to_the_registry_is_in_every_result(
+    tmp_path: Path, trained: list[tuple[str, int]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The share of images that the network takes for class 0, which no program of this project knows of."""
+
+    def zeros(subject: Subject) -> dict[str, Any]:
+        return {"share": float((subject.predictions.logits.argmax(dim=1) == 0).float().mean())}
+
+    added = Measure(
+        summary="share of images taken for a zero",
+        run=zeros,
+        rows=lambda result: [("taken for a zero", percent(result["share"]))],
+        columns={"zeros": Column(lambda result: result["share"])},
+    )
+    monkeypatch.setitem(MEASURES, "zeros", added)
+    options = ["--contestants", "plain", "cutmix", *SETTING, "--seeds", "2", "--measures", "zeros"]
+    compare.main([*options, "--out", str(tmp_path)])
+    report = read_strictly(tmp_path / "results.json")
+    lines = [json.loads(line) for line in (tmp_path / "runs.jsonl").read_text().splitlines()]
+    for name, row in report["methods"].items():
+        shares = [line["measures"]["zeros"]["share"] for line in lines if line["method"] == name]
+        assert row["measures"]["zeros"]["per_seed"] == shares and max(shares) <= 1
+    mean = report["methods"]["plain"]["measures"]["zeros"]["mean"]
+    text = squeezed(tmp_path / "results.md")
+    assert "| | zeros |" in text and f"| no mixing | {100 * mean:.2f} ± " in text
+    assert "images: share of images taken for a zero. Means" in text
+    table = {line["method"]: line for line in csv.DictReader((tmp_path / "results.csv").read_text().splitlines())}
+    assert float(table["plain"]["zeros"]) == mean
+    page = unescape((tmp_path / "report.html").read_text())
+    assert ">zeros</th>" in page and f">{100 * mean:.2f} ± " in page
+
+
 def test_the_test_set_is_read_when_asked_and_written_down(
     comparison: Path, tmp_path: Path, trained: list[tuple[str, int]], refused: Refused
 ) -> None:
-    assert not (comparison / trainings.TEST_READS).exists()
+    assert not (comparison / TEST_READS).exists()
     options = ["--contestants", "plain", "rmix", *SETTING, "--seeds", "2", "--test-set"]
     for _ in range(2):
         compare.main([*options, "--out", str(tmp_path)])
@@ -367,7 +402,7 @@ def test_the_test_set_is_read_when_asked_and_written_down(
     test = load_dataset("digits", None).test
     assert report["images"] == len(test) and report["setting"]["split"] == "test"
     assert f"{len(test):,} test images" in (tmp_path / "results.md").read_text()
-    (read,) = [json.loads(line) for line in (tmp_path / trainings.TEST_READS).read_text().splitlines()]
+    (read,) = [json.loads(line) for line in (tmp_path / TEST_READS).read_text().splitlines()]
     assert "--test-set" in read["command"] and read["images"] == len(test)
     assert "split 'development', not 'test'" in refused(compare.main, [*options, "--out", comparison])
 
@@ -401,7 +436,7 @@ def test_a_diverged_training_stands_at_chance_and_measures_nothing(
     compare.main([*options, "--out", str(tmp_path)])
     row = read_strictly(tmp_path / "results.json")["methods"]["plain"]
     assert row["diverged"] == 2 and row["accuracy"]["mean"] == 0.1 and row["measures"] == {"calibration error": None}
-    assert "| no mixing | – |" in (tmp_path / "results.md").read_text()
+    assert "| no mixing | – |" in squeezed(tmp_path / "results.md")
 
 
 def test_what_cannot_be_measured_is_said_before_anything_is_trained(

@@ -31,13 +31,14 @@ from rlmix.experiments.studies.contest.contest_results import (
     RANDOM,
     _spread,
     markdown,
-    picture,
-    results,
+    plot_contest,
+    summarise_contest,
 )
 from tests.envs.tiny import tiny, weights
+from tests.experiments.inline import run_inline
 
 ROOT = Path(__file__).parents[2]
-TINY = contest.Group(
+TINY = contest.TaskGroup(
     "tiny",
     TaskDistribution(train_size=(200, 250), updates=(20, 30), label_noise=(0.0, 0.2), pool=None, seed=3),
     dataset="digits",
@@ -58,7 +59,7 @@ def saved_agent(folder: Path, seed: int = 0) -> Path:
 def arguments(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """Those of a tiny contest's protocol; its trainings run in this process."""
     monkeypatch.setattr(contest, "GROUPS", {"tiny": TINY, "one": TINY})
-    monkeypatch.setattr(contest, "run_all", lambda jobs, _: (job() for job in jobs))
+    run_inline(monkeypatch)
     CUTMIX.save(tmp_path / "fixed.json")
     agent = saved_agent(tmp_path / "agent")
     options = f"--agent {agent} --fixed {tmp_path}/fixed.json --groups tiny --out {tmp_path}/out"
@@ -111,8 +112,9 @@ def test_a_contest_as_its_protocol_says_goes_on_and_reads_the_test_set_once(
     contest.main(["run", "--out", str(out)])
     assert (out / "runs.jsonl").read_bytes() == before
     assert len(lines(out / "test_set_reads.jsonl")) == 2, "going on reads it for those that were missing"
-    monkeypatch.setattr(contest, "play", None)
+    trained = run_inline(monkeypatch)
     contest.main(["run", "--out", str(out)])
+    assert trained == []
     assert "the agent, asked live" in (out / "results.md").read_text()
 
 
@@ -288,7 +290,7 @@ def planted(count: int, images: int = 400) -> tuple[dict[str, Any], list[dict[st
 def test_the_results_are_those_that_were_put_in() -> None:
     protocol, found = planted(40)
     found = [line for line in found if (line["group"], line["task"], line["contestant"]) != ("b", 39, "random")]
-    told = results(protocol, found)
+    told = summarise_contest(protocol, found)
     (table,) = told["tables"]
     assert table["groups"]["a"]["tasks"] == 40 and table["groups"]["b"]["tasks"] == 39, "whole tasks count"
     assert table["groups"]["a"]["agent_minus"]["best fixed"]["mean"] == pytest.approx(2, abs=0.6)
@@ -305,20 +307,20 @@ def test_the_results_are_those_that_were_put_in() -> None:
     oracle = [accuracy[*place, PLAIN if place[1] == 0 else "fixed: cutmix half, β 1"] for place in tasks]
     by_hand = np.mean([accuracy[*place, "agent"] for place in tasks]) - np.mean(oracle)
     assert overall[ORACLE]["mean"] == pytest.approx(100 * by_hand)
-    (partial,) = results({**protocol, "menu": MENU.to_json()}, found)["tables"]
+    (partial,) = summarise_contest({**protocol, "menu": MENU.to_json()}, found)["tables"]
     assert ORACLE not in partial[ALL]["agent_minus"]
     aims = {name.split(",")[0]: aim["reached"] for name, aim in told["aims"].items()}
     assert aims["ahead of best fixed by 0.5 points"] is False
     assert aims["ahead of random by 1 points"] is True
     assert aims["in no group more than 0.3 points behind plain training"] is True
     assert f"({table[ALL]['tasks']})" in markdown(told) and "**not reached**" in markdown(told)
-    assert len(picture(told).axes) == 3, "one for each group, and one for all"
+    assert len(plot_contest(told).axes) == 3, "one for each group, and one for all"
 
 
 def test_a_contest_of_one_task_has_aims_of_its_own() -> None:
     protocol, found = planted(40)
     protocol["groups"] = {"one": protocol["groups"]["a"]}
-    told = results(protocol, [{**line, "group": "one"} for line in found if line["group"] == "a"])
+    told = summarise_contest(protocol, [{**line, "group": "one"} for line in found if line["group"] == "a"])
     aimed = {"best fixed": "0.3", "random": "0.5"}
     assert list(told["aims"]) == [
         f"ahead of {name} by {by} points, interval without zero" for name, by in aimed.items()
@@ -340,10 +342,10 @@ def test_a_diverged_training_stands_at_chance_and_one_task_says_nothing() -> Non
     for line in found:
         if line["contestant"] == "random" and line["group"] == "a":
             line.update(hits=None, images=None, accuracy=0.1, diverged=True)
-    (told,) = results(protocol, found)["tables"]
+    (told,) = summarise_contest(protocol, found)["tables"]
     assert told["groups"]["a"]["diverged"]["random"] == 3
     assert told["groups"]["a"]["agent_minus"]["random"]["mean"] == pytest.approx(70, abs=5)
-    assert results(*planted(1))["tables"] == []
+    assert summarise_contest(*planted(1))["tables"] == []
 
 
 def test_rivals_of_more_tasks_have_a_table_of_their_own_by_which_aims_are_judged() -> None:
@@ -354,8 +356,8 @@ def test_rivals_of_more_tasks_have_a_table_of_their_own_by_which_aims_are_judged
         if line["contestant"] == "best fixed" and line["task"] >= 10:
             line.update(hits=None, accuracy=0.1, diverged=True)
     kept = [line for line in found if line["task"] < protocol["contestants"][line["contestant"]]["count"]]
-    told = results(protocol, kept)
-    assert told == results(protocol, found), "what is beyond their tasks does not count"
+    told = summarise_contest(protocol, kept)
+    assert told == summarise_contest(protocol, found), "what is beyond their tasks does not count"
     rivals, everybody = told["tables"]
     assert (rivals[ALL]["tasks"], everybody[ALL]["tasks"]) == (60, 20)
     assert rivals[ALL]["agent_minus"].keys() == {"best fixed", PLAIN}
@@ -365,10 +367,10 @@ def test_rivals_of_more_tasks_have_a_table_of_their_own_by_which_aims_are_judged
     assert everybody[ALL]["agent_minus"]["best fixed"]["mean"] < 2 < 20 < aim["came"]["mean"]
     way = next(value for name, value in told["aims"].items() if "of the way" in name)
     assert way["came"]["oracle_minus_best_fixed"] < 3, "both of one table"
-    assert markdown(told).count("| the agent, asked live, less |") == 2
-    assert len(picture(told).axes) == 6
+    assert markdown(told).count("| the agent, asked live, less ") == 2
+    assert len(plot_contest(told).axes) == 6
     cut = [line for line in kept if line["contestant"] != "random"]
-    assert len(results(protocol, cut)["tables"]) == 1
+    assert len(summarise_contest(protocol, cut)["tables"]) == 1
 
 
 def test_the_groups_are_apart_from_what_the_agent_has_seen() -> None:
@@ -414,7 +416,7 @@ def test_the_committed_results_follow_from_their_log_and_are_the_agents(name: st
     assert protocol["contestants"]["agent"]["sha256"] == Agent.load(agent).checksum
     others = [entry for entry in protocol["contestants"].values() if entry["kind"] == "agent" and "folder" in entry]
     assert all(entry["sha256"] == Agent.load(ROOT / entry["folder"]).checksum for entry in others)
-    found = results(protocol, lines(folder / "runs.jsonl"))
+    found = summarise_contest(protocol, lines(folder / "runs.jsonl"))
     assert len(found["tables"]) == len(written["tables"]) > 0
     assert found["aims"].keys() == written["aims"].keys()
     for aim, entry in found["aims"].items():

@@ -9,9 +9,12 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file
 
-from rlmix.classifier.evaluation import measures
-from rlmix.experiments import evaluate, train_classifier
+from rlmix.classifier.evaluation import localisation, measures
+from rlmix.classifier.evaluation.measure import Chart, Measure
+from rlmix.experiments import evaluate, report, train_classifier
+from rlmix.experiments.comparison.held_out import TEST_READS
 
 Refused = Callable[[Callable[[Sequence[str]], Any], Sequence[object]], str]
 
@@ -68,7 +71,7 @@ def test_its_figures_are_those_of_the_training(run: Path, capsys: pytest.Capture
     out = capsys.readouterr().out
     for value in (seen["top1"], attacked["pgd"], report["corruptions"]["mean_accuracy"]):
         assert f" {100 * value:.2f}" in out
-    assert not (run / evaluate.TEST_READS).exists() and not (run / "evaluation_test.json").exists()
+    assert not (run / TEST_READS).exists() and not (run / "evaluation_test.json").exists()
 
 
 def test_the_test_set_is_read_when_asked_and_written_down(run: Path) -> None:
@@ -78,9 +81,9 @@ def test_the_test_set_is_read_when_asked_and_written_down(run: Path) -> None:
     report, summary = report_of(run / "evaluation_test.json"), report_of(run / "summary.json")
     assert report["split"] == "test" and report["images"] == TEST
     assert report["accuracy"]["top1"] == pytest.approx(summary["test"]["accuracy"], abs=1e-6)
-    reads = [json.loads(line) for line in (run / evaluate.TEST_READS).read_text().splitlines()]
+    reads = [json.loads(line) for line in (run / TEST_READS).read_text().splitlines()]
     assert len(reads) == 2 and all(read["images"] == TEST and "--test-set" in read["command"] for read in reads)
-    assert {path.name for path in run.iterdir()} - before == {"evaluation_test.json", evaluate.TEST_READS}
+    assert {path.name for path in run.iterdir()} - before == {"evaluation_test.json", TEST_READS}
 
 
 def test_the_first_images_and_chosen_measures(run: Path) -> None:
@@ -91,6 +94,27 @@ def test_the_first_images_and_chosen_measures(run: Path) -> None:
         assert report["images"] == report["accuracy"]["images"] == 60
         assert set(report["seconds"]) == {"accuracy", "embeddings"}
         assert not {"attacks", "corruptions"} & set(report)
+
+
+def test_a_measure_that_is_added_to_the_registry_is_in_the_table_and_on_the_page(
+    run: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    added = Measure(
+        summary="number of parameters",
+        run=lambda subject: {"parameters": sum(tensor.numel() for tensor in subject.network.parameters())},
+        rows=lambda result: [("parameters, thousands", f"{result['parameters'] / 1000:.3f}")],
+        charts=lambda result: [Chart("A chart of its own", {"a line": [(0.0, 1.0), (1.0, 2.0)]}, "x", "y")],
+    )
+    monkeypatch.setitem(measures.MEASURES, "size", added)
+    evaluate.main(["--run", str(run), "--measures", "size", "--device", "cpu"])
+    weights = load_file(run / "model.safetensors")
+    names = [name for name in weights if "running" not in name and "num_batches" not in name]
+    count = sum(weights[name].numel() for name in names)
+    assert report_of(run / "evaluation.json")["size"] == {"parameters": count}
+    assert f"parameters, thousands {count / 1000:.3f}" in " ".join(capsys.readouterr().out.split())
+    report.main(["--run", str(run)])
+    page = (run / "report.html").read_text()
+    assert f"<td>{count / 1000:.3f}</td>" in page and "A chart of its own" in page
 
 
 def test_boxes_of_a_folder_need_colour_squares_and_lenet_no_canvas(
@@ -105,7 +129,7 @@ def test_boxes_of_a_folder_need_colour_squares_and_lenet_no_canvas(
     def fail(*_: object, **__: object) -> None:
         raise ValueError("LeNet fails on such images")
 
-    monkeypatch.setattr(measures, "localise", fail)
+    monkeypatch.setattr(localisation, "localise", fail)
     assert "LeNet fails" in refused(evaluate.main, arguments[:4])
     evaluate.main(["--run", str(run), "--images", "50", "--device", "cpu"])
     assert report_of(run / "evaluation.json")["left_out"] == {"localisation": "LeNet fails on such images"}

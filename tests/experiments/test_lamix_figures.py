@@ -1,9 +1,8 @@
 """The figures of LaMix's paper on tiny settings: labels by hand, trainings that looks do not change, resuming."""
 
-import functools
 import json
 import signal
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +17,8 @@ from rlmix.classifier.training.config import TrainConfig
 from rlmix.classifier.training.trainer import Trainer
 from rlmix.experiments.comparison.contestants import CONTESTANTS, only_policy
 from rlmix.experiments.studies.lamix import figures as lamix
+from rlmix.experiments.studies.lamix import looks
+from tests.experiments.inline import run_inline
 
 Refused = Callable[[Callable[[Sequence[str]], Any], Sequence[object]], str]
 
@@ -33,11 +34,6 @@ FIGURES = {
 LAMIX = only_policy(CONTESTANTS["lamix"])
 
 
-def here(jobs: Sequence[Callable[[], Any]], processes: int) -> Iterator[Any]:
-    """Trainings in this process, which is quicker to start."""
-    return (job() for job in jobs)
-
-
 @pytest.fixture(scope="module")
 def figures(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder that holds every figure's, made as a user makes it."""
@@ -45,7 +41,7 @@ def figures(tmp_path_factory: pytest.TempPathFactory) -> Path:
     handler, threads = signal.getsignal(signal.SIGTERM), torch.get_num_threads()
     torch.set_num_threads(1)  # as workers have
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(figures, "run_all", here)
+        run_inline(patch)
         for name, options in FIGURES.items():
             lamix.main([name, *SETTING, *options, "--out", str(folder / name)])
     signal.signal(signal.SIGTERM, handler)
@@ -134,7 +130,7 @@ def test_means_intervals_and_differences_are_the_textbooks(figures: Path) -> Non
 
 def test_pairs_are_mixed_half_and_half_and_labelled_as_the_equations_say(trainer: Trainer) -> None:
     policy = MixPolicy(LAMIX.shares, LAMIX.lam, label_beta=0.3)
-    pairs = lamix.mixed_pairs(trainer, policy, 30)
+    pairs = looks.mixed_pairs(trainer, policy, 30)
     first, mixed, second = pairs.pixels
     torch.testing.assert_close(mixed, (first + second) / 2)
     held_out = trainer.data.development
@@ -154,8 +150,8 @@ def test_pairs_are_mixed_half_and_half_and_labelled_as_the_equations_say(trainer
 
 
 def test_top_targets_are_the_largest_in_falling_order(trainer: Trainer) -> None:
-    pairs = lamix.mixed_pairs(trainer, LAMIX, 4)
-    for number, shown in enumerate(lamix.measure_targets(trainer, LAMIX, 4)["pairs"]):
+    pairs = looks.mixed_pairs(trainer, LAMIX, 4)
+    for number, shown in enumerate(looks.look_at_targets(trainer, LAMIX, 4)["pairs"]):
         weights = dict(zip(trainer.data.class_names, pairs.soft_label[number].tolist(), strict=True))
         assert [tuple(entry) for entry in shown["top"]] == sorted(weights.items(), key=lambda entry: -entry[1])[:5]
         assert shown["classes"] == [trainer.data.class_names[index] for index in pairs.classes[:, number].tolist()]
@@ -163,7 +159,7 @@ def test_top_targets_are_the_largest_in_falling_order(trainer: Trainer) -> None:
 
 
 def test_every_entry_of_the_labels_is_counted_once(trainer: Trainer) -> None:
-    found = lamix.measure_labels(trainer, LAMIX, 40)
+    found = looks.look_at_labels(trainer, LAMIX, 40)
     for kind, highest in (("soft", 1.0), ("global", np.e / (np.e + 9))):
         true, other = found["histograms"][f"{kind}_true"], found["histograms"][f"{kind}_other"]
         assert (sum(true), sum(other)) == (2 * 40, 8 * 40)
@@ -176,7 +172,7 @@ def test_every_entry_of_the_labels_is_counted_once(trainer: Trainer) -> None:
 
 
 def test_embeddings_are_what_the_last_layer_reads(trainer: Trainer) -> None:
-    found = lamix.measure_embedding(trainer, LAMIX, 60)
+    found = looks.look_at_embedding(trainer, LAMIX, 60)
     assert found["labels"] == trainer.data.development.labels[:30].tolist()
     embeddings = torch.tensor(found["embeddings"])
     assert embeddings.shape == (30, 2)
@@ -189,20 +185,14 @@ def test_embeddings_are_what_the_last_layer_reads(trainer: Trainer) -> None:
 
 def test_the_network_goes_on_training_after_it_was_looked_at(trainer: Trainer) -> None:
     before = {name: tensor.clone() for name, tensor in trainer.model.state_dict().items()}
-    for measure in lamix.MEASURES.values():
+    for measure in looks.LOOKS.values():
         measure(trainer, LAMIX, 10)
     assert all(parameter.requires_grad for parameter in trainer.model.parameters())
     assert all(torch.equal(tensor, before[name]) for name, tensor in trainer.model.state_dict().items())
 
 
 def test_a_figure_goes_on_where_it_was_stopped(figures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    asked: list[tuple[str, int]] = []
-
-    def run_all(jobs: Sequence[functools.partial[Any]], processes: int) -> Iterator[Any]:
-        asked.extend((job.args[0], job.args[2]) for job in jobs)
-        return here(jobs, processes)
-
-    monkeypatch.setattr(figures, "run_all", run_all)
+    asked = run_inline(monkeypatch)
     log = tmp_path / "runs.jsonl"
     log.write_text((figures / "beta" / "runs.jsonl").read_text()[:-40])  # the last line is torn
     command = ("beta", *SETTING, *FIGURES["beta"], "--out", str(tmp_path))
@@ -243,7 +233,7 @@ def test_the_figures_refuse(arguments: Sequence[str], named: str, refused: Refus
 def test_a_network_without_a_bottleneck_cannot_be_drawn_in_a_plane(trainer: Trainer) -> None:
     wide = Trainer(TrainConfig(updates=1, batch_size=20, device="cpu", precision="fp32"), trainer.data)
     with pytest.raises(lamix.RunError, match=r"--model must have an embedding of 2 units.*64"):
-        lamix.measure_embedding(wide, LAMIX, 10)
+        looks.look_at_embedding(wide, LAMIX, 10)
 
 
 def test_a_training_that_diverges_counts_as_chance_and_is_not_drawn(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -253,7 +243,7 @@ def test_a_training_that_diverges_counts_as_chance_and_is_not_drawn(monkeypatch:
                 next(self.model.parameters()).fill_(torch.nan)
             return super().train(*arguments, **keywords)
 
-    monkeypatch.setattr(figures, "Trainer", Diverging)
+    monkeypatch.setattr(lamix, "Trainer", Diverging)
     common = {
         "dataset": "digits", "model": "search", "train_size": 60, "updates": 6, "batch_size": 20, "device": "cpu",
         "precision": "fp32", "torch": torch.__version__, "epochs": [2], "looked_at": 5,

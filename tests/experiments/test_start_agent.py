@@ -27,6 +27,7 @@ from rlmix.experiments.search.task_family import (
     task,
 )
 from rlmix.experiments.studies.task_family import best_fixed, fit_agent
+from tests.experiments.inline import run_inline
 
 ACTIONS = MENU.actions()
 GOOD = MENU.find(MixPolicy({"rmix": 1.0}))
@@ -107,8 +108,8 @@ def test_a_part_is_foretold_from_the_other_parts_alone() -> None:
             lines.append(line)
     config = RegressionConfig(members=2, hidden=32, steps=300)
     decisions = Decisions.of(fit_agent.episodes(lines), MENU)
-    both = fit_agent.foretold(decisions, decisions, config, seed=0)["first_choice"]["of the highest value"]
-    apart = fit_agent.of_other_parts(decisions, decisions, config, seed=0)
+    both = fit_agent.cross_validate(decisions, decisions, config, seed=0)["first_choice"]["of the highest value"]
+    apart = fit_agent.leave_one_group_out(decisions, decisions, config, seed=0)
     assert both[0] == pytest.approx(0.03 / math.sqrt(0.73 * 0.27 / 3000), rel=0.1)
     assert apart.keys() == {"family", "slow"}
     assert all(part["of the highest value"][0] < -1 for part in apart.values())
@@ -169,7 +170,7 @@ def test_the_best_is_found_by_halving_and_a_search_goes_on(
         }  # fmt: skip
 
     monkeypatch.setattr(best_fixed, "play", play)
-    monkeypatch.setattr(best_fixed, "run_all", lambda jobs, _: (job() for job in jobs))
+    run_inline(monkeypatch)
     arguments = ["--log", str(log), "--out", str(out)]
     best_fixed.main(arguments)
     result = json.loads((out / "results.json").read_text())
@@ -189,7 +190,7 @@ def test_the_best_is_found_by_halving_and_a_search_goes_on(
     assert json.loads((out / "results.json").read_text())["rounds"] == result["rounds"]
     with pytest.raises(SystemExit):
         best_fixed.main([*arguments, "--tasks", "one"])
-    assert "is of other tasks than --tasks one" in capsys.readouterr().err
+    assert "holds trainings of other tasks than --tasks one" in capsys.readouterr().err
     best_fixed.main(["--log", str(log), "--out", str(tmp_path / "one"), "--tasks", "one", "--from-menu", "16"])
     one = json.loads((tmp_path / "one/results.json").read_text())
     policies = [MixPolicy.from_json(entry["policy"]) for entry in one["rounds"][0]]
@@ -204,8 +205,9 @@ def test_the_best_is_found_by_halving_and_a_search_goes_on(
 def test_the_committed_search_follows_from_its_log(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     folder = Path(__file__).parents[2] / "experiments/results"
     shutil.copytree(folder / "fixed", tmp_path / "fixed")
-    monkeypatch.setattr(best_fixed, "play", None)  # nothing is trained
+    trained = run_inline(monkeypatch)
     best_fixed.main(["--log", str(folder / "family/episodes.jsonl"), "--out", str(tmp_path / "fixed")])
+    assert trained == []
     written, found = (json.loads((at / "results.json").read_text()) for at in (folder / "fixed", tmp_path / "fixed"))
     assert (
         written["trainings"] == found["trainings"] == len((folder / "fixed/trainings.jsonl").read_text().splitlines())

@@ -8,6 +8,7 @@ from scipy import stats
 
 from rlmix.experiments.comparison.intervals import (
     crossed_interval,
+    format_interval,
     mean_interval,
     paired_difference,
     pigeonhole_bootstrap,
@@ -35,7 +36,6 @@ def test_paired_difference_is_the_paired_t_test() -> None:
 
 def test_95_percent_is_the_default() -> None:
     assert mean_interval([1.0, 2.0, 4.0]) == mean_interval([1.0, 2.0, 4.0], 0.95)
-    assert paired_difference([1.0, 2.0], [0.0, 3.0]) == paired_difference([1.0, 2.0], [0.0, 3.0], 0.95)
 
 
 def test_one_value_says_nothing_of_its_error() -> None:
@@ -45,6 +45,13 @@ def test_one_value_says_nothing_of_its_error() -> None:
 
 def test_equal_values_have_no_width() -> None:
     assert mean_interval([0.5, 0.5, 0.5]) == (0.5, 0.0)
+
+
+def test_intervals_are_written_in_one_way() -> None:
+    assert format_interval(12.346, 0.5) == "12.35 ± 0.50"
+    assert format_interval(1.0, 0.25, signed=True, digits=3) == "+1.000 ± 0.250"
+    assert format_interval(-1.0, 0.25, signed=True) == "-1.00 ± 0.25"
+    assert format_interval(0.7, None) == format_interval(*mean_interval([0.7])) == "0.70"
 
 
 def test_pairs_must_be_pairs() -> None:

@@ -1,11 +1,14 @@
-"""The contest: the agent, asked live and without a search, against everybody else on tasks that it has never seen.
+"""The contest: the agent, choosing live and without a search, against everybody else on tasks that it has not seen.
+
+On the test set, over 100 tasks, it is ahead of the best fixed policy by 0.82 points (0.16 to 1.52), of a random policy
+by 2.40 and of plain training by 1.76 (results/contest; 2 cores of an AMD EPYC).
 
     python experiments/studies/contest/contest.py protocol --out experiments/results/contest
     python experiments/studies/contest/contest.py run --out experiments/results/contest
 
 The protocol is written first: groups of tasks, seeds, contestants, the agent's checksum, and which images are read. The
-run does what the protocol says, notes that the test set is read, and writes the tables; trainings that have finished
-are not run again: the same command goes on. A protocol made with `--rehearsal` has other tasks and reads development
+run does what the protocol says, records that the test set is read, and writes the tables; finished trainings do not run
+again: the same command resumes. A protocol made with `--rehearsal` has other tasks and reads development
 images; that is where agents are chosen and programs tried.
 
 Every contestant trains the same network on the same images from the same seed. Those that search (the best fixed
@@ -17,7 +20,6 @@ from __future__ import annotations
 
 import functools
 import json
-import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -29,8 +31,8 @@ import tyro
 from rlmix.agent.baselines import random_schedule
 from rlmix.agent.population import population
 from rlmix.agent.ppo import Agent
-from rlmix.classifier.evaluation.measures import subject_of
-from rlmix.classifier.files import LineLog, naming, write_atomic
+from rlmix.classifier.evaluation.measure import subject_of
+from rlmix.classifier.files import naming, write_atomic
 from rlmix.classifier.hardware import resolve_device, resolve_precision
 from rlmix.classifier.mixing import PolicySchedule
 from rlmix.classifier.training.config import TrainConfig
@@ -38,9 +40,10 @@ from rlmix.classifier.training.trainer import Trainer
 from rlmix.envs import DIMENSIONS, Menu, MixPolicyEnv, TaskDistribution
 from rlmix.envs.mix_policy import training_seed
 from rlmix.experiments.comparison.contestants import PerBatch
+from rlmix.experiments.comparison.held_out import record_test_read
 from rlmix.experiments.comparison.results import pack_hits
-from rlmix.experiments.comparison.runner import run_all
-from rlmix.experiments.comparison.trainings import TEST_READS, train_per_batch
+from rlmix.experiments.comparison.runner import Line, TrainingLog
+from rlmix.experiments.comparison.trainings import train_per_batch
 from rlmix.experiments.reports.charts import png
 from rlmix.experiments.runs.command import command, spelling
 from rlmix.experiments.runs.errors import RunError, reject_incompatible
@@ -54,8 +57,8 @@ from rlmix.experiments.studies.contest.contest_results import (
     RANDOM,
     RIVALS,
     markdown,
-    picture,
-    results,
+    plot_contest,
+    summarise_contest,
 )
 
 SEED = 7_310_000_000  # of the tasks; far from those that anybody gives a search
@@ -63,14 +66,17 @@ CONTEST, REHEARSAL = 0, 1  # what seeds of trainings and, as far as it is a rehe
 
 
 @dataclass(frozen=True)
-class Group:
-    """Tasks of one kind.
+class TaskGroup:
+    """A distribution of tasks, and the data set and network that they are trained with.
 
     Attributes:
-        title: for tables.
-        tasks: where they come from.
-        dataset, image_size, model, lr: what is trained on, and how.
-        validation_size: images that searches choose by; none = the data set's default.
+        title: title in tables.
+        tasks: distribution of the tasks.
+        dataset: name of the data set.
+        image_size: side that images are resized to; None keeps it.
+        model: name of the network.
+        lr: highest learning rate.
+        validation_size: number of validation images, which searches choose by; None takes the data set's default.
     """
 
     title: str
@@ -83,33 +89,33 @@ class Group:
 
 
 GROUPS = {
-    "family": Group("unseen sizes, budgets and seeds", replace(TASKS, seed=SEED + 1)),
-    "pair": Group(
+    "family": TaskGroup("unseen sizes, budgets and seeds", replace(TASKS, seed=SEED + 1)),
+    "pair": TaskGroup(
         "unseen noise: pairs of classes", replace(TASKS, seed=SEED + 2, clean=0.0, noise="pair", label_noise=(0.1, 0.4))
     ),
-    "digits": Group(
+    "digits": TaskGroup(
         "unseen data: digits of 8 pixels",
         replace(TASKS, seed=SEED + 3, train_size=(200, 800)),
         dataset="digits",
         image_size=None,
         validation_size=None,
     ),
-    "lenet": Group("unseen network: LeNet", replace(TASKS, seed=SEED + 4), model="lenet", lr=0.02),
-    "wide": Group("unseen network: twice the channels", replace(TASKS, seed=SEED + 5), model="search_wide"),
-    ONE: Group("1,000 clean images, 1,000 updates", replace(ONE_TASK, seed=SEED + 6)),
+    "lenet": TaskGroup("unseen network: LeNet", replace(TASKS, seed=SEED + 4), model="lenet", lr=0.02),
+    "wide": TaskGroup("unseen network: twice the channels", replace(TASKS, seed=SEED + 5), model="search_wide"),
+    ONE: TaskGroup("1,000 clean images, 1,000 updates", replace(ONE_TASK, seed=SEED + 6)),
 }
 
 
 @dataclass(frozen=True)
 class ContestConfig:
-    """Hold the contest, or write down how it will be held."""
+    """Write the protocol of a contest, or run the contest."""
 
     stage: tyro.conf.Positional[Literal["protocol", "run"]]
-    """Write the protocol, or do what it says."""
+    """Write the protocol, or run the trainings that it lists."""
     agent: str = "experiments/policies/shipped"
     """Folder of the agent; for the protocol."""
     fixed: str = "experiments/results/fixed/policy.json"
-    """The best single fixed policy, search_fixed.py's; for the protocol."""
+    """The best single fixed policy, of task_family/best_fixed.py; for the protocol."""
     others: tuple[str, ...] = ()
     """Further agents, each as NAME=FOLDER; for the protocol."""
     schedules: tuple[str, ...] = ()
@@ -133,13 +139,13 @@ class ContestConfig:
 
 
 @dataclass(frozen=True)
-class Entry:
+class ContestEntry:
     """One contestant on one task.
 
     Attributes:
-        group: name of its group.
-        task: number of the task.
-        contestant: name.
+        group: name of the task's group.
+        task: number of the task in its group.
+        contestant: name of the contestant.
     """
 
     group: str
@@ -241,7 +247,7 @@ def write_protocol(config: ContestConfig, out: Path, command: str) -> None:
 
 
 def run(config: ContestConfig, out: Path, command: str) -> None:
-    """Do what the protocol says, from wherever the log stands, and write the tables.
+    """Run the protocol's trainings that have not finished, and write the tables.
 
     Raises:
         RunError: there is no protocol, or an agent is not the one that it names.
@@ -260,51 +266,40 @@ def run(config: ContestConfig, out: Path, command: str) -> None:
                 )
         counts = {name: entry["count"] for name, entry in protocol["contestants"].items()}
         wanted = [
-            Entry(group, number, name)
+            ContestEntry(group, number, name)
             for count in sorted(set(counts.values()), reverse=True)  # those of many tasks first
             for number in range(count)
             for group in protocol["groups"]  # in turn, so that a contest half done says something
             for name in counts
             if counts[name] == count
         ]
-    log = LineLog(out / "runs.jsonl")
-    with reject_incompatible(log.path):
-        known = log.read()
-        finished = {Entry(line["group"], line["task"], line["contestant"]): line for line in known}
-    log.keep(len(known))
-    missing = [entry for entry in wanted if entry not in finished]
-    print(f"{len(wanted)} entries, {len(wanted) - len(missing)} of them finished before", flush=True)
-    if missing and protocol["split"] == "test":
-        when = time.strftime("%Y-%m-%dT%H:%M:%S%z")
-        LineLog(out / TEST_READS).append({"at": when, "command": command, "entries": len(missing)})
+    log = TrainingLog(out / "runs.jsonl", lambda lines: {_entry(line): line for line in lines})
     precision = resolve_precision("auto", resolve_device("cpu"))
-    jobs = [functools.partial(play, entry, str(file), precision, config.data_root) for entry in missing]
-    started = time.monotonic()
+    jobs = {entry: functools.partial(play, entry, str(file), precision, config.data_root) for entry in wanted}
+    missing = log.missing(jobs)
+    if missing and protocol["split"] == "test":
+        record_test_read(out, command, entries=len(missing))
     try:
-        for done, line in enumerate(run_all(jobs, config.processes), start=len(wanted) - len(missing) + 1):
-            log.append(line)
-            finished[Entry(line["group"], line["task"], line["contestant"])] = line
-            told = f"{line['group']:<8} {line['task']:>3}  {line['contestant']:<24} {100 * line['accuracy']:.2f} %"
-            print(f"{done:>5} of {len(wanted)}  {time.monotonic() - started:6.0f} s  {told}", flush=True)
+        log.run(jobs, processes=config.processes, describe=_described)
     finally:  # however far it came
-        write(out, protocol, [finished[entry] for entry in wanted if entry in finished], command)
+        write(out, protocol, [log.finished[entry] for entry in wanted if entry in log.finished], command)
 
 
 def write(out: Path, protocol: Mapping[str, Any], lines: Sequence[Mapping[str, Any]], command: str) -> None:
-    """Write what the trainings so far say, of the tasks that every contestant of a table has finished."""
-    found = results(protocol, lines)
-    if not found["tables"]:
+    """Write the results of the tasks that every contestant of a table has finished."""
+    summary = summarise_contest(protocol, lines)
+    if not summary["tables"]:
         print("no two tasks of a group have been finished by every contestant")
         return
-    result = {"command": command, "machine": machine(), **found}
+    result = {"command": command, "machine": machine(), **summary}
     write_atomic(out / "results.json", (json.dumps(result, indent=2) + "\n").encode())
     write_atomic(out / "results.md", markdown(result).encode())
-    write_atomic(out / "results.png", png(picture(result)))
+    write_atomic(out / "results.png", png(plot_contest(result)))
     print(f"\n{markdown(result)}\nwritten: {out}/results.json, results.md, results.png")
 
 
 def fixed_of(menu: Menu) -> dict[str, PolicySchedule]:
-    """Every distinct policy of a menu, by what its choices are called where there is more than one."""
+    """Return every distinct policy of a menu by the names of its choices, in dimensions that have several."""
     named = {}
     for action in menu.actions():
         words = [
@@ -316,8 +311,8 @@ def fixed_of(menu: Menu) -> dict[str, PolicySchedule]:
     return named
 
 
-def play(entry: Entry, protocol_file: str, precision: str, data_root: str | None) -> dict[str, Any]:
-    """One contestant's training, or trainings, of one task.
+def play(entry: ContestEntry, protocol_file: str, precision: str, data_root: str | None) -> dict[str, Any]:
+    """Train one contestant on one task; those that search train several times.
 
     Returns:
         The line of the log: accuracy on the split that is reported, in [0, 1], and which images are right, both in
@@ -351,17 +346,24 @@ def play(entry: Entry, protocol_file: str, precision: str, data_root: str | None
             data = env.prepare(task).data
             training = replace(task.training(env.training), saliency="exact")
             trainer, _ = train_per_batch(PerBatch(), training, data, training_seed(seed))
-    seen = _seen(trainer, protocol["split"], 1 / env.trainer.num_classes)
-    return {**asdict(entry), "task_drawn": asdict(task), "seed": seed, "trainings": trainings, "chosen": chosen, **seen}
+    evaluated = _evaluate(trainer, protocol["split"], 1 / env.trainer.num_classes)
+    return {
+        **asdict(entry),
+        "task_drawn": asdict(task),
+        "seed": seed,
+        "trainings": trainings,
+        "chosen": chosen,
+        **evaluated,
+    }
 
 
 def seed_of(first: int, tasks: TaskDistribution, number: int) -> int:
-    """The seed of everybody's training of a task; that of no other task in any group."""
+    """Return the seed of all contestants' trainings of a task; different for every task of every group."""
     return int(np.random.SeedSequence([first, tasks.seed, number]).generate_state(1)[0] >> 1)
 
 
-def _seen(trainer: Trainer | None, split: str, chance: float) -> dict[str, Any]:
-    """What a finished training's network is worth."""
+def _evaluate(trainer: Trainer | None, split: str, chance: float) -> dict[str, Any]:
+    """Evaluate the network of a finished training."""
     validation = None if trainer is None else trainer.evaluate("validation")
     if trainer is not None and validation is not None and np.isfinite(validation.loss):
         right = subject_of(trainer, split).predictions.right
@@ -373,6 +375,14 @@ def _seen(trainer: Trainer | None, split: str, chance: float) -> dict[str, Any]:
             "images": len(right),
         }
     return {"accuracy": chance, "validation": chance, "diverged": True, "hits": None, "images": None}
+
+
+def _entry(line: Line) -> ContestEntry:
+    return ContestEntry(line["group"], line["task"], line["contestant"])
+
+
+def _described(line: Line) -> str:
+    return f"{line['group']:<8} {line['task']:>3}  {line['contestant']:<24} {100 * line['accuracy']:.2f} %"
 
 
 def _agent(folder: str) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""What a contest says: means and paired differences with bootstrap intervals, as JSON, as a table and as a picture."""
+"""Results of a contest: means and paired differences with bootstrap intervals, as JSON, as a table and as a plot."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
+from tabulate import tabulate
 
 from rlmix.envs import Menu
 from rlmix.experiments.comparison.intervals import pigeonhole_bootstrap
@@ -24,20 +25,20 @@ AIMS = (  # (rival, points that the agent is to be ahead)
     (BEST, 0.5),
     (RANDOM, 1.0),
 )
-WAY, BEHIND_PLAIN = 0.7, 0.3  # share of the way from the best fixed policy to the oracle; most behind plain training
+WAY, BEHIND_PLAIN = 0.7, 0.3  # share of the way from the best fixed policy to the oracle; maximum behind plain
 
 
-def results(protocol: Mapping[str, Any], lines: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """Differences of the agent to everybody, by group and over all of them, in points, and what came of the aims.
+def summarise_contest(protocol: Mapping[str, Any], lines: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """Summarise the agent's differences to everybody in points, by group and over all groups, and evaluate the aims.
 
     Args:
-        protocol: of the contest.
-        lines: of its log.
+        protocol: protocol of the contest.
+        lines: lines of its log.
 
     Returns:
-        For `results.json`. There is a table for each number of tasks that contestants train, most tasks first, of all
-        who train so many or more, on those tasks of a group that every one of them has finished, if there are two.
-        What was aimed at is judged by the first table that knows the rival.
+        The content of `results.json`. There is a table for each number of tasks per group, largest first, with all
+        contestants that train at least so many, on the tasks that all of them have finished, at least two of a group.
+        Each aim is evaluated on the first table that has its rival.
     """
     counts = sorted({entry["count"] for entry in protocol["contestants"].values()}, reverse=True)
     tables = [table for count in counts if (table := _table(protocol, lines, count)) is not None]
@@ -48,23 +49,23 @@ def results(protocol: Mapping[str, Any], lines: Sequence[Mapping[str, Any]]) -> 
 
 
 def _table(protocol: Mapping[str, Any], lines: Sequence[Mapping[str, Any]], count: int) -> dict[str, Any] | None:
-    """The table of those who train so many tasks or more; none where no group has two that all have finished."""
+    """Return the table of contestants with at least `count` tasks; None if no group has two that all have finished."""
     names = [name for name, entry in protocol["contestants"].items() if entry["count"] >= count]
-    found = {(line["group"], line["task"], line["contestant"]): line for line in lines}
+    finished = {(line["group"], line["task"], line["contestant"]): line for line in lines}
     groups: dict[str, dict[str, Any]] = {}
     rights: dict[str, dict[str, NDArray[np.float64]]] = {}
     of_menu = [name for name in names if protocol["contestants"][name].get("of_the_menu")]
     whole = len(of_menu) == len(Menu.from_json(protocol["menu"]).actions())
     menu = of_menu if whole else []  # one that knows part of the menu alone would be no oracle
     for group, setting in protocol["groups"].items():
-        tasks = [task for task in range(count) if all((group, task, name) in found for name in names)]
+        tasks = [task for task in range(count) if all((group, task, name) in finished for name in names)]
         if len(tasks) < 2:
             continue
         images = next(line["images"] for line in lines if line["group"] == group and line["images"])
-        entries = {name: [found[group, task, name] for task in tasks] for name in names}
+        entries = {name: [finished[group, task, name] for task in tasks] for name in names}
         if menu:
-            best = [max(menu, key=lambda name: found[group, task, name]["validation"]) for task in tasks]
-            entries[ORACLE] = [found[group, task, name] for task, name in zip(tasks, best, strict=True)]
+            best = [max(menu, key=lambda name: finished[group, task, name]["validation"]) for task in tasks]
+            entries[ORACLE] = [finished[group, task, name] for task, name in zip(tasks, best, strict=True)]
         rights[group] = {name: np.stack([_right(line, images) for line in of]) for name, of in entries.items()}
         groups[group] = {
             "title": setting["title"],
@@ -101,14 +102,14 @@ def _table(protocol: Mapping[str, Any], lines: Sequence[Mapping[str, Any]], coun
 
 
 def _spread(accuracies: Sequence[Sequence[float]]) -> dict[str, float] | None:
-    """How far policies differ on average, and how far single trainings are from what policy and task say of them.
+    """Split the spread of fixed policies: between policies, and of single trainings around their policy and task.
 
     Args:
-        accuracies: of each policy on each task, in [0, 1].
+        accuracies: accuracy of each policy on each task, in [0, 1].
 
     Returns:
-        Standard deviations in points, of the policies' means with what single trainings add to them taken off, and of
-        what is left of single trainings, by a two-way analysis of variance; none for fewer than two policies.
+        Standard deviations in points from a two-way analysis of variance: of the policies' means, corrected for single
+        trainings, and of single trainings; None for fewer than two policies.
     """
     values = 100 * np.array(accuracies)
     if len(values) < 2:
@@ -124,7 +125,7 @@ def _spread(accuracies: Sequence[Sequence[float]]) -> dict[str, float] | None:
 
 
 def _right(line: Mapping[str, Any], images: int) -> NDArray[np.float64]:
-    """Which images are right, `[N]`; chance for each where the training diverged."""
+    """Return which images are right, `[N]`; chance for each if the training diverged."""
     return np.full(images, line["accuracy"]) if line["hits"] is None else unpack_hits(line["hits"], images)
 
 
@@ -134,14 +135,14 @@ def _points(differences: Sequence[NDArray[np.float64]], data: Sequence[str]) -> 
 
 
 def _aims(groups: Mapping[str, Any], overall: Mapping[str, Mapping[str, float]]) -> dict[str, Any]:
-    """What was aimed at, what came, and whether it was reached; of rivals that took part."""
+    """Return the aims whose rivals took part, with the result of each and whether it was reached."""
     aims: dict[str, Any] = {}
     alone = list(groups) == [ONE]
     for rival, points in AIMS_OF_ONE if alone else AIMS:
         if rival in overall:
-            came = overall[rival]
-            reached = came["mean"] >= points and came["low"] > 0
-            aims[f"ahead of {rival} by {points:g} points, interval without zero"] = {"came": came, "reached": reached}
+            gap = overall[rival]
+            reached = gap["mean"] >= points and gap["low"] > 0
+            aims[f"ahead of {rival} by {points:g} points, interval without zero"] = {"came": gap, "reached": reached}
     if alone:
         return aims
     if BEST in overall and ORACLE in overall:
@@ -161,7 +162,7 @@ def _aims(groups: Mapping[str, Any], overall: Mapping[str, Mapping[str, float]])
 
 
 def markdown(result: Mapping[str, Any]) -> str:
-    """The results for a reader: by how much the agent is ahead of everybody, in every group and overall."""
+    """Format the results as Markdown: how far the agent is ahead of everybody, in every group and overall."""
     aims = [
         f"- {aim}: {'reached' if entry['reached'] else '**not reached**'} ({_came(entry['came'])})"
         for aim, entry in result["aims"].items()
@@ -179,7 +180,7 @@ def markdown(result: Mapping[str, Any]) -> str:
 
 
 def _columns(table: Mapping[str, Any]) -> list[Mapping[str, Any]]:
-    """All groups together, then each of them; one alone is all there is."""
+    """Return the columns of a table: all groups together, then each of them; a single group alone."""
     groups = list(table["groups"].values())
     return groups if len(groups) == 1 else [table[ALL], *groups]
 
@@ -198,9 +199,7 @@ def _rows(table: Mapping[str, Any]) -> list[str]:
     return [
         f"{table['count']} tasks of each group, as far as they are finished:",
         "",
-        f"| the agent, asked live, less | {' | '.join(heads)} |",
-        "|---" * (len(heads) + 1) + "|",
-        *(f"| {' | '.join(row)} |" for row in rows),
+        tabulate(rows, ("the agent, asked live, less", *heads), tablefmt="github", disable_numparse=True),
         "",
         *([_noise(spread), ""] if spread else []),
     ]
@@ -213,8 +212,8 @@ def _noise(spread: Mapping[str, float]) -> str:
     )
 
 
-def picture(result: Mapping[str, Any]) -> Figure:
-    """How far everybody is from the agent, a panel for each group and one for all of them, a row for each table."""
+def plot_contest(result: Mapping[str, Any]) -> Figure:
+    """Plot everybody's distance to the agent, a panel for each group and one for all of them, a row for each table."""
     tables = result["tables"]
     heights = [3 + len(table[ALL]["accuracy"]) for table in tables]
     widest = max(len(_columns(table)) for table in tables)

@@ -1,5 +1,8 @@
 """The figures of LaMix's paper (Bypassing the Random Input Mixing in Mixup) on development images, one command each.
 
+On 1,000 images, 100 epochs and 3 seeds β from 0.5 to 1 is within noise, 0.3 loses 1.4 ± 0.4 points and 0.1 fails in
+part (results/lamix; 2 cores of an Intel Xeon, about 40 s a training).
+
 python experiments/studies/lamix/figures.py targets    # the five largest entries of soft targets beside mixed images
 python experiments/studies/lamix/figures.py labels     # soft and global labels at several epochs
 python experiments/studies/lamix/figures.py beta       # accuracy against β (eq. 10)
@@ -8,46 +11,36 @@ python experiments/studies/lamix/figures.py curves     # accuracy over a long tr
 python experiments/studies/lamix/figures.py embedding  # held-out images at a bottleneck of 2 units
 
 Each leaves figure.png, results.json and runs.jsonl, the trainings finished so far, in its folder. A seed draws training
-images, weights, data order and mixing for everything that is compared. Trainings that have finished are not run again:
-the same command goes on, and with more seeds it adds to what is there. The test set is never read.
+images, weights, data order and mixing for everything that is compared. Finished trainings do not run again: the same
+command resumes, and with more seeds it adds to them. The test set is never read.
 """
 
 from __future__ import annotations
 
-import copy
 import functools
 import json
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import matplotlib
-import torch
 import tyro
-from torch import Tensor
+from tabulate import tabulate
 
-from rlmix.classifier.data import evaluation_chunks, load_dataset, split
-from rlmix.classifier.evaluation.embeddings import class_distances
-from rlmix.classifier.evaluation.network import PixelNetwork, predict
+from rlmix.classifier.data import load_dataset, split
 from rlmix.classifier.files import write_atomic
-from rlmix.classifier.mixing import MixPolicy, PolicySchedule, one_hot
-from rlmix.classifier.mixing.average import average
-from rlmix.classifier.mixing.blend import blend_targets
-from rlmix.classifier.mixing.targets import global_label, lamix_target
-from rlmix.classifier.training.trainer import EVALUATION_BATCH, Trainer
+from rlmix.classifier.mixing import MixPolicy, PolicySchedule
+from rlmix.classifier.training.trainer import Trainer
 from rlmix.experiments.comparison.contestants import CONTESTANTS, Contestant, only_policy
-from rlmix.experiments.comparison.intervals import mean_interval, paired_difference
-from rlmix.experiments.comparison.runner import run_all
+from rlmix.experiments.comparison.intervals import format_interval, mean_interval, paired_difference
 from rlmix.experiments.comparison.trainings import ComparisonConfig, Setting, open_log, resolve
 from rlmix.experiments.runs.command import command
 from rlmix.experiments.runs.errors import RunError
 from rlmix.experiments.runs.machine import machine
 from rlmix.experiments.studies.lamix import charts
-
-TOP = 5  # entries of a soft target that are shown, as in the paper
-BINS = 20  # of labels' histograms, from 0 to the highest value that there can be
+from rlmix.experiments.studies.lamix.looks import LOOKS
 
 Run = Mapping[str, Any]  # a line of runs.jsonl
 Runs = Mapping[str, Sequence[Run]]  # of each way to train, in the same order of seeds
@@ -55,12 +48,12 @@ Runs = Mapping[str, Sequence[Run]]  # of each way to train, in the same order of
 
 @dataclass(frozen=True, kw_only=True)
 class FigureSetting(Setting):
-    """What decides a training's result and what is looked at on the way.
+    """Setting of every training of a figure: what decides its result, and when it is measured.
 
     Attributes:
-        figure: a key of `MEASURES`.
-        epochs: passes over the training images after which the network is looked at, rising.
-        looked_at: development images, or pairs of them, that are looked at beyond accuracy.
+        figure: name of the figure.
+        epochs: epochs after which the network is measured, rising.
+        looked_at: number of development images, or pairs of them, of the measurements beyond accuracy.
     """
 
     figure: str
@@ -165,15 +158,15 @@ Command = (
 
 
 @dataclass(frozen=True)
-class Plan:
-    """What a figure trains and what it looks at.
+class FigurePlan:
+    """Trainings and measurements of a figure.
 
     Attributes:
-        figure: its name.
-        arms: what is trained, by name.
-        baseline: the arm that differences are to; none = there is nothing to compare.
-        at: epochs after which the network is looked at, rising.
-        looked_at: development images, or pairs of them, that are looked at beyond accuracy.
+        figure: name of the figure.
+        arms: contestants by name.
+        baseline: arm that the others are compared with; None if there is one arm.
+        at: epochs after which the network is measured, rising.
+        looked_at: number of development images, or pairs of them, of the measurements beyond accuracy.
     """
 
     figure: str
@@ -188,27 +181,18 @@ def main(arguments: Sequence[str] | None = None) -> None:
     with command("studies/lamix/figures", arguments) as call:
         call.resume = call.line
         config = call.parse(Command, __doc__)  # type: ignore[arg-type]
-        plan = planned(config)
-        setting = settled(config, plan)
+        plan = build_plan(config)
+        setting = resolve_setting(config, plan)
         out = Path(config.out or f"runs/lamix/{plan.figure}")
-        log, finished = open_log(out, setting, plan.arms, (), 0)
-        # Seed by seed: whenever it is stopped, what is there is nearly paired.
-        wanted = [(name, seed) for seed in range(config.seeds) for name in plan.arms]
-        missing = [job for job in wanted if job not in finished]
-        print(f"{len(wanted)} trainings, {len(wanted) - len(missing)} of them finished before", flush=True)
-        jobs = [
-            functools.partial(train, name, only_policy(plan.arms[name]), seed, setting, config.data_root)
-            for name, seed in missing
-        ]
-        for done, run in enumerate(run_all(jobs, config.processes), start=len(wanted) - len(missing) + 1):
-            log.append(run)
-            finished[run["method"], run["seed"]] = run
-            print(
-                f"{done:>4} of {len(wanted)}  {run['method']:<14}  seed {run['seed']:<3}  "
-                f"{100 * run['points'][-1]['accuracy']:.2f} %  {run['seconds']:.1f} s",
-                flush=True,
-            )
-        runs = {name: [finished[name, seed] for seed in range(config.seeds)] for name in plan.arms}
+        log = open_log(out, setting, plan.arms, (), 0)
+        # Seed by seed, so that the trainings of an interrupted figure are nearly paired.
+        jobs = {
+            (name, seed): functools.partial(train, name, only_policy(arm), seed, setting, config.data_root)
+            for seed in range(config.seeds)
+            for name, arm in plan.arms.items()
+        }
+        log.run(jobs, processes=config.processes, describe=_described)
+        runs = {name: [log.finished[name, seed] for seed in range(config.seeds)] for name in plan.arms}
         report = {
             "kind": f"lamix_{plan.figure}",
             "command": call.line,
@@ -217,7 +201,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
             "machine": machine(),
             "seeds": list(range(config.seeds)),
             "development_images": runs[next(iter(runs))][0]["development_images"],
-            "arms": summary(plan, runs),
+            "arms": summarise_figure(plan, runs),
         }
         write_atomic(out / "results.json", (json.dumps(report, indent=2, ensure_ascii=False) + "\n").encode())
         with matplotlib.rc_context({"savefig.facecolor": "white"}):
@@ -225,19 +209,21 @@ def main(arguments: Sequence[str] | None = None) -> None:
     print(f"\n{text_report(report)}\nwritten: {out}/figure.png, results.json")
 
 
-def planned(config: FigureConfig) -> Plan:
-    """What the figure trains and looks at.
+def build_plan(config: FigureConfig) -> FigurePlan:
+    """Return the trainings and measurements of the figure.
 
     Raises:
         RunError: an option is out of range.
-        PolicyError: a β or a factor is.
+        PolicyError: a β or a factor is out of range.
     """
     match config:
         case TargetsConfig():
-            return Plan("targets", _contestants("lamix"), None, [config.epochs], _at_least_one(config.pairs, "pairs"))
+            return FigurePlan(
+                "targets", _contestants("lamix"), None, [config.epochs], _at_least_one(config.pairs, "pairs")
+            )
         case LabelsConfig():
             at = _checked_epochs(config.at, config.epochs)
-            return Plan("labels", _contestants("lamix"), None, at, _at_least_one(config.pairs, "pairs"))
+            return FigurePlan("labels", _contestants("lamix"), None, at, _at_least_one(config.pairs, "pairs"))
         case BetaConfig():
             lamix = only_policy(CONTESTANTS["lamix"])
             arms = {
@@ -248,7 +234,7 @@ def planned(config: FigureConfig) -> Plan:
             }
             if len(arms) < 2 or len(arms) < len(config.betas):
                 raise RunError(f"--betas must be at least two different values in [0, 1], got {config.betas}")
-            return Plan("beta", arms, list(arms)[-1], [config.epochs])
+            return FigurePlan("beta", arms, list(arms)[-1], [config.epochs])
         case SmoothingConfig():
             if not config.factors or len(set(config.factors)) < len(config.factors) or min(config.factors) <= 0:
                 raise RunError(f"--factors must be different values above 0 and at most 1, got {config.factors}")
@@ -260,25 +246,25 @@ def planned(config: FigureConfig) -> Plan:
                 for factor in config.factors
             }
             arms = {**_contestants("plain"), **smoothed, **_contestants("lamix")}
-            return Plan("smoothing", arms, "plain", [config.epochs])
+            return FigurePlan("smoothing", arms, "plain", [config.epochs])
         case CurvesConfig():
             if not 2 <= config.points <= config.epochs:
                 raise RunError(f"--points must be in [2, {config.epochs}], one an epoch, got {config.points}")
             at = [round(config.epochs * point / config.points) for point in range(1, config.points + 1)]
-            return Plan("curves", _contestants("plain", "mixup", "cutmix", "lamix"), "plain", at)
+            return FigurePlan("curves", _contestants("plain", "mixup", "cutmix", "lamix"), "plain", at)
         case EmbeddingConfig():
             at = _checked_epochs(config.at, config.epochs)
             arms = _contestants("plain", "mixup", "lamix")
-            return Plan("embedding", arms, "plain", at, _at_least_one(config.images, "images"))
+            return FigurePlan("embedding", arms, "plain", at, _at_least_one(config.images, "images"))
     raise AssertionError(f"no plan for {type(config).__name__}")
 
 
-def settled(config: FigureConfig, plan: Plan) -> FigureSetting:
-    """The setting with nothing left to `auto`, tried out: data drawn, network built.
+def resolve_setting(config: FigureConfig, plan: FigurePlan) -> FigureSetting:
+    """Resolve `auto` options and check the setting: draw the data and build the network.
 
     Raises:
         RunError: an option is out of range.
-        DataError: the data set cannot be had or is too small.
+        DataError: the data set is not available or too small.
     """
     least = 1 if plan.baseline is None else 2  # an interval takes two values
     for name, low in (("seeds", least), ("processes", 1), ("epochs", 1), ("batch_size", 2)):
@@ -308,14 +294,14 @@ def settled(config: FigureConfig, plan: Plan) -> FigureSetting:
 
 
 def train(name: str, policy: MixPolicy, seed: int, setting: FigureSetting, data_root: str | None) -> dict[str, Any]:
-    """One training from start to end, looked at on the way.
+    """Train from start to end, measuring the network after each of the setting's epochs.
 
     Args:
-        name: of the arm.
-        policy: that it trains under.
-        seed: of the training images, and of weights, data order and mixing.
-        setting: of every training.
-        data_root: folder where the data set lies; none = looked for.
+        name: name of the arm.
+        policy: mixing policy of the training.
+        seed: RNG seed for training images, weights, data order and mixing.
+        setting: setting of every training.
+        data_root: folder of the data set; optional, defaults to the usual places.
 
     Returns:
         The line of the log; `points` holds accuracy on all development images in [0, 1] (at chance once the training
@@ -323,18 +309,18 @@ def train(name: str, policy: MixPolicy, seed: int, setting: FigureSetting, data_
         the updates alone.
 
     Raises:
-        RunError: a training that more than accuracy is to be seen of has diverged.
+        RunError: a training has diverged whose figure shows more than accuracy.
     """
     data = split(load_dataset(setting.dataset, data_root)).draw(setting.train_size, data_seed=seed)
     trainer = Trainer(setting.training("recycled"), data, seed=seed)
-    measure = MEASURES.get(setting.figure)
+    look = LOOKS.get(setting.figure)
     points: list[dict[str, Any]] = []
     seconds, diverged = 0.0, False
     for epoch in setting.epochs:
         until = epoch * setting.train_size // setting.batch_size
         stats = trainer.train(policy, until - trainer.updates_done, probe=False)
         seconds, diverged = seconds + stats.seconds, diverged or stats.diverged
-        if diverged and measure is not None:
+        if diverged and look is not None:
             raise RunError(
                 f"{name}, seed {seed}: the training diverged (a loss is not finite) before epoch {epoch}, so there is "
                 "nothing to draw; choose another network or more training images"
@@ -343,7 +329,7 @@ def train(name: str, policy: MixPolicy, seed: int, setting: FigureSetting, data_
             {
                 "epoch": epoch,
                 "accuracy": 1 / trainer.num_classes if diverged else trainer.evaluate("development").accuracy,
-                **({} if measure is None else measure(trainer, policy, setting.looked_at)),
+                **({} if look is None else look(trainer, policy, setting.looked_at)),
             }
         )
     return {
@@ -359,121 +345,11 @@ def train(name: str, policy: MixPolicy, seed: int, setting: FigureSetting, data_
     }
 
 
-@dataclass(frozen=True, eq=False)
-class MixedPairs:
-    """Pairs of development images of two different classes, mixed as LaMix mixes, and their labels.
-
-    Attributes:
-        pixels: `[3, N, C, H, W]` in [0, 255]: the first images, the mixed ones, the second images.
-        classes: `[2, N]`, the true classes of first and second images.
-        lam: `[N]` in [0, 1], weight of the first image's label.
-        global_label: `[N, K]`, `p` (eq. 9).
-        soft_label: `[N, K]`, `beta y_lam + (1 - beta) p` (eq. 10).
-    """
-
-    pixels: Tensor
-    classes: Tensor
-    lam: Tensor
-    global_label: Tensor
-    soft_label: Tensor
-
-
-def mixed_pairs(trainer: Trainer, policy: MixPolicy, count: int) -> MixedPairs:
-    """Mix neighbours among the first development images, and ask the network, in evaluation mode, for their labels.
+def summarise_figure(plan: FigurePlan, runs: Runs) -> dict[str, Any]:
+    """Summarise every arm: means over seeds with 95 % intervals at each epoch, and the difference at the end.
 
     Args:
-        trainer: whose network has the second head.
-        policy: for λ's distribution, here a draw for every pair, and β.
-        count: of pairs; fewer where there are not so many.
-    """
-    images, labels = _development(trainer, 3 * count)  # in about 9 of 10 pairs of 10 classes the classes differ
-    images, labels = (tensor[: len(labels) // 2 * 2].unflatten(0, (-1, 2)) for tensor in (images, labels))
-    chosen = (labels[:, 0] != labels[:, 1]).nonzero()[:count, 0]
-    first, second = images[chosen].float().unbind(1)
-    classes = labels[chosen].T
-    both, pairs = torch.cat((first, second)), len(chosen)
-    partner = torch.arange(2 * pairs, device=both.device).roll(pairs)
-    generator = torch.Generator().manual_seed(trainer.seed)
-    draws = torch.rand(pairs, generator=generator, dtype=torch.float64).tolist()
-    lam = torch.tensor([policy.lam.quantile(draw) for draw in draws], device=both.device)
-    targets = one_hot(classes.flatten(), trainer.num_classes)
-    local = blend_targets(targets, partner, lam.repeat(2)[:, None])[:pairs]
-    mixed = average(both, targets, partner=partner, lam=0.5)[0][:pairs]
-    chunks = zip(mixed.split(EVALUATION_BATCH), classes[0].split(EVALUATION_BATCH), strict=True)
-    global_logits = predict(_network(trainer), chunks).logits.chunk(2, dim=1)[1]
-    return MixedPairs(
-        torch.stack((first, mixed, second)),
-        classes,
-        lam,
-        global_label(global_logits),
-        lamix_target(local, global_logits, policy.label_beta),
-    )
-
-
-def measure_targets(trainer: Trainer, policy: MixPolicy, count: int) -> dict[str, Any]:
-    """The largest entries of soft targets, and what they are targets of."""
-    pairs = mixed_pairs(trainer, policy, count)
-    names = trainer.data.class_names
-    top = pairs.soft_label.topk(min(TOP, trainer.num_classes), dim=1)
-    return {
-        "pairs": [
-            {
-                "pixels": pairs.pixels[:, number].round().byte().tolist(),
-                "classes": [names[index] for index in pairs.classes[:, number].tolist()],
-                "lam": float(pairs.lam[number]),
-                "top": [
-                    [names[index], weight]
-                    for weight, index in zip(top.values[number].tolist(), top.indices[number].tolist(), strict=True)
-                ],
-            }
-            for number in range(len(pairs.lam))
-        ]
-    }
-
-
-def measure_labels(trainer: Trainer, policy: MixPolicy, count: int) -> dict[str, Any]:
-    """Histograms and means of soft and global labels at the two true classes, and at all others."""
-    pairs = mixed_pairs(trainer, policy, count)
-    true = one_hot(pairs.classes.flatten(), trainer.num_classes).unflatten(0, (2, -1)).sum(dim=0).bool()
-    highest = math.e / (math.e + trainer.num_classes - 1)  # of a class in the global label
-    found: dict[str, Any] = {"histograms": {}, "means": {}}
-    for kind, label, end in (("soft", pairs.soft_label, 1), ("global", pairs.global_label, highest)):
-        for place, values in (("true", label[true]), ("other", label[~true])):
-            # On the host: histc on a GPU is not deterministic.
-            found["histograms"][f"{kind}_{place}"] = values.cpu().clamp(max=end).histc(BINS, 0, end).long().tolist()
-            found["means"][f"{kind}_{place}"] = float(values.mean())
-    return found
-
-
-def measure_embedding(trainer: Trainer, policy: MixPolicy, count: int) -> dict[str, Any]:
-    """Where development images lie in the plane, and how tight their classes lie."""
-    images, labels = _development(trainer, count)
-    chunks = zip(images.split(EVALUATION_BATCH), labels.split(EVALUATION_BATCH), strict=True)
-    embeddings = predict(_network(trainer), chunks).embeddings
-    if embeddings.shape[1] != 2:
-        raise RunError(
-            f"--model must have an embedding of 2 units, as search_bottleneck has, got {embeddings.shape[1]}"
-        )
-    drawn = len(labels) // 2
-    return {
-        "embeddings": [[round(value, 3) for value in row] for row in embeddings[:drawn].tolist()],
-        "labels": labels[:drawn].tolist(),
-        "spread": class_distances(embeddings, labels).ratio,
-    }
-
-
-MEASURES: dict[str, Callable[[Trainer, MixPolicy, int], dict[str, Any]]] = {
-    "targets": measure_targets,
-    "labels": measure_labels,
-    "embedding": measure_embedding,
-}
-
-
-def summary(plan: Plan, runs: Runs) -> dict[str, Any]:
-    """Of every arm: means over seeds with 95 % intervals after each epoch looked at, and the difference at the end.
-
-    Args:
-        plan: of the figure.
+        plan: trainings of the figure.
         runs: lines of the log by arm, in the same order of seeds.
     """
     ends = {name: [run["points"][-1]["accuracy"] for run in lines] for name, lines in runs.items()}
@@ -494,7 +370,7 @@ def summary(plan: Plan, runs: Runs) -> dict[str, Any]:
 
 
 def _point(seeds: Sequence[Run]) -> dict[str, Any]:
-    """What every seed has measured after one epoch, as means with intervals; pictures are those of runs.jsonl."""
+    """Return means with intervals of what all seeds measured after one epoch."""
     point = {"epoch": seeds[0]["epoch"], "accuracy": _interval([entry["accuracy"] for entry in seeds])}
     if "means" in seeds[0]:
         point["labels"] = {name: _interval([entry["means"][name] for entry in seeds]) for name in seeds[0]["means"]}
@@ -504,17 +380,20 @@ def _point(seeds: Sequence[Run]) -> dict[str, Any]:
 
 
 def text_report(report: Mapping[str, Any]) -> str:
-    """The report for a reader: accuracy at the end, and differences to the baseline."""
-    lines = [f"development accuracy in % after epoch {report['setting']['epochs'][-1]}, {len(report['seeds'])} seeds"]
+    """Format the report as text: accuracy at the end, and differences to the baseline."""
+    rows = []
     for arm in report["arms"].values():
         gap = arm.get("less_baseline")
-        against = (
-            ""
-            if gap is None
-            else f"  {100 * gap['mean']:+.2f} ± {100 * gap['half_width']:.2f} against {gap['baseline']}"
-        )
-        lines.append(f"  {arm['title']:<24} {_percent(arm['points'][-1]['accuracy'])}{against}")
-    return "\n".join(lines)
+        against = "" if gap is None else f"{_percent(gap, signed=True)} against {gap['baseline']}"
+        rows.append((arm["title"], _percent(arm["points"][-1]["accuracy"]), against))
+    epoch, seeds = report["setting"]["epochs"][-1], len(report["seeds"])
+    table = tabulate(rows, tablefmt="plain", disable_numparse=True)
+    return f"development accuracy in % after epoch {epoch}, {seeds} seeds\n{table}"
+
+
+def _described(run: Run) -> str:
+    accuracy = 100 * run["points"][-1]["accuracy"]
+    return f"{run['method']:<14}  seed {run['seed']:<3}  {accuracy:.2f} %  {run['seconds']:.1f} s"
 
 
 def _contestants(*names: str) -> dict[str, Contestant]:
@@ -533,35 +412,14 @@ def _checked_epochs(at: Sequence[int], last: int) -> Sequence[int]:
     return at
 
 
-def _development(trainer: Trainer, count: int) -> tuple[Tensor, Tensor]:
-    """The first development images, at most `count`, uint8 on the device, and their labels."""
-    part = trainer.data.development
-    chunks = evaluation_chunks(
-        part,
-        count=min(count, len(part)),
-        batch_size=EVALUATION_BATCH,
-        device=trainer.device,
-        workers=trainer.config.readers,
-    )
-    images, labels = zip(*chunks, strict=True)
-    return torch.cat(images), torch.cat(labels)
-
-
-def _network(trainer: Trainer) -> PixelNetwork:
-    """The network of this moment, second head and all; a copy, since the training goes on."""
-    data = trainer.data
-    network = PixelNetwork(copy.deepcopy(trainer.model), last_layer=trainer.head_layer, mean=data.mean, std=data.std)
-    return network.to(trainer.device)
-
-
 def _interval(values: Sequence[float]) -> dict[str, Any]:
     mean, half_width = mean_interval(values)
     return {"mean": mean, "half_width": half_width if math.isfinite(half_width) else None, "per_seed": list(values)}
 
 
-def _percent(interval: Mapping[str, Any]) -> str:
+def _percent(interval: Mapping[str, Any], *, signed: bool = False) -> str:
     half_width = interval["half_width"]
-    return f"{100 * interval['mean']:.2f}" + ("" if half_width is None else f" ± {100 * half_width:.2f}")
+    return format_interval(100 * interval["mean"], None if half_width is None else 100 * half_width, signed=signed)
 
 
 if __name__ == "__main__":

@@ -1,4 +1,7 @@
-"""What the agent does on an easy, a short and a noisy task: a picture, and each task's schedule as a file.
+"""Plot what the agent does on an easy, a short, a noisy task and on few images, and save each task's schedule.
+
+One training each (results/choices): clean updates where images are many or updates few, CutMix and later LaMix's
+average where images are few, R-Mix and LaMix's average in turn where labels are wrong.
 
 python experiments/studies/task_family/draw_agent.py --out experiments/results/choices
 """
@@ -60,13 +63,13 @@ def main(arguments: Sequence[str] | None = None) -> None:
         out = Path(config.out)
         with naming(out):
             out.mkdir(parents=True, exist_ok=True)
-        told = {}
+        probabilities = {}
         for name, task in TASKS.items():
-            seen = []
+            given = []
             observation, _ = env.reset(seed=config.seed, options={"task": task})
             over, actions = False, []
             while not over:
-                seen.append(agent.probabilities(observation))
+                given.append(agent.probabilities(observation))
                 actions.append(agent.choose(observation))
                 observation, _, over, _, info = env.step(actions[-1])
             if info["diverged"]:
@@ -78,31 +81,36 @@ def main(arguments: Sequence[str] | None = None) -> None:
                 "command": call.line,
                 "task": asdict(task),
                 "validation_accuracy": info["validation_accuracy"],
-                **as_provenance(seen),
+                **as_provenance(given),
             }
             PolicySchedule(segments, provenance).save(out / _file(name))
-            told[name] = seen
+            probabilities[name] = given
             print(f"{name}: {_described(task)}; validation accuracy {100 * info['validation_accuracy']:.2f} %")
             for until, policy in segments:
                 print(f"  until {100 * until:5.1f} %  {policy}")
-        write_atomic(out / "choices.png", png(picture(agent, told)))
+        write_atomic(out / "choices.png", png(plot_choices(agent, probabilities)))
         print(f"written: {out}/choices.png and {', '.join(map(_file, TASKS))}")
 
 
-def picture(agent: Agent, told: dict[str, list[dict[str, dict[str, float]]]]) -> Figure:
-    """The probabilities that an agent gave each choice, a column for each task, a row for each dimension."""
+def plot_choices(agent: Agent, probabilities: dict[str, list[dict[str, dict[str, float]]]]) -> Figure:
+    """Plot the agent's probability of each choice, a column for each task, a row for each dimension."""
     dimensions = [dimension for dimension, size in zip(DIMENSIONS, agent.menu.sizes, strict=True) if size > 1]
     sizes = [len(agent.menu.names(dimension)) for dimension in dimensions]
-    figure = Figure(figsize=(2.0 + 2.3 * len(told), 1.2 + 0.3 * sum(sizes)), layout="constrained")
+    figure = Figure(figsize=(2.0 + 2.3 * len(probabilities), 1.2 + 0.3 * sum(sizes)), layout="constrained")
     panels = figure.subplots(
-        len(dimensions), len(told), squeeze=False, sharex=True, sharey="row", gridspec_kw={"height_ratios": sizes}
+        len(dimensions),
+        len(probabilities),
+        squeeze=False,
+        sharex=True,
+        sharey="row",
+        gridspec_kw={"height_ratios": sizes},
     )
     ends = [f"{100 * end:.0f}" for end in agent.segments]
-    for column, (name, seen) in enumerate(told.items()):
+    for column, (name, given) in enumerate(probabilities.items()):
         for row, dimension in enumerate(dimensions):
             panel = panels[row, column]
             names = agent.menu.names(dimension)
-            shares = np.array([[one[dimension][choice] for one in seen] for choice in names])
+            shares = np.array([[one[dimension][choice] for one in given] for choice in names])
             image = panel.imshow(shares, vmin=0, vmax=1, cmap="viridis", aspect="auto", interpolation="nearest")
             panel.set_yticks(range(len(names)), names, fontsize=9)
             panel.set_xticks(range(len(ends)), ends, fontsize=8)

@@ -1,4 +1,4 @@
-"""What the log of `study_family.py` says: how much of a result is the policy, how much the task, how much chance."""
+"""Summary of the log of `collect.py`: how much of a result is the policy, how much the task, how much chance."""
 
 from __future__ import annotations
 
@@ -10,21 +10,22 @@ import numpy as np
 from matplotlib.cm import ScalarMappable
 from matplotlib.colors import LogNorm
 from matplotlib.figure import Figure
+from tabulate import tabulate
 
 from rlmix.classifier.training.config import TrainConfig
-from rlmix.experiments.comparison.intervals import mean_interval
+from rlmix.experiments.comparison.intervals import format_interval, mean_interval
 from rlmix.experiments.search.task_family import MENU, PLAIN, REFERENCE, SEGMENTS, part_of
 
 Line = Mapping[str, Any]
-LEAST = 3  # tasks, of which anything is said
+MIN_TASKS = 3  # tasks, of which anything is said
 KINDS = ("clean labels", "wrong labels", "slow", "bare")  # of tasks
 
 
-def summary(lines: Sequence[Line]) -> dict[str, Any]:
-    """The figures, in points of development accuracy against the reference on the same task from the same seed.
+def summarise_family(lines: Sequence[Line]) -> dict[str, Any]:
+    """Summarise the log, in points of development accuracy against the reference on the same task from the same seed.
 
     Args:
-        lines: of the log.
+        lines: lines of the log.
 
     Returns:
         tasks, slow, bare, twice, trainings: that were counted: tasks whose reference and plain trainings have finished,
@@ -49,7 +50,7 @@ def summary(lines: Sequence[Line]) -> dict[str, Any]:
             plain[task] = known
     fast = {task: known for task, known in plain.items() if part_of(task) == "family"}
     pairs = np.array([known for known in fast.values() if len(known) > 1])
-    if len(pairs) < LEAST:
+    if len(pairs) < MIN_TASKS:
         return {"tasks": len(pairs), "trainings": 0}
     counted = [line for line in lines if line["task"] in plain]
     noise = float(np.mean((pairs[:, 0] - pairs[:, 1]) ** 2) / 2)
@@ -88,32 +89,34 @@ def summary(lines: Sequence[Line]) -> dict[str, Any]:
 
 
 def markdown(result: Mapping[str, Any]) -> str:
-    """The figures as text."""
+    """Format the summary as Markdown."""
     if "plain" not in result:
-        return f"{result['tasks']} tasks have finished from two seeds; at least {LEAST} are needed.\n"
+        return f"{result['tasks']} tasks have finished from two seeds; at least {MIN_TASKS} are needed.\n"
     plain, policies, choosing = result["plain"], result["policies"], result["choosing"]
     reference = MENU.policy(REFERENCE)
-    rows = "".join(
-        f"| {name} | {' | '.join(_cell(row[kind]) for kind in KINDS)} |\n" for name, row in result["sources"].items()
-    )
+    rows = [(name, *(_cell(row[kind]) for kind in KINDS)) for name, row in result["sources"].items()]
+    headers = ("source, with or without label smoothing", *KINDS)
+    table = tabulate(rows, headers, tablefmt="github", disable_numparse=True)
+    mean = format_interval(plain["mean"], plain["interval"], signed=True)
+    gains = {rival: format_interval(*gain, signed=True) for rival, gain in choosing.items()}
     share = policies["variance"] / (policies["variance"] + policies["noise_variance"])
     return (
         f"{result['tasks']} tasks ({result['slow']} slow ones, {result['bare']} of a network without normalisation, "
         f"{result['twice']} from two seeds), "
         f"{result['trainings']:,} trainings; points of development accuracy less the "
         f"reference's ({reference}) on the same task from the same seed, 95 % intervals over tasks.\n\n"
-        f"- Plain training: {_signed(plain['mean'], plain['interval'])}. Over tasks it varies with a standard "
+        f"- Plain training: {mean}. Over tasks it varies with a standard "
         f"deviation of {plain['over_tasks']:.2f}; chance alone gives one training's difference {plain['noise']:.2f}.\n"
         f"- Of the variance between fixed policies on one task {100 * share:.0f} % is the policy, the rest chance.\n"
         f"- Choosing between the two for each task by one training of each gains "
-        f"{_signed(*choosing['against_reference'])} on always the reference and {_signed(*choosing['against_plain'])} "
+        f"{gains['against_reference']} on always the reference and {gains['against_plain']} "
         "on always plain training, measured on other trainings than it is chosen by.\n\n"
-        f"| source, with or without label smoothing | {' | '.join(KINDS)} |\n{'|---' * (1 + len(KINDS))}|\n{rows}"
+        f"{table}\n"
     )
 
 
-def picture(lines: Sequence[Line]) -> Figure:
-    """Each training under a fixed policy over its task's wrong labels, a panel for each source."""
+def plot_family(lines: Sequence[Line]) -> Figure:
+    """Plot each training under a fixed policy over its task's share of wrong labels, a panel for each source."""
     accuracy = {(line["task"], _key(line)): 100 * line["development"] for line in lines if line["training"] == 0}
     names = MENU.names("source")
     colours = ScalarMappable(LogNorm(3, 1000), "viridis")
@@ -146,7 +149,7 @@ def _by_kind(differences: Sequence[tuple[Line, float]], source: int) -> dict[str
             if line["actions"][0][0] == source and _kind(line) == name:
                 by_task.setdefault(line["task"], []).append(value)
         means = [float(np.mean(values)) for values in by_task.values()]
-        mean, width = mean_interval(means) if len(means) >= LEAST else (None, None)
+        mean, width = mean_interval(means) if len(means) >= MIN_TASKS else (None, None)
         cells[name] = {"mean": mean, "interval": width, "tasks": len(means)}
     return cells
 
@@ -169,11 +172,7 @@ def _constant(action: Sequence[int]) -> tuple[tuple[int, ...], ...]:
     return (tuple(action),) * len(SEGMENTS)
 
 
-def _signed(mean: float, width: float) -> str:
-    return f"{mean:+.2f} ± {width:.2f}"
-
-
 def _cell(cell: Mapping[str, Any]) -> str:
     if cell["mean"] is None:
         return f"({cell['tasks']} tasks)"
-    return f"{_signed(cell['mean'], cell['interval'])} ({cell['tasks']})"
+    return f"{format_interval(cell['mean'], cell['interval'], signed=True)} ({cell['tasks']})"
