@@ -20,7 +20,7 @@ from rlmix.classifier.mixing.picture import mixed_picture
 from rlmix.classifier.mixing.rmix import THRESHOLDS, rmix_grids
 from rlmix.classifier.mixing.saliency import pooled_saliency, summing_to_one
 from rlmix.classifier.training.config import TrainConfig
-from rlmix.classifier.training.trainer import Trainer
+from rlmix.classifier.training.rmix_trainer import RMixTrainer
 
 Observation = dict[str, NDArray[np.float32]]
 
@@ -142,7 +142,7 @@ class RLMixEnv(gym.Env[Any, Any]):
             )
         self.epoch_updates = len(splits.train) // config.batch_size
         finest = rmix_grids(*splits.train.image_shape[1:])[0]
-        self.trainer = Trainer(config, splits)
+        self.trainer = RMixTrainer(config, splits)
         self._side = PUBLISHED_SIDE if grid == "published" else finest
         self._levels = torch.tensor(THRESHOLDS)
         self._started = self._diverged = False

@@ -1,9 +1,7 @@
-"""The Trainer: owns the network, optimiser, learning-rate schedule, data order and random state of one training.
+"""The Trainer: updates, evaluation and state of one training.
 
-Everything random is a pure function of (seed, number of the update): two trainings from one seed see the same batches,
-crops, partners and ratios whatever their policies, on every kind of device, and a training needs no generator's state
-to be resumed. Draws are made on the host in blocks and sent ahead, so that nothing is copied from the device before a
-stretch of training ends.
+Everything random is a pure function of (seed, number of the update), so that a training needs no generator's state to
+be resumed; `BatchSource` draws it. Nothing is copied from the device before a segment of training ends.
 """
 
 from __future__ import annotations
@@ -15,114 +13,32 @@ import warnings
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor, distributed, nn
+from torch import Tensor, nn
+from torch import distributed as dist
 from torch.nn.parallel import DistributedDataParallel
 
-from rlmix.classifier.data import (
-    ImageFiles,
-    Splits,
-    StreamDraw,
-    augment,
-    evaluation_chunks,
-    normalise,
-    pad_images,
-    stream_batches,
-)
+from rlmix.classifier.data import Splits, evaluation_chunks, normalise
 from rlmix.classifier.errors import InputError
 from rlmix.classifier.hardware import resolve_device, resolve_precision, why_not_compile
 from rlmix.classifier.mixing.manifold import mixed_stage
 from rlmix.classifier.mixing.methods import METHODS, MixDraw, MixInput
-from rlmix.classifier.mixing.policy import Interleaver, LamDistribution, MixPolicy
-from rlmix.classifier.mixing.rmix import GRIDS, THRESHOLDS, rmix_grids
+from rlmix.classifier.mixing.policy import Interleaver, MixPolicy
+from rlmix.classifier.mixing.rmix import GRIDS
 from rlmix.classifier.mixing.saliency import input_gradient, patch_saliency
 from rlmix.classifier.mixing.targets import lamix_target, one_hot, smooth, soft_cross_entropy
 from rlmix.classifier.models import attach_label_head, build_model, hidden_stages, without_label_head
+from rlmix.classifier.training.batches import Batch, BatchSource, stream_seed
 from rlmix.classifier.training.config import TrainConfig
 from rlmix.classifier.training.stats import EvalStats, TrainStats, UpdateStats
 
-BLOCK = 32  # updates whose random draws are made and sent to the device together
-PROBES = 4  # clean updates at the end of a stretch whose saliency and gradient are measured
+PROBES = 4  # clean updates at the end of a segment whose saliency and gradient are measured
 EVALUATION_BATCH = 500  # images; one shape, so that evaluation is compiled once
 CALIBRATION_BINS = 15
-STREAMS = {"data": 0, "mixing": 1, "epoch": 2, "crop": 3}
-
-
-@dataclass(frozen=True)
-class CleanBatch:
-    """The next update's images before they are mixed, as the network of this moment sees them.
-
-    Attributes:
-        gradient: `[B, C, H, W]`, of the mean cross-entropy at the images, with batch statistics as R-Mix takes it.
-        logits: `[B, K]` float32, of the same pass.
-        grid: patches per side of the grid on which they will be mixed.
-    """
-
-    gradient: Tensor
-    logits: Tensor
-    grid: int
-
-
-@dataclass(frozen=True)
-class MixedUpdate:
-    """What an update under given thresholds was like; nothing of it has been brought to the host.
-
-    Attributes:
-        gradient: `[B, C, H, W]`, of the update's own loss at the mixed images.
-        loss: 0-d, mean cross-entropy against the mixed targets, in nats.
-    """
-
-    gradient: Tensor
-    loss: Tensor
-
-
-@dataclass(frozen=True)
-class _Views:
-    """How images are cropped and flipped, as `augment` takes it; `[B]`, or `[BLOCK, B]`, each."""
-
-    top: Tensor
-    left: Tensor
-    flip: Tensor
-
-    def __getitem__(self, row: int) -> _Views:
-        return _Views(self.top[row], self.left[row], self.flip[row])
-
-
-@dataclass
-class _Batch:
-    """A batch on the device; `gradient` is that of the loss at its images, `logits` what an exact pass saw there."""
-
-    images: Tensor
-    index: Tensor
-    views: _Views
-    gradient: Tensor | None = None
-    logits: Tensor | None = None
-
-    def state(self) -> dict[str, Any]:
-        """What `restored` makes the batch of again, on any device."""
-        views = [self.views.top, self.views.left, self.views.flip]
-        return {
-            "images": self.images,
-            "index": self.index,
-            "views": views,
-            "gradient": self.gradient,
-            "logits": self.logits,
-        }
-
-    @classmethod
-    def restored(cls, state: dict[str, Any], device: torch.device) -> _Batch:
-        logits = state.get("logits")
-        return cls(
-            _channels_last(state["images"].to(device)),
-            state["index"].to(device),
-            _Views(*(tensor.to(device) for tensor in state["views"])),
-            _channels_last(state["gradient"].to(device)),
-            None if logits is None else logits.to(device),
-        )
 
 
 def _onecycle(optimizer: torch.optim.Optimizer, config: TrainConfig) -> torch.optim.lr_scheduler.LRScheduler:
@@ -148,39 +64,35 @@ _LR_SCHEDULES = {"onecycle": _onecycle, "multistep": _multistep, "piecewise": _p
 
 
 class Trainer:
-    """Trains one classifier on one data set, a stretch at a time, each under its own `MixPolicy`.
+    """Trains one classifier on one data set, segment by segment, each under its own `MixPolicy`.
 
     Args:
-        config: the setting.
+        config: setting of the training.
         data: the images; copied to the device.
-        seed: of weights, data order and every other draw.
-        together: whether the processes of `torch.distributed`'s default group train this network together, each on its
-            slice of every batch: the batches are those of one process, gradients and sums are averaged, partners to mix
-            with come from the slice, and batch statistics are the slice's. All of them make the same calls.
+        seed: RNG seed for weights, data order and every other draw.
+        distributed: train with all processes of `torch.distributed`'s default group, each on its slice of every batch.
+            The batches are those of one process, gradients and sums are averaged, partners to mix with come from the
+            slice, and batch statistics are the slice's. All processes make the same calls.
 
     Raises:
-        ValueError: the network does not fit the images, the setting is out of range, or a batch does not part evenly.
+        ValueError: the network does not fit the images, the setting is out of range, or the batch size is not divisible
+            by the number of processes.
     """
 
-    def __init__(self, config: TrainConfig, data: Splits, *, seed: int = 0, together: bool = False) -> None:
+    def __init__(self, config: TrainConfig, data: Splits, *, seed: int = 0, distributed: bool = False) -> None:
+        if distributed and config.compile == "on":
+            raise InputError("a network that several processes train is not compiled: set compile to off")
         self.config = config
-        self.rank, self.world = (distributed.get_rank(), distributed.get_world_size()) if together else (0, 1)
-        share, rest = divmod(config.batch_size, self.world)
-        if rest or share < 2:
-            raise InputError(
-                f"batch_size must part into {self.world} slices of at least 2 images, got {config.batch_size}"
-            )
-        if together and config.compile == "on":
-            raise InputError("a network that several processes train is not compiled: set compile to False")
-        self._slice = slice(self.rank * share, (self.rank + 1) * share)
+        self.rank, self.world = (dist.get_rank(), dist.get_world_size()) if distributed else (0, 1)
         self.device = resolve_device(config.device)
         self.precision = resolve_precision(config.precision, self.device)
         self.num_classes = data.num_classes
-        self._image_shape = data.train.image_shape
+        self.data = data.to(self.device)
+        self.batches = self._batch_source(seed)
         with torch.random.fork_rng(devices=[]):  # the weights are drawn by `reset`
             self.model, self.head_layer = self._new_model()
         self.model.to(self.device).to(memory_format=torch.channels_last)
-        self._network = DistributedDataParallel(self.model) if together else self.model
+        self._network = DistributedDataParallel(self.model) if distributed else self.model
         self.optimizer = torch.optim.SGD(
             self.model.parameters(),
             lr=config.lr,
@@ -192,9 +104,14 @@ class Trainer:
         self._training_loss, self._evaluation_sums = self._loss_and_stats, self._batch_sums
         if config.compile == "on":
             self._compile()
-        self.data = data.to(self.device)
         self.last_mixed: tuple[Tensor, Tensor] | None = None  # for pictures; of the training before, after a reset
-        self.reset(seed, data=data)
+        self.updates_done = 0
+        self._fresh_batches = 0
+        self._waiting: Batch | None = None  # a clean batch whose gradient serves a saliency update to come
+        self._interleaver = Interleaver()
+        self._lr_schedule = self._new_lr_schedule()
+        self._random_state = torch.get_rng_state()  # of layers that draw
+        self.reset(seed)
 
     def reset(
         self, seed: int, *, data: Splits | None = None, updates: int | None = None, lr: float | None = None
@@ -202,53 +119,39 @@ class Trainer:
         """Start a new training: new weights, in place, so that nothing is compiled again.
 
         Args:
-            seed: of weights, data order and every other draw.
-            data: other images of the same shape and classes; none = as before.
-            updates: length of the new training; none = as before.
-            lr: its highest learning rate; none = as before.
+            seed: RNG seed for weights, data order and every other draw.
+            data: other images of the same shape and classes; optional, defaults to those of before.
+            updates: length of the new training; optional, defaults to that of before.
+            lr: highest learning rate; optional, defaults to that of before.
         """
         if updates is not None:
             self.config = replace(self.config, updates=updates)
         if lr is not None:
             self.config = replace(self.config, lr=lr)
-        if data is not None:
+        if data is None:
+            self.batches.reset(seed)
+        else:
             self.data = data.to(self.device)
-            padding = self.data.crop_padding if self.config.crop_padding is None else self.config.crop_padding
-            self._padding = padding if self.config.augmentation else 0
-            side = min(self.data.train.image_shape[1:])
-            if self._padding > side:
-                raise InputError(f"crop_padding must be at most the images' side ({side}), got {self._padding}")
-            self._train_labels = self.data.train.labels.to(self.device)
-            self._padded = None
-            if isinstance(self.data.train, ImageFiles):
-                if not self.config.augmentation:
-                    raise InputError("streamed images are always cropped at random; leave augmentation on")
-            else:
-                self._padded = pad_images(self.data.train.images, self._padding)
-            self._mean = torch.tensor(self.data.mean, device=self.device)
-            self._std = torch.tensor(self.data.std, device=self.device)
-        self.seed = seed
+            self.batches = self._batch_source(seed)
         with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(_stream_seed(seed, "data", -1))
+            torch.manual_seed(stream_seed(seed, "data", -1))
             self.model.load_state_dict(self._new_model()[0].state_dict())
             if self.rank:  # the weights are everybody's, what layers draw is not
-                torch.manual_seed(_stream_seed(seed, "data", -1) + self.rank)
+                torch.manual_seed(stream_seed(seed, "data", -1) + self.rank)
             self._random_state = torch.get_rng_state()
         self.optimizer.state.clear()
         for group in self.optimizer.param_groups:
             group.update(lr=self.config.lr, momentum=self.config.momentum)
             group.pop("initial_lr", None)
         self._lr_schedule = self._new_lr_schedule()
-        self.updates_done = 0
-        self._fresh_batches = 0
-        self._stream: Iterator[Tensor] | None = None
-        self._stream_side = 0
-        self._waiting: _Batch | None = None
-        self._next_clean: _Batch | None = None
+        self.updates_done = self._fresh_batches = 0
+        self._waiting = None
         self._interleaver = Interleaver()
-        self._data_blocks: dict[int, tuple[Tensor, _Views]] = {}
-        self._mixing_blocks: dict[int, tuple[list[MixDraw], _Views]] = {}
-        self._epochs: dict[int, Tensor] = {}
+
+    @property
+    def seed(self) -> int:
+        """RNG seed of this training."""
+        return self.batches.seed
 
     @property
     def progress(self) -> float:
@@ -261,22 +164,21 @@ class Trainer:
         return self.optimizer.param_groups[0]["lr"] / self.config.lr if self.config.lr else 0.0
 
     def train(self, policy: MixPolicy, updates: int, *, probe: bool = True) -> TrainStats:
-        """Train a stretch under one policy.
+        """Train a segment under one policy.
 
         Args:
             policy: how to mix.
-            updates: length of the stretch, at least 1 and not past the end of the training.
+            updates: length of the segment, at least 1 and not past the end of the training.
             probe: whether saliency and gradient are measured at the last clean updates.
 
         Raises:
-            ValueError: the stretch leaves the training, or the network or images do not fit the policy.
+            ValueError: the segment leaves the training, or the network or images do not fit the policy.
         """
         left = self.config.updates - self.updates_done
         if not 1 <= updates <= left:
             raise ValueError(f"updates must be in [1, {left}], what is left of {self.config.updates}, got {updates}")
         self.check(policy)
         started = time.perf_counter()
-        self._next_clean = None  # its saliency would be that of a network that is no more
         plan = [self._interleaver.next(policy.shares) for _ in range(updates)]
         probes = set([step for step, method in enumerate(plan) if method == "clean"][-PROBES:]) if probe else set()
         # The input gradient of these clean updates serves the saliency updates that follow on the same batch.
@@ -290,10 +192,10 @@ class Trainer:
             for step, method in enumerate(plan):
                 probed = step in probes
                 batch = self._next_batch(method)
-                draw, _ = self._mix_draw(self.updates_done)
+                draw = self.batches.draw(self.updates_done)
                 recycle = recycled[step]
-                targets = smooth(one_hot(self._labels(batch), self.num_classes), policy.label_smoothing)
-                mixed = MixInput(batch.images, targets, batch.gradient, self._mean, self._std)
+                targets = smooth(one_hot(self.batches.labels(batch), self.num_classes), policy.label_smoothing)
+                mixed = MixInput(batch.images, targets, batch.gradient, self.batches.mean, self.batches.std)
                 images, targets = METHODS[method].mix(mixed, policy, draw)
                 if method != "clean":
                     self.last_mixed = (images, targets)
@@ -329,61 +231,6 @@ class Trainer:
             diverged=not finite,
         )
 
-    def next_clean(self) -> CleanBatch:
-        """Look at the batch that `train_mixed` will mix, by an exact pass; the same until it has been trained on.
-
-        Raises:
-            ValueError: R-Mix has no grid for images of this size.
-        """
-        grids = rmix_grids(*self._image_shape[1:])
-        if self._next_clean is None:
-            batch = self._fresh_batch()
-            with self._own_random_state():
-                self._take_gradient(batch, "rmix")
-            self._next_clean = batch
-        draw, _ = self._mix_draw(self.updates_done)
-        assert self._next_clean.gradient is not None and self._next_clean.logits is not None
-        grid = grids[int(draw.choice * len(grids))]
-        return CleanBatch(self._next_clean.gradient, self._next_clean.logits, grid)
-
-    def train_mixed(self, threshold: Tensor, *, lam: LamDistribution) -> MixedUpdate:
-        """Make one update of exact R-Mix on the batch of `next_clean`, with given thresholds.
-
-        With the thresholds that the Trainer would draw itself, it is to the last bit an update of
-        `train(MixPolicy({"rmix": 1.0}), ...)` with exact saliency.
-
-        Args:
-            threshold: `[B]` float32 in [0, 1), each image's saliency quantile.
-            lam: distribution of the batch's mixing ratio.
-
-        Raises:
-            ValueError: the training is over, or the thresholds are not one for each image.
-        """
-        if self.updates_done >= self.config.updates:
-            raise ValueError(f"the training of {self.config.updates} updates is over; reset it")
-        if threshold.shape != (self.config.batch_size,):
-            raise ValueError(f"threshold must be [{self.config.batch_size}], got {tuple(threshold.shape)}")
-        self.next_clean()
-        batch, self._next_clean = self._next_clean, None
-        assert batch is not None
-        draw, _ = self._mix_draw(self.updates_done)
-        targets = one_hot(self._labels(batch), self.num_classes)
-        one = torch.ones((), device=self.device)
-        self.model.train()
-        with self._own_random_state():
-            images, targets = METHODS["rmix"].mix(
-                MixInput(batch.images, targets, batch.gradient),
-                MixPolicy({"rmix": 1.0}, lam=lam),
-                replace(draw, threshold=threshold.to(self.device)),
-            )
-            self.last_mixed = (images, targets)
-            leaf = images.detach().requires_grad_()
-            loss, stats, _ = self._training_loss(leaf, targets, one, one)
-            loss.backward()
-            self._end_update()
-        assert leaf.grad is not None
-        return MixedUpdate(leaf.grad, stats[0])
-
     def _end_update(self) -> None:
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
@@ -409,7 +256,7 @@ class Trainer:
             ValueError: it mixes hidden states of a network whose stages are not known, has no grid for images of this
                 size, or needs a library that is not installed.
         """
-        sizes = [(side, side) for _, side in self.config.image_sizes] or [self._image_shape[1:]]
+        sizes = [(side, side) for _, side in self.config.image_sizes] or [self.data.train.image_shape[1:]]
         for method in policy.shares:
             if (fits := METHODS[method].fits) is not None:
                 for height, width in sizes:
@@ -445,7 +292,7 @@ class Trainer:
         self.model.eval()
         if self.world > 1:
             for buffer in self.model.buffers():  # each process has statistics of its own
-                distributed.broadcast(buffer, 0)
+                dist.broadcast(buffer, 0)
         with torch.no_grad():
             chunks = evaluation_chunks(
                 part, count=count, batch_size=EVALUATION_BATCH, device=self.device, workers=self.config.readers
@@ -460,7 +307,7 @@ class Trainer:
                     chunk = torch.cat((chunk, chunk[:1].expand(missing, -1, -1, -1)))
                     answers = torch.cat((answers, answers[:1].expand(missing)))
                 chunk_sums, chunk_bins = self._evaluation_sums(
-                    normalise(chunk, self._mean, self._std).contiguous(memory_format=torch.channels_last),
+                    normalise(chunk, self.batches.mean, self.batches.std).contiguous(memory_format=torch.channels_last),
                     answers,
                     weight,
                 )
@@ -472,17 +319,12 @@ class Trainer:
         return EvalStats(accuracy, loss, confidence, gaps[0] / count, count)
 
     def state_dict(self) -> dict[str, Any]:
-        """Everything: a training that goes on from here ends as one never stopped, bit for bit on one machine."""
-        waiting, following = self._waiting, self._next_clean
-        own = {
-            "waiting": None if waiting is None else waiting.state(),
-            "next_clean": None if following is None else following.state(),
-            "random_state": self._random_state,
-        }
+        """Return everything that a resumed training needs to end as an uninterrupted one, bit for bit."""
+        own = self._own_state()
         processes: list[Any] = [own]
         if self.world > 1:
             processes = [None] * self.world
-            distributed.all_gather_object(processes, own)
+            dist.all_gather_object(processes, own)
         return {
             "processes": processes,
             "seed": self.seed,
@@ -497,7 +339,7 @@ class Trainer:
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go on from what `state_dict` gave, with the same config and data.
+        """Resume from `state_dict`, with the same config and data.
 
         Raises:
             ValueError: the state is that of another network or length.
@@ -523,21 +365,24 @@ class Trainer:
         self._interleaver = Interleaver(state["credit"])
         self._random_state = own["random_state"]
         if own["waiting"] is not None:
-            self._waiting = _Batch.restored(own["waiting"], self.device)
-        if own["next_clean"] is not None:
-            self._next_clean = _Batch.restored(own["next_clean"], self.device)
+            self._waiting = Batch.from_state(own["waiting"], self.device)
+
+    def _own_state(self) -> dict[str, Any]:
+        """Return the part of the state that each process has for itself."""
+        waiting = None if self._waiting is None else self._waiting.state()
+        return {"waiting": waiting, "random_state": self._random_state}
 
     def network_state(self) -> dict[str, Tensor]:
         """Weights of the network as its author wrote it, without the global-label head."""
         return without_label_head(dict(self.model.state_dict()), self.head_layer)
 
     def _new_model(self) -> tuple[nn.Module, str]:
-        channels, height, width = self._image_shape
+        channels, height, width = shape = self.data.train.image_shape
         model = build_model(
             self.config.model, num_classes=self.num_classes, in_channels=channels, image_size=(height, width)
         )
         layer = attach_label_head(
-            model, num_classes=self.num_classes, image_shape=self._image_shape, embedding=self.config.embedding
+            model, num_classes=self.num_classes, image_shape=shape, embedding=self.config.embedding
         )
         return model, layer
 
@@ -605,20 +450,20 @@ class Trainer:
 
         return loss
 
-    def _next_batch(self, method: str) -> _Batch:
+    def _next_batch(self, method: str) -> Batch:
         """The waiting clean batch where a saliency method can use it, else a fresh one (with an exact pass for it)."""
         needs_gradient = METHODS[method].needs_gradient
         if needs_gradient and self._waiting is not None:
             batch, self._waiting = self._waiting, None
-            return self._seen_anew(batch) if self.config.augmentation else batch
+            return self.batches.seen_anew(batch, self.updates_done) if self.config.augmentation else batch
         batch = self._fresh_batch()
         if needs_gradient:
             self._take_gradient(batch, method)
         return batch
 
-    def _take_gradient(self, batch: _Batch, method: str) -> None:
+    def _take_gradient(self, batch: Batch, method: str) -> None:
         """Give a batch its input gradient and logits by an exact pass, as a method of `METHODS` has it."""
-        targets = one_hot(self._labels(batch), self.num_classes)
+        targets = one_hot(self.batches.labels(batch), self.num_classes)
         one = torch.ones((), device=self.device)
 
         def loss(leaf: Tensor) -> Tensor:
@@ -638,139 +483,19 @@ class Trainer:
         """Put the mean over all processes into tensors, in place."""
         if self.world > 1:
             for tensor in tensors:
-                distributed.all_reduce(tensor)
+                dist.all_reduce(tensor)
                 tensor /= self.world
 
-    def _fresh_batch(self) -> _Batch:
-        number, row = divmod(self._fresh_batches, BLOCK)
-        if number not in self._data_blocks:
-            index, views = self._draw_data(number)
-            self._data_blocks = {number: (self._send(index), self._send_views(views))}
-        index, views = self._data_blocks[number]
-        self._fresh_batches += 1
-        if self._padded is None:
-            pixels = self._next_streamed(self._fresh_batches - 1)
-            return _Batch(normalise(pixels, self._mean, self._std), index[row], views[row])
-        return self._view(index[row], views[row])
-
-    def _next_streamed(self, number: int) -> Tensor:
-        """The pixels of fresh batch `number`, `[B, 3, side, side]` uint8, of the side that progress asks for."""
+    def _fresh_batch(self) -> Batch:
         sides = [side for until, side in self.config.image_sizes if self.progress < until]
-        side = sides[0] if sides else self._image_shape[-1]
-        if self._stream is None or side != self._stream_side:
-            files, readers = self.data.train, self.config.readers
-            assert isinstance(files, ImageFiles)
-            pin = self.device.type == "cuda"
-            self._stream = stream_batches(files, self._stream_draws(number), size=side, workers=readers, pin=pin)
-            self._stream_side = side
-        return next(self._stream).to(self.device, non_blocking=True)
+        batch = self.batches.batch(self._fresh_batches, side=sides[0] if sides else None)
+        self._fresh_batches += 1
+        return batch
 
-    def _stream_draws(self, number: int) -> Iterator[StreamDraw]:
-        """What is random about fresh batch `number` and all that follow it, on the host."""
-        while True:
-            block, row = divmod(number, BLOCK)
-            index, views = self._draw_data(block)
-            generator = self._generator("crop", block)
-            crop = torch.rand(BLOCK, self.config.batch_size, 4, generator=generator, dtype=torch.float64)
-            crop = crop[:, self._slice]
-            for place in range(row, BLOCK):
-                yield StreamDraw(index[place], crop[place], views.flip[place])
-            number = (block + 1) * BLOCK
+    def _batch_source(self, seed: int) -> BatchSource:
+        return BatchSource(self.config, self.data, seed=seed, device=self.device, rank=self.rank, world=self.world)
 
-    def _view(self, index: Tensor, views: _Views) -> _Batch:
-        size = self._image_shape[1:]
-        assert self._padded is not None
-        pixels = augment(self._padded, index=index, top=views.top, left=views.left, flip=views.flip, size=size)
-        return _Batch(normalise(pixels, self._mean, self._std), index, views)
-
-    def _seen_anew(self, batch: _Batch) -> _Batch:
-        """The images of a clean batch through crops and flips of their own, its gradient moved along with them.
-
-        Without this a recycled batch shows the network the same pixels twice, half as many different views in all:
-        that cost 0.56 ± 0.23 points against exact saliency (experiments/results/recycled_saliency_same_view).
-        """
-        assert batch.gradient is not None
-        _, views = self._mix_draw(self.updates_done)
-        if self._padded is None:
-            # Another crop of a file would be another file to read: a flip is what the pixels at hand allow.
-            mirrored = (views.flip ^ batch.views.flip)[:, None, None, None]
-            images, gradient = (
-                torch.where(mirrored, tensor.flip(-1), tensor) for tensor in (batch.images, batch.gradient)
-            )
-            return _Batch(images, batch.index, replace(batch.views, flip=views.flip), gradient)
-        anew = self._view(batch.index, views)
-        # Two crops lie at most twice the padding apart; what the first did not show has no saliency.
-        margin = 2 * self._padding
-        across = views.left - batch.views.left
-        anew.gradient = augment(
-            pad_images(batch.gradient, margin),
-            index=torch.arange(len(batch.index), device=self.device),
-            top=views.top - batch.views.top + margin,
-            left=torch.where(batch.views.flip, -across, across) + margin,
-            flip=views.flip ^ batch.views.flip,
-            size=self._image_shape[1:],
-        )
-        return anew
-
-    def _labels(self, batch: _Batch) -> Tensor:
-        return self._train_labels[batch.index]
-
-    def _draw_data(self, number: int) -> tuple[Tensor, _Views]:
-        """Which images the fresh batches of a block hold, `[BLOCK, B]`, and how they are seen; on the host."""
-        size = self.config.batch_size
-        generator = self._generator("data", number)
-        views = self._draw_views(generator)
-        count = len(self.data.train)
-        positions = torch.arange(number * BLOCK * size, (number + 1) * BLOCK * size)
-        index = torch.empty_like(positions)
-        # Batches follow each other through one long row of epochs, each a permutation of its own.
-        for epoch in range(int(positions[0]) // count, int(positions[-1]) // count + 1):
-            order = torch.randperm(count, generator=self._generator("epoch", epoch))
-            inside = positions // count == epoch
-            index[inside] = order[positions[inside] % count]
-        return index.view(BLOCK, size)[:, self._slice], views
-
-    def _draw_views(self, generator: torch.Generator) -> _Views:
-        shape = (BLOCK, self.config.batch_size)
-        top, left = torch.randint(2 * self._padding + 1, (2, *shape), generator=generator)
-        flip = torch.rand(shape, generator=generator) < 0.5
-        if not (self.config.augmentation and self.data.flip):
-            flip = torch.zeros_like(flip)
-        return _Views(top[:, self._slice], left[:, self._slice], flip[:, self._slice])
-
-    def _mix_draw(self, update: int) -> tuple[MixDraw, _Views]:
-        number, row = divmod(update, BLOCK)
-        if number not in self._mixing_blocks:
-            self._mixing_blocks = {number: self._draw_mixing(number)}
-        draws, views = self._mixing_blocks[number]
-        return draws[row], views[row]
-
-    def _draw_mixing(self, number: int) -> tuple[list[MixDraw], _Views]:
-        """What is random about mixing in the updates of a block, and how they see a batch for the second time."""
-        generator = self._generator("mixing", number)
-        shape = (BLOCK, self.config.batch_size)
-        partner = self._send(torch.rand(shape, generator=generator)[:, self._slice].argsort(dim=1))
-        level = torch.randint(len(THRESHOLDS), shape, generator=generator)[:, self._slice]
-        threshold = self._send(torch.tensor(THRESHOLDS)[level])
-        numbers = torch.rand(BLOCK, 4, generator=generator, dtype=torch.float64).tolist()
-        draws = [
-            MixDraw(partner[row], threshold[row], quantile, (down, across), grid)
-            for row, (quantile, down, across, grid) in enumerate(numbers)
-        ]
-        return draws, self._send_views(self._draw_views(generator))
-
-    def _send_views(self, views: _Views) -> _Views:
-        return _Views(*(self._send(tensor) for tensor in (views.top, views.left, views.flip)))
-
-    def _send(self, tensor: Tensor) -> Tensor:
-        if self.device.type == "cuda":
-            return tensor.pin_memory().to(self.device, non_blocking=True)
-        return tensor
-
-    def _generator(self, stream: str, number: int) -> torch.Generator:
-        return torch.Generator().manual_seed(_stream_seed(self.seed, stream, number))
-
-    def _probe(self, batch: _Batch) -> Tensor:
+    def _probe(self, batch: Batch) -> Tensor:
         """Relative saliency entropy of a clean batch and relative norm of its parameter gradient, `[2]`."""
         assert batch.gradient is not None
         height, width = batch.gradient.shape[-2:]
@@ -789,7 +514,7 @@ class Trainer:
         with torch.random.fork_rng(devices=devices):
             torch.set_rng_state(self._random_state)
             if devices:
-                torch.cuda.manual_seed(_stream_seed(self.seed, "data", self.updates_done) + self.rank)
+                torch.cuda.manual_seed(stream_seed(self.seed, "data", self.updates_done) + self.rank)
             yield
             self._random_state = torch.get_rng_state()
 
@@ -797,7 +522,7 @@ class Trainer:
 def _recycled(plan: Sequence[str], policy: MixPolicy) -> list[bool]:
     """For each update, whether it is clean and a saliency method comes before the next clean one.
 
-    What follows the plan is not known: its last clean update counts if the policy has a saliency method at all.
+    The updates after the plan are not known: its last clean update counts if the policy has a saliency method at all.
     """
     wanted = any(METHODS[method].needs_gradient for method in policy.shares)
     flags = []
@@ -806,15 +531,6 @@ def _recycled(plan: Sequence[str], policy: MixPolicy) -> list[bool]:
         if method == "clean" or METHODS[method].needs_gradient:
             wanted = METHODS[method].needs_gradient
     return flags[::-1]
-
-
-def _stream_seed(seed: int, stream: str, number: int) -> int:
-    words = np.random.SeedSequence([seed, STREAMS[stream], number + 1]).generate_state(2, np.uint32)
-    return int(words[0]) << 31 | int(words[1]) >> 1
-
-
-def _channels_last(images: Tensor) -> Tensor:
-    return images.contiguous(memory_format=torch.channels_last)
 
 
 def _to_host(*tensors: Tensor) -> list[list[float]]:

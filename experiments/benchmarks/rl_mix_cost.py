@@ -31,6 +31,7 @@ from rlmix.classifier.files import write_atomic
 from rlmix.classifier.hardware import resolve_device
 from rlmix.classifier.mixing import MixPolicy
 from rlmix.classifier.training.config import TrainConfig
+from rlmix.classifier.training.rmix_trainer import RMixTrainer
 from rlmix.classifier.training.trainer import Trainer
 from rlmix.envs import RLMixEnv
 from rlmix.experiments.benchmarks.timing import clocked, prepare_output, say, set_threads_for, spread, summary
@@ -43,8 +44,8 @@ WARM_UP = 2  # updates before the clock starts: the first draws, the optimiser's
 EVERY_BATCH = MixPolicy({"rmix": 1.0})
 PUBLISHED_RATIO = 2.0  # 8 hours against 4 on a P100 (arXiv 2212.04875)
 PARTS = {  # of an update of RL-Mix: what it is called, and the methods whose time it is
-    "clean pass": (Trainer, "next_clean"),
-    "mixed update": (Trainer, "train_mixed"),
+    "clean pass": (RMixTrainer, "next_clean"),
+    "mixed update": (RMixTrainer, "train_mixed"),
     "choosing": (RLMixLearner, "choose"),
     "storing": (RLMixLearner, "learn"),
 }

@@ -47,7 +47,7 @@ def train_to_the_end(
     segments: Sequence[float],
     name: str,
     *,
-    together: bool = False,
+    distributed: bool = False,
 ) -> dict[str, Any]:
     """Train, from wherever the run folder stands, keep the best network, read the test set once, and report.
 
@@ -58,20 +58,20 @@ def train_to_the_end(
         choose: gives each segment's policy.
         segments: progress at which each segment ends.
         name: of what is trained under, for the report.
-        together: whether the processes of `torch.distributed`'s default group train it together.
+        distributed: train with all processes of `torch.distributed`'s default group.
 
     Returns:
         What `summary.json` holds.
     """
     set_threads(config.threads, stored=True)
     train = config.train
-    trainer = Trainer(train, data, seed=config.seed, together=together)
+    trainer = Trainer(train, data, seed=config.seed, distributed=distributed)
     training = FinalTraining(config, run, trainer, choose, segments)
     if run is not None:
         print(
             f"{data.name}: {len(data.train):,} training images, {train.updates:,} updates of {train.batch_size}, "
             f"{train.model} in {train.precision} on {train.device}{', compiled' if train.compile == 'on' else ''}"
-            f"{f', {trainer.world} processes' if together else ''}\nunder: {name}",
+            f"{f', {trainer.world} processes' if distributed else ''}\nunder: {name}",
             flush=True,
         )
     training.run()

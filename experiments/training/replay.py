@@ -63,7 +63,7 @@ def ddp_worker(parameters: dict[str, str]) -> None:
     config = stored_config(ReplayConfig, json.loads((path / "config.json").read_bytes())["config"])
     choose, segments, name = chooser(config, path)
     try:
-        train_to_the_end(config, run, load_data(config), choose, segments, name, together=True)
+        train_to_the_end(config, run, load_data(config), choose, segments, name, distributed=True)
     except KeyboardInterrupt:  # saved; Ray would take it for a failure and start again
         return
     if first:

@@ -109,12 +109,21 @@ def test_sides_that_are_trained_on_need_a_grid_and_no_other(streamed: Splits) ->
             Trainer(replace(CONFIG, image_sizes=sizes), odd).check(mixed)
 
 
+def test_a_number_gives_the_same_streamed_batch_in_any_order(streamed: Splits) -> None:
+    batches = Trainer(CONFIG, streamed).batches
+    ascending = [batches.batch(number).images for number in range(3)]
+    for number in (2, 0, 1):
+        assert torch.equal(batches.batch(number).images, ascending[number])
+    assert batches.batch(1, side=8).images.shape[-1] == 8
+    assert torch.equal(batches.batch(2).images, ascending[2])
+
+
 def test_a_recycled_batch_is_the_clean_one_partly_mirrored(streamed: Splits) -> None:
     trainer = Trainer(CONFIG, streamed)
-    trainer.train(MixPolicy({"clean": 0.5, "rmix": 0.5}), 1)  # its batch now waits
-    waiting = trainer._waiting
-    assert waiting is not None and waiting.gradient is not None
-    batch = trainer._next_batch("rmix")
+    waiting = trainer.batches.batch(0)
+    waiting.gradient = torch.randn(waiting.images.shape, generator=torch.Generator().manual_seed(0))
+    batch = trainer.batches.seen_anew(waiting, 1)
+    assert batch.gradient is not None
     mirrored = (batch.views.flip != waiting.views.flip).tolist()
     assert any(mirrored) and not all(mirrored)
     for i, turned in enumerate(mirrored):

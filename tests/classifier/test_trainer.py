@@ -26,6 +26,7 @@ from rlmix.classifier.mixing import METHODS, LamDistribution, MixPolicy
 from rlmix.classifier.mixing.methods import MixInput
 from rlmix.classifier.models import MODELS, build_model
 from rlmix.classifier.training.config import TrainConfig
+from rlmix.classifier.training.rmix_trainer import RMixTrainer
 from rlmix.classifier.training.stats import EvalStats, TrainStats, UpdateStats, merge_stats
 from rlmix.classifier.training.trainer import Trainer
 
@@ -113,6 +114,10 @@ CONFIG = TrainConfig(model="tiny", updates=40, batch_size=BATCH, device="cpu", p
 
 def trainer_of(seed: int = 0, data: Splits = DATA, **fields: Any) -> Trainer:
     return Trainer(replace(CONFIG, **fields), data, seed=seed)
+
+
+def rmix_trainer_of(seed: int = 0, data: Splits = DATA, **fields: Any) -> RMixTrainer:
+    return RMixTrainer(replace(CONFIG, **fields), data, seed=seed)
 
 
 def weights(trainer: Trainer) -> dict[str, Tensor]:
@@ -253,6 +258,25 @@ def test_augmentation_crops_and_flips_only_as_far_as_the_data_allow() -> None:
     assert crops(replace(DATA, flip=False, crop_padding=2)) > 40
 
 
+def test_a_number_gives_the_same_batch_and_draw_in_any_order() -> None:
+    numbers = (0, 1, 31, 32, 70)
+    ascending, other = (trainer_of(seed=3).batches for _ in range(2))
+    batches = {number: (ascending.batch(number), ascending.draw(number)) for number in numbers}
+    other.reset(4)
+    assert not torch.equal(other.batch(0).index, batches[0][0].index)
+    other.reset(3)
+    for number in (70, 0, 32, 1, 31):
+        (batch, draw), expected = (other.batch(number), other.draw(number)), batches[number]
+        for name in ("images", "index"):
+            assert torch.equal(getattr(batch, name), getattr(expected[0], name))
+        assert torch.equal(draw.partner, expected[1].partner) and torch.equal(draw.threshold, expected[1].threshold)
+        assert (draw.lam_quantile, draw.centre, draw.choice) == (
+            expected[1].lam_quantile,
+            expected[1].centre,
+            expected[1].choice,
+        )
+
+
 # Mixing
 
 
@@ -329,10 +353,10 @@ def test_recycled_rmix_mixes_the_clean_batch_that_it_has_the_saliency_of() -> No
 
 def test_recycled_rmix_sees_the_clean_batch_through_other_crops_and_flips_and_so_does_its_saliency() -> None:
     data = replace(DATA, flip=True, crop_padding=2, mean=(0.5,), std=(0.25,))  # black, and so the border, is not 0
-    trainer = trainer_of(data=data)
-    first = trainer._fresh_batch()
+    batches = trainer_of(data=data).batches
+    first = batches.batch(0)
     first.gradient = first.images.clone()  # a map that says of every pixel which one it is
-    anew = trainer._seen_anew(first)
+    anew = batches.seen_anew(first, 0)
     assert anew.gradient is not None
     assert torch.equal(anew.index, first.index)
     assert (anew.views.flip != first.views.flip).any()
@@ -473,7 +497,8 @@ def test_manifold_mixup_mixes_the_hidden_states_of_the_drawn_stage(lam: float) -
     for seed in range(8):
         trainer = trainer_of(seed, model="search", augmentation=False)
         model = copy.deepcopy(trainer.model)
-        (draw, _), stage = trainer._mix_draw(0), int(3 * trainer._mix_draw(0)[0].choice)
+        draw = trainer.batches.draw(0)
+        stage = int(3 * draw.choice)
         drawn.add(stage)
         with inputs_seen(trainer) as seen:
             stats = trainer.train(policy, 1)
@@ -497,7 +522,7 @@ def test_manifold_mixup_mixes_the_hidden_states_of_the_drawn_stage(lam: float) -
 
 def _first_batch(trainer: Trainer) -> Tensor:
     """Positions of the images of a training's first batch."""
-    return trainer._draw_data(0)[0][0]
+    return trainer.batches.batch(0).index
 
 
 def test_what_cannot_be_trained_is_refused_before_it_starts(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -541,8 +566,8 @@ def test_crops_are_taken_from_the_border_that_the_setting_names() -> None:
     data = replace(DATA, flip=False)  # whose own border is one pixel
     for padding, cropped in ((0, False), (None, True), (2, True)):
         trainer = trainer_of(data=data, crop_padding=padding)
-        _, views = trainer._draw_data(0)
-        shifts = int(views.top.max()), int(views.left.max())
+        views = [trainer.batches.batch(number).views for number in range(32)]
+        shifts = max(int(view.top.max()) for view in views), max(int(view.left.max()) for view in views)
         assert shifts == (2 * (data.crop_padding if padding is None else padding),) * 2
         with inputs_seen(trainer) as seen:
             trainer.train(CLEAN, 1)
@@ -817,11 +842,11 @@ def test_nothing_is_read_from_the_device_until_a_stretch_ends(policy: MixPolicy)
 # Updates with given thresholds
 
 
-def train_by_thresholds(trainer: Trainer, updates: int, lam: LamDistribution) -> None:
+def train_by_thresholds(trainer: RMixTrainer, updates: int, lam: LamDistribution) -> None:
     """Updates with the thresholds that the Trainer would have drawn."""
     for _ in range(updates):
         trainer.next_clean()
-        trainer.train_mixed(trainer._mix_draw(trainer.updates_done)[0].threshold, lam=lam)
+        trainer.train_mixed(trainer.batches.draw(trainer.updates_done).threshold, lam=lam)
 
 
 @pytest.mark.parametrize("model", ["tiny", "tiny_dropout"])
@@ -829,7 +854,7 @@ def test_updates_with_the_thresholds_of_its_own_draws_are_exact_rmix(model: str)
     lam = LamDistribution("beta", 0.2)
     whole = trainer_of(model=model, saliency="exact")
     whole.train(replace(RMIX_ALL, lam=lam), 40, probe=False)
-    stepped = trainer_of(model=model)
+    stepped = rmix_trainer_of(model=model)
     with inputs_seen(stepped) as seen:
         train_by_thresholds(stepped, 40, lam)
     assert len(seen) == 80
@@ -837,7 +862,7 @@ def test_updates_with_the_thresholds_of_its_own_draws_are_exact_rmix(model: str)
 
 
 def test_looking_at_the_next_batch_twice_is_looking_once_and_changes_no_weight() -> None:
-    trainer = trainer_of()
+    trainer = rmix_trainer_of()
     before = weights(trainer)
     with inputs_seen(trainer) as seen:
         first, second = trainer.next_clean(), trainer.next_clean()
@@ -848,7 +873,7 @@ def test_looking_at_the_next_batch_twice_is_looking_once_and_changes_no_weight()
 
 
 def test_a_batch_looked_at_before_other_training_is_not_mixed_by_its_old_saliency() -> None:
-    trainer = trainer_of()
+    trainer = rmix_trainer_of()
     old = trainer.next_clean()
     trainer.train(CLEAN, 1)
     with inputs_seen(trainer) as seen:
@@ -857,7 +882,7 @@ def test_a_batch_looked_at_before_other_training_is_not_mixed_by_its_old_salienc
 
 
 def test_nothing_is_read_from_the_device_in_updates_with_given_thresholds() -> None:
-    trainer = trainer_of()
+    trainer = rmix_trainer_of()
     train_by_thresholds(trainer, 1, LamDistribution())
     with CountHostReads() as counted:
         train_by_thresholds(trainer, 20, LamDistribution())
@@ -865,13 +890,13 @@ def test_nothing_is_read_from_the_device_in_updates_with_given_thresholds() -> N
 
 
 def test_updates_with_given_thresholds_go_on_from_a_file(tmp_path: Path) -> None:
-    whole, stopped = trainer_of(model="tiny_dropout"), trainer_of(model="tiny_dropout")
+    whole, stopped = rmix_trainer_of(model="tiny_dropout"), rmix_trainer_of(model="tiny_dropout")
     train_by_thresholds(whole, 20, LamDistribution())
     train_by_thresholds(stopped, 9, LamDistribution())
     stopped.next_clean()
     save_state(tmp_path / "state", stopped.state_dict())
     train_by_thresholds(stopped, 3, LamDistribution())
-    resumed = trainer_of(seed=9, model="tiny_dropout")
+    resumed = rmix_trainer_of(seed=9, model="tiny_dropout")
     resumed.load_state_dict(load_state(tmp_path / "state"))
     with inputs_seen(resumed) as seen:
         train_by_thresholds(resumed, 11, LamDistribution())
@@ -880,7 +905,7 @@ def test_updates_with_given_thresholds_go_on_from_a_file(tmp_path: Path) -> None
 
 
 def test_updates_that_cannot_be_made_with_given_thresholds_are_refused() -> None:
-    trainer = trainer_of(updates=1)
+    trainer = rmix_trainer_of(updates=1)
     with pytest.raises(ValueError, match=r"threshold must be \[12\], got \(11,\)"):
         trainer.train_mixed(torch.zeros(11), lam=LamDistribution())
     trainer.train_mixed(torch.zeros(12), lam=LamDistribution())

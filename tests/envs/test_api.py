@@ -251,7 +251,9 @@ def test_rendering_shows_the_mixed_images() -> None:
     assert picture.dtype == np.uint8
     assert picture.shape == (142, 896, 3)
     assert env.trainer.last_mixed is not None
-    pixels = env.trainer.last_mixed[0] * env.trainer._std[:, None, None] + env.trainer._mean[:, None, None]
+    pixels = (
+        env.trainer.last_mixed[0] * env.trainer.batches.std[:, None, None] + env.trainer.batches.mean[:, None, None]
+    )
     for column in range(8):
         shown = picture[2:110, 112 * column + 2 : 112 * column + 110, 0].astype(float) / 255
         expected = pixels[column, 0].clamp(0, 1)

@@ -1,5 +1,6 @@
 """RLMixEnv: what it shows, pays and mixes, by hand; that it is R-Mix; where its episodes end."""
 
+import copy
 from dataclasses import replace
 from functools import cache
 from pathlib import Path
@@ -19,8 +20,10 @@ from rlmix.classifier.files import load_state, save_state
 from rlmix.classifier.mixing import LamDistribution, MixDraw, MixPolicy
 from rlmix.classifier.mixing.rmix import THRESHOLDS
 from rlmix.classifier.mixing.saliency import pooled_saliency
+from rlmix.classifier.training.batches import Batch, Views
 from rlmix.classifier.training.config import TrainConfig
-from rlmix.classifier.training.trainer import Trainer, _Batch, _Views
+from rlmix.classifier.training.rmix_trainer import RMixTrainer
+from rlmix.classifier.training.trainer import Trainer
 from rlmix.envs import RLMixEnv
 from rlmix.envs.rl_mix import Observation, cosine
 from tests.envs.tiny import TRAINING, digits
@@ -165,11 +168,10 @@ def test_observation_mask_and_reward_by_hand(grid: str) -> None:
     env = by_hand(grid=grid)
     observation, _ = env.reset(seed=4)
     trainer, seen_grids = env.trainer, set()
-    model = trainer._new_model()[0]
+    model = copy.deepcopy(trainer.model)
     for number, choice in enumerate(random_choices(5)):
         model.load_state_dict(trainer.model.state_dict())
-        batch, (draw, _) = trainer._next_clean, trainer._mix_draw(number)
-        assert batch is not None
+        batch, draw = trainer.batches.batch(number), trainer.batches.draw(number)
         images, labels = batch.images.contiguous(), trainer.data.train.labels[batch.index]
         targets = nn.functional.one_hot(labels, 10).float()
         mixing = (4, 2)[int(draw.choice * 2)]
@@ -220,16 +222,20 @@ def test_mixes_as_the_published_program(name: str, monkeypatch: pytest.MonkeyPat
         pixels, pixels, pixels, pixels, "golden", tuple("0123456789"), (0.0,) * channels, (1.0,) * channels, False, 0
     )
     training = {**TRAINING, "batch_size": count, "updates": 1, "model": "tests.envs.test_rl_mix:plain_network"}
-    trainer = Trainer(TrainConfig(**training), splits)
+    trainer = RMixTrainer(TrainConfig(**training), splits)
     patch = int(golden["patch_size"])
     saliency = torch.from_numpy(golden["saliency"])
     # A gradient whose saliency is the recorded one, and the recorded draws.
     gradient = saliency.repeat_interleave(patch, 1).repeat_interleave(patch, 2)[:, None].expand_as(images)
     nothing = torch.zeros(count, dtype=torch.long)
-    views = _Views(nothing, nothing, nothing.bool())
-    trainer._next_clean = _Batch(images, torch.arange(count), views, gradient, torch.zeros(count, 10))
+    views = Views(nothing, nothing, nothing.bool())
+    state = trainer.state_dict()
+    state["processes"][0]["next_clean"] = Batch(
+        images, torch.arange(count), views, gradient, torch.zeros(count, 10)
+    ).state()
+    trainer.load_state_dict(state)
     draw = MixDraw(torch.from_numpy(golden["partner"]), torch.zeros(count), 0.5, (0.5, 0.5), 0.0)
-    monkeypatch.setattr(trainer, "_mix_draw", lambda _: (draw, views))
+    monkeypatch.setattr(trainer.batches, "draw", lambda _: draw)
     assert trainer.next_clean().grid == side // patch
     threshold, lam = torch.from_numpy(golden["thresholds"]), LamDistribution("fixed", float(golden["lam"]))
     trainer.train_mixed(threshold, lam=lam)
@@ -245,7 +251,7 @@ def test_with_the_trainers_own_draws_it_is_exact_rmix() -> None:
     env.reset(seed=6)
     over = False
     while not over:
-        draw, _ = env.trainer._mix_draw(env.trainer.updates_done)
+        draw = env.trainer.batches.draw(env.trainer.updates_done)
         *_, truncated, info = env.step(np.searchsorted(np.float32(THRESHOLDS), draw.threshold.numpy()))
         over = info["training_over"]
         if truncated and not over:
@@ -260,8 +266,7 @@ def test_choices_change_nothing_but_the_thresholds() -> None:
     for env in (one, other):
         env.reset(seed=2)
     for choice in ([0] * BATCH, [3] * BATCH, [4] * BATCH):
-        assert one.trainer._next_clean is not None and other.trainer._next_clean is not None
-        assert torch.equal(one.trainer._next_clean.images, other.trainer._next_clean.images)
+        assert torch.equal(one.trainer.next_clean().images, other.trainer.next_clean().images)
         assert one.trainer.next_clean().grid == other.trainer.next_clean().grid
         one.step(choice)
         other.step([9] * BATCH)

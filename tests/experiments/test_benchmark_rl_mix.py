@@ -10,7 +10,7 @@ import pytest
 
 from rlmix.agent.config import RLMixAgentConfig
 from rlmix.agent.rl_mix.learner import RLMixLearner
-from rlmix.classifier.training.trainer import Trainer
+from rlmix.classifier.training.rmix_trainer import RMixTrainer
 from rlmix.experiments.benchmarks import rl_mix_cost
 
 Refused = Callable[[Callable[[Sequence[str]], Any], Sequence[object]], str]
@@ -23,7 +23,7 @@ def test_figures_follow_from_the_rounds(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr(rl_mix_cost, "RLMixAgentConfig", lambda: AGENT)
-    methods = Trainer.train_mixed, RLMixLearner.choose
+    methods = RMixTrainer.train_mixed, RLMixLearner.choose
     learned: list[tuple[int, int]] = []
     update = RLMixLearner.update
 
@@ -45,7 +45,7 @@ def test_figures_follow_from_the_rounds(
     assert np.sum(parts, axis=0) == pytest.approx(100)
     assert all(value >= 0 for rounds in parts for value in rounds)
     assert learned == [(8, 1)] * 4, "one pass is timed on a full rollout, in the warm-up and in every round"
-    assert (Trainer.train_mixed, RLMixLearner.choose) == methods, "the clocks are taken off again"
+    assert (RMixTrainer.train_mixed, RLMixLearner.choose) == methods, "the clocks are taken off again"
     out = capsys.readouterr().out
     assert f"ratio {result['ratio']['median']:.2f} [" in " ".join(out.split()) and "published: about 2" in out
 

@@ -16,14 +16,14 @@ from rlmix.classifier.training.trainer import Trainer
 CLEAN = MixPolicy({"clean": 1.0})
 MIXED = MixPolicy({"clean": 0.5, "rmix": 0.25, "cutmix": 0.25}, label_beta=0.5)
 CONFIG = TrainConfig(
-    model="tests.classifier.test_together:plain_network",
+    model="tests.classifier.test_distributed:plain_network",
     updates=12,
     batch_size=20,
     lr=0.05,
     precision="fp32",
     device="cpu",
 )
-DROPPING = TrainConfig(**{**CONFIG.__dict__, "model": "tests.classifier.test_together:dropping_network"})
+DROPPING = TrainConfig(**{**CONFIG.__dict__, "model": "tests.classifier.test_distributed:dropping_network"})
 
 
 def plain_network(num_classes: int, in_channels: int) -> nn.Module:
@@ -69,8 +69,8 @@ def one_of_two(rank: int, folder: Path) -> None:
     torch.set_num_threads(1)
     distributed.init_process_group("gloo", init_method=f"file://{folder}/meeting", rank=rank, world_size=2)
     data = digits()
-    save_state(folder / f"clean{rank}", measured(Trainer(CONFIG, data, seed=5, together=True), CLEAN, 4))
-    trainer = Trainer(DROPPING, data, seed=5, together=True)
+    save_state(folder / f"clean{rank}", measured(Trainer(CONFIG, data, seed=5, distributed=True), CLEAN, 4))
+    trainer = Trainer(DROPPING, data, seed=5, distributed=True)
     trainer.train(MIXED, 1)
     kept = trainer.state_dict()  # at an update whose saliency waits to be used
     save_state(folder / f"kept{rank}", kept)
@@ -80,9 +80,9 @@ def one_of_two(rank: int, folder: Path) -> None:
     assert trainer.last_mixed is not None
     save_state(folder / f"shape{rank}", {"images": list(trainer.last_mixed[0].shape)})
     with pytest.raises(ValueError, match="compile"):
-        Trainer(TrainConfig(compile="on"), data, together=True)
-    with pytest.raises(ValueError, match="batch_size must part into 2 slices"):
-        Trainer(TrainConfig(batch_size=25), data, together=True)
+        Trainer(TrainConfig(compile="on"), data, distributed=True)
+    with pytest.raises(ValueError, match="batch_size must be divisible by 2 processes"):
+        Trainer(TrainConfig(batch_size=25), data, distributed=True)
     distributed.destroy_process_group()
 
 
