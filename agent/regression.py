@@ -261,7 +261,8 @@ def _fit_network(inputs: Tensor, scores: Tensor, weights: Tensor, config: Regres
 def _effect(menu: Menu, action: Sequence[int]) -> list[float]:
     """What an action does, as numbers of about 0 to 1: actions that do alike are alike."""
     policy = menu.policy(action)
-    shares = [policy.shares.get(method, 0.0) for method in METHODS]
+    offered = [method for method in METHODS if any(method in shares for _, shares in menu.sources)]
+    shares = [policy.shares.get(method, 0.0) for method in offered]
     threshold = 0.5 if policy.threshold is None else policy.threshold
     lam = [float(menu.lams[action[3]] == name) for name in menu.lams]
     return [*shares, policy.label_beta, policy.label_smoothing, threshold, float(policy.threshold is None), *lam]

@@ -16,8 +16,9 @@ from torch import Tensor
 from rlmix.classifier.data import Splits, load_dataset, split
 from rlmix.classifier.errors import InputError
 from rlmix.classifier.mixing import LamDistribution
+from rlmix.classifier.mixing.draw import THRESHOLDS
 from rlmix.classifier.mixing.picture import mixed_picture
-from rlmix.classifier.mixing.rmix import THRESHOLDS, rmix_grids
+from rlmix.classifier.mixing.rmix import rmix_grids
 from rlmix.classifier.mixing.saliency import pooled_saliency, summing_to_one
 from rlmix.classifier.training.config import TrainConfig
 from rlmix.classifier.training.rmix_trainer import RMixTrainer

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from rlmix.classifier.mixing.rmix import THRESHOLDS
+from rlmix.classifier.mixing.draw import THRESHOLDS
 from rlmix.envs import RLMixEnv
 from rlmix.envs.rl_mix import Observation
 

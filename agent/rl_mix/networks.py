@@ -17,7 +17,7 @@ from torch.distributions import Categorical
 
 from rlmix.agent.files import NoOptimizer
 from rlmix.classifier.errors import InputError
-from rlmix.classifier.mixing.rmix import THRESHOLDS
+from rlmix.classifier.mixing.draw import THRESHOLDS
 from rlmix.envs.rl_mix import LOGIT_LIMIT
 
 FEATURES = 256  # units of the published extractor's two linear layers

@@ -1,7 +1,8 @@
-"""Mixing augmentations as pure functions, and the values that say when to use which. Usable without the rest."""
+"""Mixing augmentations as pure functions, and policies that choose among them; usable without the other rooms."""
 
 from rlmix.classifier.mixing.batch import mix_batch
-from rlmix.classifier.mixing.methods import METHODS, MixDraw
+from rlmix.classifier.mixing.draw import MixDraw
+from rlmix.classifier.mixing.methods import METHODS
 from rlmix.classifier.mixing.policy import Interleaver, LamDistribution, MixPolicy, PolicyError
 from rlmix.classifier.mixing.schedule import PolicySchedule
 from rlmix.classifier.mixing.targets import one_hot, soft_cross_entropy

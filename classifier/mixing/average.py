@@ -3,6 +3,8 @@
 from torch import Tensor
 
 from rlmix.classifier.mixing.blend import blend_pixels, blend_targets
+from rlmix.classifier.mixing.draw import MixDraw
+from rlmix.classifier.mixing.method import Method, Mixed, MixInput, MixSettings
 
 
 def average(images: Tensor, targets: Tensor, *, partner: Tensor, lam: float) -> tuple[Tensor, Tensor]:
@@ -18,3 +20,10 @@ def average(images: Tensor, targets: Tensor, *, partner: Tensor, lam: float) -> 
         lam: weight of the image's own label in [0, 1]; drawn from U(0, 1) in the paper.
     """
     return blend_pixels(images, partner, 0.5), blend_targets(targets, partner, lam)
+
+
+def _mix(batch: MixInput, settings: MixSettings, draw: MixDraw) -> Mixed:
+    return average(batch.images, batch.targets, partner=draw.partner, lam=settings.lam)
+
+
+AVERAGE = Method(_mix)

@@ -1,13 +1,15 @@
-"""mix_batch: the one call for somebody's own training loop."""
+"""mix_batch: the one call for a training loop of one's own."""
 
 from collections.abc import Callable
 
 import torch
 from torch import Tensor
 
-from rlmix.classifier.mixing.methods import METHODS, MixDraw, MixInput
+from rlmix.classifier.mixing.draw import MixDraw
+from rlmix.classifier.mixing.method import MixInput
+from rlmix.classifier.mixing.methods import METHODS
 from rlmix.classifier.mixing.policy import MixPolicy
-from rlmix.classifier.mixing.targets import smooth
+from rlmix.classifier.mixing.targets import one_hot, smooth
 
 
 def mix_batch(
@@ -17,6 +19,7 @@ def mix_batch(
     *,
     method: str,
     generator: torch.Generator,
+    num_classes: int | None = None,
     gradient: Callable[[Tensor, Tensor], Tensor] | None = None,
     mean: Tensor | None = None,
     std: Tensor | None = None,
@@ -27,24 +30,37 @@ def mix_batch(
     `classifier.mixing.targets.lamix_target` in the loss.
 
     Args:
-        images: `[B, C, H, W]`, normalised as the network sees them.
-        targets: `[B, K]`, rows summing to 1.
-        policy: what to mix with.
-        method: which of the policy's methods this batch gets: `Interleaver().next(policy.shares)`.
+        images: `[B, C, H, W]`, floating point, normalised as the network sees them.
+        targets: `[B, K]`, one-hot or soft, rows summing to 1; or labels `[B]`, whole numbers in [0, num_classes).
+        policy: mixing policy.
+        method: the policy's method for this batch: `Interleaver().next(policy.shares)`.
         generator: a CPU generator; the draws are the same on every device.
-        gradient: maps (images, targets) to the input gradient, asked for by saliency methods only; see
+        num_classes: number of classes K, where `targets` are labels.
+        gradient: maps (images, targets) to the input gradient; called by saliency methods only, see
             `classifier.mixing.saliency.input_gradient`.
-        mean: `[C]`, what the images were normalised by (colours in [0, 1]); asked for by methods that look at colours
-            (Puzzle Mix, SaliencyMix).
-        std: `[C]`, likewise.
+        mean: `[C]`, mean of the colours in [0, 1] that the images were normalised by; read by methods that look at
+            colours (Puzzle Mix, SaliencyMix).
+        std: `[C]`, standard deviation, likewise.
+
+    Returns:
+        Mixed images `[B, C, H, W]` and targets `[B, K]`.
 
     Raises:
-        ValueError: shapes do not fit, the method is not known, needs what it was not given, or mixes hidden states.
+        ValueError: shapes or types do not fit, the method is not known, needs what it was not given, or mixes hidden
+            states.
     """
+    if not images.is_floating_point():
+        raise ValueError(
+            f"expected floating-point images, got {images.dtype}; convert them: images.float() / 255, then normalise"
+        )
+    if targets.ndim == 1 and not targets.is_floating_point():
+        if num_classes is None:
+            raise ValueError("labels become targets of num_classes columns; pass num_classes, or targets [B, K]")
+        targets = one_hot(targets.long(), num_classes)
     if images.ndim != 4 or targets.ndim != 2 or len(images) != len(targets):
         raise ValueError(
-            "expected images [B, C, H, W] and targets [B, K] with the same B, "
-            f"got {tuple(images.shape)} and {tuple(targets.shape)}; labels become targets by one_hot"
+            "expected images [B, C, H, W] and targets [B, K] or labels [B] with the same B, "
+            f"got {tuple(images.shape)} and {tuple(targets.shape)}"
         )
     if method not in METHODS:
         raise ValueError(f"method must be one of {', '.join(METHODS)}, got {method!r}")
@@ -53,8 +69,8 @@ def mix_batch(
             f"{method} mixes hidden states, which mix_batch does not see; blend the targets and run the forward pass "
             "inside classifier.mixing.manifold.mixed_stage"
         )
-    smoothed = smooth(targets, policy.label_smoothing)
+    smoothed = smooth(targets if targets.is_floating_point() else targets.float(), policy.label_smoothing)
     draw = MixDraw.sample(len(images), generator=generator, device=images.device)
-    wanted = gradient if METHODS[method].needs_gradient else None
-    found = None if wanted is None else wanted(images, smoothed)
-    return METHODS[method].mix(MixInput(images, smoothed, found, mean, std), policy, draw)
+    needed = gradient if METHODS[method].needs_gradient else None
+    at_images = None if needed is None else needed(images, smoothed)
+    return policy.mix(method, MixInput(images, smoothed, at_images, mean, std), draw)

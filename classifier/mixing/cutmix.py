@@ -6,17 +6,19 @@ import torch
 from torch import Tensor
 
 from rlmix.classifier.mixing.blend import blend_targets
+from rlmix.classifier.mixing.draw import MixDraw
+from rlmix.classifier.mixing.method import Method, Mixed, MixInput, MixSettings
 
 Box = tuple[int, int, int, int]  # top, bottom, left, right; bottom and right are one past the last pixel
 
 
 def cutmix_box(height: int, width: int, *, lam: float, centre: tuple[float, float]) -> Box:
-    """The box of area ratio `1 - lam` around `centre`, clipped to the image (CutMix, eq. 2 and appendix A).
+    """Box of area ratio `1 - lam` around `centre`, clipped to the image (CutMix, eq. 2 and appendix A).
 
     Args:
-        height: of the image, in pixels.
-        width: of the image, in pixels.
-        lam: share of the image that is kept before clipping, in [0, 1].
+        height: height of the image in pixels.
+        width: width of the image in pixels.
+        lam: share of the image that is kept, before clipping, in [0, 1].
         centre: row and column as fractions of height and width, each in [0, 1).
     """
     side = math.sqrt(1.0 - lam)
@@ -32,7 +34,7 @@ def cutmix_box(height: int, width: int, *, lam: float, centre: tuple[float, floa
 
 
 def cutmix(images: Tensor, targets: Tensor, *, partner: Tensor, box: Box) -> tuple[Tensor, Tensor]:
-    """Paste the partner's pixels inside `box`; the target follows the area that was really pasted.
+    """Paste the partner's pixels inside `box`; the target follows the pasted area.
 
     Args:
         images: `[B, C, H, W]`.
@@ -54,3 +56,11 @@ def cutmix(images: Tensor, targets: Tensor, *, partner: Tensor, box: Box) -> tup
     mixed[:, :, top:bottom, left:right] = images[:, :, top:bottom, left:right].index_select(0, partner)
     kept = 1.0 - (bottom - top) * (right - left) / (height * width)
     return mixed, blend_targets(targets, partner, kept)
+
+
+def _mix(batch: MixInput, settings: MixSettings, draw: MixDraw) -> Mixed:
+    box = cutmix_box(*batch.images.shape[-2:], lam=settings.lam, centre=draw.centre)
+    return cutmix(batch.images, batch.targets, partner=draw.partner, box=box)
+
+
+CUTMIX = Method(_mix)

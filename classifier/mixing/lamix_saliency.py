@@ -1,10 +1,15 @@
 """LaMix over saliency mixing: the mixer runs at one half, only the label is drawn (ICLR 2021 submission, eq. 5)."""
 
 from collections.abc import Callable
+from dataclasses import replace
 
 from torch import Tensor
 
 from rlmix.classifier.mixing.blend import blend_targets
+from rlmix.classifier.mixing.draw import MixDraw
+from rlmix.classifier.mixing.method import Method, Mixed, MixInput, MixSettings
+from rlmix.classifier.mixing.puzzlemix import PUZZLEMIX
+from rlmix.classifier.mixing.rmix import RMIX
 
 
 def lamix_saliency(
@@ -20,3 +25,19 @@ def lamix_saliency(
     """
     mixed, _ = mixer(0.5)
     return mixed, blend_targets(targets, partner, lam)
+
+
+def _over(method: Method) -> Method:
+    def mix(batch: MixInput, settings: MixSettings, draw: MixDraw) -> Mixed:
+        return lamix_saliency(
+            batch.targets,
+            partner=draw.partner,
+            lam=settings.lam,
+            mixer=lambda lam: method.mix(batch, replace(settings, lam=lam), draw),
+        )
+
+    return replace(method, mix=mix)
+
+
+LAMIX_RMIX = _over(RMIX)
+LAMIX_PUZZLEMIX = _over(PUZZLEMIX)

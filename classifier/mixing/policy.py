@@ -1,16 +1,18 @@
-"""MixPolicy: one value that says how a stretch of training mixes."""
+"""MixPolicy: one value that says how a segment of a training mixes."""
 
 from __future__ import annotations
 
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from typing import Any
 
 from scipy.special import betaincinv
 
 from rlmix.classifier.errors import InputError
+from rlmix.classifier.mixing.draw import MixDraw
+from rlmix.classifier.mixing.method import Mixed, MixInput, MixSettings
 from rlmix.classifier.mixing.methods import METHODS
 
 SHARE_TOLERANCE = 1e-6
@@ -22,11 +24,11 @@ class PolicyError(InputError):
 
 @dataclass(frozen=True)
 class LamDistribution:
-    """The distribution of the mixing ratio λ, written `beta(A)`, `uniform` or `fixed(V)`.
+    """Distribution of the mixing ratio λ, written `beta(A)`, `uniform` or `fixed(V)`.
 
     Attributes:
         kind: `beta` (Beta(A, A)), `uniform` (on [0, 1)) or `fixed`.
-        parameter: A > 0 for `beta`, V in [0, 1] for `fixed`, none for `uniform`.
+        parameter: A in [0.01, 100] for `beta`, V in [0, 1] for `fixed`, None for `uniform`.
     """
 
     kind: str = "beta"
@@ -49,7 +51,7 @@ class LamDistribution:
 
     @classmethod
     def parse(cls, text: str) -> LamDistribution:
-        """The distribution that `text` names; `str()` gives the text back.
+        """Return the distribution that `text` names; `str()` gives the text back.
 
         Raises:
             PolicyError: `text` is none of the three forms.
@@ -70,7 +72,7 @@ class LamDistribution:
         return self.kind if self.parameter is None else f"{self.kind}({float(self.parameter)!r})".replace(".0)", ")")
 
     def quantile(self, probability: float) -> float:
-        """λ at `probability` in [0, 1]: a uniform draw becomes a draw of λ."""
+        """Return λ at `probability` in [0, 1]: a uniform draw becomes a draw of λ."""
         if self.kind == "uniform":
             return probability
         assert self.parameter is not None
@@ -81,17 +83,19 @@ class LamDistribution:
 
 @dataclass(frozen=True)
 class MixPolicy:
-    """How a stretch of training mixes.
+    """Mixing policy for a segment of a training.
 
     Attributes:
-        shares: which part of the updates each method of `METHODS` gets, above 0 and summing to 1, e.g.
+        shares: share of the updates that each method of `METHODS` gets, above 0 and summing to 1, e.g.
             `{"clean": 0.5, "cutmix": 0.5}`; updates are interleaved evenly by these shares.
         lam: distribution of the mixing ratio λ.
-        threshold: R-Mix's saliency quantile τ in [0, 1); none = drawn for each image from `linspace(0, 0.99, 10)`.
-        label_beta: LaMix's β in [0, 1], weight of the local label (eq. 10); 1 = no global label.
+        threshold: R-Mix's saliency quantile τ in [0, 1); None draws one for each image from `linspace(0, 0.99, 10)`.
+        label_beta: LaMix's β in [0, 1], weight of the local label (eq. 10); 1 leaves the global label out.
         label_smoothing: share of each target that is spread over all classes, in [0, 1].
         label_detach: whether the global label is a constant for the gradient (an ablation of LaMix: its head is then
             never trained).
+        options: settings of a method's own, e.g. `{"fmix": {"decay": 4}}`; the `Method` declares names, ranges and
+            defaults. A default that is set is left out, so that policies of equal effect are equal.
 
     Raises:
         PolicyError: a field is out of range; the message names it.
@@ -103,6 +107,7 @@ class MixPolicy:
     label_beta: float = 1.0
     label_smoothing: float = 0.0
     label_detach: bool = False
+    options: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         if not isinstance(self.shares, Mapping) or not self.shares:
@@ -114,6 +119,7 @@ class MixPolicy:
         total = math.fsum(self.shares.values())
         if abs(total - 1) > SHARE_TOLERANCE:
             raise PolicyError(f"shares must sum to 1, got a sum of {total:g}")
+        object.__setattr__(self, "options", _changed_options(self.options, self.shares))
         positive = {method: float(self.shares[method]) for method in METHODS if self.shares.get(method, 0) > 0}
         object.__setattr__(self, "shares", positive)
         if not isinstance(self.lam, LamDistribution):
@@ -129,10 +135,34 @@ class MixPolicy:
 
     def __hash__(self) -> int:
         rest = (self.lam, self.threshold, self.label_beta, self.label_smoothing, self.label_detach)
-        return hash((tuple(self.shares.items()), *rest))
+        options = tuple((method, *values.items()) for method, values in self.options.items())
+        return hash((tuple(self.shares.items()), *rest, options))
+
+    def settings(self, method: str, draw: MixDraw) -> MixSettings:
+        """Return what `method` mixes a batch by."""
+        defaults = {name: option.default for name, option in METHODS[method].options.items()}
+        lam = self.lam.quantile(draw.lam_quantile)
+        return MixSettings(lam, self.threshold, {**defaults, **self.options.get(method, {})})
+
+    def mix(self, method: str, batch: MixInput, draw: MixDraw) -> Mixed:
+        """Mix a batch by a method of `METHODS`.
+
+        Args:
+            method: name of the method: `Interleaver().next(policy.shares)`.
+            batch: batch with what the method needs; left unchanged.
+            draw: everything random about it.
+
+        Returns:
+            Mixed images `[B, C, H, W]` and targets `[B, K]`.
+
+        Raises:
+            ValueError: the batch lacks something that the method needs, or has a size that does not fit it.
+        """
+        return METHODS[method].mix(batch, self.settings(method, draw), draw)
 
     def to_json(self) -> dict[str, Any]:
-        """A dictionary that `json` can write and `from_json` reads back."""
+        """Return a dictionary that `json` can write and `from_json` reads back."""
+        options = {method: dict(values) for method, values in self.options.items()}
         return {
             "shares": dict(self.shares),
             "lam": str(self.lam),
@@ -140,16 +170,18 @@ class MixPolicy:
             "label_beta": self.label_beta,
             "label_smoothing": self.label_smoothing,
             "label_detach": self.label_detach,
+            **({"options": options} if options else {}),
         }
 
     @classmethod
     def from_json(cls, value: Any) -> MixPolicy:
-        """The policy that `to_json` wrote.
+        """Return the policy that `to_json` wrote.
 
         Raises:
             PolicyError: a field is missing, unknown or out of range; the message names it.
         """
-        require_fields("policy", value, [entry.name for entry in fields(cls)])
+        required = [entry.name for entry in fields(cls) if entry.name != "options"]
+        require_fields("policy", value, required, optional=["options"])
         return cls(**{**value, "lam": LamDistribution.parse(value["lam"])})
 
     def __str__(self) -> str:
@@ -163,11 +195,41 @@ class MixPolicy:
             text += f", β {self.label_beta:g}" + (" detached" if self.label_detach else "")
         if self.label_smoothing:
             text += f", smoothing {self.label_smoothing:g}"
+        for method, options in self.options.items():
+            text += "".join(f", {method} {name} {value:g}" for name, value in options.items())
         return text
 
 
-def require_fields(where: str, value: Any, names: list[str]) -> None:
-    """Refuse what is not a dictionary of exactly the fields `names`.
+def _changed_options(options: Any, shares: Mapping[str, float]) -> dict[str, dict[str, float]]:
+    """Options that differ from their defaults, of methods with a share, in the order in which they are declared."""
+    if not isinstance(options, Mapping) or not all(isinstance(values, Mapping) for values in options.values()):
+        raise PolicyError(f"options must map methods to their options, got {options!r:.80}")
+    for method, values in options.items():
+        if method not in METHODS:
+            raise PolicyError(f"options: unknown method {method!r:.80}; known are {', '.join(METHODS)}")
+        if method not in shares:
+            raise PolicyError(f"options: {method} is not among the shares, {', '.join(shares)}")
+        known = METHODS[method].options
+        for name, value in values.items():
+            if name not in known:
+                offered = f"{method} has {', '.join(known)}" if known else f"{method} has none"
+                raise PolicyError(f"options[{method}]: unknown option {name!r:.80}; {offered}")
+            if isinstance(value, bool) or not isinstance(value, int | float) or not known[name].allows(value):
+                raise PolicyError(f"options[{method}][{name}] must be {known[name]}, got {value!r:.80}")
+    changed = {
+        method: {
+            name: float(options[method][name])
+            for name, option in METHODS[method].options.items()
+            if options[method].get(name, option.default) != option.default
+        }
+        for method in METHODS
+        if method in options and shares[method] > 0
+    }
+    return {method: values for method, values in changed.items() if values}
+
+
+def require_fields(where: str, value: Any, names: Sequence[str], *, optional: Sequence[str] = ()) -> None:
+    """Refuse what is not a dictionary of the fields `names`, and no others but those of `optional`.
 
     Raises:
         PolicyError: naming the missing or unknown field.
@@ -178,7 +240,7 @@ def require_fields(where: str, value: Any, names: list[str]) -> None:
         if name not in value:
             raise PolicyError(f"{where}: the field {name!r} is missing")
     for name in value:
-        if name not in names:
+        if name not in names and name not in optional:
             raise PolicyError(f"{where}: unknown field {name!r:.80}; known are {', '.join(names)}")
 
 
@@ -188,21 +250,21 @@ def _require_number(name: str, value: Any, low: float, high: float) -> None:
 
 
 class Interleaver:
-    """Says which method the next update uses, so that shares are kept evenly and never in clumps.
+    """Choice of the method for each update, so that shares are kept evenly and never in clumps.
 
     Each update gives every method its share as credit; the one with the most credit is used and pays 1. Shares of one
     half alternate strictly, clean first. From the first update on, every share is kept to within one update with up to
     three methods, and to within two with more.
 
     Args:
-        credit: state of an earlier Interleaver (its `credit`), to go on where it stood.
+        credit: `credit` of an earlier Interleaver, to continue from there.
     """
 
     def __init__(self, credit: Mapping[str, float] | None = None) -> None:
         self.credit = dict(credit or {})
 
     def next(self, shares: Mapping[str, float]) -> str:
-        """The method of the next update; credit of methods that `shares` does not name is forgotten."""
+        """Return the method of the next update, forgetting the credit of methods that `shares` does not name."""
         # Rounded so that ties stay ties after many additions of, say, 0.1; a tie goes to the first method named.
         self.credit = {method: round(self.credit.get(method, 0.0) + share, 9) for method, share in shares.items()}
         method = max(self.credit, key=lambda name: self.credit[name])

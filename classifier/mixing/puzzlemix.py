@@ -10,6 +10,7 @@ and one of the masks back for each batch.
 
 from __future__ import annotations
 
+from dataclasses import replace
 from functools import lru_cache
 from types import ModuleType
 
@@ -21,6 +22,9 @@ from torch.nn import functional
 
 from rlmix.classifier.errors import InputError
 from rlmix.classifier.mixing.blend import blend_targets
+from rlmix.classifier.mixing.draw import MixDraw
+from rlmix.classifier.mixing.method import Method, Mixed, MixInput, MixSettings, Option
+from rlmix.classifier.mixing.saliency import pixel_saliency, summing_to_one
 
 BLOCKS = (2, 4, 8, 16)  # blocks per side, one drawn per batch, as published
 LABELS = 3  # levels of the mask: 0, 1/2, 1
@@ -46,19 +50,17 @@ def block_counts(height: int, width: int) -> tuple[int, ...]:
 
 
 def mask_costs(
-    images: Tensor,
+    colours: Tensor,
     *,
     partner: Tensor,
     lam: float,
     saliency: Tensor,
     blocks: int,
-    mean: Tensor,
-    std: Tensor,
     beta: float,
     gamma: float,
     eta: float,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """What a mask costs (eq. 4 to 6): whole numbers, for each block and for each pair of neighbours.
+    """Costs of a mask (eq. 4 to 6): whole numbers, for each block and for each pair of neighbours.
 
     Arguments are those of `puzzlemix`.
 
@@ -66,12 +68,11 @@ def mask_costs(
         Cost of each level of each block, `[B, n, n, 3]` for z = 0, 1/2 and 1; and the weight of `(z - z')^2` for
         neighbours below, `[B, n - 1, n]`, and to the right, `[B, n, n - 1]`; int32 all.
     """
-    block = images.shape[-1] // blocks
+    block = colours.shape[-1] // blocks
     # The largest part of a block up to the neighbourhood: 4 pixels of 8 or 16 as published, 2 of 14, 1 of 7.
     cell = max(size for size in range(1, min(NEIGHBOURHOOD, block) + 1) if block % size == 0)
     # Far from any colour, costs would leave the range of whole numbers.
-    colours = (images * std[:, None, None] + mean[:, None, None]).clamp(-1, 2)
-    colours = functional.avg_pool2d(colours, cell)
+    colours = functional.avg_pool2d(colours.clamp(-1, 2), cell)
     own, other = _block_saliency(saliency, blocks), _block_saliency(saliency, blocks)[partner]
     unary_partner, unary_own = own.clone(), other.clone()  # what is lost where the partner, or the image, is shown
     weights = []
@@ -84,9 +85,9 @@ def mask_costs(
             unary[tuple(first)] += fit[:, shown].sum(dim=1) / 2
             unary[tuple(second)] += fit[:, :, shown].sum(dim=1) / 2
         weights.append(strength + (fit[:, 1, 0] + fit[:, 0, 1] - fit[:, 1, 1] - fit[:, 0, 0]) / 2)
-    levels = torch.linspace(0, 1, LABELS, device=images.device)
+    levels = torch.linspace(0, 1, LABELS, device=colours.device)
     prior = torch.tensor([(1 - lam) ** 2, 2 * lam * (1 - lam), lam**2], dtype=torch.float64)
-    prior = (-(prior + 1e-8).log() * eta / blocks**2).to(device=images.device, dtype=unary_own.dtype)
+    prior = (-(prior + 1e-8).log() * eta / blocks**2).to(device=colours.device, dtype=unary_own.dtype)
     cost = levels * unary_own[..., None] + (1 - levels) * unary_partner[..., None] + prior
     scale = PRECISION * blocks**2
     down, right = weights
@@ -94,7 +95,7 @@ def mask_costs(
 
 
 def mask_energy(levels: Tensor, cost: Tensor, down: Tensor, right: Tensor) -> Tensor:
-    """What masks cost in all, `[B]`, in quarters of the unit of `mask_costs`.
+    """Total costs of masks, `[B]`, in quarters of the unit of `mask_costs`.
 
     Args:
         levels: `[B, n, n]` long, twice the mask: 0, 1 or 2.
@@ -109,7 +110,7 @@ def mask_energy(levels: Tensor, cost: Tensor, down: Tensor, right: Tensor) -> Te
 
 
 def graph_cuts() -> ModuleType:
-    """The library that finds masks, imported where it is first needed.
+    """Import and return the library that finds masks.
 
     Raises:
         ImportError: it is not installed.
@@ -202,33 +203,29 @@ def puzzlemix(
     partner: Tensor,
     lam: float,
     saliency: Tensor,
+    colours: Tensor,
     blocks: int,
-    mean: Tensor,
-    std: Tensor,
-    transport: bool = True,
-    beta: float = 1.2,
-    gamma: float = 0.5,
-    eta: float = 0.2,
-    t_eps: float = 0.8,
-    t_size: int = 4,
+    beta: float,
+    gamma: float,
+    eta: float,
+    t_eps: float | None = None,
+    t_size: int = -1,
 ) -> tuple[Tensor, Tensor]:
     """Mix each image with its partner by an optimised mask over blocks (Puzzle Mix, eq. 3); targets follow its mean.
 
     Args:
-        images: `[B, C, H, W]`, square, normalised by `mean` and `std`.
+        images: `[B, C, H, W]`, square.
         targets: `[B, K]`, rows summing to 1.
         partner: `[B]`, index of each image's partner.
         lam: prior share of the image, in [0, 1]; drawn from Beta(1, 1) in the paper.
-        saliency: `[B, H, W]`, from 0; only what it is relative to the rest of the image matters.
+        saliency: `[B, H, W]`, from 0; only its relation to the rest of the image matters.
+        colours: `[B, C, H, W]`, the images' colours in [0, 1].
         blocks: blocks per side, n; divides H. `block_counts` gives the published choice.
-        mean: `[C]`, of colours in [0, 1].
-        std: `[C]`, likewise.
-        transport: whether blocks are moved.
-        beta: strength of the smoothness of the mask.
-        gamma: strength of the colours' part in it.
-        eta: strength of the prior.
-        t_eps: cost of a move across the whole image.
-        t_size: side in pixels of what is moved; blocks that it does not divide, or -1, move whole.
+        beta: strength of the smoothness of the mask; 1.2 in the paper.
+        gamma: strength of the colours' part in it; 0.5 in the paper.
+        eta: strength of the prior; 0.2 in the paper.
+        t_eps: cost of a move across the whole image, 0.8 in the paper; None moves nothing.
+        t_size: side in pixels of a moved piece, 4 in the paper; blocks that it does not divide, or -1, move whole.
 
     Raises:
         ValueError: the blocks do not divide the image.
@@ -245,13 +242,11 @@ def puzzlemix(
             f"expected the saliency of each pixel, {(len(images), height, width)}, got {tuple(saliency.shape)}"
         )
     costs = mask_costs(
-        images,
+        colours,
         partner=partner,
         lam=lam,
         saliency=saliency,
         blocks=blocks,
-        mean=mean,
-        std=std,
         beta=beta,
         gamma=gamma,
         eta=eta,
@@ -259,7 +254,7 @@ def puzzlemix(
     mask = solve_mask(*costs).to(images.dtype) / (LABELS - 1)
     share = mask.mean(dim=(1, 2))
     own, other = images, images[partner]
-    if transport:
+    if t_eps is not None:
         block = height // blocks
         if 0 < t_size < block and block % t_size == 0:
             finer = block // t_size
@@ -272,11 +267,38 @@ def puzzlemix(
     return other.lerp(own, weight), blend_targets(targets, partner, share[:, None].to(targets.dtype))
 
 
+def _mix(batch: MixInput, settings: MixSettings, draw: MixDraw) -> Mixed:
+    gradient, colours = batch.input_gradient("Puzzle Mix"), batch.colours("Puzzle Mix")
+    counts = block_counts(*batch.images.shape[-2:])
+    options = settings.options
+    return puzzlemix(
+        batch.images,
+        batch.targets,
+        partner=draw.partner,
+        lam=settings.lam,
+        saliency=pixel_saliency(gradient),
+        colours=colours,
+        blocks=counts[int(draw.choice * len(counts))],
+        beta=options["beta"],
+        gamma=options["gamma"],
+        eta=options["eta"],
+        t_eps=options.get("t_eps"),
+        t_size=int(options.get("t_size", -1)),
+    )
+
+
+_MASK = {"beta": Option(1.2, 0, 10), "gamma": Option(0.5, 0, 10), "eta": Option(0.2, 0, 10)}
+_MOVES = {"t_eps": Option(0.8, 0, 10), "t_size": Option(4, -1, 64, whole=True)}
+
+PUZZLEMIX_NO_TRANSPORT = Method(
+    _mix, options=_MASK, needs_gradient=True, gradient_in_eval=True, library=graph_cuts, fits=block_counts
+)
+PUZZLEMIX = replace(PUZZLEMIX_NO_TRANSPORT, options={**_MASK, **_MOVES})
+
+
 def _block_saliency(saliency: Tensor, blocks: int) -> Tensor:
     """Saliency of each block, `[B, n, n]`, summing to 1; the same everywhere for an image without any."""
-    pooled = functional.avg_pool2d(saliency[:, None], saliency.shape[-1] // blocks)[:, 0]
-    total = pooled.sum(dim=(1, 2), keepdim=True)
-    return torch.where(total > 0, pooled / total.where(total > 0, 1.0), 1.0 / blocks**2)
+    return summing_to_one(functional.avg_pool2d(saliency[:, None], saliency.shape[-1] // blocks)[:, 0])
 
 
 def _border_differences(colours: Tensor, partner: Tensor, cells: int, axis: int) -> Tensor:

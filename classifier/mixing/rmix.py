@@ -5,16 +5,18 @@ from torch import Tensor
 
 from rlmix.classifier.errors import InputError
 from rlmix.classifier.mixing.blend import blend_pixels, blend_targets
+from rlmix.classifier.mixing.draw import MixDraw
+from rlmix.classifier.mixing.method import Method, Mixed, MixInput, MixSettings
+from rlmix.classifier.mixing.saliency import patch_saliency
 
 GRIDS = (4, 2)  # patches per side, one drawn per batch: 8 and 16 pixels at 32 px, as published
-THRESHOLDS = tuple(0.99 * step / 9 for step in range(10))  # linspace(0, 0.99, 10), as published
 
 
 def rmix_grids(height: int, width: int) -> list[int]:
-    """The grids of `GRIDS` that divide an image, finest first: what a batch's grid is drawn from.
+    """Return the grids of `GRIDS` that divide an image, finest first; one is drawn for each batch.
 
     Raises:
-        ValueError: none does.
+        ValueError: none of them does.
     """
     grids = [grid for grid in GRIDS if height % grid == 0 and width % grid == 0]
     if not grids:
@@ -25,7 +27,7 @@ def rmix_grids(height: int, width: int) -> list[int]:
 
 
 def salient_patches(saliency: Tensor, threshold: Tensor) -> Tensor:
-    """Which patches reach an image's own saliency quantile `threshold` (linear interpolation between patches).
+    """Mask of the patches that reach their image's saliency quantile `threshold` (interpolated between patches).
 
     Args:
         saliency: `[B, h, w]`.
@@ -76,3 +78,20 @@ def rmix(
     area = weight.mean(dim=(1, 2))
     per_pixel = weight.repeat_interleave(height // rows, 1).repeat_interleave(width // columns, 2)[:, None]
     return blend_pixels(images, partner, per_pixel), blend_targets(targets, partner, area[:, None].to(targets.dtype))
+
+
+def _mix(batch: MixInput, settings: MixSettings, draw: MixDraw) -> Mixed:
+    gradient = batch.input_gradient("R-Mix")
+    grids = rmix_grids(*batch.images.shape[-2:])
+    threshold = draw.threshold if settings.threshold is None else torch.full_like(draw.threshold, settings.threshold)
+    return rmix(
+        batch.images,
+        batch.targets,
+        partner=draw.partner,
+        lam=settings.lam,
+        saliency=patch_saliency(gradient, grids[int(draw.choice * len(grids))]),
+        threshold=threshold,
+    )
+
+
+RMIX = Method(_mix, needs_gradient=True, needs_threshold=True, fits=rmix_grids)

@@ -12,6 +12,8 @@ from torch import Tensor
 from torch.nn import functional
 
 from rlmix.classifier.mixing.blend import blend_targets
+from rlmix.classifier.mixing.draw import MixDraw
+from rlmix.classifier.mixing.method import Method, Mixed, MixInput, MixSettings
 
 LUMA = (0.299, 0.587, 0.114)  # weight of red, green and blue in an image's intensity
 SURROUNDS = (12, 24, 28, 48, 56, 112)  # pixels from the centre to the edge of what it is compared with
@@ -76,6 +78,14 @@ def saliencymix(
     kept = 1 - inside_rows.sum(dim=1) * inside_columns.sum(dim=1) / (height * width)
     mixed = torch.where(inside[:, None], images[partner], images)
     return mixed, blend_targets(targets, partner, kept[:, None].to(targets.dtype))
+
+
+def _mix(batch: MixInput, settings: MixSettings, draw: MixDraw) -> Mixed:
+    saliency = fine_grained_saliency(batch.colours("SaliencyMix"))
+    return saliencymix(batch.images, batch.targets, partner=draw.partner, lam=settings.lam, saliency=saliency)
+
+
+SALIENCYMIX = Method(_mix)
 
 
 def _within(centre: Tensor, half: int, side: int) -> Tensor:

@@ -12,7 +12,8 @@ from rlmix.classifier.files import write_atomic
 from rlmix.classifier.mixing.policy import MixPolicy, PolicyError, require_fields
 
 FORMAT = "rl-mix policy schedule"
-VERSION = 2
+VERSION = 3  # of a schedule with a method's own options, which version 2 did not know
+PLAIN_VERSION = 2  # of every other schedule, so that an older RL-Mix reads it
 MAX_BYTES = 1 << 20  # a schedule is some kilobytes; anything much larger is not one
 MAX_SEGMENTS = 10_000
 
@@ -23,7 +24,7 @@ class PolicySchedule:
 
     Attributes:
         segments: pairs of the progress in (0, 1] until which a policy holds, rising to exactly 1, and the policy.
-        provenance: how it was learned, on what, and its validation score; any JSON object.
+        provenance: where it comes from: how and on what it was learned, its validation score; any JSON object.
 
     Raises:
         PolicyError: the progress values do not rise to 1.
@@ -45,11 +46,11 @@ class PolicySchedule:
 
     @classmethod
     def fixed(cls, policy: MixPolicy) -> PolicySchedule:
-        """The schedule that keeps one policy from start to end."""
+        """Return the schedule that keeps one policy from start to end."""
         return cls(((1.0, policy),))
 
     def ends(self, updates: int) -> list[tuple[int, MixPolicy]]:
-        """The schedule in updates: pairs of the update at which a policy ends and the policy, without empty ones.
+        """Return the schedule in updates: pairs of a policy's last update and the policy, without empty ones.
 
         Args:
             updates: length of the training, at least 1.
@@ -62,26 +63,27 @@ class PolicySchedule:
         return ends
 
     def to_json(self) -> dict[str, Any]:
-        """A dictionary that `json` can write and `from_json` reads back."""
+        """Return a dictionary that `json` can write and `from_json` reads back."""
         return {
             "format": FORMAT,
-            "version": VERSION,
+            "version": VERSION if any(policy.options for _, policy in self.segments) else PLAIN_VERSION,
             "segments": [{"until": until, "policy": policy.to_json()} for until, policy in self.segments],
             "provenance": dict(self.provenance),
         }
 
     @classmethod
     def from_json(cls, value: Any) -> PolicySchedule:
-        """The schedule that `to_json` wrote.
+        """Return the schedule that `to_json` wrote.
 
         Raises:
             PolicyError: a field is missing, unknown or out of range, or the version is not known; names the field.
         """
         if not isinstance(value, dict) or value.get("format") != FORMAT:
             raise PolicyError(f"format must be {FORMAT!r}: this is not a policy schedule")
-        if value.get("version") not in (1, VERSION):
+        if value.get("version") not in (1, PLAIN_VERSION, VERSION):
             raise PolicyError(
-                f"version must be 1 or {VERSION}, got {value.get('version')!r:.80}; another RL-Mix wrote it"
+                f"version must be 1, {PLAIN_VERSION} or {VERSION}, got {value.get('version')!r:.80}; "
+                "another RL-Mix wrote it"
             )
         require_fields("schedule", value, ["format", "version", "segments", "provenance"])
         if not isinstance(value["segments"], list):

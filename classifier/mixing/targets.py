@@ -5,7 +5,7 @@ from torch import Tensor
 
 
 def one_hot(labels: Tensor, num_classes: int) -> Tensor:
-    """Labels `[B]` long as float32 targets `[B, num_classes]`."""
+    """Return labels `[B]` long as float32 targets `[B, num_classes]`."""
     return torch.nn.functional.one_hot(labels, num_classes).float()
 
 
@@ -44,5 +44,9 @@ def lamix_target(local: Tensor, global_logits: Tensor, beta: Tensor | float, att
 
 
 def soft_cross_entropy(logits: Tensor, targets: Tensor) -> Tensor:
-    """Cross-entropy of `softmax(logits)` against soft targets, each `[B, K]`; one loss per image, `[B]`."""
-    return -(targets * logits.log_softmax(dim=1)).sum(dim=1)
+    """Return the cross-entropy of `softmax(logits)` against soft targets, each `[B, K]`: one loss per image, `[B]`.
+
+    A class that is masked by a logit of -inf adds nothing where its target is 0.
+    """
+    masked = logits.isneginf() & (targets == 0)
+    return -(targets * logits.log_softmax(dim=1).masked_fill(masked, 0)).sum(dim=1)

@@ -11,14 +11,12 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from rlmix.classifier.data import ImageFiles, Splits, StreamDraw, augment, normalise, pad_images, stream_batches
 from rlmix.classifier.errors import InputError
-from rlmix.classifier.mixing.methods import MixDraw
-from rlmix.classifier.mixing.rmix import THRESHOLDS
+from rlmix.classifier.mixing.draw import MixDraw, seed_from
 from rlmix.classifier.training.config import TrainConfig
 
 BLOCK = 32  # updates whose random draws are made and sent to the device at a time
@@ -260,15 +258,10 @@ class BatchSource:
     def _draw_mixing(self, block: int) -> tuple[list[MixDraw], Views]:
         """Draw a block's mixing, and the views through which its updates see a batch for the second time."""
         generator = self._generator("mixing", block)
-        shape = (BLOCK, self._config.batch_size)
-        partner = self._send(torch.rand(shape, generator=generator)[:, self._slice].argsort(dim=1))
-        level = torch.randint(len(THRESHOLDS), shape, generator=generator)[:, self._slice]
-        threshold = self._send(torch.tensor(THRESHOLDS)[level])
-        numbers = torch.rand(BLOCK, 4, generator=generator, dtype=torch.float64).tolist()
-        draws = [
-            MixDraw(partner[row], threshold[row], quantile, (down, across), grid)
-            for row, (quantile, down, across, grid) in enumerate(numbers)
-        ]
+        keys = [(self.seed, update) for update in range(block * BLOCK, (block + 1) * BLOCK)]
+        draws = MixDraw.sample_block(
+            self._config.batch_size, keys, generator=generator, part=self._slice, send=self._send
+        )
         return draws, self._send_views(self._draw_views(generator))
 
     def _send_views(self, views: Views) -> Views:
@@ -291,8 +284,7 @@ def stream_seed(seed: int, stream: str, number: int) -> int:
         stream: a name of `STREAMS`.
         number: number of the block, from -1.
     """
-    words = np.random.SeedSequence([seed, STREAMS[stream], number + 1]).generate_state(2, np.uint32)
-    return int(words[0]) << 31 | int(words[1]) >> 1
+    return seed_from(seed, STREAMS[stream], number + 1)
 
 
 def _channels_last(images: Tensor) -> Tensor:

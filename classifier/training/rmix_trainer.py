@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from rlmix.classifier.data import Splits
-from rlmix.classifier.mixing.methods import METHODS, MixInput
+from rlmix.classifier.mixing.method import MixInput
 from rlmix.classifier.mixing.policy import LamDistribution, MixPolicy
 from rlmix.classifier.mixing.rmix import rmix_grids
 from rlmix.classifier.mixing.targets import one_hot
@@ -113,9 +113,8 @@ class RMixTrainer(Trainer):
         one = torch.ones((), device=self.device)
         self.model.train()
         with self._own_random_state():
-            images, targets = METHODS["rmix"].mix(
-                MixInput(batch.images, targets, batch.gradient), MixPolicy({"rmix": 1.0}, lam=lam), draw
-            )
+            mixed = MixInput(batch.images, targets, batch.gradient)
+            images, targets = MixPolicy({"rmix": 1.0}, lam=lam).mix("rmix", mixed, draw)
             self.last_mixed = (images, targets)
             leaf = images.detach().requires_grad_()
             loss, stats, _ = self._training_loss(leaf, targets, one, one)

@@ -25,8 +25,10 @@ from torch.nn.parallel import DistributedDataParallel
 from rlmix.classifier.data import Splits, evaluation_chunks, normalise
 from rlmix.classifier.errors import InputError
 from rlmix.classifier.hardware import resolve_device, resolve_precision, why_not_compile
+from rlmix.classifier.mixing.draw import MixDraw
 from rlmix.classifier.mixing.manifold import mixed_stage
-from rlmix.classifier.mixing.methods import METHODS, MixDraw, MixInput
+from rlmix.classifier.mixing.method import MixInput
+from rlmix.classifier.mixing.methods import METHODS
 from rlmix.classifier.mixing.policy import Interleaver, MixPolicy
 from rlmix.classifier.mixing.rmix import GRIDS
 from rlmix.classifier.mixing.saliency import input_gradient, patch_saliency
@@ -196,7 +198,7 @@ class Trainer:
                 recycle = recycled[step]
                 targets = smooth(one_hot(self.batches.labels(batch), self.num_classes), policy.label_smoothing)
                 mixed = MixInput(batch.images, targets, batch.gradient, self.batches.mean, self.batches.std)
-                images, targets = METHODS[method].mix(mixed, policy, draw)
+                images, targets = policy.mix(method, mixed, draw)
                 if method != "clean":
                     self.last_mixed = (images, targets)
                 leaf = images.detach().requires_grad_(recycle or probed)

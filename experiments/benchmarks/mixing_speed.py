@@ -27,15 +27,23 @@ from rlmix.classifier.files import write_atomic
 from rlmix.classifier.mixing import MixPolicy, mix_batch, one_hot
 from rlmix.classifier.mixing.cutmix import cutmix, cutmix_box
 from rlmix.classifier.mixing.mixup import mixup
-from rlmix.classifier.mixing.puzzlemix import block_counts, graph_cuts, mask_costs, solve_mask, transported
+from rlmix.classifier.mixing.puzzlemix import (
+    PUZZLEMIX,
+    block_counts,
+    graph_cuts,
+    mask_costs,
+    solve_mask,
+    transported,
+)
 from rlmix.experiments.benchmarks.timing import prepare_output, ratios, rotated, spread, summary
 from rlmix.experiments.runs.command import command
 from rlmix.experiments.runs.errors import RunError
 from rlmix.experiments.runs.machine import machine
 
 CLASSES = 100
-STRENGTHS = {"beta": 1.2, "gamma": 0.5, "eta": 0.2}  # Puzzle Mix's, as published, and the next two
-T_EPS, T_SIZE = 0.8, 4
+PUBLISHED = {name: option.default for name, option in PUZZLEMIX.options.items()}
+STRENGTHS = {name: PUBLISHED[name] for name in ("beta", "gamma", "eta")}
+T_EPS, T_SIZE = PUBLISHED["t_eps"], int(PUBLISHED["t_size"])
 Operation = Callable[[], object]
 
 
@@ -146,19 +154,9 @@ def puzzlemix_parts(config: MixingBenchmarkConfig, blocks: int) -> dict[str, Any
     generator = torch.Generator().manual_seed(1)
     partner = torch.randperm(len(images), generator=generator)
     saliency = _salient_spots(len(images), config.side, generator)
-    mean, std = torch.zeros(config.channels), torch.ones(config.channels)
 
     def costs() -> tuple[Tensor, Tensor, Tensor]:
-        return mask_costs(
-            images,
-            partner=partner,
-            lam=0.5,
-            saliency=saliency,
-            blocks=blocks,
-            mean=mean,
-            std=std,
-            **STRENGTHS,
-        )
+        return mask_costs(images, partner=partner, lam=0.5, saliency=saliency, blocks=blocks, **STRENGTHS)
 
     found = costs()
     mask = solve_mask(*found) / 2

@@ -70,6 +70,8 @@ CONTESTANTS = {
     "manifold": Contestant("Manifold Mixup", _half("manifold", "beta(2)")),
     "cutmix": Contestant("CutMix", _half("cutmix")),
     "saliencymix": Contestant("SaliencyMix", _half("saliencymix")),
+    "fmix": Contestant("FMix", _half("fmix")),
+    "resizemix": Contestant("ResizeMix", _half("resizemix")),
     "lamix": Contestant("LaMix", _half("average", "uniform", 0.5)),
     "lamix-all": Contestant("LaMix without clean batches", _all("average", "uniform", 0.5)),
     "lamix-local": Contestant("LaMix without global label", _half("average", "uniform")),

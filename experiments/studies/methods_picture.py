@@ -22,7 +22,7 @@ from rlmix.experiments.runs.command import command
 
 IMAGES = 8
 # Without Manifold Mixup, which mixes hidden states, and variants that look like the method that they are made of.
-DRAWN = ("clean", "mixup", "cutmix", "average", "rmix", "saliencymix", "puzzlemix")
+DRAWN = ("clean", "mixup", "cutmix", "average", "rmix", "saliencymix", "puzzlemix", "fmix", "resizemix")
 
 
 @dataclass(frozen=True)

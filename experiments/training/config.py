@@ -63,6 +63,8 @@ class ClassifierConfig(FinalConfig):
     """Share of each target that is spread over all classes, in [0, 1]."""
     label_detach: bool = False
     """Make the global label of LaMix a constant for the gradient."""
+    method_options: tuple[str, ...] = ()
+    """Options of the method's own, each NAME=VALUE; an unknown name lists them."""
 
     def policy(self) -> MixPolicy:
         """Return the policy that the options describe.
@@ -86,7 +88,19 @@ class ClassifierConfig(FinalConfig):
             label_beta=self.label_beta,
             label_smoothing=self.label_smoothing,
             label_detach=self.label_detach,
+            options={self.method: dict(map(_option, self.method_options))} if self.method_options else {},
         )
+
+
+def _option(text: str) -> tuple[str, float]:
+    """Parse NAME=VALUE."""
+    from rlmix.classifier.mixing import PolicyError
+
+    name, _, value = text.partition("=")
+    try:
+        return name, float(value)
+    except ValueError:
+        raise PolicyError(f"--method-options must be NAME=VALUE with a number, got {text!r:.80}") from None
 
 
 @dataclass(frozen=True)

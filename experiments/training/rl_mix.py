@@ -25,7 +25,7 @@ from rlmix.classifier.compilation import resolve_machine
 from rlmix.classifier.data import Splits
 from rlmix.classifier.files import LineLog, write_atomic
 from rlmix.classifier.hardware import set_threads
-from rlmix.classifier.mixing.rmix import THRESHOLDS
+from rlmix.classifier.mixing.draw import THRESHOLDS
 from rlmix.envs import RLMixEnv
 from rlmix.experiments.runs.command import spelling
 from rlmix.experiments.runs.errors import RunError, reject_incompatible

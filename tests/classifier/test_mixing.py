@@ -2,6 +2,7 @@
 
 import copy
 import math
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,15 +13,16 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 from torch import Tensor, nn
-from torch._subclasses.fake_tensor import FakeTensorMode
+from torch._subclasses.fake_tensor import FakeTensorMode, unset_fake_temporarily
 from torchvision.transforms import v2
 
 from rlmix.classifier.mixing import METHODS, LamDistribution, MixDraw, MixPolicy, mix_batch, one_hot, soft_cross_entropy
 from rlmix.classifier.mixing.average import average
 from rlmix.classifier.mixing.cutmix import cutmix, cutmix_box
-from rlmix.classifier.mixing.methods import Method, MixInput
+from rlmix.classifier.mixing.draw import THRESHOLDS
+from rlmix.classifier.mixing.method import MixInput
 from rlmix.classifier.mixing.mixup import mixup
-from rlmix.classifier.mixing.rmix import GRIDS, THRESHOLDS, rmix, salient_patches
+from rlmix.classifier.mixing.rmix import GRIDS, rmix, salient_patches
 from rlmix.classifier.mixing.saliency import buffers_unchanged, input_gradient, patch_saliency
 from rlmix.classifier.mixing.targets import global_label, lamix_target, smooth
 
@@ -47,12 +49,12 @@ def policy_of(method: str, **fields: Any) -> MixPolicy:
 
 
 def mix(
-    method: Method, images: Tensor, targets: Tensor, policy: MixPolicy, draw: MixDraw, gradient: Tensor | None
+    method: str, images: Tensor, targets: Tensor, policy: MixPolicy, draw: MixDraw, gradient: Tensor | None
 ) -> tuple[Tensor, Tensor]:
     """A method on images whose colours were normalised by a mean of 0.5 and a standard deviation of 0.25."""
     channels = images.shape[1]
     mean, std = (torch.full((channels,), value, device=images.device) for value in (0.5, 0.25))
-    return method.mix(MixInput(images, targets, gradient, mean, std), policy, draw)
+    return policy.mix(method, MixInput(images, targets, gradient, mean, std), draw)
 
 
 # R-Mix
@@ -184,9 +186,9 @@ def test_rmix_says_what_it_lacks() -> None:
     images, targets = random_batch(2, side=15)
     draw = MixDraw.sample(2, generator=rng(0))
     with pytest.raises(ValueError, match="needs the input gradient"):
-        mix(METHODS["rmix"], images, targets, policy_of("rmix"), draw, None)
+        mix("rmix", images, targets, policy_of("rmix"), draw, None)
     with pytest.raises(ValueError, match="15 x 15 pixels"):
-        mix(METHODS["rmix"], images, targets, policy_of("rmix"), draw, images)
+        mix("rmix", images, targets, policy_of("rmix"), draw, images)
 
 
 def test_rmix_draws_each_grid_that_divides_the_image_and_no_other() -> None:
@@ -199,7 +201,7 @@ def test_rmix_draws_each_grid_that_divides_the_image_and_no_other() -> None:
         for step in range(8):
             draw = MixDraw(torch.tensor([1, 0]), torch.tensor([0.99, 0.99]), 0.5, (0.5, 0.5), step / 8)
             policy = policy_of("rmix", lam=LamDistribution("fixed", 0.5))
-            mixed, _ = mix(METHODS["rmix"], images, targets, policy, draw, gradient)
+            mixed, _ = mix("rmix", images, targets, policy, draw, gradient)
             seen.add(int((mixed[0, 0, 0] == 1).sum()))
         assert seen == expected
 
@@ -209,7 +211,7 @@ def test_a_policys_threshold_replaces_the_drawn_ones() -> None:
     gradient = torch.randn(images.shape, generator=rng(5))
     draw = MixDraw.sample(4, generator=rng(6))
     policy = policy_of("rmix", lam=LamDistribution("fixed", 0.4), threshold=0.55)
-    mixed = mix(METHODS["rmix"], images, targets, policy, draw, gradient)
+    mixed = mix("rmix", images, targets, policy, draw, gradient)
     grid = GRIDS[int(draw.choice * len(GRIDS))]
     saliency = patch_saliency(gradient, grid)
     expected = rmix(images, targets, partner=draw.partner, lam=0.4, saliency=saliency, threshold=torch.full((4,), 0.55))
@@ -462,11 +464,11 @@ def test_buffers_come_back_even_from_an_error() -> None:
 
 
 methods = pytest.mark.parametrize(("name", "method"), list(METHODS.items()), ids=list(METHODS))
-# Of these a label's weight is not the share of pixels: LaMix draws it apart, Manifold Mixup mixes elsewhere, and Puzzle
-# Mix's transport leaves places empty.
-OTHER_LABELS = ("clean", "average", "manifold", "puzzlemix", "lamix_rmix", "lamix_puzzlemix")
+# Of these a label's weight is not the share of pixels: LaMix draws it apart, Manifold Mixup mixes elsewhere, Puzzle
+# Mix's transport leaves places empty, and FMix rounds its mask to whole pixels.
+OTHER_LABELS = ("clean", "average", "manifold", "puzzlemix", "lamix_rmix", "lamix_puzzlemix", "fmix")
 PIXEL_METHODS = [name for name in METHODS if name not in OTHER_LABELS]
-MOVING = ("puzzlemix", "lamix_puzzlemix")  # pixels come from elsewhere in the image
+MOVING = ("puzzlemix", "lamix_puzzlemix", "resizemix")  # pixels come from elsewhere in the image
 
 
 @methods
@@ -492,7 +494,7 @@ def test_targets_are_distributions_and_pixels_finite_and_the_inputs_untouched(
     draw = MixDraw.sample(batch, generator=rng(seed))
     given_before = [tensor.clone() for tensor in (images, targets, gradient, draw.partner, draw.threshold)]
     policy = policy_of(name, lam=LamDistribution.parse(lam), threshold=threshold)
-    mixed, mixed_targets = mix(method, images, targets, policy, draw, gradient)
+    mixed, mixed_targets = mix(name, images, targets, policy, draw, gradient)
 
     assert mixed.shape == images.shape and mixed.dtype == images.dtype and mixed.isfinite().all()
     assert mixed_targets.shape == targets.shape and mixed_targets.dtype == targets.dtype
@@ -515,7 +517,7 @@ def test_a_label_gets_the_share_of_its_image_in_the_pixels(name: str, batch: int
     images, targets = identity_batch(batch)
     gradient = torch.randn(images.shape, generator=rng(seed))
     draw = MixDraw.sample(batch, generator=rng(seed))
-    mixed, mixed_targets = mix(METHODS[name], images, targets, policy_of(name), draw, gradient)
+    mixed, mixed_targets = mix(name, images, targets, policy_of(name), draw, gradient)
     torch.testing.assert_close(mixed.mean(dim=(2, 3)), mixed_targets)
 
 
@@ -532,9 +534,10 @@ def test_the_order_of_a_batch_does_not_matter(name: str, method: Any) -> None:
             draw.lam_quantile,
             draw.centre,
             draw.choice,
+            draw.key,
         )
-        mixed, mixed_targets = mix(method, images, targets, policy_of(name), draw, gradient)
-        other = mix(method, images[order], targets[order], policy_of(name), reordered, gradient[order])
+        mixed, mixed_targets = mix(name, images, targets, policy_of(name), draw, gradient)
+        other = mix(name, images[order], targets[order], policy_of(name), reordered, gradient[order])
         torch.testing.assert_close(other, (mixed[order], mixed_targets[order]), rtol=1e-6, atol=1e-6)
 
 
@@ -545,7 +548,7 @@ def test_the_memory_format_is_kept(name: str, method: Any, layout: torch.memory_
     images = images.contiguous(memory_format=layout)
     gradient = torch.randn(images.shape, generator=rng(5)).contiguous(memory_format=layout)
     draw = MixDraw.sample(4, generator=rng(0))
-    mixed, _ = mix(method, images, targets, policy_of(name), draw, gradient)
+    mixed, _ = mix(name, images, targets, policy_of(name), draw, gradient)
     assert mixed.is_contiguous(memory_format=layout)
 
 
@@ -555,8 +558,8 @@ def test_the_images_precision_is_kept(name: str, method: Any, dtype: torch.dtype
     images, targets = random_batch(4)
     gradient = torch.randn(images.shape, generator=rng(5))
     draw = MixDraw.sample(4, generator=rng(0))
-    mixed, mixed_targets = mix(method, images.to(dtype), targets, policy_of(name), draw, gradient.to(dtype))
-    expected, expected_targets = mix(method, images, targets, policy_of(name), draw, gradient.to(dtype).float())
+    mixed, mixed_targets = mix(name, images.to(dtype), targets, policy_of(name), draw, gradient.to(dtype))
+    expected, expected_targets = mix(name, images, targets, policy_of(name), draw, gradient.to(dtype).float())
     assert mixed.dtype == dtype and mixed_targets.dtype == targets.dtype
     tolerance = 5e-2 if dtype == torch.bfloat16 else 1e-2
     torch.testing.assert_close(mixed.float(), expected, rtol=tolerance, atol=tolerance)
@@ -565,15 +568,22 @@ def test_the_images_precision_is_kept(name: str, method: Any, dtype: torch.dtype
 
 # Puzzle Mix's costs go to the host, where its masks are found: its parts on the device have a test of their own.
 @pytest.mark.parametrize(("name", "method"), [entry for entry in METHODS.items() if "puzzlemix" not in entry[0]])
-def test_on_a_gpu_everything_stays_there(name: str, method: Any) -> None:
+def test_on_a_gpu_everything_stays_there(name: str, method: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     draw = MixDraw.sample(4, generator=rng(0))
+    uniform = MixDraw.uniform
+
+    def on_the_host(*arguments: Any) -> list[float]:
+        with unset_fake_temporarily():
+            return uniform(*arguments)
+
+    monkeypatch.setattr(MixDraw, "uniform", on_the_host)
     with FakeTensorMode() as mode:  # tensors without content that know their device and refuse to mix two
         images, gradient = torch.empty(4, 3, 16, 16, device="cuda"), torch.empty(4, 3, 16, 16, device="cuda")
         targets = torch.empty(4, K, device="cuda")
         partner, threshold = (mode.from_tensor(tensor).to("cuda") for tensor in (draw.partner, draw.threshold))
-        moved = MixDraw(partner, threshold, draw.lam_quantile, draw.centre, draw.choice)
+        moved = replace(draw, partner=partner, threshold=threshold)
         for policy in (policy_of(name), policy_of(name, threshold=0.5)):
-            mixed, mixed_targets = mix(method, images, smooth(targets, 0.1), policy, moved, gradient)
+            mixed, mixed_targets = mix(name, images, smooth(targets, 0.1), policy, moved, gradient)
             mixed_targets = lamix_target(mixed_targets, targets, torch.empty((), device="cuda"))
             assert mixed.device.type == mixed_targets.device.type == "cuda"
             assert mixed.shape == images.shape and mixed_targets.shape == targets.shape
@@ -610,6 +620,49 @@ def test_draws_cover_their_ranges_evenly() -> None:
     assert uniform.T.corrcoef().fill_diagonal_(0).abs().max() < 0.2
 
 
+def test_a_methods_own_draws_follow_from_the_key_and_the_name_alone() -> None:
+    torch.manual_seed(1)
+    global_state = torch.get_rng_state()
+    first, again = (MixDraw.sample(50, generator=rng(3)) for _ in range(2))
+    numbers = first.uniform("mine", 1000)
+    assert numbers == again.uniform("mine", 1000) == first.uniform("mine", 1000)
+    assert torch.equal(
+        torch.rand(7, generator=first.generator("mine")), torch.rand(7, generator=again.generator("mine"))
+    )
+    assert torch.equal(torch.get_rng_state(), global_state)
+    others = [
+        replace(first, key=(3, 0)).uniform("mine", 1000),
+        replace(first, key=(0, 3)).uniform("mine", 1000),
+        replace(first, key=(3,)).uniform("mine", 1000),
+        first.uniform("yours", 1000),
+        first.uniform("min", 1000),
+    ]
+    for place, drawn in enumerate((numbers, *others)):
+        assert 0 <= min(drawn) < 0.01 < 0.99 < max(drawn) < 1
+        assert abs(np.mean(drawn) - 0.5) < 0.05
+        for other in others[place:]:
+            assert abs(np.corrcoef(drawn, other)[0, 1]) < 0.12 or drawn is other
+
+
+def test_a_block_of_draws_serves_each_process_its_part() -> None:
+    keys = [(5, number) for number in range(20)]
+
+    def block(part: slice) -> list[MixDraw]:
+        return MixDraw.sample_block(12, keys, generator=rng(8), part=part, send=lambda tensor: tensor)
+
+    whole, parts = block(slice(None)), [block(slice(0, 6)), block(slice(6, 12))]
+    assert [draw.key for draw in whole] == keys
+    for number, draw in enumerate(whole):
+        mine = [part[number] for part in parts]
+        assert torch.equal(draw.threshold, torch.cat([part.threshold for part in mine]))
+        assert sorted(draw.partner.tolist()) == list(range(12))
+        for part in mine:
+            assert sorted(part.partner.tolist()) == list(range(6))
+            assert (part.lam_quantile, part.centre, part.choice) == (draw.lam_quantile, draw.centre, draw.choice)
+            assert part.uniform("mine", 3) == draw.uniform("mine", 3)
+    assert len({draw.uniform("mine", 1)[0] for draw in whole}) == len(keys)
+
+
 @methods
 def test_mix_batch_is_the_method_on_smoothed_targets_and_its_own_draw(name: str, method: Any) -> None:
     images, targets = random_batch(6)
@@ -628,7 +681,7 @@ def test_mix_batch_is_the_method_on_smoothed_targets_and_its_own_draw(name: str,
     mixed = mix_batch(images, targets, policy, method=name, generator=rng(7), gradient=gradient, **colours)
     smoothed = 0.8 * targets + 0.2 / K
     draw = MixDraw.sample(6, generator=rng(7))
-    torch.testing.assert_close(mixed, mix(method, images, smoothed, policy, draw, images.sign() * smoothed.sum()))
+    torch.testing.assert_close(mixed, mix(name, images, smoothed, policy, draw, images.sign() * smoothed.sum()))
     assert len(asked) == method.needs_gradient
     if asked:
         torch.testing.assert_close(asked[0], (images, smoothed))
@@ -637,7 +690,9 @@ def test_mix_batch_is_the_method_on_smoothed_targets_and_its_own_draw(name: str,
 @pytest.mark.parametrize(
     ("images", "targets", "method", "message"),
     [
-        (torch.ones(2, 3, 4, 4), torch.tensor([0, 1]), "mixup", r"targets \[B, K\].*one_hot"),
+        (torch.ones(2, 3, 4, 4), torch.tensor([0, 1]), "mixup", "pass num_classes"),
+        (torch.ones(2, 3, 4, 4), torch.tensor([0.0, 1.0]), "mixup", r"labels \[B\].*got \(2, 3, 4, 4\) and \(2,\)"),
+        (torch.ones(2, 3, 4, 4).byte(), torch.ones(2, 3), "mixup", r"got torch.uint8; .*images.float\(\) / 255"),
         (torch.ones(2, 4, 4), torch.ones(2, 3), "mixup", r"expected images \[B, C, H, W\].*\(2, 4, 4\)"),
         (torch.ones(2, 3, 4, 4), torch.ones(3, 3), "mixup", "same B"),
         (torch.ones(2, 3, 4, 4), torch.ones(2, 3), "mixdown", "clean, mixup.*got 'mixdown'"),
@@ -649,3 +704,38 @@ def test_mix_batch_is_the_method_on_smoothed_targets_and_its_own_draw(name: str,
 def test_mix_batch_says_what_does_not_fit(images: Tensor, targets: Tensor, method: str, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         mix_batch(images, targets, policy_of("mixup"), method=method, generator=rng(0))
+
+
+@pytest.mark.parametrize("dtype", [torch.int64, torch.int32, torch.uint8])
+def test_labels_may_be_numbers_or_one_hot_of_any_type(dtype: torch.dtype) -> None:
+    images, targets = random_batch(9)
+    policy = MixPolicy({"cutmix": 1.0}, label_smoothing=0.2)
+    expected = mix_batch(images, targets, policy, method="cutmix", generator=rng(7))
+    labels = targets.argmax(dim=1).to(dtype)
+    mixed = mix_batch(images, labels, policy, method="cutmix", generator=rng(7), num_classes=K)
+    assert all(torch.equal(one, other) for one, other in zip(mixed, expected, strict=True))
+    mixed = mix_batch(images, targets.to(dtype), policy, method="cutmix", generator=rng(7))
+    assert all(torch.equal(one, other) for one, other in zip(mixed, expected, strict=True))
+
+
+# The loss
+
+
+def test_a_masked_class_costs_nothing_where_its_target_is_0_and_else_everything() -> None:
+    logits = torch.randn(4, K, generator=rng(0))
+    targets = torch.rand(4, K, generator=rng(1)).square()
+    targets[:, 2] = 0
+    targets /= targets.sum(dim=1, keepdim=True)
+    masked = logits.clone()
+    masked[:, 2] = -torch.inf
+    masked.requires_grad_()
+    others = [column for column in range(K) if column != 2]
+    reduced = logits[:, others].clone().requires_grad_()
+    loss, expected = soft_cross_entropy(masked, targets), soft_cross_entropy(reduced, targets[:, others])
+    torch.testing.assert_close(loss, expected)
+    loss.sum().backward()
+    expected.sum().backward()
+    assert masked.grad is not None and reduced.grad is not None
+    torch.testing.assert_close(masked.grad[:, others], reduced.grad)
+    assert (masked.grad[:, 2] == 0).all()
+    assert soft_cross_entropy(masked.detach(), targets.flip(1)).isposinf().all()

@@ -13,6 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from rlmix.classifier.mixing import METHODS, Interleaver, LamDistribution, MixPolicy, PolicyError, PolicySchedule
+from rlmix.classifier.mixing.method import Option
 from rlmix.classifier.mixing.schedule import MAX_BYTES, MAX_SEGMENTS
 
 # Strategies
@@ -32,14 +33,31 @@ def distributions() -> st.SearchStrategy[LamDistribution]:
     )
 
 
-def policies() -> st.SearchStrategy[MixPolicy]:
-    return st.builds(
-        MixPolicy,
-        all_shares(),
-        lam=distributions(),
-        threshold=st.one_of(st.none(), st.floats(0, 1, exclude_max=True)),
-        label_beta=st.floats(0, 1),
-        label_smoothing=st.floats(0, 1),
+@st.composite
+def some_options(draw: st.DrawFn, shares: dict[str, float]) -> dict[str, dict[str, float]]:
+    """Options of up to one method, which may be set to their defaults."""
+    method = draw(st.sampled_from([None, *(method for method in shares if METHODS[method].options)]))
+    if method is None:
+        return {}
+    names = draw(st.sets(st.sampled_from(list(METHODS[method].options))))
+    return {method: {name: draw(allowed(METHODS[method].options[name])) for name in names}}
+
+
+def allowed(option: Option) -> st.SearchStrategy[float]:
+    numbers = st.integers(int(option.low), int(option.high)) if option.whole else st.floats(option.low, option.high)
+    return st.just(option.default) | numbers
+
+
+@st.composite
+def policies(draw: st.DrawFn) -> MixPolicy:
+    shares = draw(all_shares())
+    return MixPolicy(
+        shares,
+        options=draw(some_options(shares)),
+        lam=draw(distributions()),
+        threshold=draw(st.none() | st.floats(0, 1, exclude_max=True)),
+        label_beta=draw(st.floats(0, 1)),
+        label_smoothing=draw(st.floats(0, 1)),
     )
 
 
@@ -176,6 +194,29 @@ def test_uniform_and_fixed_quantiles() -> None:
         ({"label_smoothing": -1e-9}, "label_smoothing must be"),
         ({"label_smoothing": 10**400}, "label_smoothing must be"),
         ({"label_smoothing": False}, "label_smoothing must be"),
+        ({"options": [("fmix", {"decay": 1})]}, "options must map methods to their options"),
+        ({"options": {"clean": 1}}, "options must map methods to their options"),
+        ({"options": {"fmax": {}}}, "options: unknown method 'fmax'; known are clean, mixup"),
+        ({"options": {"fmix": {"decay": 1}}}, "options: fmix is not among the shares, clean"),
+        ({"options": {"clean": {"decay": 1}}}, r"options\[clean\]: unknown option 'decay'; clean has none"),
+        *(
+            ({"shares": {"fmix": 1.0}, "options": {"fmix": options}}, message)
+            for options, message in (
+                ({"delay": 1}, r"options\[fmix\]: unknown option 'delay'; fmix has decay, max_soft"),
+                ({"decay": -1}, r"options\[fmix\]\[decay\] must be a number in \[0, 10\], got -1"),
+                ({"max_soft": 0.51}, r"options\[fmix\]\[max_soft\] must be a number in \[0, 0.5\], got 0.51"),
+                ({"decay": math.nan}, r"options\[fmix\]\[decay\] must"),
+                ({"decay": math.inf}, r"options\[fmix\]\[decay\] must"),
+                ({"decay": 10**400}, r"options\[fmix\]\[decay\] must"),
+                ({"decay": "3"}, r"options\[fmix\]\[decay\] must"),
+                ({"decay": True}, r"options\[fmix\]\[decay\] must"),
+                ({"decay": None}, r"options\[fmix\]\[decay\] must"),
+            )
+        ),
+        (
+            {"shares": {"puzzlemix": 1.0}, "options": {"puzzlemix": {"t_size": 4.5}}},
+            r"options\[puzzlemix\]\[t_size\] must be a whole number in \[-1, 64\], got 4.5",
+        ),
     ],
 )
 def test_a_bad_field_is_refused_by_its_name(fields: dict[str, Any], message: str) -> None:
@@ -196,6 +237,36 @@ def test_a_policy_keeps_nothing_of_the_dictionary_it_was_made_from() -> None:
     policy = MixPolicy(shares)
     shares["clean"] = 0.0
     assert policy.shares == {"clean": 1.0}
+
+
+def test_options_that_change_nothing_make_no_other_policy() -> None:
+    plain = MixPolicy({"fmix": 0.5, "puzzlemix": 0.5, "resizemix": 0.0})
+    for options in (
+        {"fmix": {}},
+        {"fmix": {"decay": 3, "max_soft": 0.0}, "puzzlemix": {"t_size": 4}},
+        {"resizemix": {"min_scale": 0.2}},  # no update is mixed by it
+    ):
+        policy = MixPolicy(plain.shares | {"resizemix": 0.0}, options=options)
+        assert policy == plain and hash(policy) == hash(plain) and policy.options == {}
+    one = {"fmix": {"max_soft": 0.5, "decay": 2}, "puzzlemix": {"eta": 1}}
+    other = {"puzzlemix": {"eta": 1.0, "beta": 1.2}, "fmix": {"decay": 2.0, "max_soft": 0.5}}
+    first, second = (MixPolicy(plain.shares, options=options) for options in (one, other))
+    assert first == second != plain and hash(first) == hash(second) != hash(plain)
+    assert json.dumps(first.to_json()) == json.dumps(second.to_json())
+    one["fmix"]["decay"] = 9
+    assert first == second
+
+
+def test_a_policys_name_shows_the_options_that_it_changes() -> None:
+    options = {"fmix": {"decay": 4, "max_soft": 0.25}, "puzzlemix": {"t_size": 4}}
+    policy = MixPolicy({"clean": 0.5, "fmix": 0.25, "puzzlemix": 0.25}, options=options)
+    assert str(policy) == ("clean 50 % + puzzlemix 25 % + fmix 25 %, λ beta(1), fmix decay 4, fmix max_soft 0.25")
+
+
+def test_the_options_that_methods_declare_allow_their_defaults() -> None:
+    declared = [option for method in METHODS.values() for option in method.options.values()]
+    assert len(declared) > 3
+    assert all(option.allows(option.default) for option in declared)
 
 
 @settings(deadline=None)
@@ -290,6 +361,28 @@ def test_a_schedule_is_saved_as_text_that_a_person_can_edit(tmp_path: Path) -> N
     assert PolicySchedule.load(tmp_path / "policy.json").segments[0][0] == 0.5
 
 
+WITH_OPTIONS = MixPolicy({"fmix": 1.0}, options={"fmix": {"decay": 4}})
+
+
+def test_only_a_schedule_with_options_needs_the_new_version(tmp_path: Path) -> None:
+    plain, with_options = PolicySchedule.fixed(POLICY), PolicySchedule(((0.5, POLICY), (1.0, WITH_OPTIONS)))
+    assert plain.to_json()["version"] == 2 and "options" not in json.dumps(plain.to_json())
+    assert with_options.to_json()["version"] == 3
+    first, second = (segment["policy"] for segment in with_options.to_json()["segments"])
+    assert "options" not in first and second["options"] == {"fmix": {"decay": 4.0}}
+    with_options.save(tmp_path / "policy.json")
+    assert PolicySchedule.load(tmp_path / "policy.json") == with_options
+
+
+def test_schedules_of_every_version_are_read() -> None:
+    value = PolicySchedule.fixed(POLICY).to_json()
+    assert PolicySchedule.from_json({**value, "version": 3}) == PolicySchedule.fixed(POLICY)
+    policy = dict(value["segments"][0]["policy"])
+    del policy["label_detach"]
+    first = {**value, "version": 1, "segments": [{"until": 1.0, "policy": policy}]}
+    assert PolicySchedule.from_json(first) == PolicySchedule.fixed(POLICY)
+
+
 def test_a_fixed_policy_is_a_schedule_of_one() -> None:
     assert PolicySchedule.fixed(POLICY).segments == ((1.0, POLICY),)
     assert PolicySchedule.fixed(POLICY).ends(10) == [(10, POLICY)]
@@ -363,9 +456,9 @@ TEXT = json.dumps(SCHEDULE.to_json())
         (b"[]", "format must be"),
         (b"{}", "format must be"),
         (changed("format", value="policy"), "format must be"),
-        (changed("version", value=3), "version must be 1 or 2, got 3"),
-        (changed("version", value="1"), "version must be 1 or 2, got '1'"),
-        (changed("version", remove=True), "version must be 1 or 2, got None"),
+        (changed("version", value=4), "version must be 1, 2 or 3, got 4"),
+        (changed("version", value="1"), "version must be 1, 2 or 3, got '1'"),
+        (changed("version", remove=True), "version must be 1, 2 or 3, got None"),
         (changed("provenance", remove=True), "schedule: the field 'provenance' is missing"),
         (changed("provenance", value=[]), "provenance must be an object"),
         (changed("author", value="me"), "schedule: unknown field 'author'"),
@@ -388,6 +481,11 @@ TEXT = json.dumps(SCHEDULE.to_json())
         (changed(*POLICY_AT, "shares", value={"rmix": -1, "clean": 2}), r"segments\[1\].shares\[rmix\] must"),
         (changed(*POLICY_AT, "shares", value={"rmix": 0.5}), r"segments\[1\].shares must sum to 1"),
         (changed(*POLICY_AT, "shares", value={"__class__": 1}), r"segments\[1\].shares: unknown method"),
+        (changed(*POLICY_AT, "options", value=[]), r"segments\[1\].options must map"),
+        (
+            changed(*POLICY_AT, "options", value={"rmix": {"decay": 1}}),
+            r"segments\[1\].options\[rmix\]: unknown option",
+        ),
         (TEXT.replace("0.55", "NaN").encode(), "numbers must be finite, got NaN"),
         (TEXT.replace("0.97", "-Infinity").encode(), "numbers must be finite, got -Infinity"),
         (TEXT.replace("0.55", "1e999").encode(), r"segments\[1\].threshold must"),

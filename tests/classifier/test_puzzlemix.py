@@ -10,12 +10,15 @@ import torch
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from rlmix.classifier.mixing import puzzlemix as module
+from rlmix.classifier.mixing import LamDistribution, MixDraw, MixPolicy
+from rlmix.classifier.mixing.method import MixInput
 from rlmix.classifier.mixing.puzzlemix import block_counts, mask_costs, mask_energy, puzzlemix, solve_mask, transported
+from rlmix.classifier.mixing.saliency import pixel_saliency
 
 GOLDEN = Path(__file__).parents[2].parent / "shared" / "golden"
 MEAN, STD = torch.tensor([0.5, 0.45, 0.4]), torch.tensor([0.25, 0.2, 0.3])
 STRENGTHS = {"beta": 1.2, "gamma": 0.5, "eta": 0.2}
+PUBLISHED = {**STRENGTHS, "t_eps": 0.8, "t_size": 4}
 
 
 def rng(seed: int) -> torch.Generator:
@@ -31,9 +34,12 @@ def batch_of(count: int, side: int, seed: int = 0) -> dict[str, Any]:
         "partner": torch.randperm(count, generator=rng(seed + 2)),
         "lam": 0.6,
         "saliency": saliency,
-        "mean": MEAN,
-        "std": STD,
+        "colours": images * STD[:, None, None] + MEAN[:, None, None],
     }
+
+
+def costs_of(batch: dict[str, Any], blocks: int) -> tuple[Tensor, Tensor, Tensor]:
+    return mask_costs(**{name: batch[name] for name in batch if name != "images"}, blocks=blocks, **STRENGTHS)
 
 
 @pytest.fixture(params=["puzzlemix_0.npz", "puzzlemix_1.npz"])
@@ -44,8 +50,10 @@ def golden(request: pytest.FixtureRequest) -> dict[str, Any]:
     return {name: torch.from_numpy(value) if value.ndim else value.item() for name, value in np.load(path).items()}
 
 
-@pytest.mark.parametrize(("transport", "suffix"), [(False, "_no_transport"), (True, "")])
-def test_the_published_programs_output_is_reproduced(golden: dict[str, Any], transport: bool, suffix: str) -> None:
+@pytest.mark.parametrize(("moves", "suffix"), [((), "_no_transport"), (("t_eps", "t_size"), "")])
+def test_the_published_programs_output_is_reproduced(
+    golden: dict[str, Any], moves: tuple[str, ...], suffix: str
+) -> None:
     count = len(golden["images"])
     mixed, targets = puzzlemix(
         golden["images"],
@@ -53,11 +61,9 @@ def test_the_published_programs_output_is_reproduced(golden: dict[str, Any], tra
         partner=golden["partner"],
         lam=golden["lam"],
         saliency=golden["saliency"],
+        colours=golden["images"] * golden["std"][:, None, None] + golden["mean"][:, None, None],
         blocks=golden["num_blocks"],
-        mean=golden["mean"],
-        std=golden["std"],
-        transport=transport,
-        **{name: golden[name] for name in ("beta", "gamma", "eta", "t_eps", "t_size")},
+        **{name: golden[name] for name in (*STRENGTHS, *moves)},
     )
     # Equal images without transport mean an equal mask: no recorded energy is lower.
     np.testing.assert_allclose(mixed, golden["mixed_images" + suffix], atol=1e-5, rtol=0)
@@ -67,15 +73,14 @@ def test_the_published_programs_output_is_reproduced(golden: dict[str, Any], tra
 
 
 def costs_by_loops(
-    images: Tensor, *, partner: Tensor, lam: float, saliency: Tensor, mean: Tensor, std: Tensor, blocks: int
+    *, images: Tensor, partner: Tensor, lam: float, saliency: Tensor, colours: Tensor, blocks: int
 ) -> tuple[np.ndarray, dict[tuple[int, ...], float]]:
     """Costs of each level, and weights of each pair of neighbours, from their definition."""
     beta, gamma, eta = STRENGTHS.values()
     count, _, side, _ = images.shape
     size, strength = side // blocks, beta / (16 * blocks)
     cell = {16: 4, 8: 4, 4: 4, 2: 2, 14: 2, 7: 1, 1: 1}[size]
-    colours = (images * std[:, None, None] + mean[:, None, None]).double().numpy()
-    pooled = colours.reshape(count, 3, side // cell, cell, side // cell, cell).mean((3, 5))
+    pooled = colours.double().numpy().reshape(count, 3, side // cell, cell, side // cell, cell).mean((3, 5))
     worth = saliency.double().numpy().reshape(count, blocks, size, blocks, size).mean((2, 4))
     worth /= worth.sum((1, 2), keepdims=True)
     per = size // cell
@@ -111,7 +116,7 @@ def costs_by_loops(
 @pytest.mark.parametrize(("side", "blocks"), [(32, 2), (32, 16), (28, 7), (28, 2), (14, 2)])
 def test_costs_are_their_definition(side: int, blocks: int) -> None:
     batch = batch_of(3, side)
-    cost, down, right = mask_costs(**batch, blocks=blocks, **STRENGTHS)
+    cost, down, right = costs_of(batch, blocks)
     levels, weights = costs_by_loops(**batch, blocks=blocks)
     scale = 1000 * blocks**2
     assert cost.dtype == down.dtype == right.dtype == torch.int32
@@ -129,7 +134,7 @@ def energy_by_loops(mask: np.ndarray, cost: np.ndarray, down: np.ndarray, right:
 
 
 def test_energy_is_its_definition_and_masks_on_small_grids_are_nearly_the_best() -> None:
-    costs = mask_costs(**batch_of(60, 32), blocks=2, **STRENGTHS)
+    costs = costs_of(batch_of(60, 32), 2)
     found = solve_mask(*costs)
     energies = mask_energy(found, *costs)
     best = []
@@ -146,7 +151,7 @@ def test_energy_is_its_definition_and_masks_on_small_grids_are_nearly_the_best()
 
 @pytest.mark.parametrize("blocks", [4, 8, 16])
 def test_no_change_of_one_block_and_no_plain_mask_is_better(blocks: int) -> None:
-    costs = mask_costs(**batch_of(4, 32), blocks=blocks, **STRENGTHS)
+    costs = costs_of(batch_of(4, 32), blocks)
     found = solve_mask(*costs)
     energies = mask_energy(found, *costs)
     assert 0 < found.float().mean() < 2
@@ -159,7 +164,7 @@ def test_no_change_of_one_block_and_no_plain_mask_is_better(blocks: int) -> None
 
 
 def test_a_mask_does_not_depend_on_the_rest_of_its_batch() -> None:
-    costs = mask_costs(**batch_of(9, 32), blocks=8, **STRENGTHS)
+    costs = costs_of(batch_of(9, 32), 8)
     alone = torch.cat([solve_mask(*(tensor[i : i + 1] for tensor in costs)) for i in range(9)])
     assert torch.equal(solve_mask(*costs), alone)
 
@@ -226,19 +231,19 @@ def test_images_without_a_grid_are_refused(height: int, width: int) -> None:
 def test_what_does_not_fit_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     batch = batch_of(2, 8)
     with pytest.raises(ValueError, match="got 3 blocks per side for 8 x 8 pixels"):
-        puzzlemix(targets=torch.eye(2), blocks=3, **batch)
+        puzzlemix(targets=torch.eye(2), blocks=3, **STRENGTHS, **batch)
     with pytest.raises(ValueError, match=r"saliency of each pixel, \(2, 8, 8\), got \(2, 4, 4\)"):
-        puzzlemix(targets=torch.eye(2), blocks=4, **{**batch, "saliency": torch.ones(2, 4, 4)})
+        puzzlemix(targets=torch.eye(2), blocks=4, **STRENGTHS, **{**batch, "saliency": torch.ones(2, 4, 4)})
     monkeypatch.setitem(__import__("sys").modules, "gco", None)
     with pytest.raises(ImportError, match=r"pip install 'rl-mix\[puzzle\]'"):
-        puzzlemix(targets=torch.eye(2), blocks=4, **batch)
+        puzzlemix(targets=torch.eye(2), blocks=4, **PUBLISHED, **batch)
 
 
 @pytest.mark.parametrize("t_size", [-1, 4, 8, 3])
 def test_a_piece_that_does_not_divide_the_block_moves_the_block(t_size: int) -> None:
     batch = batch_of(5, 32)
-    whole = puzzlemix(targets=torch.eye(5), blocks=4, t_size=-1, t_eps=0.02, **batch)
-    mixed = puzzlemix(targets=torch.eye(5), blocks=4, t_size=t_size, t_eps=0.02, **batch)
+    whole = puzzlemix(targets=torch.eye(5), blocks=4, t_eps=0.02, **STRENGTHS, **batch)
+    mixed = puzzlemix(targets=torch.eye(5), blocks=4, t_size=t_size, t_eps=0.02, **STRENGTHS, **batch)
     assert torch.equal(mixed[0], whole[0]) == (t_size != 4)
     assert torch.equal(mixed[1], whole[1])
 
@@ -251,10 +256,7 @@ def test_on_a_gpu_everything_but_the_cut_stays_there(monkeypatch: pytest.MonkeyP
         images = torch.empty(4, 3, 32, 32, device="cuda")
         saliency = torch.empty(4, 32, 32, device="cuda")
         partner = torch.empty(4, dtype=torch.long, device="cuda")
-        mean, std = torch.empty(2, 3, device="cuda")
-        costs = mask_costs(
-            images, partner=partner, lam=0.5, saliency=saliency, blocks=8, mean=mean, std=std, **STRENGTHS
-        )
+        costs = mask_costs(images, partner=partner, lam=0.5, saliency=saliency, blocks=8, **STRENGTHS)
         assert {tensor.device.type for tensor in costs} == {"cuda"}
         levels = torch.empty(4, 8, 8, dtype=torch.long, device="cuda")
         assert mask_energy(levels, *costs).device.type == "cuda"
@@ -265,20 +267,42 @@ def test_on_a_gpu_everything_but_the_cut_stays_there(monkeypatch: pytest.MonkeyP
 def test_an_image_without_saliency_has_the_same_everywhere() -> None:
     batch = batch_of(3, 16)
     batch["saliency"][1] = 0
-    mixed, targets = puzzlemix(targets=torch.eye(3), blocks=4, **batch)
+    mixed, targets = puzzlemix(targets=torch.eye(3), blocks=4, **PUBLISHED, **batch)
     uniform = {**batch, "saliency": batch["saliency"].clone()}
     uniform["saliency"][1] = 7
     assert mixed.isfinite().all()
-    torch.testing.assert_close((mixed, targets), puzzlemix(targets=torch.eye(3), blocks=4, **uniform))
+    torch.testing.assert_close((mixed, targets), puzzlemix(targets=torch.eye(3), blocks=4, **PUBLISHED, **uniform))
 
 
-def test_the_published_defaults() -> None:
-    assert module.BLOCKS == (2, 4, 8, 16)
-    assert puzzlemix.__kwdefaults__ == {
-        "transport": True,
-        "beta": 1.2,
-        "gamma": 0.5,
-        "eta": 0.2,
-        "t_eps": 0.8,
-        "t_size": 4,
-    }
+@pytest.mark.parametrize(
+    ("method", "set_by_policy", "used"),
+    [
+        ("puzzlemix", {}, PUBLISHED),
+        ("puzzlemix_no_transport", {}, STRENGTHS),
+        ("puzzlemix", {"beta": 5.0}, {**PUBLISHED, "beta": 5.0}),
+        ("puzzlemix_no_transport", {"gamma": 10.0}, {**STRENGTHS, "gamma": 10.0}),
+        ("puzzlemix", {"eta": 3.0}, {**PUBLISHED, "eta": 3.0}),
+        ("puzzlemix", {"t_eps": 0.01}, {**PUBLISHED, "t_eps": 0.01}),
+        ("puzzlemix", {"t_size": -1, "t_eps": 0.02}, {**STRENGTHS, "t_eps": 0.02, "t_size": -1}),
+    ],
+)
+def test_a_policy_mixes_as_published_but_for_the_options_it_sets(
+    method: str, set_by_policy: dict[str, float], used: dict[str, float]
+) -> None:
+    def squares(*shape: int, seed: int) -> Tensor:
+        return torch.randn(shape, generator=rng(seed)).repeat_interleave(8, 2).repeat_interleave(8, 3)
+
+    batch = batch_of(6, 32)
+    batch["images"] = squares(6, 3, 4, 4, seed=9)  # with edges where blocks meet
+    batch["colours"] = batch["images"] * STD[:, None, None] + MEAN[:, None, None]
+    gradient = squares(6, 1, 4, 4, seed=10) ** 3 * torch.randn(6, 3, 32, 32, generator=rng(11))
+    draw = MixDraw(batch["partner"], torch.zeros(6), 0.5, (0.5, 0.5), 0.3)  # 4 of (2, 4, 8, 16) blocks
+
+    def mixed(options: dict[str, float]) -> Tensor:
+        policy = MixPolicy({method: 1.0}, lam=LamDistribution("fixed", 0.6), options={method: options})
+        return policy.mix(method, MixInput(batch["images"], torch.eye(6), gradient, MEAN, STD), draw)[0]
+
+    saliency = pixel_saliency(gradient)
+    expected, _ = puzzlemix(targets=torch.eye(6), blocks=4, **used, **{**batch, "saliency": saliency})
+    assert torch.equal(mixed(set_by_policy), expected)
+    assert torch.equal(mixed(set_by_policy), mixed({})) == (not set_by_policy)

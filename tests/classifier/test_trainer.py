@@ -23,7 +23,7 @@ from torch.overrides import TorchFunctionMode
 from rlmix.classifier.data import ImageSet, Splits, load_dataset, split
 from rlmix.classifier.files import load_state, save_state
 from rlmix.classifier.mixing import METHODS, LamDistribution, MixPolicy
-from rlmix.classifier.mixing.methods import MixInput
+from rlmix.classifier.mixing.method import MixInput
 from rlmix.classifier.models import MODELS, build_model
 from rlmix.classifier.training.config import TrainConfig
 from rlmix.classifier.training.rmix_trainer import RMixTrainer

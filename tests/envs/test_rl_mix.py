@@ -18,7 +18,7 @@ from torch import nn
 from rlmix.classifier.data import ImageSet, Splits, load_dataset, resized, split
 from rlmix.classifier.files import load_state, save_state
 from rlmix.classifier.mixing import LamDistribution, MixDraw, MixPolicy
-from rlmix.classifier.mixing.rmix import THRESHOLDS
+from rlmix.classifier.mixing.draw import THRESHOLDS
 from rlmix.classifier.mixing.saliency import pooled_saliency
 from rlmix.classifier.training.batches import Batch, Views
 from rlmix.classifier.training.config import TrainConfig

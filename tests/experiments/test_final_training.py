@@ -299,6 +299,18 @@ def test_fixed_policy_is_a_schedule_of_one(method: str, tmp_path: Path) -> None:
     assert fixed[1]["trained_under"] == str(policy)
 
 
+def test_a_methods_own_options_reach_the_training(tmp_path: Path) -> None:
+    weights = []
+    for number, options in enumerate(([], ["--method-options", "decay=1.5", "max_soft=0.25"])):
+        out = tmp_path / str(number)
+        train_classifier.main([*OPTIONS, "--out", str(out), "--method", "fmix", "--clean-share", "0", *options])
+        weights.append(outcome(out)[0])
+    policy = MixPolicy({"fmix": 1.0}, options={"fmix": {"decay": 1.5, "max_soft": 0.25}})
+    assert outcome(tmp_path / "1")[1]["trained_under"] == str(policy)
+    PolicySchedule.fixed(policy).save(tmp_path / "policy.json")
+    assert replay(tmp_path / "replayed", "--policy", tmp_path / "policy.json")[0] == weights[1] != weights[0]
+
+
 def test_options_reach_the_training(policy: Path, tmp_path: Path) -> None:
     arguments = ("--policy", policy, "--updates", 12)
     plain, _ = replay(tmp_path / "plain", *arguments)
@@ -610,6 +622,10 @@ def test_refuses_an_agent_that_cannot_be_used(damage: str, refused: Any, agent: 
         ("--lam foo", "lam"),
         ("--lam fixed(2)", "lam"),
         ("--threshold 1", "threshold"),
+        ("--method-options decay=1", r"options\[cutmix\]: unknown option 'decay'; cutmix has none"),
+        ("--method fmix --method-options decay", "--method-options must be NAME=VALUE with a number, got 'decay'"),
+        ("--method fmix --method-options decay=few", "--method-options must be NAME=VALUE with a number"),
+        ("--method fmix --method-options decay=11", r"options\[fmix\]\[decay\] must be a number in \[0, 10\], got 11"),
         ("--label-beta 2", "label_beta"),
         ("--label-smoothing -1", "label_smoothing"),
         ("--updates 0", "updates"),

@@ -18,7 +18,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from rlmix.agent.rl_mix.agent import RLMixAgent
 from rlmix.agent.rl_mix.networks import new_policy
-from rlmix.classifier.mixing.rmix import THRESHOLDS
+from rlmix.classifier.mixing.draw import THRESHOLDS
 from rlmix.classifier.models import build_model
 from rlmix.classifier.training.config import TrainConfig
 from rlmix.classifier.training.trainer import Trainer
