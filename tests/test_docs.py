@@ -16,7 +16,6 @@ PAGES = sorted(
     [
         *ROOT.glob("*.md"),
         *ROOT.glob("docs/*.md"),
-        ROOT / "experiments/results/README.md",
         ROOT / "experiments/policies/README.md",
     ]
 )
@@ -50,7 +49,9 @@ def test_links_lead_to_files(page: Path) -> None:
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
 def test_named_programs_exist(page: Path) -> None:
-    text = page.read_text().partition("## Old and new names of commands")[0]
+    text = page.read_text()
+    for example in blocks(page, "python"):  # may show a program that a reader would add
+        text = text.replace(example, "")
     for script in SCRIPT.findall(text):
         assert (ROOT / script).is_file(), script
 
