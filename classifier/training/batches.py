@@ -7,7 +7,7 @@ so that nothing is copied from the device within a segment of training.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -17,6 +17,8 @@ from torch import Tensor
 from rlmix.classifier.data import ImageFiles, Splits, StreamDraw, augment, normalise, pad_images, stream_batches
 from rlmix.classifier.errors import InputError
 from rlmix.classifier.mixing.draw import MixDraw, seed_from
+from rlmix.classifier.mixing.methods import METHODS
+from rlmix.classifier.mixing.policy import MixPolicy
 from rlmix.classifier.training.config import TrainConfig
 
 BLOCK = 32  # updates whose random draws are made and sent to the device at a time
@@ -289,3 +291,17 @@ def stream_seed(seed: int, stream: str, number: int) -> int:
 
 def _channels_last(images: Tensor) -> Tensor:
     return images.contiguous(memory_format=torch.channels_last)
+
+
+def recycled_updates(plan: Sequence[str], policy: MixPolicy) -> list[bool]:
+    """Tell for each update if its gradient serves another: it is clean, and a saliency method follows before the next.
+
+    The updates after the plan are not known: its last clean update counts if the policy has a saliency method at all.
+    """
+    wanted = any(METHODS[method].needs_gradient for method in policy.shares)
+    flags = []
+    for method in reversed(plan):
+        flags.append(method == "clean" and wanted)
+        if method == "clean" or METHODS[method].needs_gradient:
+            wanted = METHODS[method].needs_gradient
+    return flags[::-1]

@@ -5,13 +5,14 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import Literal
+from typing import Literal, get_args
 
 from rlmix.classifier.errors import InputError, require_at_least
 
 Precision = Literal["auto", "bf16", "fp32"]
 
-LR_SCHEDULES = ("onecycle", "multistep", "piecewise")
+OptimiserName = Literal["sgd", "adamw"]
+ScheduleName = Literal["onecycle", "multistep", "piecewise", "cosine"]
 
 
 @dataclass(frozen=True)
@@ -29,9 +30,14 @@ class TrainConfig:
     """Images per update."""
     lr: float = 0.2
     """Highest learning rate."""
-    lr_schedule: Literal["onecycle", "multistep", "piecewise"] = "onecycle"
+    optimizer: OptimiserName = "sgd"
+    """Optimiser. sgd: with momentum; adamw: as vision transformers are trained, without decay of biases and
+    normalisation layers."""
+    lr_schedule: ScheduleName = "onecycle"
     """Learning rate over the training. onecycle: rises for 30 % of the updates, then falls; multistep: a tenth at each
-    milestone; piecewise: straight lines between points."""
+    milestone; piecewise: straight lines between points; cosine: a linear rise over warmup, then half a cosine to 0."""
+    warmup: float = 0.0
+    """Share of the updates, in [0, 1), over which cosine's learning rate rises."""
     lr_milestones: tuple[float, ...] = (0.5, 0.75)
     """Progress in (0, 1) of multistep's milestones, rising."""
     lr_points: tuple[tuple[float, float], ...] = ((0.0, 1.0), (1.0, 0.0))
@@ -41,7 +47,7 @@ class TrainConfig:
     nesterov: bool = True
     """Nesterov momentum rather than plain momentum."""
     weight_decay: float = 5e-4
-    """L2 penalty on every parameter."""
+    """L2 penalty on every parameter; with adamw decoupled weight decay, which wants larger values, such as 0.05."""
     augmentation: bool = True
     """Random crops and flips, as far as the data set allows them."""
     crop_padding: int | None = None
@@ -67,9 +73,15 @@ class TrainConfig:
         for name in ("lr", "momentum", "weight_decay"):
             if not 0 <= getattr(self, name) < math.inf:
                 raise InputError(f"{name} must be a finite number from 0, got {getattr(self, name)}")
-        for name, choices in (("lr_schedule", LR_SCHEDULES), ("saliency", ("recycled", "exact"))):
+        for name, choices in (
+            ("optimizer", get_args(OptimiserName)),
+            ("lr_schedule", get_args(ScheduleName)),
+            ("saliency", ("recycled", "exact")),
+        ):
             if getattr(self, name) not in choices:
                 raise InputError(f"{name} must be one of {', '.join(choices)}, got {getattr(self, name)!r}")
+        if not 0 <= self.warmup < 1:
+            raise InputError(f"warmup must be a share of the updates in [0, 1), got {self.warmup}")
         if any(not low < high < 1 for low, high in pairwise((0.0, *self.lr_milestones))):
             raise InputError(f"lr_milestones must rise within (0, 1), got {self.lr_milestones}")
         progress = [point for point, _ in self.lr_points]

@@ -23,6 +23,11 @@ class UpdateStats:
     target_entropy: float
     accuracy: float
 
+    @classmethod
+    def from_sums(cls, sums: Sequence[float], updates: int) -> UpdateStats | None:
+        """Return the means from sums over `updates` updates, in the order of the attributes; none without an update."""
+        return cls(*(value / updates for value in sums)) if updates else None
+
 
 @dataclass(frozen=True)
 class TrainStats:

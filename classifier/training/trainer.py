@@ -11,7 +11,7 @@ import math
 import time
 import warnings
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import replace
 from typing import Any
@@ -34,35 +34,14 @@ from rlmix.classifier.mixing.rmix import GRIDS
 from rlmix.classifier.mixing.saliency import input_gradient, patch_saliency
 from rlmix.classifier.mixing.targets import lamix_target, one_hot, smooth, soft_cross_entropy
 from rlmix.classifier.models import attach_label_head, build_model, hidden_stages, without_label_head
-from rlmix.classifier.training.batches import Batch, BatchSource, stream_seed
+from rlmix.classifier.training.batches import Batch, BatchSource, recycled_updates, stream_seed
 from rlmix.classifier.training.config import TrainConfig
+from rlmix.classifier.training.optimisers import LR_SCHEDULES, OPTIMISERS, restart_optimiser
 from rlmix.classifier.training.stats import EvalStats, TrainStats, UpdateStats
 
 PROBES = 4  # clean updates at the end of a segment whose saliency and gradient are measured
 EVALUATION_BATCH = 500  # images; one shape, so that evaluation is compiled once
 CALIBRATION_BINS = 15
-
-
-def _onecycle(optimizer: torch.optim.Optimizer, config: TrainConfig) -> torch.optim.lr_scheduler.LRScheduler:
-    # div_factor, final_div_factor and pct_start as R-Mix published them
-    return torch.optim.lr_scheduler.OneCycleLR(
-        optimizer, config.lr, total_steps=config.updates, pct_start=0.3, div_factor=100, final_div_factor=1e4
-    )
-
-
-def _multistep(optimizer: torch.optim.Optimizer, config: TrainConfig) -> torch.optim.lr_scheduler.LRScheduler:
-    milestones = [int(progress * config.updates) for progress in config.lr_milestones]
-    return torch.optim.lr_scheduler.MultiStepLR(optimizer, milestones, gamma=0.1)
-
-
-def _piecewise(optimizer: torch.optim.Optimizer, config: TrainConfig) -> torch.optim.lr_scheduler.LRScheduler:
-    progress, share = zip(*config.lr_points, strict=True)
-    return torch.optim.lr_scheduler.LambdaLR(
-        optimizer, lambda update: float(np.interp(update / config.updates, progress, share))
-    )
-
-
-_LR_SCHEDULES = {"onecycle": _onecycle, "multistep": _multistep, "piecewise": _piecewise}
 
 
 class Trainer:
@@ -95,14 +74,7 @@ class Trainer:
             self.model, self.head_layer = self._new_model()
         self.model.to(self.device).to(memory_format=torch.channels_last)
         self._network = DistributedDataParallel(self.model) if distributed else self.model
-        self.optimizer = torch.optim.SGD(
-            self.model.parameters(),
-            lr=config.lr,
-            momentum=config.momentum,
-            weight_decay=config.weight_decay,
-            nesterov=config.nesterov and config.momentum > 0,
-            fused=True,
-        )
+        self.optimizer = OPTIMISERS[config.optimizer](self.model, config)
         self._training_loss, self._evaluation_sums = self._loss_and_stats, self._batch_sums
         if config.compile == "on":
             self._compile()
@@ -141,10 +113,7 @@ class Trainer:
             if self.rank:  # the weights are everybody's, what layers draw is not
                 torch.manual_seed(stream_seed(seed, "data", -1) + self.rank)
             self._random_state = torch.get_rng_state()
-        self.optimizer.state.clear()
-        for group in self.optimizer.param_groups:
-            group.update(lr=self.config.lr, momentum=self.config.momentum)
-            group.pop("initial_lr", None)
+        restart_optimiser(self.optimizer, self.config)
         self._lr_schedule = self._new_lr_schedule()
         self.updates_done = self._fresh_batches = 0
         self._waiting = None
@@ -184,7 +153,7 @@ class Trainer:
         plan = [self._interleaver.next(policy.shares) for _ in range(updates)]
         probes = set([step for step, method in enumerate(plan) if method == "clean"][-PROBES:]) if probe else set()
         # The input gradient of these clean updates serves the saliency updates that follow on the same batch.
-        recycled = _recycled(plan, policy) if self.config.saliency == "recycled" else [False] * updates
+        recycled = recycled_updates(plan, policy) if self.config.saliency == "recycled" else [False] * updates
         beta = torch.full((), policy.label_beta, device=self.device)
         attached = torch.full((), 0.0 if policy.label_detach else 1.0, device=self.device)
         sums = {kind: torch.zeros(3, device=self.device) for kind in ("clean", "mixed")}
@@ -226,8 +195,8 @@ class Trainer:
             images=updates * self.config.batch_size,
             seconds=time.perf_counter() - started,
             methods={method: counts[method] for method in METHODS if counts[method]},
-            clean=_update_stats(clean, counts["clean"]),
-            mixed=_update_stats(other, updates - counts["clean"]),
+            clean=UpdateStats.from_sums(clean, counts["clean"]),
+            mixed=UpdateStats.from_sums(other, updates - counts["clean"]),
             saliency_entropy=probed_means[0] / len(probes) if measured else None,
             gradient_norm=probed_means[1] / len(probes) if measured else None,
             diverged=not finite,
@@ -359,8 +328,9 @@ class Trainer:
         self.optimizer.load_state_dict(state["optimizer"])
         for parameter, kept in self.optimizer.state.items():
             # A copy in the parameter's memory format: the fused step pairs values by place, not by index.
-            if (buffer := kept.get("momentum_buffer")) is not None:
-                kept["momentum_buffer"] = torch.empty_like(parameter).copy_(buffer)
+            for name, moment in kept.items():
+                if moment is not None and moment.shape == parameter.shape and moment.ndim:
+                    kept[name] = torch.empty_like(parameter).copy_(moment)
         self._lr_schedule.load_state_dict(state["lr_schedule"])
         self.updates_done = state["updates_done"]
         self._fresh_batches = state["fresh_batches"]
@@ -392,7 +362,7 @@ class Trainer:
         with warnings.catch_warnings():
             # The optimiser has made steps before, in the training that this one replaces.
             warnings.filterwarnings("ignore", message="Detected call of `lr_scheduler.step")
-            return _LR_SCHEDULES[self.config.lr_schedule](self.optimizer, self.config)
+            return LR_SCHEDULES[self.config.lr_schedule](self.optimizer, self.config)
 
     def _compile(self) -> None:
         reason = why_not_compile(self.device)
@@ -521,26 +491,8 @@ class Trainer:
             self._random_state = torch.get_rng_state()
 
 
-def _recycled(plan: Sequence[str], policy: MixPolicy) -> list[bool]:
-    """For each update, whether it is clean and a saliency method comes before the next clean one.
-
-    The updates after the plan are not known: its last clean update counts if the policy has a saliency method at all.
-    """
-    wanted = any(METHODS[method].needs_gradient for method in policy.shares)
-    flags = []
-    for method in reversed(plan):
-        flags.append(method == "clean" and wanted)
-        if method == "clean" or METHODS[method].needs_gradient:
-            wanted = METHODS[method].needs_gradient
-    return flags[::-1]
-
-
 def _to_host(*tensors: Tensor) -> list[list[float]]:
     """The values of 1-d tensors, brought to the host in one copy."""
     values = torch.cat(tensors).tolist()
     ends = np.cumsum([len(tensor) for tensor in tensors])
     return [values[end - len(tensor) : end] for end, tensor in zip(ends, tensors, strict=True)]
-
-
-def _update_stats(sums: list[float], updates: int) -> UpdateStats | None:
-    return UpdateStats(*(value / updates for value in sums)) if updates else None

@@ -1,0 +1,80 @@
+"""Optimisers and learning-rate schedules by name; a new one is an entry here and its name in `TrainConfig`."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import torch
+from torch import nn
+from torch.optim.lr_scheduler import LambdaLR, LRScheduler, MultiStepLR, OneCycleLR
+
+from rlmix.classifier.training.config import TrainConfig
+
+BETAS = (0.9, 0.999)  # torch's default for AdamW
+
+
+def _sgd(model: nn.Module, config: TrainConfig) -> torch.optim.Optimizer:
+    return torch.optim.SGD(
+        model.parameters(),
+        lr=config.lr,
+        momentum=config.momentum,
+        weight_decay=config.weight_decay,
+        nesterov=config.nesterov and config.momentum > 0,
+    )
+
+
+def _adamw(model: nn.Module, config: TrainConfig) -> torch.optim.Optimizer:
+    # As timm has it, biases and normalisation layers (all that is not a matrix or a kernel) do not decay.
+    parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    groups = [
+        {"params": [parameter for parameter in parameters if parameter.ndim > 1]},
+        {"params": [parameter for parameter in parameters if parameter.ndim <= 1], "weight_decay": 0.0},
+    ]
+    return torch.optim.AdamW(
+        [group for group in groups if group["params"]], lr=config.lr, betas=BETAS, weight_decay=config.weight_decay
+    )
+
+
+OPTIMISERS = {"sgd": _sgd, "adamw": _adamw}
+
+
+def restart_optimiser(optimiser: torch.optim.Optimizer, config: TrainConfig) -> None:
+    """Forget the moments of an earlier training, and what its schedule made of learning rate and momentum."""
+    optimiser.state.clear()
+    for group in optimiser.param_groups:
+        group.pop("initial_lr", None)
+        group.update({"lr": config.lr} | ({"betas": BETAS} if "betas" in group else {"momentum": config.momentum}))
+
+
+def _onecycle(optimiser: torch.optim.Optimizer, config: TrainConfig) -> LRScheduler:
+    # div_factor, final_div_factor and pct_start as R-Mix published them
+    return OneCycleLR(
+        optimiser, config.lr, total_steps=config.updates, pct_start=0.3, div_factor=100, final_div_factor=1e4
+    )
+
+
+def _multistep(optimiser: torch.optim.Optimizer, config: TrainConfig) -> LRScheduler:
+    milestones = [int(progress * config.updates) for progress in config.lr_milestones]
+    return MultiStepLR(optimiser, milestones, gamma=0.1)
+
+
+def _piecewise(optimiser: torch.optim.Optimizer, config: TrainConfig) -> LRScheduler:
+    progress, share = zip(*config.lr_points, strict=True)
+    return LambdaLR(optimiser, lambda update: float(np.interp(update / config.updates, progress, share)))
+
+
+def _cosine(optimiser: torch.optim.Optimizer, config: TrainConfig) -> LRScheduler:
+    # timm's CosineLRScheduler with warmup_prefix, t_in_epochs=False and warmup_lr_init = lr / (warm-up + 1): the first
+    # update has a learning rate above 0.
+    rise = round(config.warmup * config.updates)
+
+    def share(update: int) -> float:
+        if update < rise:
+            return (update + 1) / (rise + 1)
+        return (1 + math.cos(math.pi * (update - rise) / max(config.updates - rise, 1))) / 2
+
+    return LambdaLR(optimiser, share)
+
+
+LR_SCHEDULES = {"onecycle": _onecycle, "multistep": _multistep, "piecewise": _piecewise, "cosine": _cosine}
