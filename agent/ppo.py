@@ -21,7 +21,7 @@ from rlmix.agent.config import PPOConfig
 from rlmix.agent.files import SHIPPED, SHIPPED_FOLDER, AgentFormat, NoOptimizer, files_checksum, write_files
 from rlmix.classifier.errors import InputError
 from rlmix.classifier.hardware import require_memory
-from rlmix.envs import DIMENSIONS, Menu, MixPolicyEnv, Task
+from rlmix.envs import DIMENSIONS, Menu, MixPolicyEnv, Task, TaskDistribution, TaskTrainer
 from rlmix.envs.mix_policy import segment_ends
 from rlmix.envs.observation import VERSION as OBSERVATION_VERSION
 from rlmix.envs.observation import observation_space
@@ -188,6 +188,11 @@ class Agent:
             dimension: dict(zip(self.menu.names(dimension), marginal.probs[0].tolist(), strict=True))
             for dimension, marginal in zip(DIMENSIONS, distribution.distribution, strict=True)
         }
+
+    def environment(self, trainer: TaskTrainer, task: Task) -> MixPolicyEnv:
+        """Return the environment in which the agent can play `task`; the reward is that of the end, `final`."""
+        tasks = TaskDistribution(updates=(task.updates, task.updates))
+        return MixPolicyEnv(task_trainer=trainer, tasks=tasks, segments=self.segments, menu=self.menu, reward="final")
 
     def play(self, env: MixPolicyEnv, task: Task, seed: int) -> list[tuple[int, ...]]:
         """Train a task with the agent's most probable actions; the environment's trainer is then at its end.

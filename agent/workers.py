@@ -12,14 +12,14 @@ from stable_baselines3.common.vec_env import VecEnv
 from rlmix.agent.ppo import Agent
 from rlmix.classifier.mixing import PolicySchedule
 from rlmix.envs import MixPolicyEnv, Task
+from rlmix.envs.seeds import derive_seed, training_seed
 
 STREAMS = ("search", "greedy", "candidates", "contest")  # seeds of one never meet those of another
 
 
 def episode_seed(search_seed: int, stream: str, *numbers: int) -> int:
-    """The seed of an episode or training: a pure function of the search's seed, what it is for, and its numbers."""
-    words = np.random.SeedSequence([search_seed, STREAMS.index(stream), *numbers]).generate_state(1)
-    return int(words[0] >> 1)
+    """Return the seed of an episode or training: a pure function of the search's seed, its purpose and its numbers."""
+    return derive_seed(search_seed, STREAMS.index(stream), *numbers)
 
 
 @dataclass(frozen=True)
@@ -76,22 +76,23 @@ class Worker(gym.Wrapper[NDArray[np.float32], Any, NDArray[np.float32], Any]):
     def prepare_reference(self, tasks: Sequence[int]) -> None:
         """Measure the reference on task `tasks[index]`, if this worker's index is in the list."""
         if self._index < len(tasks):
-            self.mix_policy_env.prepare_reference(tasks[self._index])
+            env = self.mix_policy_env
+            if env.references is not None:
+                env.references.prepare(env.tasks.task(tasks[self._index]))
 
     def train_under(self, jobs: Sequence["Job"]) -> dict[str, float] | None:
         """Run job `jobs[index]`, if this worker's index is in the list; gives accuracy by split."""
         if self._index >= len(jobs):
             return None
-        job, env = jobs[self._index], self.mix_policy_env
+        job, trainer = jobs[self._index], self.mix_policy_env.task_trainer
         task = Task(**job.task)
         if job.agent is None:
             assert job.schedule is not None
-            schedule = PolicySchedule.from_json(job.schedule)
-            return env.train_under(schedule, task, job.seed, splits=job.splits)
-        agent = Agent.from_files(job.agent)
-        seen = env.seen_by(agent.menu, agent.segments, task)
-        agent.play(seen, task, job.seed)
-        return seen.measure(job.splits)
+            trainer.run(PolicySchedule.from_json(job.schedule), task, training_seed(job.seed))
+        else:
+            agent = Agent.from_files(job.agent)
+            agent.play(agent.environment(trainer, task), task, job.seed)
+        return trainer.measure(job.splits)
 
 
 @dataclass(frozen=True)

@@ -3,6 +3,16 @@
 from rlmix.envs.menu import DIMENSIONS, Menu
 from rlmix.envs.mix_policy import FlatMixPolicyEnv, MixPolicyEnv
 from rlmix.envs.rl_mix import RLMixEnv
+from rlmix.envs.task_trainer import TaskTrainer
 from rlmix.envs.tasks import Task, TaskDistribution
 
-__all__ = ["DIMENSIONS", "FlatMixPolicyEnv", "Menu", "MixPolicyEnv", "RLMixEnv", "Task", "TaskDistribution"]
+__all__ = [
+    "DIMENSIONS",
+    "FlatMixPolicyEnv",
+    "Menu",
+    "MixPolicyEnv",
+    "RLMixEnv",
+    "Task",
+    "TaskDistribution",
+    "TaskTrainer",
+]

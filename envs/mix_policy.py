@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from itertools import pairwise
@@ -14,21 +13,20 @@ import numpy as np
 from gymnasium import spaces
 from numpy.typing import NDArray
 
-from rlmix.classifier.data import Splits, load_dataset, split
+from rlmix.classifier.data import Splits
 from rlmix.classifier.errors import InputError
-from rlmix.classifier.mixing import MixPolicy, PolicySchedule
+from rlmix.classifier.mixing import MixPolicy
 from rlmix.classifier.mixing.picture import mixed_picture
 from rlmix.classifier.training.config import TrainConfig
-from rlmix.classifier.training.stats import EvalStats
 from rlmix.classifier.training.trainer import Trainer
 from rlmix.envs.menu import Menu
 from rlmix.envs.observation import TrainingState, observation_space, observe
-from rlmix.envs.reference import ReferenceCurve, measure_reference
+from rlmix.envs.reference import References
+from rlmix.envs.rewards import Outcome, require_reward, score
+from rlmix.envs.seeds import training_seed
+from rlmix.envs.task_trainer import TaskTrainer
 from rlmix.envs.tasks import Task, TaskDistribution
 
-REWARDS = ("relative", "standing", "change", "final")
-REFERRED = REWARDS[:2]  # that compare with a reference
-SCORE_LIMIT = 10.0  # standard deviations; a diverged training would otherwise outweigh a thousand others
 DIGITS_TASK = TaskDistribution(train_size=(300, 300), updates=(60, 60))
 
 
@@ -87,14 +85,17 @@ class MixPolicyEnv(gym.Env[Any, Any]):
     ## Rewards
     Episodes have a finite length: use a discount of 1.
 
-    - `relative` (default): a score is validation accuracy less that of the reference policy on the same task at the
-      same progress, in standard deviations over seeds at that progress, limited to ±10; the reward is its change over
-      the segment, so that an episode's sum is its final score. The reference is the mean over `reference_seeds`
-      trainings; with 0, one training from the episode's own seed.
-    - `standing`: that final score at the end of the episode, 0 before: for an agent that cannot see the reference, and
-      so cannot tell how much of a score it has had already.
-    - `change`: validation accuracy less that before the segment, starting at chance, in [0, 1].
-    - `final`: validation accuracy after the last segment, in [0, 1]; 0 before.
+    | Name | Meaning |
+    |---|---|
+    | `relative` | change of the score over the segment; an episode's sum is its final score |
+    | `standing` | final score at the end of the episode, 0 before |
+    | `change` | change of validation accuracy over the segment, from chance at the start |
+    | `final` | validation accuracy after the last segment, in [0, 1]; 0 before |
+
+    A score is validation accuracy less that of the reference policy on the same task at the same progress, in standard
+    deviations over seeds at that progress, limited to ±10. The reference is the mean over `reference_seeds` trainings;
+    with 0, one training from the episode's own seed. `standing` suits an agent that cannot see the reference, and so
+    cannot tell how much of a score it has had already.
 
     Validation inside an episode uses the first `validation_limit` images of the split, after the last segment all.
 
@@ -118,20 +119,23 @@ class MixPolicyEnv(gym.Env[Any, Any]):
 
     Args:
         dataset: name for `classifier.data.load_dataset`.
-        data_root: folder where the data set lies; none = looked for.
-        image_size: side in pixels that its images are resized to; none = left as they are.
+        data_root: folder of the data set; optional, defaults to the usual places.
+        image_size: side in pixels that images are resized to; optional, defaults to their own.
         training: the classifier's setting, a `TrainConfig` or a dictionary of its fields; a task sets `updates` and
             scales `lr`.
-        tasks: where episodes' tasks come from, a `TaskDistribution` or a dictionary of its fields.
+        tasks: distribution of the episodes' tasks, a `TaskDistribution` or a dictionary of its fields.
         segments: number of equal segments, or the progress in (0, 1] at which each one ends.
-        reward: `relative`, `standing`, `change` or `final`.
-        menu: what can be chosen; none = the default.
-        reference: the policy that `relative` and `standing` compare with; none = CutMix on half the updates.
-        reference_seeds: trainings of the reference on each task; 0 = one, from the episode's own seed.
+        reward: name of a reward.
+        menu: choices of the agent; optional, defaults to `Menu()`.
+        reference: policy that `relative` and `standing` compare with; optional, defaults to CutMix on half the updates.
+        reference_seeds: number of trainings of the reference on each task; 0 for one, from the episode's own seed.
         reference_cache: folder where references are kept between runs and shared by workers.
-        validation_size: validation images; none = the data set's default.
-        validation_limit: how many of them are used before the end of training.
-        splits: the data, where the caller has it loaded already; `dataset` is then not read.
+        validation_size: number of validation images; optional, defaults to the data set's.
+        validation_limit: number of validation images used before the end of training; none for all.
+        splits: the data, where it is loaded already; `dataset` is then not read.
+        task_trainer: trains the episodes' tasks; optional, by default made of data set, training and validation, which
+            are otherwise not read. Environments that share one must not be played in turn: starting an episode of one
+            ends that of another.
         render_mode: `rgb_array` for `render()`: the last mixed images with their targets.
 
     Raises:
@@ -157,31 +161,34 @@ class MixPolicyEnv(gym.Env[Any, Any]):
         validation_size: int | None = None,
         validation_limit: int | None = 1000,
         splits: Splits | None = None,
+        task_trainer: TaskTrainer | None = None,
         render_mode: str | None = None,
     ) -> None:
         self.menu = menu or Menu()
         self.tasks = TaskDistribution(**tasks) if isinstance(tasks, Mapping) else tasks or DIGITS_TASK
-        self.training = TrainConfig(**training) if isinstance(training, Mapping) else training or TrainConfig()
         self.segments = segment_ends(segments)
         require_updates(self.segments, *self.tasks.updates)
-        if reward not in REWARDS:
-            raise InputError(f"reward must be one of {', '.join(REWARDS)}, got {reward!r}")
-        if reference_seeds < 0:
-            raise InputError(f"reference_seeds must be at least 0, got {reference_seeds}")
-        if validation_limit is not None and validation_limit < 1:
-            raise InputError(f"validation_limit must be at least 1 image or none, got {validation_limit}")
-        self.reward = reward
-        self.reference = reference or MixPolicy({"clean": 0.5, "cutmix": 0.5})
-        self.reference_seeds = reference_seeds
-        self.validation_limit = validation_limit
+        self.task_trainer = task_trainer or TaskTrainer(
+            dataset,
+            data_root,
+            image_size=image_size,
+            training=training,
+            validation_size=validation_size,
+            validation_limit=validation_limit,
+            splits=splits,
+        )
+        self.reward = require_reward(reward)
+        references = References(
+            self.task_trainer,
+            reference or MixPolicy({"clean": 0.5, "cutmix": 0.5}),
+            segments=self.segments,
+            seeds=reference_seeds,
+            cache=None if reference_cache is None else Path(reference_cache),
+        )
+        self.references = references if self.reward.needs_reference else None
         self.render_mode = render_mode
-        self._dataset, self._data_root, self._image_size = dataset, data_root, image_size
-        self._validation_size = validation_size
-        self._reference_cache = None if reference_cache is None else Path(reference_cache)
-        self._references: dict[Task, ReferenceCurve] = {}
-        self._splits = splits
-        self._trainer: Trainer | None = None
-        self._state: TrainingState | None = None
+        self.state: TrainingState | None = None
+        self._training = 0
         self.action_space = spaces.MultiDiscrete(list(self.menu.sizes))
         self.observation_space = observation_space(self.menu)
 
@@ -191,8 +198,8 @@ class MixPolicyEnv(gym.Env[Any, Any]):
         """Start a new training; see the class.
 
         Args:
-            seed: of the episode.
-            options: `task`, what is trained instead of the task that the seed stands for.
+            seed: seed of the episode.
+            options: `task`, the task to train instead of the one that the seed stands for.
         """
         super().reset(seed=seed)
         self._episode_seed = int(self.np_random.integers(2**31)) if seed is None else seed
@@ -202,65 +209,56 @@ class MixPolicyEnv(gym.Env[Any, Any]):
         else:
             task = given if isinstance(given, Task) else Task(**given)
             require_updates(self.segments, task.updates, task.updates)
-        trainer = self.prepare(task)
         train_seed = training_seed(self._episode_seed)
-        if self.reward in REFERRED:
-            self._curve = self._reference_curve(trainer, task, train_seed)
-        trainer.reset(train_seed, updates=task.updates)
+        self._curve = None if self.references is None else self.references.curve(task, train_seed)
+        trainer = self.task_trainer.start(task, train_seed)
+        self._training = self.task_trainer.trainings
         self._segment = 0
         self._accuracy = 1 / trainer.num_classes
         self._score = 0.0
-        self._state = TrainingState(
+        self.state = TrainingState(
             task, trainer.num_classes, trainer.config.batch_size, trainer.progress, trainer.relative_lr
         )
-        return observe(self._state, self.menu), {"episode_seed": self._episode_seed, "task": asdict(task)}
+        return observe(self.state, self.menu), {"episode_seed": self._episode_seed, "task": asdict(task)}
 
     def step(
         self, action: NDArray[np.int64] | Sequence[int]
     ) -> tuple[NDArray[np.float32], float, bool, bool, dict[str, Any]]:
         """Train one segment under the policy that `action` stands for; see the class."""
-        if self._state is None:
+        if self.state is None or self.task_trainer.trainings != self._training:
             raise RuntimeError("there is no episode to step: call reset() first, also after the end of an episode")
-        trainer, task = self.prepare(self._state.task), self._state.task
+        trainer, task = self.trainer, self.state.task
         choice = tuple(int(index) for index in action)
         policy = self.menu.policy(choice)
-        end = round(self.segments[self._segment] * task.updates)
-        stretch = trainer.train(policy, end - trainer.updates_done)
-        last = self._segment == len(self.segments) - 1
-        evaluation = None
-        if not stretch.diverged:
-            evaluation = trainer.evaluate("validation", limit=None if last else self.validation_limit)
-        diverged = evaluation is None or not math.isfinite(evaluation.loss)
-        if evaluation is None or diverged:
-            chance = 1 / trainer.num_classes
-            evaluation = EvalStats(chance, math.log(trainer.num_classes), chance, 0.0, 0)
-        terminated = last or diverged
-        reward = self._reward(evaluation.accuracy, terminated)
-        self._state = TrainingState(
+        segment = self.task_trainer.train_segment(policy, round(self.segments[self._segment] * task.updates))
+        accuracy = segment.evaluation.accuracy
+        terminated = segment.diverged or self._segment == len(self.segments) - 1
+        reward = self._reward(accuracy, terminated)
+        self.state = TrainingState(
             task,
             trainer.num_classes,
             trainer.config.batch_size,
             trainer.progress,
             trainer.relative_lr,
-            stretch=stretch,
-            evaluation=evaluation,
+            segment=segment.stats,
+            evaluation=segment.evaluation,
             accuracy_before=self._accuracy,
             action=choice,
         )
-        observation = observe(self._state, self.menu)
-        self._accuracy = evaluation.accuracy
+        observation = observe(self.state, self.menu)
+        self._accuracy = accuracy
         self._segment += 1
         info = {
             "episode_seed": self._episode_seed,
-            "validation_accuracy": evaluation.accuracy,
+            "validation_accuracy": accuracy,
             "progress": trainer.progress,
-            "images": stretch.images,
+            "images": segment.stats.images,
             "policy": policy.to_json(),
-            "diverged": diverged,
+            "diverged": segment.diverged,
         }
         if terminated:
             info["task"] = asdict(task)
-            self._state = None
+            self.state = None
         return observation, reward, terminated, False, info
 
     @property
@@ -270,115 +268,23 @@ class MixPolicyEnv(gym.Env[Any, Any]):
         Raises:
             RuntimeError: there has been no episode.
         """
-        if self._trainer is None:
-            raise RuntimeError("there is no training yet: call reset() first")
-        return self._trainer
+        return self.task_trainer.trainer
 
     def render(self) -> NDArray[np.uint8] | None:
-        """The last mixed images with their targets, `[H, W, 3]`; nothing before there were any."""
-        if self.render_mode != "rgb_array" or self._trainer is None or self._trainer.last_mixed is None:
+        """Return the last mixed images with their targets, `[H, W, 3]`; none before there were any."""
+        if self.render_mode != "rgb_array" or self._training == 0 or self.trainer.last_mixed is None:
             return None
-        images, targets = self._trainer.last_mixed
-        data = self._trainer.data
+        images, targets = self.trainer.last_mixed
+        data = self.trainer.data
         return mixed_picture(images, targets, class_names=data.class_names, mean=data.mean, std=data.std)
 
-    def train_under(
-        self, schedule: PolicySchedule, task: Task, seed: int, *, splits: Sequence[str]
-    ) -> dict[str, float]:
-        """Train a task under a schedule instead of an agent's choices; ends a running episode.
-
-        Args:
-            schedule: which policy at which progress.
-            task: what is trained.
-            seed: of the training, as an episode's.
-            splits: what to measure at the end, each on all its images.
-
-        Returns:
-            Accuracy on each split; at chance where the training diverged.
-        """
-        self._state = None
-        trainer = self.prepare(task)
-        trainer.reset(training_seed(seed), updates=task.updates)
-        for end, policy in schedule.ends(task.updates):
-            if trainer.train(policy, end - trainer.updates_done).diverged:
-                return dict.fromkeys(splits, 1 / trainer.num_classes)
-        return self.measure(splits)
-
-    def prepare(self, task: Task) -> Trainer:
-        """The trainer, holding the images of `task`; whoever trains with it ends a running episode."""
-        if self._splits is None:
-            data = load_dataset(self._dataset, self._data_root, image_size=self._image_size)
-            self._splits = split(data, validation_size=self._validation_size)
-        if self._trainer is None:
-            # The whole data set goes to the device once; tasks are drawn there.
-            first = task.draw(self._splits)
-            self._trainer = Trainer(task.training(self.training), first)
-            self._splits = self._splits.to(self._trainer.device)
-            self._task = task
-        elif task != self._task:
-            lr = task.training(self.training).lr
-            self._trainer.reset(0, data=task.draw(self._splits), updates=task.updates, lr=lr)
-            self._task = task
-        return self._trainer
-
-    def seen_by(self, menu: Menu, segments: Sequence[float], task: Task) -> MixPolicyEnv:
-        """This environment as an agent with another menu and other segments knows it, to play `task` alone.
-
-        The reward is that of the end, `final`. The trainer is shared; ends a running episode.
-        """
-        self._state = None
-        self.prepare(task)
-        other = MixPolicyEnv.__new__(MixPolicyEnv)  # whatever kind of it this is
-        other.__dict__.update(self.__dict__)
-        other.menu, other.segments, other.reward = menu, segment_ends(segments), "final"
-        other.action_space = spaces.MultiDiscrete(list(menu.sizes))
-        other.observation_space = observation_space(menu)
-        return other
-
-    def measure(self, splits: Sequence[str]) -> dict[str, float]:
-        """Accuracy of the trained classifier on all images of each split; at chance where the training diverged."""
-        evaluations = {name: self.trainer.evaluate(name) for name in splits}
-        if not all(math.isfinite(evaluation.loss) for evaluation in evaluations.values()):
-            return dict.fromkeys(splits, 1 / self.trainer.num_classes)
-        return {name: evaluation.accuracy for name, evaluation in evaluations.items()}
-
-    def prepare_reference(self, number: int) -> None:
-        """Measure the reference on task `number` of the pool ahead of time; ends a running episode."""
-        self._state = None
-        if self.reward in REFERRED and self.reference_seeds:
-            task = self.tasks.task(number)
-            self._reference_curve(self.prepare(task), task, train_seed=0)
-
-    def _reference_curve(self, trainer: Trainer, task: Task, train_seed: int) -> ReferenceCurve:
-        own_seed = self.reference_seeds == 0
-        if own_seed or task not in self._references:
-            curve = measure_reference(
-                trainer,
-                task,
-                self.reference,
-                ends=[round(end * task.updates) for end in self.segments],
-                seeds=[train_seed] if own_seed else [training_seed(-1 - i) for i in range(self.reference_seeds)],
-                validation_limit=self.validation_limit,
-                cache=self._reference_cache,
-            )
-            if own_seed:
-                return curve
-            self._references[task] = curve
-        return self._references[task]
-
     def _reward(self, accuracy: float, terminated: bool) -> float:
-        if self.reward == "change":
-            return accuracy - self._accuracy
-        if self.reward == "final":
-            return accuracy if terminated else 0.0
-        # A training that diverged is measured against the reference's end, where it would have been compared.
-        segment = len(self.segments) - 1 if terminated else self._segment
-        score = (accuracy - self._curve.accuracies[segment]) / self._curve.scales[segment]
-        score = min(max(score, -SCORE_LIMIT), SCORE_LIMIT)
-        if self.reward == "standing":
-            return score if terminated else 0.0
-        reward, self._score = score - self._score, score
-        return reward
+        before, self._score = self._score, 0.0
+        if self._curve is not None:
+            # A training that diverged is compared with the reference's end, where it would have been compared.
+            segment = -1 if terminated else self._segment
+            self._score = score(accuracy, self._curve.accuracies[segment], self._curve.scales[segment])
+        return self.reward.function(Outcome(accuracy, self._accuracy, self._score, before, terminated))
 
 
 class FlatMixPolicyEnv(MixPolicyEnv):
@@ -400,7 +306,7 @@ class FlatMixPolicyEnv(MixPolicyEnv):
 
 
 def segment_ends(segments: int | Sequence[float]) -> tuple[float, ...]:
-    """The progress at which each segment ends.
+    """Return the progress at which each segment ends.
 
     Args:
         segments: a number of equal segments, at least 1, or the ends themselves, rising in (0, 1] to 1.
@@ -435,8 +341,3 @@ def require_updates(segments: Sequence[float], fewest: int, most: int) -> None:
                 f"every segment needs an update: got {len(segments)} segments that end at the updates {ends[1:]} of a "
                 f"training of {updates}; use fewer or longer segments, or longer trainings"
             )
-
-
-def training_seed(episode_seed: int) -> int:
-    """The seed of an episode's training, apart from what its number means elsewhere; below 0 those of references."""
-    return int(np.random.SeedSequence([abs(episode_seed), 1 if episode_seed >= 0 else 2]).generate_state(1)[0] >> 1)

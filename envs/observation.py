@@ -67,7 +67,7 @@ class TrainingState:
         batch_size: images per update.
         progress: share of the training that is done, in [0, 1].
         relative_lr: learning rate of the next update over the highest one.
-        stretch: the last segment; none at the start.
+        segment: statistics of the last segment; none at the start.
         evaluation: validation after it; none at the start, which stands for a classifier at chance.
         accuracy_before: validation accuracy before it.
         action: the last choice; none at the start.
@@ -78,7 +78,7 @@ class TrainingState:
     batch_size: int
     progress: float
     relative_lr: float
-    stretch: TrainStats | None = None
+    segment: TrainStats | None = None
     evaluation: EvalStats | None = None
     accuracy_before: float = 0.0
     action: tuple[int, ...] | None = None
@@ -107,18 +107,18 @@ def observe(state: TrainingState, menu: Menu) -> NDArray[np.float32]:
             confidence=state.evaluation.confidence,
             calibration_error=state.evaluation.calibration_error,
         )
-    if state.stretch is not None:
-        for kind, stats in (("clean", state.stretch.clean), ("mixed", state.stretch.mixed)):
+    if state.segment is not None:
+        for kind, stats in (("clean", state.segment.clean), ("mixed", state.segment.mixed)):
             if stats is not None:
                 values[f"{kind}_seen"] = 1.0
                 values[f"{kind}_excess_loss"] = (stats.loss - stats.target_entropy) / log_classes
                 values[f"{kind}_accuracy"] = stats.accuracy
-        if state.stretch.clean is not None:
-            values["accuracy_gap"] = state.stretch.clean.accuracy - values["validation_accuracy"]
-        if state.stretch.saliency_entropy is not None and state.stretch.gradient_norm is not None:
+        if state.segment.clean is not None:
+            values["accuracy_gap"] = state.segment.clean.accuracy - values["validation_accuracy"]
+        if state.segment.saliency_entropy is not None and state.segment.gradient_norm is not None:
             values["probes_seen"] = 1.0
-            values["saliency_entropy"] = state.stretch.saliency_entropy
-            values["log_gradient_norm"] = math.log10(max(state.stretch.gradient_norm, 1e-12)) / 5
+            values["saliency_entropy"] = state.segment.saliency_entropy
+            values["log_gradient_norm"] = math.log10(max(state.segment.gradient_norm, 1e-12)) / 5
     space = observation_space(menu)
     raw = np.array([*values.values(), *one_hot(state.action, menu)], dtype=np.float32)
     # A diverged training reports numbers that are not finite: they stand at the worst end of their range.

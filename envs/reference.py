@@ -1,4 +1,4 @@
-"""How well a fixed reference policy does on a task: what the relative reward is measured against."""
+"""Validation accuracy of a fixed reference policy on a task, which some rewards compare with."""
 
 import hashlib
 import json
@@ -11,16 +11,18 @@ from pathlib import Path
 import numpy as np
 
 from rlmix.classifier.data import ImageFiles
+from rlmix.classifier.errors import InputError
 from rlmix.classifier.files import write_atomic
 from rlmix.classifier.mixing import MixPolicy
-from rlmix.classifier.training.stats import EvalStats
 from rlmix.classifier.training.trainer import Trainer
+from rlmix.envs.seeds import training_seed
+from rlmix.envs.task_trainer import TaskTrainer
 from rlmix.envs.tasks import Task
 
 
 @dataclass(frozen=True)
 class ReferenceCurve:
-    """A reference policy's validation accuracy on one task.
+    """Validation accuracy of a reference policy on one task.
 
     Attributes:
         accuracies: mean over seeds at the end of each segment, in [0, 1].
@@ -32,82 +34,91 @@ class ReferenceCurve:
     scales: tuple[float, ...]
 
 
-def measure_reference(
-    trainer: Trainer,
-    task: Task,
-    policy: MixPolicy,
-    *,
-    ends: Sequence[int],
-    seeds: Sequence[int],
-    validation_limit: int | None,
-    cache: Path | None,
-) -> ReferenceCurve:
-    """Train the task under the reference policy, once for each seed, or read what an earlier run found.
+class References:
+    """The reference policy's curve on every task, each measured once, or read from what an earlier run measured.
 
     Args:
-        trainer: holds the task's images; its training is replaced.
-        task: what is trained.
+        trainer: trains the reference; a training that it has begun is lost when a curve is measured.
         policy: the reference.
-        ends: update at which each segment ends.
-        seeds: training seeds, at least one.
-        validation_limit: validation images at the end of every segment but the last.
-        cache: folder of earlier results; none = not kept. One that is damaged or cannot be written is done without.
+        segments: progress at which each segment ends.
+        seeds: number of trainings on each task; 0 for one, from the seed of the training that is compared.
+        cache: folder of earlier results; none keeps nothing. A damaged or unwritable cache is ignored.
+
+    Raises:
+        ValueError: the number of seeds is below 0.
     """
-    # The device and thread count change results in the last bits only; those of one run folder are always the same.
-    key = json.dumps(
-        [asdict(task), policy.to_json(), list(ends), list(seeds), validation_limit, _config_key(trainer)],
-        sort_keys=True,
-    )
-    file = None if cache is None else cache / f"{hashlib.sha256(key.encode()).hexdigest()[:32]}.json"
-    if file is not None and (known := _kept(file, key, len(ends))) is not None:
-        return known
-    curves, counts = [], []
-    for seed in seeds:
-        trainer.reset(seed, updates=task.updates)
-        evaluations, diverged = [], False
-        for segment, end in enumerate(ends):
-            limit = None if segment == len(ends) - 1 else validation_limit
-            # A training that diverged stays at chance until its end, as an episode does.
-            diverged = diverged or trainer.train(policy, end - trainer.updates_done).diverged
-            evaluation = None if diverged else trainer.evaluate("validation", limit=limit)
-            if evaluation is None or not math.isfinite(evaluation.loss):
-                diverged, chance = True, 1 / trainer.num_classes
-                images = len(trainer.data.validation.labels[:limit])
-                evaluation = EvalStats(chance, math.log(trainer.num_classes), chance, 0.0, images)
-            evaluations.append(evaluation)
-        curves.append([evaluation.accuracy for evaluation in evaluations])
-        counts = [evaluation.images for evaluation in evaluations]
-    mean = np.mean(curves, axis=0)
-    spread = np.std(curves, axis=0, ddof=1) if len(curves) > 1 else np.zeros_like(mean)
-    errors = [standard_error(accuracy, images) for accuracy, images in zip(mean.tolist(), counts, strict=True)]
-    scales = np.maximum(spread, errors)
-    reference = ReferenceCurve(tuple(mean.tolist()), tuple(scales.tolist()))
-    if file is not None:
-        content = {"key": json.loads(key), **asdict(reference)}
-        try:
-            file.parent.mkdir(parents=True, exist_ok=True)
-            write_atomic(file, (json.dumps(content, indent=2) + "\n").encode())
-        except OSError as error:
-            print(f"warning: {file}: {error.strerror}; this reference will be measured again", file=sys.stderr)
-    return reference
+
+    def __init__(
+        self, trainer: TaskTrainer, policy: MixPolicy, *, segments: Sequence[float], seeds: int, cache: Path | None
+    ) -> None:
+        if seeds < 0:
+            raise InputError(f"reference_seeds must be at least 0, got {seeds}")
+        self._trainer, self._policy, self._segments = trainer, policy, segments
+        self._seeds, self._cache = [training_seed(-1 - index) for index in range(seeds)], cache
+        self._curves: dict[Task, ReferenceCurve] = {}
+
+    def prepare(self, task: Task) -> None:
+        """Measure a task's curve ahead of time, if it does not depend on what is compared with it."""
+        if self._seeds and task not in self._curves:
+            self._curves[task] = self._curve(task, self._seeds)
+
+    def curve(self, task: Task, seed: int) -> ReferenceCurve:
+        """Return the curve that a training of `task` from the `Trainer` seed `seed` is compared with."""
+        self.prepare(task)
+        return self._curves[task] if self._seeds else self._curve(task, [seed])
+
+    def _curve(self, task: Task, seeds: Sequence[int]) -> ReferenceCurve:
+        ends = [round(end * task.updates) for end in self._segments]
+        limit = self._trainer.validation_limit
+        trainer = self._trainer.prepare(task)
+        # The device and thread count change results in the last bits only; those of one run folder are always the same.
+        key = json.dumps(
+            [asdict(task), self._policy.to_json(), ends, list(seeds), limit, _config_key(trainer)], sort_keys=True
+        )
+        file = None if self._cache is None else self._cache / f"{hashlib.sha256(key.encode()).hexdigest()[:32]}.json"
+        if file is not None and (known := _read(file, key, len(ends))) is not None:
+            return known
+        curves = np.array([self._accuracies(task, seed, ends) for seed in seeds])
+        images = len(trainer.data.validation)
+        counts = [min(images, limit or images)] * (len(ends) - 1) + [images]
+        mean = np.mean(curves, axis=0)
+        spread = np.std(curves, axis=0, ddof=1) if len(curves) > 1 else np.zeros_like(mean)
+        errors = [standard_error(accuracy, count) for accuracy, count in zip(mean.tolist(), counts, strict=True)]
+        reference = ReferenceCurve(tuple(mean.tolist()), tuple(np.maximum(spread, errors).tolist()))
+        if file is not None:
+            content = {"key": json.loads(key), **asdict(reference)}
+            try:
+                file.parent.mkdir(parents=True, exist_ok=True)
+                write_atomic(file, (json.dumps(content, indent=2) + "\n").encode())
+            except OSError as error:
+                print(f"warning: {file}: {error.strerror}; this reference will be measured again", file=sys.stderr)
+        return reference
+
+    def _accuracies(self, task: Task, seed: int, ends: Sequence[int]) -> list[float]:
+        """Return validation accuracy after each segment; a training that diverged stays at chance until its end."""
+        trainer = self._trainer.start(task, seed)
+        return [
+            1 / trainer.num_classes
+            if self._trainer.diverged
+            else self._trainer.train_segment(self._policy, end).evaluation.accuracy
+            for end in ends
+        ]
 
 
 def standard_error(accuracy: float, images: int) -> float:
-    """Of an accuracy in [0, 1] measured on so many images; one of 1 on few images is not known without error."""
+    """Return the standard error of an accuracy in [0, 1] measured on so many images, above 0 even for 0 or 1."""
     likely = min(max(accuracy, 0.01), 0.99)
     return math.sqrt(likely * (1 - likely) / images)
 
 
-def _kept(file: Path, key: str, segments: int) -> ReferenceCurve | None:
-    """What an earlier run found, or none; says so where it was found and cannot be used."""
+def _read(file: Path, key: str, segments: int) -> ReferenceCurve | None:
+    """Return what an earlier run wrote, or none; warn where it is there and cannot be used."""
     try:
         entry = json.loads(file.read_bytes())
         curve = ReferenceCurve(tuple(map(float, entry["accuracies"])), tuple(map(float, entry["scales"])))
         whole = entry["key"] == json.loads(key) and len(curve.accuracies) == len(curve.scales) == segments
-        usable = all(0 <= accuracy <= 1 for accuracy in curve.accuracies) and all(
-            0 < s < math.inf for s in curve.scales
-        )
-        if not (whole and usable):
+        in_range = all(0 <= accuracy <= 1 for accuracy in curve.accuracies)
+        if not (whole and in_range and all(0 < scale < math.inf for scale in curve.scales)):
             raise ValueError
         return curve
     except FileNotFoundError:

@@ -294,8 +294,9 @@ def measure_episodes(config: BenchmarkConfig, data: Splits) -> dict[str, Any]:
             splits=data,
         )
         say("episodes: training the reference")
+        assert env.references is not None
         for number in range(TASKS):
-            env.prepare_reference(number)
+            env.references.prepare(env.tasks.task(number))
     except ValueError as error:
         raise RunError(str(error)) from error
     env.action_space.seed(0)
@@ -316,7 +317,7 @@ def measure_episodes(config: BenchmarkConfig, data: Splits) -> dict[str, Any]:
         "updates": length,
         "segments": len(env.segments),
         "validation_images": len(data.validation),
-        "validation_limit": env.validation_limit,
+        "validation_limit": env.task_trainer.validation_limit,
         "threads": torch.get_num_threads(),
         "precision": resolve_precision("auto", resolve_device(config.device)),
         "compiled": False,

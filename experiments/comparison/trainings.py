@@ -20,6 +20,7 @@ from rlmix.classifier.files import LineLog
 from rlmix.classifier.hardware import resolve_device, resolve_precision
 from rlmix.classifier.mixing import PolicySchedule
 from rlmix.classifier.training.config import TrainConfig
+from rlmix.classifier.training.scheduled import train_schedule
 from rlmix.classifier.training.trainer import Trainer
 from rlmix.envs import RLMixEnv
 from rlmix.experiments.comparison.contestants import CONTESTANTS, Contestant, PerBatch
@@ -282,7 +283,8 @@ def train(name: str, contestant: Contestant, seed: int, setting: Setting, config
     training = setting.training(contestant.saliency)
     if contestant.per_batch is None:
         trainer = Trainer(training, data, seed=seed)
-        ended = train_schedule(contestant.schedule, trainer)
+        stats = train_schedule(trainer, contestant.schedule)
+        ended = {"diverged": stats.diverged, "seconds": stats.seconds}
     else:
         trainer, ended = train_per_batch(contestant.per_batch, training, data, seed)
     if ended["diverged"]:
@@ -299,16 +301,6 @@ def train(name: str, contestant: Contestant, seed: int, setting: Setting, config
         "processor": machine()["processor"],
         "setting": asdict(setting),
     }
-
-
-def train_schedule(schedule: PolicySchedule, trainer: Trainer) -> dict[str, Any]:
-    """Train to the end under a schedule, or until it diverges; what the log's line has of it."""
-    parts = []
-    for end, policy in schedule.ends(trainer.config.updates):
-        parts.append(trainer.train(policy, end - trainer.updates_done, probe=False))
-        if parts[-1].diverged:
-            break
-    return {"diverged": parts[-1].diverged, "seconds": sum(part.seconds for part in parts)}
 
 
 def train_per_batch(

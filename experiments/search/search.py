@@ -23,7 +23,7 @@ from rlmix.agent.ray_env import RayVecEnv, WorkerFailedError
 from rlmix.agent.vec_env import ProcessVecEnv
 from rlmix.agent.workers import Position, make_worker
 from rlmix.classifier.files import LineLog
-from rlmix.envs.mix_policy import REFERRED
+from rlmix.envs.rewards import REWARDS
 from rlmix.experiments.reports.pages import write_search_report
 from rlmix.experiments.runs.config import stored_config
 from rlmix.experiments.runs.errors import RunError, reject_incompatible
@@ -112,7 +112,7 @@ def begin_workers(search: Search, run: RunFolder, positions: Sequence[Position])
 
 def prepare_references(search: Search, workers: VecEnv) -> None:
     """Let the workers measure the relative reward's reference on every task of the pool, side by side."""
-    if search.config.reward not in REFERRED or not search.config.reference_seeds:
+    if not REWARDS[search.config.reward].needs_reference or not search.config.reference_seeds:
         return
     tasks = range(search.config.tasks)
     for start in tqdm(range(0, len(tasks), workers.num_envs), desc="reference", unit="round", mininterval=1):

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
+from rlmix.agent.population import QUANTILE, RESAMPLE
 from rlmix.agent.ppo import Agent
 from rlmix.agent.ray_env import WorkerFailedError
 from rlmix.agent.replay import to_schedule
@@ -256,6 +257,8 @@ def population(config: TuneConfig, run: RunFolder) -> ResultGrid:
         scheduler = PopulationBasedTraining(
             time_attr="training_iteration",
             perturbation_interval=1,  # a segment
+            quantile_fraction=QUANTILE,
+            resample_probability=RESAMPLE,
             hyperparam_mutations={
                 dimension: list(range(size)) for dimension, size in zip(DIMENSIONS, search.menu.sizes, strict=True)
             },

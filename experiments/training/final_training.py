@@ -376,7 +376,7 @@ class FinalTraining:
             picture = mixed_picture(images, targets, class_names=data.class_names, mean=data.mean, std=data.std)
             writer.add_image("mixed_images", picture, trainer.updates_done, dataformats="HWC")
         self._state = self._training_state(
-            stretch=merge_stats(self._parts),
+            segment=merge_stats(self._parts),
             evaluation=self._validated(1000),
             accuracy_before=self._state.evaluation.accuracy if self._state.evaluation else 1 / trainer.num_classes,
             action=self._action,
@@ -415,7 +415,7 @@ class FinalTraining:
             "state": {
                 "progress": state.progress,
                 "relative_lr": state.relative_lr,
-                "stretch": None if state.stretch is None else asdict(state.stretch),
+                "stretch": None if state.segment is None else asdict(state.segment),
                 "evaluation": None if state.evaluation is None else asdict(state.evaluation),
                 "accuracy_before": state.accuracy_before,
                 "action": None if state.action is None else list(state.action),
@@ -448,7 +448,7 @@ class FinalTraining:
             self._state,
             progress=state["progress"],
             relative_lr=state["relative_lr"],
-            stretch=None if state["stretch"] is None else _stats(state["stretch"]),
+            segment=None if state["stretch"] is None else _stats(state["stretch"]),
             evaluation=None if state["evaluation"] is None else EvalStats(**state["evaluation"]),
             accuracy_before=state["accuracy_before"],
             action=None if state["action"] is None else tuple(state["action"]),

@@ -30,7 +30,7 @@ from rlmix.envs.observation import TrainingState, observe
 from rlmix.envs.tasks import Task
 from tests.agent.stub import SEGMENTS, Stub, stub_workers
 from tests.agent.test_agent_files import new_agent
-from tests.envs.tiny import play, tiny, weights
+from tests.envs.tiny import play, tiny, train_under, weights
 
 MENU = Menu()
 CLEAN, CUTMIX, MIXUP = (MixPolicy({name: 1.0}) for name in ("clean", "cutmix", "mixup"))
@@ -219,10 +219,10 @@ def test_ask_chooses_as_the_agent_at_what_it_would_see() -> None:
     env = tiny(reward="change")
     env.reset(seed=0)
     for _ in range(3):
-        assert env._state is not None
-        policy, action, probabilities = from_agent(agent)(env._state)
-        assert action == agent.choose(observe(env._state, env.menu))
-        assert probabilities == agent.probabilities(observe(env._state, env.menu))
+        assert env.state is not None
+        policy, action, probabilities = from_agent(agent)(env.state)
+        assert action == agent.choose(observe(env.state, env.menu))
+        assert probabilities == agent.probabilities(observe(env.state, env.menu))
         assert policy == agent.menu.policy(action)
         env.step(action)
 
@@ -258,5 +258,5 @@ def test_an_agent_asked_live_trains_as_the_schedule_of_its_actions_does() -> Non
         live = weights(env)
         observations, _, _ = play(env, actions, seed=seed)
         assert actions == [agent.choose(observation) for observation in observations[:-1]]
-        env.train_under(to_schedule(actions, agent.menu, agent.segments), task, seed, splits=[])
+        train_under(env, to_schedule(actions, agent.menu, agent.segments), task, seed, [])
         assert all(torch.equal(tensor, live[name]) for name, tensor in weights(env).items())

@@ -1,10 +1,12 @@
 """Workers: each episode's seed follows from where it stands, and an unfinished one is repeated."""
 
 import itertools
+import json
 import multiprocessing
 import os
 import subprocess
 import sys
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +20,7 @@ from rlmix.classifier.mixing import MixPolicy, PolicySchedule
 from rlmix.experiments.search.task_family import MENU
 from tests.agent.stub import Stub, stub_workers
 from tests.agent.test_agent_files import new_agent
-from tests.envs.tiny import play, tiny
+from tests.envs.tiny import play, tiny, train_under
 
 ACTIONS = [(2, 0, 0, 0), (4, 1, 2, 1), (0, 0, 1, 0), (6, 0, 0, 2)]
 
@@ -137,7 +139,7 @@ def test_jobs_are_spread_over_workers_and_come_back_in_order() -> None:
     results = list(run_jobs(workers, jobs))
     assert [job for job, _ in results] == jobs
     for (_, accuracies), schedule, number in zip(results, schedules, range(3), strict=True):
-        expected = env.train_under(schedule, env.tasks.task(0), number, splits=["validation", "development"])
+        expected = train_under(env, schedule, env.tasks.task(0), number, ["validation", "development"])
         assert accuracies == expected
     assert list(run_jobs(workers, [])) == []
 
@@ -155,13 +157,17 @@ def test_an_agent_with_a_menu_and_segments_of_its_own_is_asked_live() -> None:
     assert play(worker.mix_policy_env, ACTIONS, seed=5)[1] == before, "its own episodes are as they were"
 
 
-def test_references_are_spread_over_workers() -> None:
+def test_references_are_spread_over_workers(tmp_path: Path) -> None:
     tasks = {"pool": 3}
-    vector = DummyVecEnv(
-        [lambda index=index: Worker(tiny(tasks=tasks, reference_seeds=1), 3, index, Position()) for index in range(2)]
-    )
+
+    def worker(index: int) -> Worker:
+        env = tiny(tasks=tasks, reference_seeds=1, reference_cache=tmp_path / str(index))
+        return Worker(env, 3, index, Position())
+
+    vector = DummyVecEnv([lambda index=index: worker(index) for index in range(2)])
     vector.env_method("prepare_reference", [2])
     vector.env_method("prepare_reference", [0, 1])
     task = tiny(tasks=tasks).tasks.task
-    prepared = [list(worker.mix_policy_env._references) for worker in vector.envs]  # type: ignore[attr-defined]
-    assert prepared == [[task(2), task(0)], [task(1)]]
+    for index, numbers in ((0, (0, 2)), (1, (1,))):
+        measured = [json.loads(file.read_text())["key"][0] for file in (tmp_path / str(index)).iterdir()]
+        assert sorted(measured, key=str) == sorted((asdict(task(number)) for number in numbers), key=str)

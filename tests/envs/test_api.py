@@ -98,7 +98,7 @@ def test_step_before_reset_and_after_the_end_says_what_to_do() -> None:
     with pytest.raises(RuntimeError, match=r"call reset\(\)"):
         env.step([0, 0, 0, 0])
     env.reset(seed=0)
-    env.prepare_reference(0)
+    env.task_trainer.start(env.tasks.task(0), 0)  # another training
     with pytest.raises(RuntimeError, match=r"call reset\(\)"):
         env.step([0, 0, 0, 0])
 

@@ -13,9 +13,9 @@ from hypothesis import strategies as st
 from rlmix.classifier.mixing import MixPolicy, PolicySchedule
 from rlmix.classifier.training.trainer import Trainer
 from rlmix.envs import Menu, MixPolicyEnv
-from rlmix.envs.mix_policy import training_seed
 from rlmix.envs.observation import FEATURES
-from tests.envs.tiny import TRAINING, arguments, digits, play, same_weights, tiny, weights
+from rlmix.envs.seeds import training_seed
+from tests.envs.tiny import TRAINING, arguments, digits, play, same_weights, tiny, train_under, weights
 
 POOL = {"train_size": (60, 150), "updates": (12, 30), "label_noise": (0.0, 0.4), "pool": 3}
 ACTIONS = [(5, 0, 1, 0), (0, 0, 2, 0), (4, 2, 0, 1), (6, 0, 3, 2)]
@@ -47,8 +47,9 @@ def test_an_episode_is_a_pure_function_of_seed_and_actions(reward: str) -> None:
     other = tiny(tasks=POOL, reward=reward, reference_seeds=1, render_mode="rgb_array")
     play(other, [(6, 0, 0, 0)] * 4, seed=5)
     play(other, ACTIONS[:2], seed=6)  # left in the middle
-    other.prepare_reference(1)
-    other.train_under(PolicySchedule.fixed(MixPolicy({"mixup": 1.0})), other.tasks.task(2), 7, splits=["validation"])
+    if other.references is not None:
+        other.references.prepare(other.tasks.task(1))
+    train_under(other, PolicySchedule.fixed(MixPolicy({"mixup": 1.0})), other.tasks.task(2), 7, ["validation"])
     other.reset(seed=4)
     torch.manual_seed(999)
     for env_again in (env, other):
@@ -136,7 +137,7 @@ def test_train_under_a_schedule_is_stepping_through_it(segments: Any) -> None:
     stepped = weights(env)
     policies = [env.menu.policy(action) for action in actions]
     schedule = PolicySchedule(tuple(zip(env.segments, policies, strict=True)))
-    accuracies = env.train_under(schedule, env.tasks.task(13), 13, splits=["validation", "development"])
+    accuracies = train_under(env, schedule, env.tasks.task(13), 13, ["validation", "development"])
     assert accuracies["validation"] == infos[-1]["validation_accuracy"]
     assert same_weights(weights(env), stepped)
     assert accuracies["development"] == env.trainer.evaluate("development").accuracy
@@ -146,11 +147,11 @@ def test_train_under_a_schedule_is_stepping_through_it(segments: Any) -> None:
 def test_train_under_is_training_by_hand() -> None:
     env = tiny(reward="change")
     task = env.tasks.task(0)
-    trainer = Trainer(env.training, digits().draw(100, data_seed=task.data_seed), seed=0)
+    trainer = Trainer(env.task_trainer.training, digits().draw(100, data_seed=task.data_seed), seed=0)
     trainer.reset(training_seed(21), updates=20)
     policy = MixPolicy({"clean": 0.5, "rmix": 0.5})
     trainer.train(policy, 20)
-    found = env.train_under(PolicySchedule.fixed(policy), task, 21, splits=["validation", "development"])
+    found = train_under(env, PolicySchedule.fixed(policy), task, 21, ["validation", "development"])
     assert found == {name: trainer.evaluate(name).accuracy for name in ("validation", "development")}
 
 
@@ -206,7 +207,7 @@ def test_observations_are_what_the_table_says() -> None:
     actions = [(2, 0, 2, 0), (6, 0, 0, 0), (0, 0, 0, 0)]
     observations, _, _ = play(env, actions, seed=31)
     task = env.tasks.task(31)
-    trainer = Trainer(env.training, digits().draw(80, data_seed=task.data_seed, label_noise=0.2), seed=0)
+    trainer = Trainer(env.task_trainer.training, digits().draw(80, data_seed=task.data_seed, label_noise=0.2), seed=0)
     trainer.reset(training_seed(31), updates=21)
     log_k = math.log(10)
     about_the_task = [math.log10(80) / 5, math.log10(21) / 5, math.log10(1 + 21 * 20 / 80) / 4, 1 / 3]
@@ -309,7 +310,7 @@ def test_a_reference_that_diverges_stands_at_chance(monkeypatch: pytest.MonkeyPa
 def test_training_under_a_schedule_that_diverges_is_at_chance(monkeypatch: pytest.MonkeyPatch) -> None:
     schedule = PolicySchedule.fixed(MixPolicy({"clean": 1.0}))
     env = MixPolicyEnv(**arguments(training={"lr": 1e6}))
-    assert env.train_under(schedule, env.tasks.task(0), 0, splits=["validation"]) == {"validation": 0.1}
+    assert train_under(env, schedule, env.tasks.task(0), 0, ["validation"]) == {"validation": 0.1}
     healthy = tiny()
     poison(monkeypatch, at=20)
-    assert healthy.train_under(schedule, healthy.tasks.task(0), 0, splits=["development"]) == {"development": 0.1}
+    assert train_under(healthy, schedule, healthy.tasks.task(0), 0, ["development"]) == {"development": 0.1}

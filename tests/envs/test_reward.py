@@ -2,6 +2,7 @@
 
 import json
 import math
+import re
 import statistics
 from dataclasses import replace
 from pathlib import Path
@@ -14,7 +15,8 @@ from rlmix.classifier.training.config import TrainConfig
 from rlmix.classifier.training.stats import EvalStats
 from rlmix.classifier.training.trainer import Trainer
 from rlmix.envs import MixPolicyEnv
-from rlmix.envs.mix_policy import training_seed
+from rlmix.envs.rewards import REWARDS, Outcome, Reward
+from rlmix.envs.seeds import training_seed
 from tests.envs.tiny import TRAINING, digits, play, tiny
 
 ACTIONS = [(6, 0, 1, 0), (0, 0, 2, 0), (4, 2, 0, 1), (1, 0, 3, 2)]
@@ -138,9 +140,9 @@ def test_a_training_that_diverges_is_measured_against_the_references_end(monkeyp
     def evaluate_not_a_number(self: Trainer, *arguments: Any, **keywords: Any) -> EvalStats:
         return replace(evaluate(self, *arguments, **keywords), loss=math.nan, accuracy=0.9)
 
-    env.step(ACTIONS[0])
+    *_, info = env.step(ACTIONS[0])
     monkeypatch.setattr(Trainer, "evaluate", evaluate_not_a_number)
-    first = scores([env._accuracy], [curve[:1]], [100])[0]
+    first = scores([info["validation_accuracy"]], [curve[:1]], [100])[0]
     _, reward, terminated, _, info = env.step(ACTIONS[1])
     assert terminated and info["diverged"] and info["validation_accuracy"] == 0.1
     assert first + reward == pytest.approx(scores([0.1], [curve[-1:]], [100])[0])
@@ -211,15 +213,18 @@ def test_a_reference_that_cannot_be_kept_is_done_without(tmp_path: Path, capsys:
 
 def test_prepare_reference_fills_the_cache_ahead_of_time(tmp_path: Path) -> None:
     env = tiny(reference_cache=tmp_path, tasks={"pool": 2})
-    env.prepare_reference(0)
-    env.prepare_reference(1)
+    assert env.references is not None
+    env.references.prepare(env.tasks.task(0))
+    env.references.prepare(env.tasks.task(1))
     assert len(cached(tmp_path)) == 2
     for seed in (0, 1):
         play(env, ACTIONS, seed=seed)
         play(tiny(reference_cache=tmp_path, tasks={"pool": 2}), ACTIONS, seed=seed)
     assert len(cached(tmp_path)) == 2
-    tiny(reference_cache=tmp_path, reward="change").prepare_reference(0)
-    tiny(reference_cache=tmp_path, reference_seeds=0).prepare_reference(0)
+    assert tiny(reference_cache=tmp_path, reward="change").references is None
+    own_seed = tiny(reference_cache=tmp_path, reference_seeds=0)
+    assert own_seed.references is not None
+    own_seed.references.prepare(own_seed.tasks.task(0))
     assert len(cached(tmp_path)) == 2, "nothing to prepare"
 
 
@@ -250,3 +255,34 @@ def test_standing_is_paid_at_the_end_alone_and_is_what_relative_sums_to() -> Non
         _, standing, _ = play(tiny(reference_seeds=2, reward="standing"), ACTIONS, seed=seed)
         assert standing[:-1] == [0, 0, 0]
         assert standing[-1] == pytest.approx(sum(relative))
+
+
+# The registry
+
+
+def test_a_reward_that_is_added_is_used_by_name(monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[Outcome] = []
+
+    def squared(outcome: Outcome) -> float:
+        seen.append(outcome)
+        return outcome.score**2
+
+    monkeypatch.setitem(REWARDS, "squared", Reward("square of the score", squared, needs_reference=True))
+    monkeypatch.setitem(REWARDS, "error", Reward("less the error", lambda outcome: outcome.accuracy - 1))
+    _, relative, infos = play(tiny(reference_seeds=1), ACTIONS, seed=3)
+    accuracies = accuracies_of(infos)
+    _, rewards, _ = play(tiny(reference_seeds=1, reward="squared"), ACTIONS, seed=3)
+    assert rewards == pytest.approx([sum(relative[: segment + 1]) ** 2 for segment in range(4)])
+    assert [outcome.accuracy for outcome in seen] == accuracies
+    assert [outcome.accuracy_before for outcome in seen] == [0.1, *accuracies[:-1]]
+    assert [outcome.score_before for outcome in seen] == [0.0, *(outcome.score for outcome in seen[:-1])]
+    assert [outcome.terminated for outcome in seen] == [False, False, False, True]
+    env = tiny(reward="error")
+    assert env.references is None
+    assert play(env, ACTIONS, seed=3)[1] == pytest.approx([accuracy - 1 for accuracy in accuracies])
+
+
+def test_the_docstrings_reward_table_is_the_registry() -> None:
+    section = (MixPolicyEnv.__doc__ or "").split("## Rewards")[1].split("## Starting State")[0]
+    rows = re.findall(r"^ +\| `(\w+)` \| (.*?) \|$", section, flags=re.MULTILINE)
+    assert rows == [(name, reward.meaning) for name, reward in REWARDS.items()]

@@ -15,7 +15,7 @@ from rlmix.classifier.data import load_dataset
 from rlmix.classifier.mixing import PolicySchedule
 from rlmix.envs import MixPolicyEnv, Task, TaskDistribution
 from rlmix.envs.mix_policy import segment_ends
-from tests.envs.tiny import arguments, digits, play, tiny
+from tests.envs.tiny import arguments, digits, play, tiny, train_under
 
 WIDE = {"train_size": (50, 5000), "updates": (10, 4000), "label_noise": (0.1, 0.6), "pool": None}
 
@@ -159,7 +159,7 @@ def test_an_episode_can_be_given_its_task() -> None:
         assert env.trainer.updates_done == 16 and env.trainer.config.updates == 16
         assert torch.equal(env.trainer.data.train.labels, given.draw(digits()).train.labels)
         schedule = PolicySchedule.fixed(env.menu.policy(actions[0]))
-        assert env.train_under(schedule, given, 3, splits=["validation"])["validation"] == accuracies[-1]
+        assert train_under(env, schedule, given, 3, ["validation"])["validation"] == accuracies[-1]
     assert env.reset(seed=3)[1] == drawn
     with pytest.raises(ValueError, match="every segment needs an update"):
         env.reset(seed=3, options={"task": replace(given, updates=3)})
@@ -183,14 +183,15 @@ def test_segments_are_a_number_of_equal_parts_or_their_ends() -> None:
 def test_a_task_sets_its_learning_rate() -> None:
     env = tiny(reward="final", tasks={"lr_scale": (0.25, 0.25)})
     _, _, infos = play(env, [(0, 0, 0, 0)] * 4, seed=3)
-    assert env.trainer.config.lr == 0.25 * env.training.lr
-    _, _, by_hand = play(tiny(reward="final", training={"lr": 0.25 * env.training.lr}), [(0, 0, 0, 0)] * 4, seed=3)
+    assert env.trainer.config.lr == 0.25 * env.task_trainer.training.lr
+    slow = tiny(reward="final", training={"lr": 0.25 * env.task_trainer.training.lr})
+    _, _, by_hand = play(slow, [(0, 0, 0, 0)] * 4, seed=3)
     assert [info["validation_accuracy"] for info in infos[1:]] == [info["validation_accuracy"] for info in by_hand[1:]]
     task = env.tasks.task(0)
     env.reset(seed=3, options={"task": replace(task, lr_scale=2.0)})
-    assert env.trainer.config.lr == 2 * env.training.lr
+    assert env.trainer.config.lr == 2 * env.task_trainer.training.lr
     env.reset(seed=3, options={"task": task})
-    assert env.trainer.config.lr == 0.25 * env.training.lr
+    assert env.trainer.config.lr == 0.25 * env.task_trainer.training.lr
 
 
 def test_learning_rates_are_spread_log_uniformly_and_change_nothing_else() -> None:

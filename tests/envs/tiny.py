@@ -1,5 +1,6 @@
 """The smallest training that still is one: 20 updates of a small network on 100 digits, some 0.05 s."""
 
+from collections.abc import Sequence
 from functools import cache
 from typing import Any
 
@@ -9,7 +10,9 @@ from numpy.typing import NDArray
 from torch import nn
 
 from rlmix.classifier.data import Splits, load_dataset, split
-from rlmix.envs import MixPolicyEnv
+from rlmix.classifier.mixing import PolicySchedule
+from rlmix.envs import MixPolicyEnv, Task
+from rlmix.envs.seeds import training_seed
 
 TRAINING: dict[str, Any] = {
     "model": "tests.envs.tiny:network",
@@ -72,6 +75,14 @@ def play(
         if terminated:
             break
     return np.array(observations), rewards, infos
+
+
+def train_under(
+    env: MixPolicyEnv, schedule: PolicySchedule, task: Task, seed: int, splits: Sequence[str]
+) -> dict[str, float]:
+    """Accuracy on the splits after a training under a schedule, from the seed of an episode."""
+    env.task_trainer.run(schedule, task, training_seed(seed))
+    return env.task_trainer.measure(splits)
 
 
 def weights(env: MixPolicyEnv) -> dict[str, torch.Tensor]:

@@ -9,7 +9,6 @@ import numpy as np
 import pytest
 import torch
 
-from rlmix.agent import population
 from rlmix.agent.files import SHIPPED_FOLDER
 from rlmix.agent.ppo import Agent, new_policy
 from rlmix.classifier.data import load_dataset, split
@@ -18,7 +17,7 @@ from rlmix.classifier.mixing import MixPolicy, PolicySchedule
 from rlmix.classifier.training.config import TrainConfig
 from rlmix.classifier.training.trainer import Trainer
 from rlmix.envs import Menu, TaskDistribution
-from rlmix.envs.mix_policy import training_seed
+from rlmix.envs.seeds import training_seed
 from rlmix.experiments.comparison.results import pack_hits, unpack_hits
 from rlmix.experiments.search import task_family
 from rlmix.experiments.search.task_family import MENU, SEGMENTS
@@ -34,7 +33,6 @@ from rlmix.experiments.studies.contest.contest_results import (
     plot_contest,
     summarise_contest,
 )
-from tests.envs.tiny import tiny, weights
 from tests.experiments.inline import run_inline
 
 ROOT = Path(__file__).parents[2]
@@ -204,47 +202,6 @@ def test_a_protocol_stays_and_its_agent_is_the_one_that_trains(
     with pytest.raises(SystemExit):
         contest.main([*arguments])
     assert "its protocol stays as it is" in capsys.readouterr().err
-
-
-# The population
-
-
-def test_the_population_keeps_a_training_that_its_actions_give() -> None:
-    """With one choice alone members differ by their seed; the best one's network is that of its own training."""
-    menu = Menu(sources=(("cutmix", {"cutmix": 1.0}),), thresholds=(None,), labels=((1.0, 0.0),), lams=("beta(1)",))
-    env = tiny(reward="final", menu=menu, segments=(0.3, 0.6, 1.0))
-    task = env.tasks.task(0)
-    trainer, actions = population.population(env, task, 4, 4)
-    assert trainer is not None and actions == [[0, 0, 0, 0]] * 3
-    kept, best = weights(env), trainer.evaluate("validation").accuracy
-    random = np.random.default_rng([4, 1])
-    for _ in range(4):  # one choice each, in four dimensions, is drawn before the seeds are
-        for _ in range(4):
-            random.integers(1)
-    found = []
-    for _ in range(4):
-        trainer.reset(int(random.integers(2**31)), updates=task.updates)
-        trainer.train(menu.policy((0, 0, 0, 0)), task.updates)
-        found.append((trainer.evaluate("validation").accuracy, weights(env)))
-    assert any(all(torch.equal(kept[name], tensor) for name, tensor in own.items()) for _, own in found)
-    assert best <= max(accuracy for accuracy, _ in found)
-
-
-def test_the_population_ends_among_its_best_and_is_the_same_again() -> None:
-    def again() -> tuple[list[list[int]], dict[str, torch.Tensor]]:
-        env = tiny(reward="final", menu=MENU, segments=SEGMENTS, tasks={"updates": (60, 60)})
-        _, actions = population.population(env, env.tasks.task(1), 7, 8)
-        return actions, weights(env)
-
-    (one, first), (other, second) = again(), again()
-    assert one == other and len(one) == len(SEGMENTS)
-    assert all(torch.equal(first[name], tensor) for name, tensor in second.items())
-
-
-def test_a_population_that_diverges_keeps_nothing() -> None:
-    env = tiny(reward="final", menu=MENU, segments=SEGMENTS, training={"lr": 1e12})
-    trainer, _ = population.population(env, env.tasks.task(0), 0, 4)
-    assert trainer is None
 
 
 # What the tables say

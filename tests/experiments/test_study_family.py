@@ -55,7 +55,7 @@ class Recorded:
     def __init__(self) -> None:
         self.done: list[tuple[int, ...]] = []
         random = np.random.default_rng(0)
-        self.trainer = SimpleNamespace(evaluate=lambda _: SimpleNamespace(accuracy=float(random.random())))
+        self.task_trainer = SimpleNamespace(measure=lambda splits: dict.fromkeys(splits, float(random.random())))
 
     def reset(self, **_: Any) -> tuple[Any, dict[str, Any]]:
         self.done = []

@@ -29,7 +29,7 @@ import numpy as np
 import tyro
 
 from rlmix.agent.baselines import random_schedule
-from rlmix.agent.population import population
+from rlmix.agent.population import train_population
 from rlmix.agent.ppo import Agent
 from rlmix.classifier.evaluation.measure import subject_of
 from rlmix.classifier.files import naming, write_atomic
@@ -38,7 +38,7 @@ from rlmix.classifier.mixing import PolicySchedule
 from rlmix.classifier.training.config import TrainConfig
 from rlmix.classifier.training.trainer import Trainer
 from rlmix.envs import DIMENSIONS, Menu, MixPolicyEnv, TaskDistribution
-from rlmix.envs.mix_policy import training_seed
+from rlmix.envs.seeds import derive_seed, training_seed
 from rlmix.experiments.comparison.contestants import PerBatch
 from rlmix.experiments.comparison.held_out import record_test_read
 from rlmix.experiments.comparison.results import pack_hits
@@ -326,26 +326,28 @@ def play(entry: ContestEntry, protocol_file: str, precision: str, data_root: str
     task = tasks.task(entry.task)
     seed = seed_of(protocol["first_seed"], tasks, entry.task)
     chosen: list[Any] = []
-    trainings = 1
+    trainings, trainer = 1, None
     match contestant["kind"]:
         case "schedule":
             schedule = PolicySchedule.from_json(contestant["schedule"])
-            env.train_under(schedule, task, seed, splits=[])
-            trainer: Trainer | None = env.trainer
+            env.task_trainer.run(schedule, task, training_seed(seed))
         case "random":
             schedule = random_schedule(env.menu, env.segments, seed)
-            env.train_under(schedule, task, seed, splits=[])
-            trainer = env.trainer
+            env.task_trainer.run(schedule, task, training_seed(seed))
         case "agent":
             actions = Agent.load(Path(contestant["folder"])).play(env, task, seed)
-            trainer, chosen = env.trainer, [list(action) for action in actions]
+            chosen = [list(action) for action in actions]
         case "population":
             trainings = contestant["trainings"]
-            trainer, chosen = population(env, task, seed, trainings)
+            chosen = train_population(
+                env.task_trainer, task, menu=env.menu, segments=env.segments, seed=seed, members=trainings
+            )
         case _:
-            data = env.prepare(task).data
-            training = replace(task.training(env.training), saliency="exact")
+            data = env.task_trainer.prepare(task).data
+            training = replace(task.training(env.task_trainer.training), saliency="exact")
             trainer, _ = train_per_batch(PerBatch(), training, data, training_seed(seed))
+    if trainer is None and not env.task_trainer.diverged:
+        trainer = env.trainer
     evaluated = _evaluate(trainer, protocol["split"], 1 / env.trainer.num_classes)
     return {
         **asdict(entry),
@@ -359,7 +361,7 @@ def play(entry: ContestEntry, protocol_file: str, precision: str, data_root: str
 
 def seed_of(first: int, tasks: TaskDistribution, number: int) -> int:
     """Return the seed of all contestants' trainings of a task; different for every task of every group."""
-    return int(np.random.SeedSequence([first, tasks.seed, number]).generate_state(1)[0] >> 1)
+    return derive_seed(first, tasks.seed, number)
 
 
 def _evaluate(trainer: Trainer | None, split: str, chance: float) -> dict[str, Any]:

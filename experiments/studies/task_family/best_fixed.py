@@ -27,6 +27,8 @@ import numpy as np
 from rlmix.classifier.files import LineLog, naming, write_atomic
 from rlmix.classifier.hardware import resolve_device, resolve_precision
 from rlmix.classifier.mixing import MixPolicy, PolicySchedule
+from rlmix.envs import TaskTrainer
+from rlmix.envs.seeds import training_seed
 from rlmix.experiments.comparison.intervals import mean_interval, paired_difference
 from rlmix.experiments.comparison.runner import Line, TrainingLog
 from rlmix.experiments.runs.command import command
@@ -166,8 +168,9 @@ def ranking(policies: Sequence[MixPolicy], scores: dict[str, list[float]]) -> li
 
 def play(policy: MixPolicy, task: int, kind: str, precision: str, data_root: str | None) -> dict[str, Any]:
     """Train a task of a kind, one of `KINDS`, under one policy; gives the line of the log."""
-    env, drawn = _environment(precision, data_root), KINDS[kind].task(task)
-    accuracy = env.train_under(PolicySchedule.fixed(policy), drawn, task, splits=["development"])
+    trainer, drawn = _task_trainer(precision, data_root), KINDS[kind].task(task)
+    trainer.run(PolicySchedule.fixed(policy), drawn, training_seed(task))
+    accuracy = trainer.measure(["development"])
     return {"policy": _key(policy), "task": task, "task_drawn": asdict(drawn), **accuracy}
 
 
@@ -176,8 +179,8 @@ def _key(policy: MixPolicy) -> str:
 
 
 @functools.cache
-def _environment(precision: str, data_root: str | None) -> Any:
-    return environment(precision=precision, data_root=data_root)
+def _task_trainer(precision: str, data_root: str | None) -> TaskTrainer:
+    return environment(precision=precision, data_root=data_root).task_trainer
 
 
 if __name__ == "__main__":

@@ -195,7 +195,7 @@ def play(
         diverged = info["diverged"]
         if terminated:
             break
-    development = 1 / env.trainer.num_classes if diverged else env.trainer.evaluate("development").accuracy
+    development = env.task_trainer.measure(["development"])["development"]
     return {
         **asdict(plan),
         "actions": actions if plan.agent is not None else plan.actions,

@@ -25,9 +25,9 @@ from rlmix.agent.config import PPOConfig
 from rlmix.agent.ppo import Agent, new_policy
 from rlmix.agent.regression import Decisions, Episode, RegressionConfig, fit_values, follow_values
 from rlmix.classifier.files import LineLog, naming, write_atomic
-from rlmix.envs.mix_policy import SCORE_LIMIT
 from rlmix.envs.observation import one_hot
 from rlmix.envs.reference import standard_error
+from rlmix.envs.rewards import score
 from rlmix.experiments.comparison.intervals import format_interval, mean_interval
 from rlmix.experiments.runs.command import command
 from rlmix.experiments.runs.errors import RunError, reject_incompatible
@@ -141,11 +141,11 @@ def episodes(lines: Sequence[dict[str, Any]]) -> list[Episode]:
         reference = references.get((line["task"], line["training"]))
         if reference is None:
             continue
-        score = (line["development"] - reference) / standard_error(reference, DATA.validation_size or 0)
         actions = [tuple(action) for action in line["actions"]][: len(line["observations"]) - 1]
         rows = zip(line["observations"], [None, *actions[:-1]], strict=False)  # the last is of the training's end
         observations = np.array([[*row, *one_hot(before, MENU)] for row, before in rows], dtype=np.float32)
-        logged.append(Episode(line["task"], observations, actions, min(max(score, -SCORE_LIMIT), SCORE_LIMIT)))
+        scored = score(line["development"], reference, standard_error(reference, DATA.validation_size or 0))
+        logged.append(Episode(line["task"], observations, actions, scored))
     return logged
 
 

@@ -1,0 +1,186 @@
+"""TaskTrainer: a data set and a classifier's setting, from which any `Task` is trained."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from rlmix.classifier.data import Splits, load_dataset, split
+from rlmix.classifier.errors import InputError
+from rlmix.classifier.mixing import MixPolicy, PolicySchedule
+from rlmix.classifier.training.config import TrainConfig
+from rlmix.classifier.training.scheduled import train_schedule
+from rlmix.classifier.training.stats import EvalStats, TrainStats
+from rlmix.classifier.training.trainer import Trainer
+from rlmix.envs.tasks import Task
+
+
+@dataclass(frozen=True)
+class Segment:
+    """One segment of a training.
+
+    Attributes:
+        stats: statistics of its updates.
+        evaluation: validation after it; at chance where the training diverged.
+        diverged: whether a loss or a weight is not finite.
+    """
+
+    stats: TrainStats
+    evaluation: EvalStats
+    diverged: bool
+
+
+@dataclass(frozen=True)
+class Snapshot:
+    """A training as it stood, in memory; several continuations can start from it.
+
+    Attributes:
+        task: the task that is trained.
+        state: `Trainer.state_dict()`.
+        diverged: whether the training had diverged.
+    """
+
+    task: Task
+    state: dict[str, Any]
+    diverged: bool
+
+
+class TaskTrainer:
+    """Trains tasks of one data set with one network, one at a time.
+
+    The data set is loaded when the first task is prepared, and goes to the device once; tasks are drawn there.
+
+    Args:
+        dataset: name for `classifier.data.load_dataset`.
+        data_root: folder of the data set; optional, defaults to the usual places.
+        image_size: side in pixels that images are resized to; optional, defaults to their own.
+        training: the classifier's setting, a `TrainConfig` or a dictionary of its fields; a task sets `updates` and
+            scales `lr`.
+        validation_size: number of validation images; optional, defaults to the data set's.
+        validation_limit: number of validation images used before the end of a training; none for all.
+        splits: the data, where it is loaded already; `dataset` is then not read.
+
+    Raises:
+        ValueError: an argument is out of range.
+    """
+
+    def __init__(
+        self,
+        dataset: str = "digits",
+        data_root: str | None = None,
+        *,
+        image_size: int | None = None,
+        training: TrainConfig | Mapping[str, Any] | None = None,
+        validation_size: int | None = None,
+        validation_limit: int | None = 1000,
+        splits: Splits | None = None,
+    ) -> None:
+        if validation_limit is not None and validation_limit < 1:
+            raise InputError(f"validation_limit must be at least 1 image or none, got {validation_limit}")
+        self.training = TrainConfig(**training) if isinstance(training, Mapping) else training or TrainConfig()
+        self.validation_limit = validation_limit
+        self.diverged = False
+        self.trainings = 0
+        """Number of trainings begun so far, restored ones included: one that was left is not gone on with unnoticed."""
+        self._dataset, self._data_root, self._image_size = dataset, data_root, image_size
+        self._validation_size = validation_size
+        self._splits = splits
+        self._trainer: Trainer | None = None
+        self._task: Task | None = None
+
+    @property
+    def trainer(self) -> Trainer:
+        """The training as it stands.
+
+        Raises:
+            RuntimeError: no task has been prepared.
+        """
+        if self._trainer is None:
+            raise RuntimeError("there is no training yet: call reset() or start() first")
+        return self._trainer
+
+    def prepare(self, task: Task) -> Trainer:
+        """Return the trainer, holding the images and the setting of `task`; ends a training of another task.
+
+        Raises:
+            DataError: the data set is not available or too small.
+        """
+        if self._splits is None:
+            data = load_dataset(self._dataset, self._data_root, image_size=self._image_size)
+            self._splits = split(data, validation_size=self._validation_size)
+        if self._trainer is None:
+            first = task.draw(self._splits)
+            self._trainer = Trainer(task.training(self.training), first)
+            self._splits = self._splits.to(self._trainer.device)
+        elif task != self._task:
+            lr = task.training(self.training).lr
+            self._trainer.reset(0, data=task.draw(self._splits), updates=task.updates, lr=lr)
+            self._begin()
+        self._task = task
+        return self._trainer
+
+    def start(self, task: Task, seed: int) -> Trainer:
+        """Start a training of `task`, and return its trainer.
+
+        Args:
+            task: the task.
+            seed: seed of the `Trainer`; an episode's is its `training_seed`.
+        """
+        trainer = self.prepare(task)
+        trainer.reset(seed)
+        self._begin()
+        return trainer
+
+    def train_segment(self, policy: MixPolicy, end: int) -> Segment:
+        """Train under one policy and validate: on all validation images at the end, on `validation_limit` before.
+
+        Args:
+            policy: mixing policy of the segment.
+            end: number of the update at which it ends, after where the training stands.
+        """
+        trainer = self.trainer
+        stats = trainer.train(policy, end - trainer.updates_done)
+        if not stats.diverged:
+            limit = None if end == trainer.config.updates else self.validation_limit
+            evaluation = trainer.evaluate("validation", limit=limit)
+            if math.isfinite(evaluation.loss):
+                return Segment(stats, evaluation, diverged=False)
+        self.diverged = True
+        chance = 1 / trainer.num_classes
+        return Segment(stats, EvalStats(chance, math.log(trainer.num_classes), chance, 0.0, 0), diverged=True)
+
+    def run(self, schedule: PolicySchedule, task: Task, seed: int) -> None:
+        """Train `task` from start to end under a schedule; `diverged` says whether it came there.
+
+        Args:
+            schedule: mixing policy for each part of the training.
+            task: the task.
+            seed: seed of the `Trainer`, as for `start`.
+        """
+        self.diverged = train_schedule(self.start(task, seed), schedule).diverged
+
+    def measure(self, splits: Sequence[str]) -> dict[str, float]:
+        """Return the trained classifier's accuracy on all images of each split; at chance where training diverged."""
+        if not self.diverged:
+            evaluations = {name: self.trainer.evaluate(name) for name in splits}
+            if all(math.isfinite(evaluation.loss) for evaluation in evaluations.values()):
+                return {name: evaluation.accuracy for name, evaluation in evaluations.items()}
+        return dict.fromkeys(splits, 1 / self.trainer.num_classes)
+
+    def snapshot(self) -> Snapshot:
+        """Return a copy of the training as it stands; training on does not change it."""
+        state = self.trainer.state_dict()
+        assert self._task is not None
+        return Snapshot(self._task, state, self.diverged)
+
+    def restore(self, snapshot: Snapshot) -> None:
+        """Continue from a snapshot, bit for bit as the training that it was taken of would have (on one machine)."""
+        self.prepare(snapshot.task).load_state_dict(snapshot.state)
+        self._begin()
+        self.diverged = snapshot.diverged
+
+    def _begin(self) -> None:
+        self.trainings += 1
+        self.diverged = False
