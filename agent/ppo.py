@@ -23,8 +23,7 @@ from rlmix.classifier.errors import InputError
 from rlmix.classifier.hardware import require_memory
 from rlmix.envs import DIMENSIONS, Menu, MixPolicyEnv, Task, TaskDistribution, TaskTrainer
 from rlmix.envs.mix_policy import segment_ends
-from rlmix.envs.observation import VERSION as OBSERVATION_VERSION
-from rlmix.envs.observation import observation_space
+from rlmix.envs.observation import DEFAULT_FEATURES, observation_space, require_features
 
 FORMAT = AgentFormat(
     name="rl-mix agent",
@@ -33,6 +32,7 @@ FORMAT = AgentFormat(
     command="train_agent.py",
     fields=("observation_version", "hidden", "menu", "segments", "provenance"),
 )
+OBSERVATION_VERSION = 1  # the default features; an agent that sees others names them in its place
 MAX_UNITS, MAX_LAYERS = 4096, 8  # units of a hidden layer, and number of such layers
 
 
@@ -166,12 +166,14 @@ class Agent:
         menu: menu of choices.
         segments: progress at which each of its segments ends.
         provenance: how it was learned; any JSON object.
+        features: names of the features that it sees, in order.
     """
 
     policy: ActorCriticPolicy
     menu: Menu
     segments: tuple[float, ...]
     provenance: dict[str, Any]
+    features: tuple[str, ...] = DEFAULT_FEATURES
 
     def choose(self, observation: NDArray[np.float32]) -> tuple[int, ...]:
         """Return the most probable action at an observation."""
@@ -192,7 +194,14 @@ class Agent:
     def environment(self, trainer: TaskTrainer, task: Task) -> MixPolicyEnv:
         """Return the environment in which the agent can play `task`; the reward is that of the end, `final`."""
         tasks = TaskDistribution(updates=(task.updates, task.updates))
-        return MixPolicyEnv(task_trainer=trainer, tasks=tasks, segments=self.segments, menu=self.menu, reward="final")
+        return MixPolicyEnv(
+            task_trainer=trainer,
+            tasks=tasks,
+            segments=self.segments,
+            reward="final",
+            menu=self.menu,
+            features=self.features,
+        )
 
     def play(self, env: MixPolicyEnv, task: Task, seed: int) -> list[tuple[int, ...]]:
         """Train a task with the agent's most probable actions; the environment's trainer is then at its end.
@@ -215,7 +224,7 @@ class Agent:
     def to_files(self) -> dict[str, bytes]:
         """Return the contents of the files that `save` writes, by name, as an agent is sent to a worker."""
         description = {
-            "observation_version": OBSERVATION_VERSION,
+            "observation_version": OBSERVATION_VERSION if self.features == DEFAULT_FEATURES else list(self.features),
             "hidden": self.policy.net_arch,
             "menu": self.menu.to_json(),
             "segments": list(self.segments),
@@ -255,10 +264,11 @@ class Agent:
 
     @classmethod
     def _build(cls, value: dict[str, Any], weights: dict[str, torch.Tensor]) -> Agent:
-        if value["observation_version"] != OBSERVATION_VERSION:
-            raise ValueError(
-                f"expected observations of version {OBSERVATION_VERSION}, got {value['observation_version']}"
-            )
+        seen, features = value["observation_version"], DEFAULT_FEATURES
+        if isinstance(seen, list):
+            features = require_features(seen)
+        elif seen != OBSERVATION_VERSION:
+            raise ValueError(f"expected observations of version {OBSERVATION_VERSION} or features by name, got {seen}")
         menu = Menu.from_json(value["menu"])
         hidden = [int(units) for units in value["hidden"]]
         if len(hidden) > MAX_LAYERS or any(not 1 <= units <= MAX_UNITS for units in hidden):
@@ -266,20 +276,21 @@ class Agent:
         if not isinstance(value["segments"], list):
             raise ValueError(f"segments must be a list, got {value['segments']!r:.80}")
         segments = segment_ends(value["segments"])
-        policy = new_policy(menu, hidden)
+        policy = new_policy(menu, hidden, features)
         policy.load_state_dict(weights)
-        return cls(policy, menu, segments, value["provenance"])
+        return cls(policy, menu, segments, value["provenance"], features)
 
 
-def new_policy(menu: Menu, hidden: Sequence[int]) -> ActorCriticPolicy:
+def new_policy(menu: Menu, hidden: Sequence[int], features: Sequence[str] = DEFAULT_FEATURES) -> ActorCriticPolicy:
     """Return the actor and critic that PPO builds for a menu, with new weights and without an optimiser.
 
     Args:
         menu: menu of choices.
         hidden: number of units of each hidden layer.
+        features: names of the features that it sees.
     """
     return ActorCriticPolicy(
-        observation_space(menu),
+        observation_space(menu, features),
         spaces.MultiDiscrete(list(menu.sizes)),
         lambda _: 0.0,
         net_arch=list(hidden),

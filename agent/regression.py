@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from torch.nn.functional import mse_loss
 
 from rlmix.classifier.mixing import METHODS
-from rlmix.envs import Menu
+from rlmix.envs import DIMENSIONS, Menu
 
 FEWEST = 1e-3  # spread that an input is divided by at least; one that never changes says nothing
 BATCH = 256
@@ -264,5 +264,5 @@ def _effect(menu: Menu, action: Sequence[int]) -> list[float]:
     offered = [method for method in METHODS if any(method in shares for _, shares in menu.sources)]
     shares = [policy.shares.get(method, 0.0) for method in offered]
     threshold = 0.5 if policy.threshold is None else policy.threshold
-    lam = [float(menu.lams[action[3]] == name) for name in menu.lams]
+    lam = [float(menu.lams[action[DIMENSIONS.index("lam")]] == name) for name in menu.lams]
     return [*shares, policy.label_beta, policy.label_smoothing, threshold, float(policy.threshold is None), *lam]

@@ -182,7 +182,7 @@ def from_schedule(schedule: PolicySchedule) -> PolicyFn:
 def from_agent(agent: Agent) -> PolicyFn:
     """A chooser that asks the agent at every segment."""
 
-    return lambda state: _choice(agent, observe(state, agent.menu))
+    return lambda state: _choice(agent, observe(state, agent.menu, agent.features))
 
 
 def _choice(agent: Agent, observation: NDArray[np.float32]) -> Decision:

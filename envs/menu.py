@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -12,17 +12,83 @@ from rlmix.classifier.errors import InputError
 from rlmix.classifier.mixing import METHODS, LamDistribution, MixPolicy
 from rlmix.classifier.mixing.policy import require_fields
 
-MOST_ACTIONS = 10_000
-DIMENSIONS = ("source", "threshold", "label", "lam")
+MAX_ACTIONS = 10_000
+
+
+@dataclass(frozen=True)
+class Dimension:
+    """One dimension of an action; its choices are a field of `Menu`.
+
+    Attributes:
+        field: name of the field of `Menu`, and of its JSON.
+        name: name of a choice in tables and plots.
+        settings: arguments of `MixPolicy` that a choice stands for, none where it has no effect on the shares given.
+        to_json: a choice as `json` writes it.
+        from_json: the choice that `to_json` wrote.
+    """
+
+    field: str
+    name: Callable[[Any], str]
+    settings: Callable[[Any, Mapping[str, float]], dict[str, Any]]
+    to_json: Callable[[Any], Any] = lambda choice: choice
+    from_json: Callable[[Any], Any] = lambda value: value
+
+
+def _source_from_json(value: Any) -> tuple[str, dict[str, float]]:
+    name, shares = value
+    return str(name), dict(shares)
+
+
+def _threshold_settings(threshold: float | None, shares: Mapping[str, float]) -> dict[str, Any]:
+    return {"threshold": threshold} if any(METHODS[method].needs_threshold for method in shares) else {}
+
+
+def _label_name(label: tuple[float, float]) -> str:
+    beta, smoothing = label
+    return f"β {beta:g}" + (f", smoothing {smoothing:g}" if smoothing else "")
+
+
+def _label_from_json(value: Any) -> tuple[float, float]:
+    beta, smoothing = value
+    return beta, smoothing
+
+
+_TABLE = {
+    "source": Dimension(
+        "sources",
+        name=lambda source: source[0],
+        settings=lambda source, shares: {"shares": shares},
+        to_json=lambda source: [source[0], dict(source[1])],
+        from_json=_source_from_json,
+    ),
+    "threshold": Dimension(
+        "thresholds",
+        name=lambda threshold: "drawn" if threshold is None else f"{threshold:g}",
+        settings=_threshold_settings,
+    ),
+    "label": Dimension(
+        "labels",
+        name=_label_name,
+        settings=lambda label, shares: {"label_beta": label[0], "label_smoothing": label[1]},
+        to_json=list,
+        from_json=_label_from_json,
+    ),
+    "lam": Dimension(
+        "lams",
+        name=lambda lam: lam,
+        settings=lambda lam, shares: {"lam": LamDistribution.parse(lam)} if set(shares) != {"clean"} else {},
+    ),
+}
+DIMENSIONS = tuple(_TABLE)
 
 
 @dataclass(frozen=True)
 class Menu:
-    """The choices of each dimension of an action.
+    """Choices of each dimension of an action.
 
     Attributes:
         sources: name and shares of each method mixture.
-        thresholds: R-Mix's τ; none = drawn for each image.
+        thresholds: R-Mix's τ; none for one drawn for each image.
         labels: pairs of LaMix's β and label smoothing.
         lams: λ distributions, as text (`beta(1)`, `uniform`, `fixed(0.5)`).
     """
@@ -41,16 +107,16 @@ class Menu:
     lams: tuple[str, ...] = ("beta(1)", "beta(0.2)", "fixed(0.5)")
 
     def __post_init__(self) -> None:
-        for size, name in zip(self.sizes, ("sources", "thresholds", "labels", "lams"), strict=True):
+        for dimension, size in zip(_TABLE.values(), self.sizes, strict=True):
             if size == 0:
-                raise InputError(f"a menu needs at least one choice in {name}, got none")
-        if math.prod(self.sizes) > MOST_ACTIONS:
-            raise InputError(f"a menu holds at most {MOST_ACTIONS:,} combinations of choices, got {self.sizes}")
+                raise InputError(f"a menu needs at least one choice in {dimension.field}, got none")
+        if math.prod(self.sizes) > MAX_ACTIONS:
+            raise InputError(f"a menu holds at most {MAX_ACTIONS:,} combinations of choices, got {self.sizes}")
         for action in itertools.product(*(range(size) for size in self.sizes)):
             self.policy(action)  # raises PolicyError for a choice that is out of range
 
     def including(self, methods: Sequence[str]) -> Menu:
-        """This menu and, as further sources, methods of `classifier.mixing.METHODS` on half of the updates each.
+        """Return this menu with further sources: methods of `classifier.mixing.METHODS` on half of the updates each.
 
         Raises:
             ValueError: a method is not known, or is offered already.
@@ -65,28 +131,26 @@ class Menu:
         return replace(self, sources=tuple(sources))
 
     @property
-    def sizes(self) -> tuple[int, int, int, int]:
+    def sizes(self) -> tuple[int, ...]:
         """Number of choices in each dimension of `DIMENSIONS`."""
-        return len(self.sources), len(self.thresholds), len(self.labels), len(self.lams)
+        return tuple(len(getattr(self, dimension.field)) for dimension in _TABLE.values())
 
     def names(self, dimension: str) -> list[str]:
-        """What the choices of a dimension are called in tables and pictures."""
-        match dimension:
-            case "source":
-                return [name for name, _ in self.sources]
-            case "threshold":
-                return ["drawn" if value is None else f"{value:g}" for value in self.thresholds]
-            case "label":
-                return [f"β {beta:g}" + (f", smoothing {smooth:g}" if smooth else "") for beta, smooth in self.labels]
-            case "lam":
-                return list(self.lams)
-        raise InputError(f"dimension must be one of {', '.join(DIMENSIONS)}, got {dimension!r}")
+        """Return what the choices of a dimension are called in tables and plots.
+
+        Raises:
+            ValueError: there is no such dimension.
+        """
+        if dimension not in _TABLE:
+            raise InputError(f"dimension must be one of {', '.join(DIMENSIONS)}, got {dimension!r}")
+        entry = _TABLE[dimension]
+        return [entry.name(choice) for choice in getattr(self, entry.field)]
 
     def policy(self, action: Sequence[int]) -> MixPolicy:
-        """The policy of an action; dimensions without effect are left at their defaults, so equal effect is equal.
+        """Return the policy of an action; what has no effect is left at its default, so that equal effect is equal.
 
         Args:
-            action: an index into each dimension of `DIMENSIONS`.
+            action: index into each dimension of `DIMENSIONS`.
 
         Raises:
             ValueError: the menu has no such choice.
@@ -94,26 +158,21 @@ class Menu:
         choice = tuple(int(index) for index in action)
         if len(choice) != len(DIMENSIONS) or any(not 0 <= i < n for i, n in zip(choice, self.sizes, strict=True)):
             raise ValueError(f"an action must be one index for each of {self.sizes} choices, from 0, got {choice}")
-        source, threshold, label, lam = choice
-        shares = MixPolicy(self.sources[source][1]).shares  # as far as they have an effect
-        beta, smoothing = self.labels[label]
-        return MixPolicy(
-            shares,
-            lam=LamDistribution.parse(self.lams[lam]) if set(shares) != {"clean"} else LamDistribution(),
-            threshold=self.thresholds[threshold] if any(METHODS[method].needs_threshold for method in shares) else None,
-            label_beta=beta,
-            label_smoothing=smoothing,
-        )
+        shares = MixPolicy(self.sources[choice[0]][1]).shares  # as far as they have an effect
+        settings: dict[str, Any] = {}
+        for dimension, index in zip(_TABLE.values(), choice, strict=True):
+            settings |= dimension.settings(getattr(self, dimension.field)[index], shares)
+        return MixPolicy(**settings)
 
     def actions(self) -> list[tuple[int, ...]]:
-        """One action for each distinct policy, the first of those with equal effect."""
+        """Return one action for each distinct policy, the first of those with equal effect."""
         first: dict[MixPolicy, tuple[int, ...]] = {}
         for action in itertools.product(*(range(size) for size in self.sizes)):
             first.setdefault(self.policy(action), action)
         return list(first.values())
 
     def find(self, policy: MixPolicy) -> tuple[int, ...]:
-        """The action that stands for `policy`.
+        """Return the action that stands for `policy`.
 
         Raises:
             ValueError: no action does.
@@ -124,28 +183,26 @@ class Menu:
         raise InputError(f"the menu does not offer {policy}; add it to the menu or choose another")
 
     def to_json(self) -> dict[str, Any]:
-        """A dictionary that `json` can write and `from_json` reads back."""
+        """Return a dictionary that `json` can write and `from_json` reads back."""
         return {
-            "sources": [[name, dict(shares)] for name, shares in self.sources],
-            "thresholds": list(self.thresholds),
-            "labels": [list(pair) for pair in self.labels],
-            "lams": list(self.lams),
+            dimension.field: [dimension.to_json(choice) for choice in getattr(self, dimension.field)]
+            for dimension in _TABLE.values()
         }
 
     @classmethod
     def from_json(cls, value: Any) -> Menu:
-        """The menu that `to_json` wrote.
+        """Return the menu that `to_json` wrote.
 
         Raises:
             ValueError: a field is missing or unknown, or a choice is out of range.
         """
-        require_fields("menu", value, ["sources", "thresholds", "labels", "lams"])
+        require_fields("menu", value, [dimension.field for dimension in _TABLE.values()])
         try:
             return cls(
-                sources=tuple((str(name), dict(shares)) for name, shares in value["sources"]),
-                thresholds=tuple(value["thresholds"]),
-                labels=tuple((beta, smoothing) for beta, smoothing in value["labels"]),
-                lams=tuple(value["lams"]),
+                **{
+                    dimension.field: tuple(dimension.from_json(choice) for choice in value[dimension.field])
+                    for dimension in _TABLE.values()
+                }
             )
         except TypeError as error:
-            raise ValueError(f"menu: a list is expected where something else stands ({error})") from None
+            raise ValueError(f"menu: expected a list ({error})") from None

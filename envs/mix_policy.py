@@ -20,7 +20,7 @@ from rlmix.classifier.mixing.picture import mixed_picture
 from rlmix.classifier.training.config import TrainConfig
 from rlmix.classifier.training.trainer import Trainer
 from rlmix.envs.menu import Menu
-from rlmix.envs.observation import TrainingState, observation_space, observe
+from rlmix.envs.observation import DEFAULT_FEATURES, TrainingState, observation_space, observe, require_features
 from rlmix.envs.reference import References
 from rlmix.envs.rewards import Outcome, require_reward, score
 from rlmix.envs.seeds import training_seed
@@ -53,32 +53,33 @@ class MixPolicyEnv(gym.Env[Any, Any]):
     policies as one `Discrete` action.
 
     ## Observation Space
-    `Box` of float32. "Last segment" values are 0 before the first one; a classifier is then taken to be at chance.
+    `Box` of float32: the features named by `features`, by default those below. "Last segment" values are 0 before
+    the first one; a classifier is then taken to be at chance.
 
-    | Index | Meaning | Low | High |
-    |---|---|---|---|
-    | 0 | log10(training images) / 5 | 0 | 2 |
-    | 1 | log10(updates of the whole training) / 5 | 0 | 2 |
-    | 2 | log10(1 + passes over the training images) / 4 | 0 | 2 |
-    | 3 | log10(classes K) / 3 | 0 | 2 |
-    | 4 | progress of the training | 0 | 1 |
-    | 5 | learning rate of the next update over the highest one | 0 | 1 |
-    | 6 | 1 if the last segment had clean updates, else 7, 8 and 15 are 0 | 0 | 1 |
-    | 7 | their loss less the targets' own entropy, over log K | 0 | 4 |
-    | 8 | their accuracy on the (augmented, perhaps wrongly labelled) training images | 0 | 1 |
-    | 9 | 1 if the last segment had mixed updates, else 10 and 11 are 0 | 0 | 1 |
-    | 10 | their loss less the targets' own entropy, over log K | 0 | 4 |
-    | 11 | share of mixed images whose largest target is found | 0 | 1 |
-    | 12 | validation loss over log K | 0 | 4 |
-    | 13 | validation accuracy | 0 | 1 |
-    | 14 | its change over the last segment | -1 | 1 |
-    | 15 | accuracy of clean updates less validation accuracy | -1 | 1 |
-    | 16 | mean confidence on validation images | 0 | 1 |
-    | 17 | expected calibration error on validation images | 0 | 1 |
-    | 18 | 1 if saliency and gradient were measured (needs a clean update), else 19 and 20 are 0 | 0 | 1 |
-    | 19 | entropy of the patch saliency over its highest value | 0 | 1 |
-    | 20 | log10(norm of the gradient over norm of the parameters) / 5 | -1 | 1 |
-    | 21... | the last action, one-hot in each dimension; all 0 at the start | 0 | 1 |
+    | Index | Name | Meaning | Low | High |
+    |---|---|---|---|---|
+    | 0 | `log_train_size` | log10(training images) / 5 | 0 | 2 |
+    | 1 | `log_updates` | log10(updates of the whole training) / 5 | 0 | 2 |
+    | 2 | `log_passes` | log10(1 + passes over the training images) / 4 | 0 | 2 |
+    | 3 | `log_classes` | log10(classes K) / 3 | 0 | 2 |
+    | 4 | `progress` | progress of the training | 0 | 1 |
+    | 5 | `relative_lr` | learning rate of the next update over the highest one | 0 | 1 |
+    | 6 | `clean_seen` | 1 if the last segment had clean updates, else 7, 8 and 15 are 0 | 0 | 1 |
+    | 7 | `clean_excess_loss` | their loss less the targets' own entropy, over log K | 0 | 4 |
+    | 8 | `clean_accuracy` | their accuracy on the (augmented, perhaps wrongly labelled) training images | 0 | 1 |
+    | 9 | `mixed_seen` | 1 if the last segment had mixed updates, else 10 and 11 are 0 | 0 | 1 |
+    | 10 | `mixed_excess_loss` | their loss less the targets' own entropy, over log K | 0 | 4 |
+    | 11 | `mixed_accuracy` | share of mixed images whose largest target is found | 0 | 1 |
+    | 12 | `validation_loss` | validation loss over log K | 0 | 4 |
+    | 13 | `validation_accuracy` | validation accuracy | 0 | 1 |
+    | 14 | `validation_change` | its change over the last segment | -1 | 1 |
+    | 15 | `accuracy_gap` | accuracy of clean updates less validation accuracy | -1 | 1 |
+    | 16 | `confidence` | mean confidence on validation images | 0 | 1 |
+    | 17 | `calibration_error` | expected calibration error on validation images | 0 | 1 |
+    | 18 | `probes_seen` | 1 if saliency and gradient were measured (on clean updates), else 19, 20 are 0 | 0 | 1 |
+    | 19 | `saliency_entropy` | entropy of the patch saliency over its highest value | 0 | 1 |
+    | 20 | `log_gradient_norm` | log10(norm of the gradient over norm of the parameters) / 5 | -1 | 1 |
+    | 21... | | the last action, one-hot in each dimension; all 0 at the start | 0 | 1 |
 
     Values outside are clipped; what is not a number stands at the high end.
 
@@ -127,6 +128,7 @@ class MixPolicyEnv(gym.Env[Any, Any]):
         segments: number of equal segments, or the progress in (0, 1] at which each one ends.
         reward: name of a reward.
         menu: choices of the agent; optional, defaults to `Menu()`.
+        features: names of the features that are observed, in order.
         reference: policy that `relative` and `standing` compare with; optional, defaults to CutMix on half the updates.
         reference_seeds: number of trainings of the reference on each task; 0 for one, from the episode's own seed.
         reference_cache: folder where references are kept between runs and shared by workers.
@@ -155,6 +157,7 @@ class MixPolicyEnv(gym.Env[Any, Any]):
         segments: int | Sequence[float] = 4,
         reward: str = "relative",
         menu: Menu | None = None,
+        features: Sequence[str] = DEFAULT_FEATURES,
         reference: MixPolicy | None = None,
         reference_seeds: int = 2,
         reference_cache: str | Path | None = None,
@@ -164,7 +167,7 @@ class MixPolicyEnv(gym.Env[Any, Any]):
         task_trainer: TaskTrainer | None = None,
         render_mode: str | None = None,
     ) -> None:
-        self.menu = menu or Menu()
+        self.menu, self.features = menu or Menu(), require_features(features)
         self.tasks = TaskDistribution(**tasks) if isinstance(tasks, Mapping) else tasks or DIGITS_TASK
         self.segments = segment_ends(segments)
         require_updates(self.segments, *self.tasks.updates)
@@ -190,7 +193,7 @@ class MixPolicyEnv(gym.Env[Any, Any]):
         self.state: TrainingState | None = None
         self._training = 0
         self.action_space = spaces.MultiDiscrete(list(self.menu.sizes))
-        self.observation_space = observation_space(self.menu)
+        self.observation_space = observation_space(self.menu, self.features)
 
     def reset(
         self, *, seed: int | None = None, options: dict[str, Any] | None = None
@@ -219,7 +222,7 @@ class MixPolicyEnv(gym.Env[Any, Any]):
         self.state = TrainingState(
             task, trainer.num_classes, trainer.config.batch_size, trainer.progress, trainer.relative_lr
         )
-        return observe(self.state, self.menu), {"episode_seed": self._episode_seed, "task": asdict(task)}
+        return observe(self.state, self.menu, self.features), {"episode_seed": self._episode_seed, "task": asdict(task)}
 
     def step(
         self, action: NDArray[np.int64] | Sequence[int]
@@ -245,7 +248,7 @@ class MixPolicyEnv(gym.Env[Any, Any]):
             accuracy_before=self._accuracy,
             action=choice,
         )
-        observation = observe(self.state, self.menu)
+        observation = observe(self.state, self.menu, self.features)
         self._accuracy = accuracy
         self._segment += 1
         info = {

@@ -18,6 +18,7 @@ from rlmix.classifier.data import Splits, split
 from rlmix.classifier.training.trainer import Trainer
 from rlmix.envs import Menu, MixPolicyEnv, TaskDistribution
 from rlmix.envs.mix_policy import segment_ends
+from rlmix.envs.observation import DEFAULT_FEATURES
 from rlmix.experiments.runs.errors import RunError
 from rlmix.experiments.runs.folder import RunFolder
 from rlmix.experiments.search import task_family
@@ -195,8 +196,8 @@ def new_agent(search: Search, workers: VecEnv, start: Path | None = None) -> PPO
     model = build_agent(config.ppo, workers, segments=len(search.segments), seed=config.seed, start=lean)
     if start is not None:
         known = Agent.load(start)
-        if (known.menu, known.segments) != (search.menu, search.segments):
-            raise RunError(f"--start: {config.start} holds an agent of another menu or of other segments")
+        if (known.menu, known.segments, known.features) != (search.menu, search.segments, DEFAULT_FEATURES):
+            raise RunError(f"--start: {config.start} holds an agent of another menu or of other segments or features")
         if known.policy.net_arch != model.policy.net_arch:
             raise RunError(
                 f"--start: {config.start} has hidden layers of {known.policy.net_arch}, not {model.policy.net_arch}; "

@@ -18,7 +18,7 @@ from safetensors.torch import load_file, save_file
 from rlmix.agent.ppo import Agent, new_policy
 from rlmix.classifier.files import DamagedFileError
 from rlmix.envs import DIMENSIONS, Menu
-from rlmix.envs.observation import observation_space
+from rlmix.envs.observation import FEATURES, Feature, observation_space
 
 PROVENANCE = {"learned_by": "ppo", "episodes": 3, "updates": [20, 20]}
 
@@ -38,6 +38,27 @@ def observations(menu: Menu, count: int = 100) -> np.ndarray:
     space = observation_space(menu)
     space.seed(0)
     return np.stack([space.sample() for _ in range(count)])
+
+
+def test_an_agent_says_which_features_it_sees_where_they_are_not_the_first_ones(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first = new_agent()
+    before = first.to_files()
+    assert json.loads(before["agent.json"])["observation_version"] == 1
+    monkeypatch.setitem(FEATURES, "images", Feature("images", 0.0, 1.0, lambda state: 0.0))
+    names = ("images", "progress")
+    agent = Agent(new_policy(Menu(), [8], names), Menu(), (0.5, 1.0), PROVENANCE, names)
+    agent.save(tmp_path)
+    assert json.loads((tmp_path / "agent.json").read_bytes())["observation_version"] == list(names)
+    loaded = Agent.load(tmp_path)
+    assert loaded.features == names
+    seen = np.ones(2 + sum(Menu().sizes), dtype=np.float32)
+    assert loaded.choose(seen) == agent.choose(seen)
+    assert Agent.from_files(before).to_files() == before, "an added feature changes nothing for it"
+    monkeypatch.delitem(FEATURES, "images")
+    with pytest.raises(ValueError, match=r"features must be .* images, progress"):
+        Agent.load(tmp_path)
 
 
 @pytest.fixture

@@ -9,7 +9,7 @@ import torch
 from rlmix.agent.ppo import Agent, new_policy
 from rlmix.agent.regression import ActionValues, Decisions, Episode, RegressionConfig, fit_values, follow_values
 from rlmix.envs import Menu
-from rlmix.envs.observation import FEATURES, observation_space, one_hot
+from rlmix.envs.observation import DEFAULT_FEATURES, observation_space, one_hot
 
 MENU = Menu(
     sources=(("clean", {"clean": 1.0}), ("cutmix half", {"clean": 0.5, "cutmix": 0.5}), ("rmix all", {"rmix": 1.0})),
@@ -23,7 +23,7 @@ SEEN = 2  # the feature by which the best action changes
 
 
 def observation(told: float, before: tuple[int, ...] | None = None) -> np.ndarray:
-    features = np.zeros(len(FEATURES))
+    features = np.zeros(len(DEFAULT_FEATURES))
     features[SEEN] = told
     return np.array([*features, *one_hot(before, MENU)], dtype=np.float32)
 

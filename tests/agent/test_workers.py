@@ -80,7 +80,8 @@ def test_processes_that_are_ended_give_back_what_they_hold(tmp_path: Path) -> No
     )
     file = tmp_path / "ended.py"
     file.write_text(script)
-    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])}
+    paths = [str(Path(__file__).parents[2]), os.environ.get("PYTHONPATH", "")]
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, paths))}
     ended = subprocess.run([sys.executable, file], capture_output=True, text=True, check=True, env=environment)
     assert ended.stderr == ""
 

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from rlmix.classifier.mixing import MixPolicy, PolicySchedule
 from rlmix.classifier.training.trainer import Trainer
 from rlmix.envs import Menu, MixPolicyEnv
-from rlmix.envs.observation import FEATURES
+from rlmix.envs.observation import DEFAULT_FEATURES, FEATURES, Feature, TrainingState
 from rlmix.envs.seeds import training_seed
 from tests.envs.tiny import TRAINING, arguments, digits, play, same_weights, tiny, train_under, weights
 
@@ -158,23 +158,25 @@ def test_train_under_is_training_by_hand() -> None:
 # Observations
 
 
-def table() -> list[tuple[str, float, float]]:
-    """Index, low and high of each row of the docstring's observation table."""
+def table() -> list[tuple[str, str, str, float, float]]:
+    """Index, name, meaning, low and high of each row of the docstring's observation table."""
     section = (MixPolicyEnv.__doc__ or "").split("## Observation Space")[1].split("## Rewards")[0]
-    rows = re.findall(r"^ +\| (\S+) \| .*? \| (-?\d+) \| (-?\d+) \|$", section, flags=re.MULTILINE)
-    return [(index, float(low), float(high)) for index, low, high in rows]
+    rows = re.findall(r"^ +\| (\S+) \| (\S*) ?\| (.*?) \| (-?\d+) \| (-?\d+) \|$", section, flags=re.MULTILINE)
+    return [(index, name, meaning, float(low), float(high)) for index, name, meaning, low, high in rows]
 
 
 def test_the_docstrings_observation_table_is_the_space() -> None:
     *features, choices = table()
-    assert [index for index, _, _ in features] == [str(index) for index in range(len(FEATURES))]
-    assert [row[1:] for row in features] == [(low, high) for _, low, high in FEATURES]
-    assert choices == (f"{len(FEATURES)}...", 0, 1)
+    assert [row[0] for row in features] == [str(index) for index in range(len(DEFAULT_FEATURES))]
+    assert [row[1:] for row in features] == [
+        (f"`{name}`", feature.meaning, feature.low, feature.high) for name, feature in FEATURES.items()
+    ]
+    assert (choices[0], *choices[3:]) == (f"{len(DEFAULT_FEATURES)}...", 0, 1)
     space = tiny().observation_space
     sizes = Menu().sizes
     assert space.shape == (len(features) + sum(sizes),)
-    np.testing.assert_array_equal(space.low, [low for _, low, _ in features] + [0] * sum(sizes))
-    np.testing.assert_array_equal(space.high, [high for _, _, high in features] + [1] * sum(sizes))
+    np.testing.assert_array_equal(space.low, [row[3] for row in features] + [0] * sum(sizes))
+    np.testing.assert_array_equal(space.high, [row[4] for row in features] + [1] * sum(sizes))
 
 
 ENV = tiny(tasks=POOL, reference_seeds=1)
@@ -193,9 +195,9 @@ def test_any_episode_stays_inside_the_space(actions: list[tuple[int, ...]], seed
     assert np.isfinite(rewards).all()
     assert all(type(reward) is float for reward in rewards)
     sizes = ENV.menu.sizes
-    assert not observations[0, len(FEATURES) :].any()
+    assert not observations[0, len(DEFAULT_FEATURES) :].any()
     for observation, action in zip(observations[1:], actions, strict=True):
-        shown = np.split(observation[len(FEATURES) :], np.cumsum(sizes)[:-1])
+        shown = np.split(observation[len(DEFAULT_FEATURES) :], np.cumsum(sizes)[:-1])
         np.testing.assert_array_equal([part.argmax() for part in shown], action)
         np.testing.assert_array_equal([part.sum() for part in shown], [1] * 4)
     assert all(0 <= info["validation_accuracy"] <= 1 for info in infos[1:])
@@ -243,9 +245,28 @@ def test_observations_are_what_the_table_says() -> None:
             ]
         )
         before = held_out.accuracy
-    np.testing.assert_allclose(observations[:, : len(FEATURES)], expected, rtol=1e-6, atol=1e-7)
+    np.testing.assert_allclose(observations[:, : len(DEFAULT_FEATURES)], expected, rtol=1e-6, atol=1e-7)
     assert observations[2, 6] == 0 and observations[2, 18] == 0, "CutMix on every update: no clean ones"
     assert observations[3, 9] == 0, "clean throughout: no mixed ones"
+
+
+def test_an_added_feature_is_observed_by_name_and_changes_nothing_else(monkeypatch: pytest.MonkeyPatch) -> None:
+    def images(state: TrainingState) -> float:
+        return 0.0 if state.segment is None else state.segment.images
+
+    monkeypatch.setitem(FEATURES, "images", Feature("images of the last segment", 0.0, 1e3, images))
+    expected, _, infos = play(tiny(reward="final"), ACTIONS, seed=3)
+    env = tiny(reward="final", features=("progress", "images", "validation_accuracy"))
+    observations, _, _ = play(env, ACTIONS, seed=3)
+    names = list(FEATURES)
+    np.testing.assert_array_equal(observations[:, 0], expected[:, names.index("progress")])
+    np.testing.assert_array_equal(observations[:, 1], [0, *(info["images"] for info in infos[1:])])
+    np.testing.assert_array_equal(observations[:, 2], expected[:, names.index("validation_accuracy")])
+    np.testing.assert_array_equal(observations[:, 3:], expected[:, len(DEFAULT_FEATURES) :])
+    assert env.observation_space.contains(observations[-1])
+    for wrong in (("progress", "nothing"), ("progress", "progress")):
+        with pytest.raises(ValueError, match="features must be different ones of log_train_size"):
+            tiny(features=wrong)
 
 
 # Divergence

@@ -13,7 +13,7 @@ import pytest
 from rlmix.agent.ppo import Agent
 from rlmix.agent.regression import Decisions, RegressionConfig
 from rlmix.classifier.mixing import MixPolicy, PolicySchedule
-from rlmix.envs.observation import FEATURES
+from rlmix.envs.observation import DEFAULT_FEATURES
 from rlmix.experiments.search.task_family import (
     MENU,
     PARTS,
@@ -34,7 +34,7 @@ GOOD = MENU.find(MixPolicy({"rmix": 1.0}))
 
 
 def logged(number: int, action: tuple[int, ...], development: float, kind: str = "fixed") -> dict[str, Any]:
-    rows = [[0.5] * len(FEATURES) for _ in range(len(SEGMENTS) + 1)]
+    rows = [[0.5] * len(DEFAULT_FEATURES) for _ in range(len(SEGMENTS) + 1)]
     return {
         "task": number, "training": 0, "kind": kind, "actions": [list(action)] * len(SEGMENTS),
         "observations": rows, "development": development, "diverged": False,
@@ -60,8 +60,8 @@ def test_scores_are_standard_errors_from_the_reference_of_the_same_task_and_seed
     assert found[0].score == found[2].score == 0
     assert found[1].score == pytest.approx(0.01 / math.sqrt(0.8 * 0.2 / 3000))
     assert found[3].score == -10, "limited"
-    assert found[0].observations.shape == (len(SEGMENTS), len(FEATURES) + sum(MENU.sizes))
-    hot = found[1].observations[:, len(FEATURES) :]
+    assert found[0].observations.shape == (len(SEGMENTS), len(DEFAULT_FEATURES) + sum(MENU.sizes))
+    hot = found[1].observations[:, len(DEFAULT_FEATURES) :]
     assert not hot[0].any() and (hot[1:].sum(axis=1) == 4).all()
     assert hot[1, GOOD[0]] == 1
 
@@ -104,7 +104,7 @@ def test_a_part_is_foretold_from_the_other_parts_alone() -> None:
         level, seen = 0.01 * (number % 7), float(number < slow) + float(random.normal(0, 0.3))
         for action, gain, kind in ((REFERENCE, 0.0, "reference"), (PLAIN, -0.02, "plain"), (GOOD, -0.02, "fixed")):
             line = logged(number, action, 0.7 + level + (0.03 if action == good else gain), kind)
-            line["observations"] = [[seen] * len(FEATURES)] * (len(SEGMENTS) + 1)
+            line["observations"] = [[seen] * len(DEFAULT_FEATURES)] * (len(SEGMENTS) + 1)
             lines.append(line)
     config = RegressionConfig(members=2, hidden=32, steps=300)
     decisions = Decisions.of(fit_agent.episodes(lines), MENU)
@@ -134,7 +134,10 @@ def test_a_tasks_number_says_its_part() -> None:
     assert task(5) == TASKS.task(5) and task(slow + 5) == SLOW.task(slow + 5)
     assert {task(number).lr_scale for number in range(50)} == {1.0}
     assert len({task(slow + number).lr_scale for number in range(50)}) > 40
-    assert environment("bare", precision="fp32").training.model != environment(precision="fp32").training.model
+    assert (
+        environment("bare", precision="fp32").task_trainer.training.model
+        != environment(precision="fp32").task_trainer.training.model
+    )
 
 
 # The best single fixed policy

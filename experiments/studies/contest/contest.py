@@ -335,7 +335,8 @@ def play(entry: ContestEntry, protocol_file: str, precision: str, data_root: str
             schedule = random_schedule(env.menu, env.segments, seed)
             env.task_trainer.run(schedule, task, training_seed(seed))
         case "agent":
-            actions = Agent.load(Path(contestant["folder"])).play(env, task, seed)
+            agent = Agent.load(Path(contestant["folder"]))
+            actions = agent.play(agent.environment(env.task_trainer, task), task, seed)
             chosen = [list(action) for action in actions]
         case "population":
             trainings = contestant["trainings"]

@@ -30,7 +30,7 @@ from rlmix.agent.ppo import Agent
 from rlmix.classifier.files import write_atomic
 from rlmix.classifier.hardware import resolve_device, resolve_precision
 from rlmix.envs import MixPolicyEnv
-from rlmix.envs.observation import FEATURES
+from rlmix.envs.observation import DEFAULT_FEATURES
 from rlmix.experiments.comparison.runner import TrainingLog
 from rlmix.experiments.reports.charts import png
 from rlmix.experiments.runs.command import command
@@ -95,8 +95,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
             if getattr(config, name) < least:
                 raise RunError(f"--{name} must be at least {least}, got {getattr(config, name)}")
         agent = None if config.agent is None else Agent.load(Path(config.agent))
-        if agent is not None and (agent.menu, agent.segments) != (MENU, SEGMENTS):
-            raise RunError(f"--agent: {config.agent} has another menu or other segments than the family")
+        if agent is not None and ((agent.menu, agent.segments, agent.features) != (MENU, SEGMENTS, DEFAULT_FEATURES)):
+            raise RunError(f"--agent: {config.agent} has another menu, other segments or features than the family")
         files = None if agent is None else agent.to_files()
         # Of the weights alone, as the committed logs name an agent.
         checksum = None if files is None else hashlib.sha256(files["agent.safetensors"]).hexdigest()
@@ -171,8 +171,8 @@ def play(
         agent: contents of the agent's files, for a plan of kind `drawn`.
 
     Returns:
-        The line of the log: observations before each choice and at the end, as `FEATURES`; validation accuracy after
-        each segment and development accuracy at the end, all in [0, 1]; at chance after a diverged training.
+        The line of the log: observations before each choice and at the end, as `DEFAULT_FEATURES`; validation accuracy
+        after each segment and development accuracy at the end, all in [0, 1]; at chance after a diverged training.
     """
     env = _environment(part_of(plan.task), precision, data_root)
     drawn = task(plan.task)
@@ -200,7 +200,7 @@ def play(
         **asdict(plan),
         "actions": actions if plan.agent is not None else plan.actions,
         "task_drawn": asdict(drawn),
-        "observations": [[round(float(value), DIGITS) for value in row[: len(FEATURES)]] for row in observations],
+        "observations": [[round(float(value), DIGITS) for value in row[: len(DEFAULT_FEATURES)]] for row in observations],
         "validation": [round(accuracy, 5) for accuracy in accuracies],
         "development": round(development, 5),
         "diverged": diverged,

@@ -57,8 +57,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
         agent = Agent.load(config.agent)
         checksum = agent.checksum
         torch.set_num_threads(1)
-        env = environment(precision=resolve_precision("auto", resolve_device("cpu")), data_root=config.data_root)
-        if (agent.menu, agent.segments) != (env.menu, env.segments):
+        family = environment(precision=resolve_precision("auto", resolve_device("cpu")), data_root=config.data_root)
+        if (agent.menu, agent.segments) != (family.menu, family.segments):
             raise RunError(f"--agent: {config.agent} has another menu or other segments than the family's")
         out = Path(config.out)
         with naming(out):
@@ -66,6 +66,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         probabilities = {}
         for name, task in TASKS.items():
             given = []
+            env = agent.environment(family.task_trainer, task)
             observation, _ = env.reset(seed=config.seed, options={"task": task})
             over, actions = False, []
             while not over:
