@@ -50,9 +50,9 @@ class SearchConfig:
     """Name of the menu that the agent chooses from."""
     also: tuple[str, ...] = ()
     """Methods that the agent can choose besides those of its menu, each on half of the updates, e.g. puzzlemix."""
-    reward: Literal["relative", "standing", "change", "final"] = "relative"
+    reward: str = "relative"
     """Reward. relative: gain over the CutMix-half reference per segment; standing: the same, paid at the end; change:
-    change in validation accuracy; final: final validation accuracy."""
+    change in validation accuracy; final: final validation accuracy. rlmix.envs.rewards has the list."""
     reference_seeds: int = 2
     """Number of trainings of the relative reward's reference on each task; 0 takes one with each episode's own seed."""
     validation_limit: int = 1000

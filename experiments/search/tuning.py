@@ -133,7 +133,7 @@ def trial_config(base: SearchConfig, seed: int, number: int) -> SearchConfig:
     )
     segments = (float(draw.choice([1, 2, 4])),)
     reward = str(draw.choice(["relative", "change", "final"]))
-    return replace(base, ppo=ppo, segments=segments, reward=reward)  # type: ignore[arg-type]
+    return replace(base, ppo=ppo, segments=segments, reward=reward)
 
 
 def agents(config: TuneConfig, run: RunFolder) -> ResultGrid:

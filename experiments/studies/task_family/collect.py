@@ -200,7 +200,9 @@ def play(
         **asdict(plan),
         "actions": actions if plan.agent is not None else plan.actions,
         "task_drawn": asdict(drawn),
-        "observations": [[round(float(value), DIGITS) for value in row[: len(DEFAULT_FEATURES)]] for row in observations],
+        "observations": [
+            [round(float(value), DIGITS) for value in row[: len(DEFAULT_FEATURES)]] for row in observations
+        ],
         "validation": [round(accuracy, 5) for accuracy in accuracies],
         "development": round(development, 5),
         "diverged": diverged,
