@@ -51,7 +51,7 @@ def test_length_and_learning_rate_are_the_published_ones(
     config = RECIPES[name].config
     assert round(config.epochs * per_epoch) == updates
     assert (config.train.lr, config.train.weight_decay) == (peak, 1e-4)
-    assert config.train_on_validation and config.data.development_size == 0 and config.train_size is None
+    assert config.train_on_validation and config.data.development_size == 0 and config.data.train_size is None
 
 
 def random_data(channels: int, side: int, classes: int) -> Splits:
