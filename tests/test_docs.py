@@ -90,7 +90,8 @@ def test_the_readmes_replay_covers_every_update(tmp_path: Path, monkeypatch: pyt
 @pytest.mark.slow
 def test_the_readmes_agent_trains() -> None:
     names: dict[str, Any] = {}
-    exec(next(block for block in blocks(ROOT / "README.md", "python") if "stable_baselines3" in block), names)
+    code = next(block for block in blocks(ROOT / "README.md", "python") if "stable_baselines3" in block)
+    exec(code.replace("learn(64)", "learn(16)"), names)  # one update of the agent instead of four
     assert names["env"].unwrapped.spec.id == "MixPolicy-v0"
 
 
