@@ -1,4 +1,4 @@
-"""What a search leaves behind while it runs: TensorBoard, the log of episodes, checkpoints, a progress bar."""
+"""Record of a running search: TensorBoard, the log of episodes, checkpoints, a progress bar."""
 
 from __future__ import annotations
 
@@ -8,51 +8,54 @@ import os
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from matplotlib.figure import Figure
 from numpy.typing import NDArray
 from stable_baselines3 import PPO
 from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.logger import TensorBoardOutputFormat
-from torch.utils.tensorboard.writer import SummaryWriter
 from tqdm import tqdm
 
 from rlmix.agent.ppo import search_state
+from rlmix.agent.tags import Layout, Tag, choice_tag, multiline
 from rlmix.agent.workers import Position
 from rlmix.classifier.files import naming
 from rlmix.envs import DIMENSIONS, Menu
 
-# What TensorBoard's custom scalars show side by side, by category and chart; tags are regular expressions. Each choice
-# is a run of its own below the search's (`add_scalars`), for TensorBoard colours lines by run.
-LAYOUT = {
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+    from torch.utils.tensorboard.writer import SummaryWriter
+
+# TensorBoard's custom scalars: charts side by side, by category. Each choice is a run of its own below the search's
+# (`add_scalars`), because TensorBoard colours lines by run.
+LAYOUT: Layout = {
     "Choices, return and accuracy over the search": {
-        "source: share of choices": ["Multiline", ["^policy/source$"]],
-        "return of a training": ["Multiline", ["^reward/return_mean$"]],
-        "validation accuracy, mean and best": ["Multiline", ["^validation/accuracy_(mean|max)$"]],
+        "source: share of choices": multiline(Tag.SOURCE),
+        "return of a training": multiline(Tag.RETURN_MEAN),
+        "validation accuracy, mean and best": multiline(Tag.ACCURACY_MEAN, Tag.ACCURACY_MAX),
         **{
-            f"{dimension}: share of choices": ["Multiline", [f"^policy/{dimension}$"]]
+            f"{dimension}: share of choices": multiline(choice_tag(dimension))
             for dimension in DIMENSIONS
             if dimension != "source"
         },
     }
 }
-MOST_PICTURES = 16  # of each kind over a search, evenly spread: drawing takes longer than learning, and 80 kB each
+MAX_PICTURES = 16  # of each kind over a search, evenly spread: drawing takes longer than learning, and 80 kB each
 
 
 class SearchLog(BaseCallback):
-    """Follows a PPO search over `MixPolicyEnv`.
+    """Callback that records a PPO search over `MixPolicyEnv`.
 
     Args:
-        menu: what is chosen from.
+        menu: the menu of choices.
         segments: progress at which each segment ends.
         episodes_file: JSON lines, one for each finished episode, appended at the end of a rollout.
-        positions: where each worker stands at the start.
-        bar: shows finished episodes.
-        rollouts: how many the search will have.
+        positions: position of each worker at the start.
+        bar: progress bar of finished episodes.
+        rollouts: number of rollouts of the whole search.
         save: called with the search's state after each rollout that was learned from.
-        checkpoint: what `save` was given last, when a search goes on; none = it starts.
+        checkpoint: the last state given to `save`, to resume from; optional, defaults to a new search.
     """
 
     def __init__(
@@ -70,7 +73,7 @@ class SearchLog(BaseCallback):
         super().__init__()
         self._menu, self._segments = menu, segments
         self._file, self._bar, self._save = episodes_file, bar, save
-        self._picture_every = math.ceil(rollouts / MOST_PICTURES)
+        self._picture_every = math.ceil(rollouts / MAX_PICTURES)
         self._episode = [position.episode for position in positions]
         self._actions = [list(position.actions) for position in positions]
         before = checkpoint or {"running": [[] for _ in positions], "episodes_done": 0, "history": []}
@@ -82,7 +85,7 @@ class SearchLog(BaseCallback):
         self._returns: list[float] = []
         self._best = 0.0
         self._images, self._started = 0, time.monotonic()
-        self.learning_seconds = 0.0  # what PPO's own updates took
+        self.learning_seconds = 0.0  # spent in PPO's own updates
 
     def _on_training_start(self) -> None:
         formats = self.model.logger.output_formats
@@ -140,26 +143,26 @@ class SearchLog(BaseCallback):
                 os.fsync(file.fileno())
         finals = [episode["validation_accuracy"][-1] for episode in self._finished]
         if finals:
-            self.logger.record("reward/return_mean", float(np.mean(self._returns[-len(finals) :])))
-            self.logger.record("validation/accuracy_mean", float(np.mean(finals)))
-            self.logger.record("validation/accuracy_max", float(np.max(finals)))
-        self.logger.record("search/diverged", sum(episode["diverged"] for episode in self._finished))
+            self.logger.record(Tag.RETURN_MEAN, float(np.mean(self._returns[-len(finals) :])))
+            self.logger.record(Tag.ACCURACY_MEAN, float(np.mean(finals)))
+            self.logger.record(Tag.ACCURACY_MAX, float(np.max(finals)))
+        self.logger.record(Tag.DIVERGED, sum(episode["diverged"] for episode in self._finished))
         self.episodes_done += len(self._finished)
-        self.logger.record("search/episodes", self.episodes_done)
+        self.logger.record(Tag.EPISODES, self.episodes_done)
         actions = np.array([action for _, action in self._rollout])
         shares = []
         for index, (dimension, size) in enumerate(zip(DIMENSIONS, self._menu.sizes, strict=True)):
             shares.append((np.bincount(actions[:, index], minlength=size) / len(actions)).tolist())
             chosen = dict(zip(self._menu.names(dimension), shares[-1], strict=True))
-            self._writer.add_scalars(f"policy/{dimension}", chosen, self.num_timesteps)
+            self._writer.add_scalars(choice_tag(dimension), chosen, self.num_timesteps)
         self.history.append(shares)
         if (len(self.history) - 1) % self._picture_every == 0:
             self._draw_progress()
-            self._writer.add_figure("policy/over_the_search", self.search_figure(), self.num_timesteps)
+            self._writer.add_figure(Tag.CHOICES_OVER_SEARCH, self.search_figure(), self.num_timesteps)
             assert self.training_env is not None
             (picture,) = self.training_env.env_method("render", indices=0)
             if picture is not None:
-                self._writer.add_image("mixed_images", picture, self.num_timesteps, dataformats="HWC")
+                self._writer.add_image(Tag.MIXED_IMAGES, picture, self.num_timesteps, dataformats="HWC")
         self._rollout, self._finished = [], []
 
         self._rollout_ended = time.monotonic()
@@ -172,7 +175,7 @@ class SearchLog(BaseCallback):
     def _on_training_end(self) -> None:
         self._checkpoint()
         if self.history:
-            self._writer.add_figure("policy/over_the_search", self.search_figure(), self.num_timesteps)
+            self._writer.add_figure(Tag.CHOICES_OVER_SEARCH, self.search_figure(), self.num_timesteps)
         self._writer.flush()
 
     def _checkpoint(self) -> None:
@@ -198,8 +201,10 @@ class SearchLog(BaseCallback):
             for dimension, choice in enumerate(action):
                 counts[dimension][choice, segment] += 1
         shares = [count / np.maximum(count.sum(axis=0), 1) for count in counts]
+        from rlmix.agent.plots import choices_figure  # Matplotlib takes most of a second
+
         self._writer.add_figure(
-            "policy/over_training_progress",
+            Tag.CHOICES_OVER_PROGRESS,
             choices_figure(
                 self._menu,
                 shares,
@@ -210,35 +215,8 @@ class SearchLog(BaseCallback):
         )
 
     def search_figure(self) -> Figure:
-        """Share of each choice in each rollout so far, as one picture for each dimension."""
+        """Return the share of each choice in each rollout so far, a panel for each dimension."""
+        from rlmix.agent.plots import choices_figure  # Matplotlib takes most of a second
+
         shares = [np.array([rollout[dimension] for rollout in self.history]).T for dimension in range(len(DIMENSIONS))]
         return choices_figure(self._menu, shares, ticks=None, xlabel="rollout of the search")
-
-
-def choices_figure(menu: Menu, shares: list[NDArray[np.float64]], *, ticks: list[str] | None, xlabel: str) -> Figure:
-    """How often each choice is made along an axis, a panel for each dimension of the menu.
-
-    Args:
-        menu: what is chosen from.
-        shares: for each dimension `[choices, places along the axis]`, each column summing to 1.
-        ticks: name of each place; none = numbered.
-        xlabel: what the axis is.
-    """
-    figure = Figure(figsize=(7, 8))
-    figure.subplots_adjust(left=0.28, right=0.87, top=0.96, bottom=0.07, hspace=0.55)  # a solver would take longer
-    panels = figure.subplots(len(DIMENSIONS), 1, gridspec_kw={"height_ratios": [size + 1 for size in menu.sizes]})
-    for panel, dimension, share in zip(panels, DIMENSIONS, shares, strict=True):
-        image = panel.imshow(share, vmin=0, vmax=1, cmap="viridis", aspect="auto", interpolation="nearest")
-        panel.set_title(dimension, loc="left", fontsize=13, fontweight="bold")
-        panel.set_yticks(range(len(share)), menu.names(dimension), fontsize=12)
-        if ticks is None:
-            panel.tick_params(axis="x", labelsize=11)
-        else:
-            panel.set_xticks(range(len(ticks)), ticks, fontsize=11)
-            for (choice, place), value in np.ndenumerate(share):
-                if value >= 0.005:
-                    ink = "black" if value > 0.6 else "white"
-                    panel.text(place, choice, f"{100 * value:.0f}", ha="center", va="center", color=ink, fontsize=11)
-    panels[-1].set_xlabel(xlabel, fontsize=12)
-    figure.colorbar(image, cax=figure.add_axes((0.89, 0.25, 0.025, 0.5)), label="share of choices")
-    return figure

@@ -20,6 +20,7 @@ from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 
+from rlmix.agent.plots import png
 from rlmix.classifier.files import write_atomic
 from rlmix.experiments.comparison.held_out import record_test_read
 from rlmix.experiments.comparison.results import (
@@ -36,8 +37,8 @@ from rlmix.experiments.comparison.trainings import (
     select_contestants,
     train,
 )
-from rlmix.experiments.reports.charts import png
-from rlmix.experiments.reports.pages import NAME, write_comparison_report
+from rlmix.experiments.reports import REPORT_FILE
+from rlmix.experiments.reports.comparison_page import write_comparison_report
 from rlmix.experiments.runs.command import command
 from rlmix.experiments.runs.errors import reject_incompatible
 from rlmix.experiments.runs.machine import machine
@@ -96,7 +97,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         ):
             write_atomic(out / name, content)
         write_comparison_report(out, report)
-    print(f"\n{text}\nwritten: {out}/results.json, results.md, results.csv, results.png, {NAME}")
+    print(f"\n{text}\nwritten: {out}/results.json, results.md, results.csv, results.png, {REPORT_FILE}")
 
 
 if __name__ == "__main__":

@@ -19,7 +19,10 @@ from pathlib import Path
 import torch
 
 from rlmix.classifier.errors import InputError
-from rlmix.experiments.reports.pages import NAME, write_comparison_report, write_search_report, write_training_report
+from rlmix.experiments.reports import REPORT_FILE
+from rlmix.experiments.reports.comparison_page import write_comparison_report
+from rlmix.experiments.reports.search_page import write_search_report
+from rlmix.experiments.reports.training_page import write_training_report
 from rlmix.experiments.runs.command import command
 from rlmix.experiments.runs.errors import RunError
 from rlmix.experiments.runs.folder import code_of, read_config, require_no_code
@@ -62,7 +65,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
                 f"{path}: expected the files of a finished run, got {type(error).__name__}: {error}; let it end first "
                 "(--resume), or restore what is missing"
             ) from error
-    print(f"written: {path / NAME}")
+    print(f"written: {path / REPORT_FILE}")
 
 
 def write(config: ReportConfig, path: Path) -> None:

@@ -31,7 +31,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
         import torch
 
-        from rlmix.experiments.reports.pages import NAME
+        from rlmix.experiments.reports import REPORT_FILE
         from rlmix.experiments.runs.config import stored_config
         from rlmix.experiments.runs.folder import RunFolder
         from rlmix.experiments.search.cluster import check_capacity, ray_session, run_trial, worker_capacity
@@ -66,7 +66,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
             execute(search, run)
         report(search, run)
         print(
-            f"\nwritten: {run.path}/policy.json, agent.safetensors, summary.json, episodes.jsonl, {NAME}\n"
+            f"\nwritten: {run.path}/policy.json, agent.safetensors, summary.json, episodes.jsonl, {REPORT_FILE}\n"
             "next:\n"
             f"  tensorboard --logdir {run.events}\n"
             f"  {spelling('replay_policy')} --policy {run.path}/policy.json"

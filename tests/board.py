@@ -1,4 +1,4 @@
-"""What TensorBoard shows of a run: its events read back as TensorBoard's own backend reads them."""
+"""A run in TensorBoard: its events, read back as TensorBoard's own backend reads them."""
 
 import re
 from pathlib import Path
@@ -21,6 +21,15 @@ def read(folder: Path) -> EventMultiplexer:
 def scalars(folder: Path, tag: str, run: str = ".") -> list[ScalarEvent]:
     """A scalar's events, of the folder itself or of a run below it."""
     return read(folder).Scalars(run, tag)
+
+
+def written(folder: Path) -> set[str]:
+    """The tags of everything that was written, of the folder's runs and those below, less TensorBoard's own."""
+    tags: set[str] = set()
+    for entry in read(folder).Runs().values():
+        for kind in ("scalars", "images", "histograms", "tensors"):
+            tags |= {tag.removesuffix("/text_summary") for tag in entry[kind]}
+    return {tag for tag in tags if not tag.startswith(("custom_scalars__", "_hparams_"))}
 
 
 def charts(folder: Path) -> dict[str, dict[str, set[str]]]:

@@ -9,10 +9,9 @@ import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from matplotlib.figure import Figure
 from numpy.typing import NDArray
 from tabulate import tabulate
 
@@ -27,6 +26,9 @@ from rlmix.experiments.comparison.intervals import (
     paired_difference,
     paired_p_value,
 )
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 UNKNOWN = "a processor that was not recorded"  # in the oldest logs
 ACCURACY = Column(lambda run: run["accuracy"])
@@ -220,6 +222,10 @@ def as_csv(report: Mapping[str, Any]) -> str:
 
 def plot_comparison(report: Mapping[str, Any]) -> Figure:
     """Plot accuracy and every other column side by side, a row for each contestant, 95 % intervals over seeds."""
+    from matplotlib.figure import Figure  # most of a second, for this picture alone
+
+    from rlmix.agent.plots import interval_plot, interval_rows
+
     rows = best_first(report)[::-1]
     panels = {"accuracy": ACCURACY, **columns_of(report)}
     across = min(len(panels), ACROSS)
@@ -236,15 +242,10 @@ def plot_comparison(report: Mapping[str, Any]) -> Figure:
             if value is None:
                 continue
             colour = "#d55e00" if name == report["baseline"] else "#0072b2"
-            axis.errorbar(
-                scale * value["mean"], number, xerr=scale * value["half_width"], fmt="o", color=colour, markersize=4
-            )
+            interval_plot(axis, [number], [scale * value["mean"]], [scale * value["half_width"]], color=colour)
         unit = ", %" if column.percent else ""
         axis.set_title(f"{panel}{unit}{' (low is good)' if column.lower_is_better else ''}", fontsize=9)
-        axis.tick_params(labelsize=8)
-        axis.tick_params(axis="y", length=0)
-        axis.grid(axis="x", color="#dddddd", linewidth=0.6)
-        axis.spines[["top", "right", "left"]].set_visible(False)
+        interval_rows(axis)
         if place % across == 0:
             axis.set_yticks(range(len(rows)), [row["title"] for _, row in rows], fontsize=9)
     return figure

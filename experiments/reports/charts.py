@@ -1,319 +1,340 @@
-"""Charts for reports, as inline SVG and HTML: light or dark as the reader's screen, told apart without colour too.
+"""Charts for reports: Matplotlib's SVG, whose colours become those of the page, light or dark.
 
-Colours are names of the page's style sheet (`--c1` to `--c8`, after Okabe and Ito, whom the colour-blind can tell
-apart); lines differ in their dashes as well, and every chart carries a description for those who do not see it.
-Pictures beside tables are Matplotlib's, and become files here.
+Colours are names of the page's style sheet (`--c1` to `--c8`, after Okabe and Ito, readable by the colour-blind). Lines
+differ in their dashes as well, and every chart has a description for readers who do not see it.
 """
 
 from __future__ import annotations
 
 import io
+import re
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import ClassVar
+from xml.etree import ElementTree
 
+import matplotlib
+import numpy as np
 from markupsafe import Markup
+from matplotlib.axes import Axes
+from matplotlib.colors import ListedColormap, to_rgb
 from matplotlib.figure import Figure
+from matplotlib.patches import Rectangle
 from matplotlib.ticker import MaxNLocator
 
+from rlmix.agent.plots import heat_map, interval_plot
 from rlmix.classifier.mixing import PolicySchedule
 
-WIDTH, HEIGHT = 420, 250  # drawn; the page scales it
+WIDTH, HEIGHT = 420, 250  # in px of the drawing, which the page scales
 LEFT, RIGHT, TOP, BOTTOM = 52, 16, 10, 40
-COLOURS = 8
-DASHES = ("none", "7 3", "2 2", "9 3 2 3")
-MOST_POINTS = 200  # of a line; more are averaged
+NAMES = 150  # px for the names of rows
+FONT_SIZE = 12
+MAX_POINTS = 200  # of a line; longer ones are averaged
+
+# Drawn in the page's light colours, then replaced by their names.
+INK, GRID, PAPER = "#1b1f24", "#d0d7de", "#ffffff"
+COLOURS = ("#0072b2", "#d55e00", "#009e73", "#b0548c", "#b57a00", "#3a9bd9", "#6e7781", "#5b2a86")
+PAGE_COLOURS = {
+    INK: "currentColor",
+    GRID: "var(--line)",
+    PAPER: "var(--paper)",
+    **{colour: f"var(--c{number})" for number, colour in enumerate(COLOURS, start=1)},
+}
+DASHES: tuple[tuple[float, ...], ...] = ((), (7, 3), (2, 2), (9, 3, 2, 3))
+CELLS = ListedColormap([(*to_rgb(COLOURS[0]), 0.55 * level / 255) for level in range(256)])
+STYLE = {
+    "svg.fonttype": "none",
+    "font.size": FONT_SIZE,
+    "axes.labelsize": FONT_SIZE,
+    "lines.scale_dashes": False,
+    **dict.fromkeys(("text.color", "axes.labelcolor", "xtick.labelcolor", "ytick.labelcolor"), INK),
+}
+SVG, XLINK = "{http://www.w3.org/2000/svg}", "{http://www.w3.org/1999/xlink}"
 
 Line = Sequence[tuple[float, float]]
 
 
-def line_chart(
-    lines: Mapping[str, Line], *, title: str, x_label: str, y_label: str, dots: Sequence[str] = ()
-) -> Markup:
-    """Lines over a common axis.
+@dataclass(frozen=True)
+class Key:
+    """Entry of a chart's legend."""
+
+    name: str
+    colour: str
+    dashes: str
+    filled: bool
+
+
+@dataclass(frozen=True)
+class Chart:
+    """Drawing with its title and legend."""
+
+    macro: ClassVar = "chart"
+    svg: Markup
+    title: str
+    keys: Sequence[Key] = ()
+
+
+def line_chart(lines: Mapping[str, Line], *, title: str, x_label: str, y_label: str, dots: Sequence[str] = ()) -> Chart:
+    """Draw lines over a common axis.
 
     Args:
         lines: points (x, y) of each line, by its name; at least one point in all.
-        title: what is shown.
-        x_label: name of the horizontal axis.
-        y_label: name of the vertical axis.
+        title: caption of the chart.
+        x_label: label of the horizontal axis.
+        y_label: label of the vertical axis.
         dots: names of lines that are drawn as dots, one for each point.
     """
-    shown = {name: _thinned(line) for name, line in lines.items() if line}
-    points = [point for line in shown.values() for point in line]
-    across, down = (_Axis([point[axis] for point in points]) for axis in (0, 1))
-    parts = [_frame(across, down, x_label, y_label)]
-    for number, (name, line) in enumerate(shown.items()):
-        places = [(_x(across.share(x)), _y(down.share(y))) for x, y in line]
-        if name in dots:
-            circles = Markup("").join(Markup('<circle cx="{:.1f}" cy="{:.1f}" r="1.8"/>').format(*at) for at in places)
-            parts.append(Markup('<g fill="{}" fill-opacity=".55">{}</g>').format(_colour(number), circles))
-        else:
-            path = " ".join(f"{x:.1f},{y:.1f}" for x, y in places)
-            parts.append(
-                Markup('<polyline points="{}" fill="none" stroke="{}" stroke-width="2" stroke-dasharray="{}"/>').format(
-                    path, _colour(number), _dashes(number)
-                )
-            )
-    told = "; ".join(
-        f"{name}: from {line[0][1]:.4g} to {line[-1][1]:.4g}, highest {max(y for _, y in line):.4g}"
-        for name, line in lines.items()
-        if line
-    )
-    keys = [_key(name, number, dotted=name in dots) for number, name in enumerate(shown)]
-    return _figure(parts, f"{title}. {y_label} over {x_label}. {told}.", title, keys if len(keys) > 1 else [])
+    drawn = {name: _thinned(line) for name, line in lines.items() if line}
+    points = np.array([point for line in drawn.values() for point in line])
+    with matplotlib.rc_context(STYLE):
+        figure, panel = _panel(x_label, y_label)
+        _axis(panel, "x", points[:, 0])
+        _axis(panel, "y", points[:, 1])
+        for number, (name, line) in enumerate(drawn.items()):
+            colour = _colour(number)
+            if name in dots:
+                panel.plot(*zip(*line, strict=True), "o", color=colour, alpha=0.55, ms=3.6, mew=0, gid="dots")
+            else:
+                style = (0, _dashes(number)) if _dashes(number) else "-"
+                panel.plot(*zip(*line, strict=True), linestyle=style, color=colour, lw=2, clip_on=False, gid="line")
+        values = "; ".join(
+            f"{name}: from {line[0][1]:.4g} to {line[-1][1]:.4g}, highest {max(y for _, y in line):.4g}"
+            for name, line in lines.items()
+            if line
+        )
+        keys = [_key(name, number, filled=name in dots) for number, name in enumerate(drawn)]
+        svg = _svg(figure, f"{title}. {y_label} over {x_label}. {values}.")
+    return Chart(svg, title, keys if len(keys) > 1 else ())
 
 
-def timeline(schedule: PolicySchedule, *, title: str) -> Markup:
-    """Which share of the updates each method has at which progress of a training."""
+def policy_timeline(schedule: PolicySchedule, *, title: str) -> Chart:
+    """Draw each method's share of the updates over a training, stacked.
+
+    Args:
+        schedule: the policies, by progress.
+        title: caption of the chart.
+    """
     methods = list(dict.fromkeys(method for _, policy in schedule.segments for method in policy.shares))
-    across, down = _Axis((0, 100)), _Axis((0, 100))
-    parts = []
-    starts = [0.0, *(until for until, _ in schedule.segments)]
-    for (until, policy), start in zip(schedule.segments, starts, strict=False):
-        height = 0.0
-        for method in methods:
-            share = policy.shares.get(method, 0.0)
-            if not share:
-                continue
-            left, right = _x(start), _x(until)
-            top, bottom = _y(height + share), _y(height)
-            height += share
-            parts.append(
-                Markup(
-                    '<rect x="{:.1f}" y="{:.1f}" width="{:.1f}" height="{:.1f}" fill="{}" class="block">'
-                    "<title>{}</title></rect>"
-                ).format(
-                    left,
-                    top,
-                    right - left,
-                    bottom - top,
-                    _colour(methods.index(method)),
-                    f"{method} {100 * share:.3g} %, from {100 * start:.3g} to {100 * until:.3g} % of the training",
-                )
-            )
-            if right - left > 9 * len(method) and bottom - top > 14:
-                parts.append(
-                    Markup('<text x="{:.1f}" y="{:.1f}" class="on" text-anchor="middle">{}</text>').format(
-                        (left + right) / 2, (top + bottom) / 2 + 4, method
-                    )
-                )
-    parts.append(_frame(across, down, "progress of the training, %", "share of the updates, %"))
-    told = "; ".join(f"until {100 * until:.3g} %: {policy}" for until, policy in schedule.segments)
-    keys = [_key(method, number, dotted=True) for number, method in enumerate(methods)]
-    return _figure(parts, f"{title}. {told}.", title, keys)
+    blocks = []
+    with matplotlib.rc_context(STYLE):
+        figure, panel = _panel("progress of the training, %", "share of the updates, %")
+        _axis(panel, "x", [0, 100])
+        _axis(panel, "y", [0, 100])
+        starts = [0.0, *(until for until, _ in schedule.segments)]
+        for (until, policy), start in zip(schedule.segments, starts, strict=False):
+            height, width = 0.0, 100 * (until - start)
+            for method in methods:
+                share = 100 * policy.shares.get(method, 0.0)
+                if not share:
+                    continue
+                colour = _colour(methods.index(method))
+                place = (100 * start, height)
+                panel.add_patch(Rectangle(place, width, share, fc=colour, ec=PAPER, lw=1, clip_on=False, gid="block"))
+                blocks.append(f"{method} {share:.3g} %, from {100 * start:.3g} to {100 * until:.3g} % of the training")
+                room = width * (WIDTH - LEFT - RIGHT) / 100, share * (HEIGHT - TOP - BOTTOM) / 100
+                if room[0] > 9 * len(method) and room[1] > 14:
+                    centre = (place[0] + width / 2, height + share / 2)
+                    style = {"ha": "center", "va": "center", "color": PAPER, "weight": "bold", "gid": "on"}
+                    panel.text(*centre, method, **style)
+                height += share
+        segments = "; ".join(f"until {100 * until:.3g} %: {policy}" for until, policy in schedule.segments)
+        svg = _svg(figure, f"{title}. {segments}.", titles={"block": blocks})
+    return Chart(svg, title, [_key(method, number, filled=True) for number, method in enumerate(methods)])
 
 
 def probability_timeline(
     ends: Sequence[float], probabilities: Sequence[Mapping[str, Mapping[str, float]]], *, title: str
-) -> Markup:
-    """Which probability each choice was given at which progress of a training; the most probable ones are framed.
+) -> Chart:
+    """Draw the probability of each choice over a training, as a heat map; the most probable choices are framed.
 
     Args:
         ends: progress in (0, 1] at which each segment ends.
         probabilities: of each segment, by dimension and choice, the same ones in all; each in [0, 1].
-        title: what is shown.
+        title: caption of the chart.
     """
-    label, row = 150, 18
-    scale = WIDTH - label - RIGHT
-    parts, told, y = [], [], 0.0
-    for dimension, names in probabilities[0].items():
-        parts.append(Markup('<text x="0" y="{:.1f}" class="head">{}</text>').format(y + row - 5, dimension))
-        y += row
-        for name in names:
-            parts.append(Markup('<text x="8" y="{:.1f}">{}</text>').format(y + row - 5, name))
-            for start, end, given in zip([0.0, *ends], ends, probabilities, strict=False):
-                share, largest = given[dimension][name], max(given[dimension].values())
-                left, width = label + scale * start, scale * (end - start)
-                parts.append(
-                    Markup(
-                        '<rect x="{:.1f}" y="{:.1f}" width="{:.1f}" height="{}" fill="var(--c1)" fill-opacity="{:.2f}" '
-                        'class="{}"><title>{}</title></rect>'
-                    ).format(
-                        left + 1,
-                        y + 1,
-                        max(width - 2, 1),
-                        row - 2,
-                        0.55 * share,
-                        "cell most" if share == largest else "cell",
-                        f"{dimension} {name} {100 * share:.3g} %, from {100 * start:.3g} to {100 * end:.3g} %",
-                    )
-                )
-                if width > 24 and share >= 0.005:
-                    parts.append(
-                        Markup('<text x="{:.1f}" y="{:.1f}" text-anchor="middle">{:.0f}</text>').format(
-                            left + width / 2, y + row - 5, 100 * share
-                        )
-                    )
-            y += row
-    across = _Axis((0, 100))
-    for tick in across.ticks:
-        x = label + scale * across.share(tick)
-        parts.append(Markup('<text x="{:.1f}" y="{:.1f}" text-anchor="middle">{:g}</text>').format(x, y + 14, tick))
-    parts.append(
-        Markup('<text x="{:.1f}" y="{:.1f}" text-anchor="middle">progress of the training, %</text>').format(
-            label + scale / 2, y + 30
-        )
-    )
-    for end, given in zip(ends, probabilities, strict=True):
-        best = {dimension: max(shares, key=lambda name: shares[name]) for dimension, shares in given.items()}
-        most = ", ".join(f"{dimension} {name} {100 * given[dimension][name]:.3g} %" for dimension, name in best.items())
-        told.append(f"until {100 * end:.3g} %: {most}")
-    return _figure(parts, f"{title}. {'; '.join(told)}.", title, [], height=round(y) + 36)
+    row, head = 18, 18
+    dimensions = probabilities[0]
+    height = sum(head + row * len(names) for names in dimensions.values()) + BOTTOM
+    edges = [0.0, *(100 * end for end in ends)]
+    cells = []
+    with matplotlib.rc_context(STYLE):
+        figure = Figure(figsize=(WIDTH / 72, height / 72))
+        top = 0
+        for dimension, names in dimensions.items():
+            figure.text(0, 1 - (top + head - 5) / height, dimension, weight="bold")
+            top += head + row * len(names)
+            panel = _axes(figure, NAMES, BOTTOM + height - BOTTOM - top, row * len(names))
+            shares = np.array([[given[dimension][name] for given in probabilities] for name in names])
+            narrow = 100 * 24 / (WIDTH - NAMES - RIGHT)
+            mesh = heat_map(
+                panel,
+                shares,
+                names=list(names),
+                edges=edges,
+                numbers=True,
+                number_colour=INK,
+                min_width=narrow,
+                cmap=CELLS,
+                fontsize=FONT_SIZE,
+            )
+            mesh.set(edgecolor=GRID, linewidth=0.5, gid="cells", clip_on=False)
+            for place, shown in enumerate(shares.T):
+                for most in np.flatnonzero(shown == shown.max()):
+                    corner, width = (edges[place], most - 0.5), edges[place + 1] - edges[place]
+                    panel.add_patch(Rectangle(corner, width, 1, fill=False, ec=INK, lw=1.5, clip_on=False, gid="most"))
+            _bare(panel)
+            panel.set_xlim(0, 100)
+            panel.set_xticks([])
+            cells += [
+                f"{dimension} {name} {100 * given[dimension][name]:.3g} %, from {start:.3g} to {end:.3g} %"
+                for name in names
+                for start, end, given in zip(edges, edges[1:], probabilities, strict=False)
+            ]
+        _axis(panel, "x", [0, 100], grid=False)
+        panel.set_xlabel("progress of the training, %")
+        segments = []
+        for end, given in zip(ends, probabilities, strict=True):
+            best = {dimension: max(shares, key=lambda name: shares[name]) for dimension, shares in given.items()}
+            most_probable = ", ".join(f"{key} {name} {100 * given[key][name]:.3g} %" for key, name in best.items())
+            segments.append(f"until {100 * end:.3g} %: {most_probable}")
+        svg = _svg(figure, f"{title}. {'; '.join(segments)}.", titles={"cells": cells})
+    return Chart(svg, title)
 
 
-def interval_chart(rows: Sequence[tuple[str, float, float | None]], *, title: str, x_label: str) -> Markup:
-    """Means with intervals, a line each.
+def interval_chart(rows: Sequence[tuple[str, float, float | None]], *, title: str, x_label: str) -> Chart:
+    """Draw means with intervals, a row each.
 
     Args:
-        rows: name, mean, and half-width of the interval or none.
-        title: what is shown.
-        x_label: name of the axis.
+        rows: name, mean, and half-width of the interval or None.
+        title: caption of the chart.
+        x_label: label of the axis.
     """
-    ends = [mean + sign * (half or 0) for _, mean, half in rows for sign in (-1, 1)]
-    across = _Axis(ends)
-    step, label = 24, 150
-    height = step * len(rows) + BOTTOM
-    scale = WIDTH - label - RIGHT
-    parts = []
-    for tick in across.ticks:
-        x = label + scale * across.share(tick)
-        parts.append(
-            Markup(
-                '<line x1="{0:.1f}" x2="{0:.1f}" y1="0" y2="{1}" class="grid"/>'
-                '<text x="{0:.1f}" y="{2}" text-anchor="middle">{3:g}</text>'
-            ).format(x, height - BOTTOM, height - BOTTOM + 15, tick)
+    height = 24 * len(rows) + BOTTOM
+    names, means = [name for name, _, _ in rows], np.array([mean for _, mean, _ in rows])
+    reach = np.array([half_width or 0.0 for _, _, half_width in rows])
+    with matplotlib.rc_context(STYLE):
+        figure = Figure(figsize=(WIDTH / 72, height / 72))
+        panel = _axes(figure, NAMES, BOTTOM, height - BOTTOM)
+        _bare(panel)
+        panel.set_ylim(len(rows) - 0.5, -0.5)
+        panel.set_yticks(range(len(rows)), names)
+        panel.set_xlabel(x_label)
+        _axis(panel, "x", [*(means - reach), *(means + reach)])
+        interval_plot(panel, np.arange(len(rows)), means, reach, color=COLOURS[0], markersize=8, linewidth=2)
+        values = "; ".join(
+            f"{name}: {mean:.2f}" + ("" if half_width is None else f" ± {half_width:.2f}")
+            for name, mean, half_width in rows
         )
-    for number, (name, mean, half) in enumerate(rows):
-        y = step * number + step / 2
-        low, high = (label + scale * across.share(mean + sign * (half or 0)) for sign in (-1, 1))
-        parts.append(
-            Markup(
-                '<text x="0" y="{:.1f}">{}</text>'
-                '<line x1="{:.1f}" x2="{:.1f}" y1="{y:.1f}" y2="{y:.1f}" class="whisker"/>'
-                '<circle cx="{:.1f}" cy="{y:.1f}" r="4" fill="var(--c1)"/>'
-            ).format(y + 4, name, low, high, label + scale * across.share(mean), y=y)
-        )
-    parts.append(
-        Markup('<text x="{:.1f}" y="{}" text-anchor="middle">{}</text>').format(label + scale / 2, height - 6, x_label)
+        svg = _svg(figure, f"{title}. {x_label}. {values}.")
+    return Chart(svg, title)
+
+
+def _panel(x_label: str, y_label: str) -> tuple[Figure, Axes]:
+    figure = Figure(figsize=(WIDTH / 72, HEIGHT / 72))
+    panel = _axes(figure, LEFT, BOTTOM, HEIGHT - TOP - BOTTOM)
+    _bare(panel)
+    panel.set_xlabel(x_label)
+    figure.text(11 / WIDTH, (BOTTOM + HEIGHT - TOP) / 2 / HEIGHT, y_label, rotation=90, ha="center", va="center")
+    return figure, panel
+
+
+def _axes(figure: Figure, left: float, bottom: float, height: float) -> Axes:
+    """Return axes that reach from `left` to the right margin; all in px."""
+    full = 72 * figure.get_figheight()
+    return figure.add_axes((left / WIDTH, bottom / full, (WIDTH - left - RIGHT) / WIDTH, height / full))
+
+
+def _bare(panel: Axes) -> None:
+    panel.spines[:].set_visible(False)
+    panel.tick_params(length=0, pad=5)
+    panel.set_axisbelow(True)
+
+
+def _axis(panel: Axes, which: str, values: Sequence[float] | np.ndarray, *, grid: bool = True) -> None:
+    """Let an axis hold all values, with ticks at round numbers."""
+    low, high = float(min(values)), float(max(values))
+    if low == high:
+        low, high = low - 0.5, high + 0.5
+    whole = all(float(value).is_integer() for value in values)
+    ticks = MaxNLocator(5, steps=[1, 2, 5, 10], integer=whole).tick_values(low, high)
+    panel.set(
+        **{
+            f"{which}ticks": ticks,
+            f"{which}ticklabels": [f"{tick:g}" for tick in ticks],
+            f"{which}lim": (min(low, ticks[0]), max(high, ticks[-1])),
+        }
     )
-    told = "; ".join(f"{name}: {mean:.2f}" + ("" if half is None else f" ± {half:.2f}") for name, mean, half in rows)
-    return _figure(parts, f"{title}. {x_label}. {told}.", title, [], height=height)
+    if grid:
+        panel.grid(axis="x" if which == "x" else "y", color=GRID, linewidth=1)
 
 
-def share_table(
-    names: Sequence[str], columns: Sequence[str], shares: Sequence[Sequence[float]], *, title: str
-) -> Markup:
-    """Shares in [0, 1] as a table whose cells are the darker the larger they are, the number in each.
+def _svg(figure: Figure, description: str, titles: Mapping[str, Sequence[str]] | None = None) -> Markup:
+    """Return a figure as an element of an HTML page, the same bytes each time.
 
     Args:
-        names: of the rows.
-        columns: names of the columns.
-        shares: by row and column.
-        title: what is shown.
+        figure: drawn in the colours of `PAGE_COLOURS`.
+        description: text for readers who do not see it.
+        titles: what is shown when one points at a shape, by `gid` and in the order of drawing.
     """
-    head = Markup("").join(Markup('<th scope="col">{}</th>').format(column) for column in columns)
-    rows = Markup("").join(
-        Markup('<tr><th scope="row">{}</th>{}</tr>').format(
-            name,
-            Markup("").join(
-                Markup('<td style="background:color-mix(in srgb,var(--c1) {:.0f}%,transparent)">{}</td>').format(
-                    55 * share, f"{100 * share:.0f}" if share >= 0.005 else ""
-                )
-                for share in row
-            ),
-        )
-        for name, row in zip(names, shares, strict=True)
-    )
-    return Markup(
-        '<div class="wide"><table class="shares"><caption>{}</caption><thead><tr><td></td>{}</tr></thead>'
-        "<tbody>{}</tbody></table></div>"
-    ).format(title, head, rows)
+    file = io.StringIO()
+    # Names of clip paths and markers are hashes; those of two charts on a page must differ.
+    with matplotlib.rc_context({"svg.hashsalt": description}):
+        metadata = dict.fromkeys(("Date", "Creator", "Format", "Type"))
+        figure.savefig(file, format="svg", transparent=True, metadata=metadata)
+    root = ElementTree.fromstring(file.getvalue())
+    remaining = {name: iter(texts) for name, texts in (titles or {}).items()}
+    for parent in list(root.iter()):
+        for child in list(parent):
+            # Matplotlib's style sheet would hold for the whole page, and its background hides nothing.
+            if child.tag == f"{SVG}style" or (parent.get("id") in ("figure_1",) and child.get("id") == "patch_1"):
+                parent.remove(child)
+    for element in root.iter():
+        element.tag = element.tag.removeprefix(SVG)
+        if (target := element.attrib.pop(f"{XLINK}href", None)) is not None:
+            element.set("href", target)
+        if "style" in element.attrib:
+            element.set("style", _page_style(element.attrib["style"]))
+        if element.get("transform", "").startswith("rotate(-0 "):
+            del element.attrib["transform"]
+        if "d" in element.attrib:
+            path = re.sub(r"\d+\.\d{3,}", lambda number: f"{float(number[0]):.2f}", element.attrib["d"])
+            element.set("d", " ".join(path.split()))
+        if element.tag == "g":
+            name = re.sub(r"_\d+$", "", element.attrib.pop("id", ""))
+            element.attrib.update({"class": name} if name else {})
+            for shape, text in zip(element.findall(f"{SVG}path"), remaining.get(name, ()), strict=False):
+                _add_title(shape, text)
+        element.text, element.tail = (element.text or "").strip() or None, None
+    root.attrib = {"viewBox": root.attrib["viewBox"], "role": "img", "aria-label": description}
+    return Markup(ElementTree.tostring(root, encoding="unicode"))
 
 
-class _Axis:
-    """An axis that holds all values, and its ticks at round numbers."""
-
-    def __init__(self, values: Sequence[float]) -> None:
-        low, high = min(values), max(values)
-        if low == high:
-            low, high = low - 0.5, high + 0.5
-        whole = all(float(value).is_integer() for value in values)
-        self.ticks: list[float] = list(MaxNLocator(5, steps=[1, 2, 5, 10], integer=whole).tick_values(low, high))
-        self._low, self._high = min(low, self.ticks[0]), max(high, self.ticks[-1])
-
-    def share(self, value: float) -> float:
-        """Where a value lies between the ends, in [0, 1]."""
-        return (value - self._low) / (self._high - self._low)
+def _add_title(shape: ElementTree.Element, text: str) -> None:
+    ElementTree.SubElement(shape, "title").text = text
 
 
-def _x(share: float) -> float:
-    return LEFT + share * (WIDTH - LEFT - RIGHT)
+def _page_style(style: str) -> str:
+    style = re.sub(r"font-family: [^;]*;? ?", "", style)
+    return re.sub("#[0-9a-f]{6}", lambda colour: PAGE_COLOURS.get(colour[0], colour[0]), style)
 
 
-def _y(share: float) -> float:
-    return HEIGHT - BOTTOM - share * (HEIGHT - TOP - BOTTOM)
+def _key(name: str, number: int, *, filled: bool) -> Key:
+    return Key(name, PAGE_COLOURS[_colour(number)], " ".join(f"{part:g}" for part in _dashes(number)) or "none", filled)
 
 
-def _frame(across: _Axis, down: _Axis, x_label: str, y_label: str) -> Markup:
-    parts = [
-        Markup(
-            '<line x1="{0:.1f}" x2="{0:.1f}" y1="{1}" y2="{2}" class="grid"/>'
-            '<text x="{0:.1f}" y="{3}" text-anchor="middle">{4:g}</text>'
-        ).format(_x(across.share(tick)), TOP, HEIGHT - BOTTOM, HEIGHT - BOTTOM + 15, tick)
-        for tick in across.ticks
-    ]
-    parts += [
-        Markup(
-            '<line x1="{1}" x2="{2}" y1="{0:.1f}" y2="{0:.1f}" class="grid"/>'
-            '<text x="{3}" y="{4:.1f}" text-anchor="end">{5:g}</text>'
-        ).format(_y(down.share(tick)), LEFT, WIDTH - RIGHT, LEFT - 5, _y(down.share(tick)) + 4, tick)
-        for tick in down.ticks
-    ]
-    parts.append(
-        Markup(
-            '<text x="{:.1f}" y="{}" text-anchor="middle">{}</text>'
-            '<text transform="translate(11 {:.1f}) rotate(-90)" text-anchor="middle">{}</text>'
-        ).format(_x(0.5), HEIGHT - 6, x_label, _y(0.5), y_label)
-    )
-    return Markup("").join(parts)
-
-
-def _figure(parts: Sequence[Markup], told: str, title: str, keys: Sequence[Markup], height: int = HEIGHT) -> Markup:
-    return Markup(
-        '<figure><svg viewBox="0 0 {} {}" role="img" aria-label="{}">{}</svg><figcaption>{}{}</figcaption></figure>'
-    ).format(WIDTH, height, told, Markup("").join(parts), title, Markup("").join(keys))
-
-
-def _key(name: str, number: int, *, dotted: bool) -> Markup:
-    mark = (
-        Markup('<rect width="12" height="10" y="1" x="6" fill="{}"/>').format(_colour(number))
-        if dotted
-        else Markup('<line x1="0" x2="24" y1="6" y2="6" stroke="{}" stroke-width="2.5" stroke-dasharray="{}"/>').format(
-            _colour(number), _dashes(number)
-        )
-    )
-    return Markup('<span class="key"><svg viewBox="0 0 24 12" aria-hidden="true">{}</svg>{}</span>').format(mark, name)
-
-
-def _dashes(number: int) -> str:
-    # One further on each time the colours come round, or a ninth line would look like the first.
-    return DASHES[(number + number // COLOURS) % len(DASHES)]
+def _dashes(number: int) -> tuple[float, ...]:
+    # Shifted by one each time the colours come round, or a ninth line would look like the first.
+    return DASHES[(number + number // len(COLOURS)) % len(DASHES)]
 
 
 def _colour(number: int) -> str:
-    return f"var(--c{number % COLOURS + 1})"
+    return COLOURS[number % len(COLOURS)]
 
 
 def _thinned(line: Line) -> Line:
-    """A line of at most `MOST_POINTS` points, each the mean of as many that follow each other."""
-    size = -(-len(line) // MOST_POINTS)
+    """Return a line of at most `MAX_POINTS` points, each the mean of as many neighbours."""
+    size = -(-len(line) // MAX_POINTS)
     return [
         (sum(x for x, _ in group) / len(group), sum(y for _, y in group) / len(group))
         for group in (line[start : start + size] for start in range(0, len(line), size))
     ]
-
-
-def png(figure: Figure) -> bytes:
-    """A Matplotlib figure as a file's content."""
-    file = io.BytesIO()
-    figure.savefig(file, format="png", dpi=110)
-    return file.getvalue()

@@ -20,11 +20,12 @@ from tqdm import tqdm
 from rlmix.agent.callbacks import SearchLog
 from rlmix.agent.ppo import Agent, start_search
 from rlmix.agent.ray_env import RayVecEnv, WorkerFailedError
+from rlmix.agent.tags import Tag
 from rlmix.agent.vec_env import ProcessVecEnv
 from rlmix.agent.workers import Position, make_worker
 from rlmix.classifier.files import LineLog
 from rlmix.envs.rewards import REWARDS
-from rlmix.experiments.reports.pages import write_search_report
+from rlmix.experiments.reports.search_page import write_search_report
 from rlmix.experiments.runs.config import stored_config
 from rlmix.experiments.runs.errors import RunError, reject_incompatible
 from rlmix.experiments.runs.folder import RunFolder
@@ -146,7 +147,7 @@ def learn(
         Agent.load(Path(config.start)).save(start)  # the run goes on without the original
     model = new_agent(search, workers, None if config.start is None else start)
     model.set_logger(configure(str(run.events), ["tensorboard"]))
-    model.logger.record("hparams", HParam(_flat(asdict(config)), {"reward/return_mean": 0.0}))
+    model.logger.record("hparams", HParam(_flat(asdict(config)), {Tag.RETURN_MEAN: 0.0}))
     observations = workers.reset()
     assert isinstance(observations, np.ndarray)
     with reject_incompatible(run.checkpoints):

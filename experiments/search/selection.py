@@ -16,6 +16,7 @@ from rlmix.agent.baselines import FIXED, random_schedule
 from rlmix.agent.files import SHIPPED
 from rlmix.agent.ppo import Agent
 from rlmix.agent.replay import candidates, greedy_schedules
+from rlmix.agent.tags import Tag
 from rlmix.agent.workers import Job, episode_seed, run_jobs
 from rlmix.classifier.files import LineLog
 from rlmix.classifier.mixing import PolicySchedule
@@ -207,9 +208,9 @@ def report(search: Search, run: RunFolder) -> None:
             "each twice as long, in an estimated 2.5 hours on 2 cores."
         )
     with SummaryWriter(str(run.events)) as writer:
-        writer.add_text("comparison", tabulate(rows, headers, tablefmt="github", disable_numparse=True))
+        writer.add_text(Tag.COMPARISON, tabulate(rows, headers, tablefmt="github", disable_numparse=True))
         policy = "\n".join(f"- until {100 * until:.1f} %: {policy}" for until, policy in schedule.segments)
-        writer.add_text("learned_policy", policy)
+        writer.add_text(Tag.LEARNED_POLICY, policy)
 
 
 def _seed(config: SearchConfig, stream: str, number: int) -> int:

@@ -16,6 +16,7 @@ from torch.utils.tensorboard.writer import SummaryWriter
 from tqdm import tqdm
 
 from rlmix.agent.replay import PolicyFn, Probabilities, as_provenance
+from rlmix.agent.tags import Layout, Tag, multiline
 from rlmix.classifier.data import Splits
 from rlmix.classifier.files import write_atomic
 from rlmix.classifier.hardware import set_threads
@@ -25,7 +26,7 @@ from rlmix.classifier.training.stats import EvalStats, TrainStats, UpdateStats, 
 from rlmix.classifier.training.trainer import Trainer
 from rlmix.envs import Task
 from rlmix.envs.observation import TrainingState
-from rlmix.experiments.reports.pages import NAME, told_going_back, write_training_report
+from rlmix.experiments.reports import REPORT_FILE, describe_rollback
 from rlmix.experiments.runs.errors import RunError, reject_incompatible
 from rlmix.experiments.runs.folder import RunFolder, stop_file
 from rlmix.experiments.runs.signals import StopSignal
@@ -95,41 +96,43 @@ def train_to_the_end(
     metadata = {"trained": f"{train.model} on {data.name}"}
     write_atomic(run.path / "model.safetensors", save(weights, metadata=metadata))
     run.write_json("summary.json", summary)
+    from rlmix.experiments.reports.training_page import write_training_report  # seconds that a training need not wait
+
     write_training_report(run.path, data, trainer.model, trainer.device)
-    went_back = "" if training.went_back is None else f"{told_going_back(training.went_back)}\n"
+    went_back = "" if training.went_back is None else f"{describe_rollback(training.went_back)}\n"
     print(
         f"\ntest accuracy {100 * test.accuracy:.2f} % on {test.images:,} images (calibration error "
         f"{100 * test.calibration_error:.1f} %), network of {100 * training.best_progress:.0f} % progress, "
         f"{training.selected_by}\n"
-        f"{went_back}written: {run.path}/model.safetensors, summary.json, {NAME}\n"
+        f"{went_back}written: {run.path}/model.safetensors, summary.json, {REPORT_FILE}\n"
         f"watch: tensorboard --logdir {run.events}"
     )
     return summary
 
 
-def layout(*, validated: bool) -> dict[str, dict[str, list[Any]]]:
-    """What TensorBoard's custom scalars show side by side, by category and chart; tags are regular expressions.
+def layout(*, validated: bool) -> Layout:
+    """Return TensorBoard's custom scalars: charts side by side, by category.
 
     Args:
         validated: whether there is a validation accuracy to show.
     """
-    accuracy = {"validation accuracy": ["Multiline", ["^validation/accuracy$"]]} if validated else {}
+    accuracy = {"validation accuracy": multiline(Tag.ACCURACY)} if validated else {}
     measures = {
-        "validation loss": ["Multiline", ["^validation/loss$"]],
-        "validation calibration error": ["Multiline", ["^validation/calibration_error$"]],
+        "validation loss": multiline(Tag.VALIDATION_LOSS),
+        "validation calibration error": multiline(Tag.CALIBRATION_ERROR),
     }
     return {
         "Policy, accuracy and loss over the training": {
-            "policy: share of the updates": ["Multiline", ["^policy/share$"]],
+            "policy: share of the updates": multiline(Tag.METHOD_SHARE),
             **accuracy,
-            "training loss, clean and mixed": ["Multiline", ["^train/(clean|mixed)_loss$"]],
-            "policy: label β and smoothing": ["Multiline", ["^policy/label_(beta|smoothing)$"]],
-            "training accuracy, clean and mixed": ["Multiline", ["^train/(clean|mixed)_accuracy$"]],
-            "learning rate": ["Multiline", ["^train/learning_rate$"]],
+            "training loss, clean and mixed": multiline(Tag.CLEAN_LOSS, Tag.MIXED_LOSS),
+            "policy: label β and smoothing": multiline(Tag.LABEL_BETA, Tag.LABEL_SMOOTHING),
+            "training accuracy, clean and mixed": multiline(Tag.CLEAN_ACCURACY, Tag.MIXED_ACCURACY),
+            "learning rate": multiline(Tag.LEARNING_RATE),
         },
         "Further measures": {
             **(measures if validated else {}),
-            "images a second": ["Multiline", ["^train/images_per_second$"]],
+            "images per second": multiline(Tag.IMAGES_PER_SECOND),
         },
     }
 
@@ -268,7 +271,7 @@ class FinalTraining:
         }
         bar.update(self._started_at - bar.n)
         if self._run is not None:
-            tqdm.write(f"warning: {told_going_back(self.went_back)}", file=sys.stderr)
+            tqdm.write(f"warning: {describe_rollback(self.went_back)}", file=sys.stderr)
 
     def _asked(self, stop: StopSignal | None) -> bool:
         """Whether to stop: by a signal, or by a file in the folder of the first of several processes."""
@@ -284,19 +287,19 @@ class FinalTraining:
         done = self._trainer.updates_done
         end = next(end for end in self._segment_ends if end > done)
         self._chosen.append((end / self._config.train.updates, self._policy))
-        writer.add_text("policy", str(self._policy), done)
+        writer.add_text(Tag.POLICY, str(self._policy), done)
         self._show_policy(writer, self._policy, done)
 
     def _show_policy(self, writer: SummaryWriter | _NoEvents, policy: MixPolicy, update: int) -> None:
         """The policy in effect at an update; each method is a run of its own, for TensorBoard colours lines by run."""
-        writer.add_scalar("policy/label_beta", policy.label_beta, update)
-        writer.add_scalar("policy/label_smoothing", policy.label_smoothing, update)
+        writer.add_scalar(Tag.LABEL_BETA, policy.label_beta, update)
+        writer.add_scalar(Tag.LABEL_SMOOTHING, policy.label_smoothing, update)
         if self._run is None:
             return
         for method in dict.fromkeys(method for _, chosen in self._chosen for method in chosen.shares):
             if method not in self._methods:
                 self._open_method(self._run, method)
-            self._methods[method].add_scalar("policy/share", policy.shares.get(method, 0.0), update)
+            self._methods[method].add_scalar(Tag.METHOD_SHARE, policy.shares.get(method, 0.0), update)
 
     def _open_method(self, run: RunFolder, method: str) -> None:
         self._methods[method] = self._method_runs.enter_context(self._writer(run, f"{METHOD_RUN}{method}"))
@@ -318,13 +321,16 @@ class FinalTraining:
             raise self._diverged("a weight" if all(map(math.isfinite, losses)) else "the loss")
         self._parts.append(stats)
         bar.update(end - done)
-        for kind, part in (("clean", stats.clean), ("mixed", stats.mixed)):
+        for loss_tag, accuracy_tag, part in (
+            (Tag.CLEAN_LOSS, Tag.CLEAN_ACCURACY, stats.clean),
+            (Tag.MIXED_LOSS, Tag.MIXED_ACCURACY, stats.mixed),
+        ):
             if part is not None:
-                writer.add_scalar(f"train/{kind}_loss", part.loss, end)
-                writer.add_scalar(f"train/{kind}_accuracy", part.accuracy, end)
+                writer.add_scalar(loss_tag, part.loss, end)
+                writer.add_scalar(accuracy_tag, part.accuracy, end)
         self._show_policy(writer, self._policy, end)
-        writer.add_scalar("train/learning_rate", trainer.relative_lr * self._config.train.lr, end)
-        writer.add_scalar("train/images_per_second", stats.images / stats.seconds, end)
+        writer.add_scalar(Tag.LEARNING_RATE, trainer.relative_lr * self._config.train.lr, end)
+        writer.add_scalar(Tag.IMAGES_PER_SECOND, stats.images / stats.seconds, end)
         if end in self._evaluation_ends:
             self._evaluate(writer, bar)
         if end == segment_end:
@@ -354,9 +360,9 @@ class FinalTraining:
             better = trainer.updates_done == self._config.train.updates
         else:
             result = self._validated()
-            writer.add_scalar("validation/accuracy", result.accuracy, trainer.updates_done)
-            writer.add_scalar("validation/loss", result.loss, trainer.updates_done)
-            writer.add_scalar("validation/calibration_error", result.calibration_error, trainer.updates_done)
+            writer.add_scalar(Tag.ACCURACY, result.accuracy, trainer.updates_done)
+            writer.add_scalar(Tag.VALIDATION_LOSS, result.loss, trainer.updates_done)
+            writer.add_scalar(Tag.CALIBRATION_ERROR, result.calibration_error, trainer.updates_done)
             better = result.accuracy >= self.best_validation.accuracy  # later is better where they are equal
             if better:
                 self.best_validation = result
@@ -374,7 +380,7 @@ class FinalTraining:
             images, targets = trainer.last_mixed
             data = trainer.data
             picture = mixed_picture(images, targets, class_names=data.class_names, mean=data.mean, std=data.std)
-            writer.add_image("mixed_images", picture, trainer.updates_done, dataformats="HWC")
+            writer.add_image(Tag.MIXED_IMAGES, picture, trainer.updates_done, dataformats="HWC")
         self._state = self._training_state(
             segment=merge_stats(self._parts),
             evaluation=self._validated(1000),

@@ -7,11 +7,10 @@ import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
-from matplotlib.figure import Figure
 from safetensors.torch import save
 from stable_baselines3.common.logger import Figure as LoggedFigure
 from stable_baselines3.common.logger import Logger, TensorBoardOutputFormat, configure
@@ -21,6 +20,7 @@ from rlmix.agent.rl_mix.agent import RLMixAgent
 from rlmix.agent.rl_mix.learner import RLMixLearner
 from rlmix.agent.rl_mix.loop import Choose, Learn, last_quarter, play
 from rlmix.agent.rl_mix.loop import random_thresholds as drawn
+from rlmix.agent.tags import Layout, Tag, margin, multiline
 from rlmix.classifier.compilation import resolve_machine
 from rlmix.classifier.data import Splits
 from rlmix.classifier.files import LineLog, write_atomic
@@ -34,24 +34,25 @@ from rlmix.experiments.runs.options import flatten
 from rlmix.experiments.runs.signals import StopSignal
 from rlmix.experiments.training.config import RLMixConfig
 
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
 EVALUATIONS = 20  # of the classifier, on validation images, over a training; for the curve alone
 
 # TensorBoard colours lines by run: each threshold is a run of its own below the training's, and since there are fewer
 # colours than thresholds, they are shown in two halves.
 HALF = len(THRESHOLDS) // 2
-HALVES = {"low": slice(HALF), "high": slice(HALF, None)}
-# What its custom scalars show side by side, by chart; tags are regular expressions, except a margin's three.
-LAYOUT = {
+HALVES = {Tag.SHARE_LOW: slice(HALF), Tag.SHARE_HIGH: slice(HALF, None)}
+LAYOUT: Layout = {
     "Thresholds, reward and accuracy over the training": {
-        f"share of images, thresholds up to {THRESHOLDS[HALF - 1]:.2f}": ["Multiline", ["^policy/share_low$"]],
-        "reward": ["Multiline", ["^reward/mean$"]],
-        "validation accuracy": ["Multiline", ["^validation/accuracy$"]],
-        f"share of images, thresholds from {THRESHOLDS[HALF]:.2f}": ["Multiline", ["^policy/share_high$"]],
-        "training loss, mixed": ["Multiline", ["^train/mixed_loss$"]],
-        "threshold: mean, between quartiles": [
-            "Margin",
-            ["policy/threshold_mean", "policy/threshold_lower_quartile", "policy/threshold_upper_quartile"],
-        ],
+        f"share of images, thresholds up to {THRESHOLDS[HALF - 1]:.2f}": multiline(Tag.SHARE_LOW),
+        "reward": multiline(Tag.REWARD_MEAN),
+        "validation accuracy": multiline(Tag.ACCURACY),
+        f"share of images, thresholds from {THRESHOLDS[HALF]:.2f}": multiline(Tag.SHARE_HIGH),
+        "training loss, mixed": multiline(Tag.MIXED_LOSS),
+        "threshold: mean, between quartiles": margin(
+            Tag.THRESHOLD_MEAN, Tag.THRESHOLD_LOWER_QUARTILE, Tag.THRESHOLD_UPPER_QUARTILE
+        ),
     }
 }
 
@@ -184,7 +185,7 @@ def train(config: RLMixConfig, run: RunFolder, data: Splits) -> None:
         options = flatten(asdict(config))
         facts = {"learned_by": "ppo", **{name: options[name] for name in FACTS}}
         RLMixAgent.from_learner(learner, config.ppo.extractor, env, facts).save(run.path)
-    logger.record("policy/over_the_training", LoggedFigure(thresholds_figure(epochs), close=False))
+    logger.record(Tag.THRESHOLDS_OVER_TRAINING, LoggedFigure(thresholds_figure(epochs), close=False))
     logger.dump(config.train.updates)
     logger.close()
     finish(config, run, env, epochs, time.monotonic() - started)
@@ -203,47 +204,51 @@ def print_setting(config: RLMixConfig, data: Splits, env: RLMixEnv) -> None:
 
 
 def record(logger: Logger, epoch: Mapping[str, Any], accuracy: float | None) -> None:
-    """Show an epoch in TensorBoard: shares and distribution of the chosen thresholds, reward, loss and accuracy.
+    """Write an epoch to TensorBoard: shares and distribution of the chosen thresholds, reward, loss and accuracy.
 
     Args:
-        logger: writes into TensorBoard's events.
+        logger: logger with TensorBoard's events as an output.
         epoch: line of the log.
-        accuracy: on validation images at its end; none = it was not measured.
+        accuracy: accuracy on validation images at its end; None: not measured.
     """
     counts = np.array(epoch["counts"])
     chosen = np.repeat(THRESHOLDS, counts)
-    for half, part in HALVES.items():
+    for tag, part in HALVES.items():
         names = [f"{threshold:.2f}" for threshold in THRESHOLDS[part]]
         shares = dict(zip(names, counts[part] / counts.sum(), strict=True))
-        _writer(logger).add_scalars(f"policy/share_{half}", shares, epoch["updates_done"])
+        _writer(logger).add_scalars(tag, shares, epoch["updates_done"])
     lower, upper = np.quantile(chosen, (0.25, 0.75))
-    logger.record("policy/threshold_mean", float(chosen.mean()))
-    logger.record("policy/threshold_lower_quartile", float(lower))
-    logger.record("policy/threshold_upper_quartile", float(upper))
-    logger.record("policy/thresholds", chosen)
-    logger.record("reward/mean", epoch["reward"])
-    logger.record("train/mixed_loss", epoch["loss"])
+    logger.record(Tag.THRESHOLD_MEAN, float(chosen.mean()))
+    logger.record(Tag.THRESHOLD_LOWER_QUARTILE, float(lower))
+    logger.record(Tag.THRESHOLD_UPPER_QUARTILE, float(upper))
+    logger.record(Tag.THRESHOLDS, chosen)
+    logger.record(Tag.REWARD_MEAN, epoch["reward"])
+    logger.record(Tag.MIXED_LOSS, epoch["loss"])
     if accuracy is not None:
-        logger.record("validation/accuracy", accuracy)
+        logger.record(Tag.ACCURACY, accuracy)
     logger.dump(epoch["updates_done"])
 
 
 def thresholds_figure(epochs: Sequence[Mapping[str, Any]]) -> Figure:
-    """How often each threshold was chosen along the training, as a map of shares.
+    """Return a heat map of how often each threshold was chosen along the training.
 
     Args:
         epochs: lines of the log, at least one.
     """
+    from matplotlib.figure import Figure  # only at the end of a training, and most of a second
+
+    from rlmix.agent.plots import heat_map
+
     counts = np.array([epoch["counts"] for epoch in epochs], dtype=float)
     shares = (counts / counts.sum(axis=1, keepdims=True)).T
     figure = Figure(figsize=(8, 4), layout="constrained")
     panel = figure.subplots()
-    extent = (0, epochs[-1]["updates_done"], len(THRESHOLDS) - 0.5, -0.5)
-    image = panel.imshow(shares, vmin=0, extent=extent, cmap="viridis", aspect="auto", interpolation="nearest")
-    panel.set_yticks(range(len(THRESHOLDS)), [f"{threshold:.2f}" for threshold in THRESHOLDS])
+    names = [f"{threshold:.2f}" for threshold in THRESHOLDS]
+    edges = [0, *(epoch["updates_done"] for epoch in epochs)]
+    mesh = heat_map(panel, shares, names=names, edges=edges, vmax=None)
     panel.set_xlabel("update of the classifier")
     panel.set_ylabel("threshold τ")
-    figure.colorbar(image, label="share of the images")
+    figure.colorbar(mesh, label="share of the images")
     return figure
 
 

@@ -13,7 +13,9 @@ from stable_baselines3.common.logger import HParam, configure
 from stable_baselines3.common.vec_env import DummyVecEnv, VecEnv
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from rlmix.agent.callbacks import SearchLog, choices_figure
+from rlmix.agent.callbacks import SearchLog
+from rlmix.agent.plots import choices_figure
+from rlmix.agent.tags import WRITTEN_BY, Tag
 from rlmix.agent.workers import Position, Worker, episode_seed
 from rlmix.envs import DIMENSIONS, Menu
 from tests import board
@@ -110,6 +112,12 @@ def test_pictures_are_pictures(events: EventAccumulator, tag: str) -> None:
         assert len(np.unique(np.asarray(picture.convert("L")))) > 10, "something is drawn"
 
 
+def test_every_tag_is_in_the_table_and_written_by_some_run(run: tuple[Path, SearchLog]) -> None:
+    after_it = {Tag.COMPARISON, Tag.LEARNED_POLICY}  # of the command, when the search has ended
+    assert board.written(run[0] / "events") == WRITTEN_BY["search"] - after_it
+    assert set().union(*WRITTEN_BY.values()) == set(Tag)
+
+
 def test_choices_return_and_accuracy_stand_side_by_side(run: tuple[Path, SearchLog]) -> None:
     first, *_ = charts = board.charts(run[0] / "events")
     assert [sorted(tags) for tags in charts[first].values()][:3] == [
@@ -154,4 +162,4 @@ def test_the_figure_has_a_panel_for_each_dimension_with_its_choices() -> None:
     assert list(panels) == list(DIMENSIONS)
     for dimension, panel in panels.items():
         assert [label.get_text() for label in panel.get_yticklabels()] == menu.names(dimension)
-        np.testing.assert_array_equal(panel.images[0].get_array(), shares[DIMENSIONS.index(dimension)])
+        np.testing.assert_array_equal(panel.collections[0].get_array(), shares[DIMENSIONS.index(dimension)])

@@ -15,7 +15,8 @@ from rlmix.classifier.mixing import PolicySchedule
 from rlmix.envs import DIMENSIONS, Menu
 from rlmix.experiments import train_classifier
 from rlmix.experiments.comparison.contestants import CONTESTANTS
-from rlmix.experiments.reports.pages import write_comparison_report, write_search_report
+from rlmix.experiments.reports.comparison_page import write_comparison_report
+from rlmix.experiments.reports.search_page import write_search_report
 from tests.experiments.test_report import OPTIONS, comparison
 
 BROWSERS = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
@@ -24,7 +25,6 @@ READABLE = 4.5  # contrast of text, WCAG 2.2, level AA
 BOLD = 3.0  # of the method's name on its block, which stands in the legend and in the table too
 
 # Of every element that holds words of its own: these words and their contrast, in the colours that are really drawn.
-# What stands on a block of a chart is compared with the block, which comes before it.
 CONTRASTS = """() => {
     const pen = new OffscreenCanvas(1, 1).getContext("2d", { willReadFrequently: true });
     const over = (layers) => {  // colours from the bottom to the top, as one
@@ -47,16 +47,22 @@ CONTRASTS = """() => {
         if (!words || !element.getClientRects().length || element.tagName === "title") continue;
         const layers = [];
         for (let at = element; at; at = at.parentElement) layers.unshift([getComputedStyle(at).backgroundColor, 1]);
-        const block = element.previousElementSibling;
         const drawn = element instanceof SVGElement;
-        if (drawn && block && block.tagName === "rect") {
-            const fill = getComputedStyle(block);
-            layers.push([fill.fill, Number(fill.fillOpacity)]);
+        if (drawn) {  // on whatever filled shapes of its chart were drawn before it, where its middle is
+            const at = element.getBoundingClientRect();
+            const [x, y] = [at.left + at.width / 2, at.top + at.height / 2];
+            for (const shape of element.ownerSVGElement.querySelectorAll("path, use, rect")) {
+                if (shape.compareDocumentPosition(element) !== Node.DOCUMENT_POSITION_FOLLOWING) continue;
+                const box = shape.getBoundingClientRect(), fill = getComputedStyle(shape);
+                if (x < box.left || x > box.right || y < box.top || y > box.bottom || fill.fill === "none") continue;
+                if (shape.closest("defs")) continue;
+                layers.push([fill.fill, Number(fill.fillOpacity)]);
+            }
         }
         const below = luminance(over(layers));
         const above = luminance(over([...layers, [drawn ? style.fill : style.color, 1]]));
         const contrast = (Math.max(below, above) + 0.05) / (Math.min(below, above) + 0.05);
-        found.push([words, contrast, element.classList.contains("on")]);
+        found.push([words, contrast, Boolean(element.closest(".on"))]);
     }
     return found;
 }"""
@@ -126,13 +132,17 @@ def opened(browser: Any, report: Path, **context: Any) -> tuple[Any, list[str]]:
 @pytest.mark.parametrize(
     ("kind", "charts", "tables"),
     [
-        ("training", ["What was mixed when.", "Validation accuracy."], ["The network that was kept", "The schedule"]),
+        (
+            "training",
+            ["Mixing methods over the training.", "Validation accuracy."],
+            ["The selected network", "The schedule"],
+        ),
         (
             "search",
-            ["What was learned.", "The probability, %, that the agent gave each choice", "Return, what"],
+            ["The learned schedule.", "Probability, %, that the agent gave to each choice", "Return: sum"],
             ["Development accuracy, 2 fresh trainings each", "The schedule", "source: share of choices"],
         ),
-        ("comparison", ["Development accuracy, 95 % intervals.", "Accuracy of each seed."], ["95 % intervals over 2"]),
+        ("comparison", ["Development accuracy, 95 % intervals.", "Accuracy by seed."], ["95 % intervals over 2"]),
     ],
 )
 def test_charts_and_tables_are_shown_without_a_word_or_a_request(
@@ -145,7 +155,7 @@ def test_charts_and_tables_are_shown_without_a_word_or_a_request(
         assert chart.count() == 1 and chart.is_visible()
         box = chart.bounding_box()
         assert box["width"] > 300 and box["height"] > 100
-        assert chart.locator("rect, polyline, circle").first.is_visible()
+        assert chart.locator(".block path, .cells path, .line path, use").first.is_visible()
     for name in tables:
         table = page.locator("table", has=page.locator("caption", has_text=name)).first
         assert table.is_visible() and table.locator("tbody tr").count() > 0
@@ -180,7 +190,7 @@ def test_contrast_is_that_of_the_standard(browser: Any, tmp_path: Path) -> None:
     # 4.00 or 3.95.
     (tmp_path / "page.html").write_text(
         '<body style="background:#fff"><p style="color:#777">a</p><p style="color:#767676">b</p>'
-        '<svg><rect fill="#000" fill-opacity="0.5"/><text fill="#fff">c</text></svg>'
+        '<svg><rect width="90" height="40" fill="#000" fill-opacity="0.5"/><text y="20" fill="#fff">c</text></svg>'
     )
     page, _ = opened(browser, tmp_path / "page.html")
     found = {words: contrast for words, contrast, _ in page.evaluate(CONTRASTS)}

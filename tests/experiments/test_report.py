@@ -22,14 +22,16 @@ from rlmix.classifier.mixing import MixPolicy, PolicySchedule
 from rlmix.experiments import evaluate, report, train_classifier
 from rlmix.experiments.comparison.contestants import CONTESTANTS
 from rlmix.experiments.reports.charts import (
-    MOST_POINTS,
+    MAX_POINTS,
+    Chart,
     interval_chart,
     line_chart,
+    policy_timeline,
     probability_timeline,
-    share_table,
-    timeline,
 )
-from rlmix.experiments.reports.pages import write_comparison_report, write_search_report
+from rlmix.experiments.reports.comparison_page import write_comparison_report
+from rlmix.experiments.reports.html_report import ShareTable, write_html
+from rlmix.experiments.reports.search_page import write_search_report
 from tests.soak.inputs import KINDS
 
 Refused = Callable[[Callable[[Sequence[str]], Any], Sequence[object]], str]
@@ -39,28 +41,35 @@ OPTIONS = (
 ).split()
 
 
-def parse(chart: str) -> ElementTree.Element:
-    return ElementTree.fromstring(str(chart))
+def drawing(chart: Chart) -> ElementTree.Element:
+    return ElementTree.fromstring(str(chart.svg))
 
 
-def scale(chart: ElementTree.Element, axis: str) -> Callable[[float], float]:
+def shapes(svg: ElementTree.Element, kind: str, tag: str = "path") -> list[ElementTree.Element]:
+    """The shapes of a kind, in the order of drawing."""
+    return [shape for group in svg.iter("g") if group.get("class") == kind for shape in group.findall(tag)]
+
+
+def points(path: ElementTree.Element) -> np.ndarray:
+    """The corners of a path, `[N, 2]`."""
+    return np.array(re.findall(r"[ML] (-?[\d.]+) (-?[\d.]+)", path.get("d", "")), dtype=float)
+
+
+def box(path: ElementTree.Element) -> tuple[float, float, float, float]:
+    """Left, top, width and height of a path."""
+    low, high = points(path).min(axis=0), points(path).max(axis=0)
+    return (*low, *(high - low))
+
+
+def scale(svg: ElementTree.Element, axis: str) -> Callable[[Any], Any]:
     """From a place in the drawing to a value, read off the first and the last tick as a reader would."""
     ticks = []
-    lines = [
-        line
-        for line in chart.iter("line")
-        if line.get("class") == "grid" and line.get(f"{axis}1") == line.get(f"{axis}2")
-    ]
-    texts = [
-        text for text in chart.iter("text") if text.get("x") and text.text and re.fullmatch(r"-?[\d.e+-]+", text.text)
-    ]
-    for line in lines:
-        place = float(line.get(f"{axis}1", ""))
-        for text in texts:
-            # Numbers of the horizontal axis are centred under their lines, those of the vertical one stand beside.
-            centred = text.get("text-anchor") == "middle"
-            if centred == (axis == "x") and abs(float(text.get(axis, "")) - (0 if centred else 4) - place) < 0.11:
-                ticks.append((place, float(text.text or "")))
+    for tick in [group for group in svg.iter("g") if group.get("class") == f"{axis}tick"]:
+        line, label = tick.find(".//path"), tick.find(".//text")
+        if line is not None and label is not None and label.text:
+            ticks.append((points(line)[0, "xy".index(axis)], float(label.text)))
+            beside = abs(float(label.get(axis, "nan")) - ticks[-1][0])
+            assert beside < (0.01 if axis == "x" else 5), "a number stands at its line"
     (low, first), (high, last) = min(ticks), max(ticks)
     assert low != high
     return lambda place: first + (place - low) * (last - first) / (high - low)
@@ -71,38 +80,53 @@ def scale(chart: ElementTree.Element, axis: str) -> Callable[[float], float]:
 
 def test_a_lines_points_are_where_the_ticks_say() -> None:
     data = {"one": [(0.0, 1.5), (10, -2.25), (35, 4)], "two": [(5.0, 0.5), (20, 3.25)]}
-    chart = parse(line_chart(data, title="A <b>", x_label="steps & more", y_label="y"))
-    across, down = scale(chart, "x"), scale(chart, "y")
-    drawn = [
-        [tuple(map(float, point.split(","))) for point in line.get("points", "").split()]
-        for line in chart.iter("polyline")
-    ]
-    for line, points in zip(data.values(), drawn, strict=True):
-        found = [(across(x), down(y)) for x, y in points]
-        assert np.allclose(found, line, atol=0.03)
-    told = next(chart.iter("svg")).get("aria-label", "")
-    assert told == "A <b>. y over steps & more. one: from 1.5 to 4, highest 4; two: from 0.5 to 3.25, highest 3.25."
+    svg = drawing(line_chart(data, title="A <b>", x_label="steps & more", y_label="y"))
+    across, down = scale(svg, "x"), scale(svg, "y")
+    for line, path in zip(data.values(), shapes(svg, "line"), strict=True):
+        x, y = points(path).T
+        assert np.allclose(np.stack([across(x), down(y)], axis=1), line, atol=0.03)
+    description = svg.get("aria-label")
+    assert description == (
+        "A <b>. y over steps & more. one: from 1.5 to 4, highest 4; two: from 0.5 to 3.25, highest 3.25."
+    )
 
 
 def test_nine_lines_can_be_told_apart() -> None:
     lines = {str(number): [(0.0, number), (1.0, number)] for number in range(9)}
-    looks = [
-        (line.get("stroke"), line.get("stroke-dasharray"))
-        for line in parse(line_chart(lines, title="t", x_label="x", y_label="y")).iter("polyline")
-    ]
-    assert len(set(looks)) == 9
+    chart = line_chart(lines, title="t", x_label="x", y_label="y")
+    looks = []
+    for path in shapes(drawing(chart), "line"):
+        style = path.get("style", "")
+        colour, dashes = re.search(r"stroke: (\S+?)(;|$)", style), re.search(r"stroke-dasharray: ([\d., ]+)", style)
+        assert colour
+        looks.append((colour[1], [float(n) for n in dashes[1].split(",")] if dashes else []))
+    assert len({str(look) for look in looks}) == 9
+    # The legend shows each line as it is drawn, in colours of the page.
+    keys = [(key.colour, [float(n) for n in key.dashes.split()] if key.dashes != "none" else []) for key in chart.keys]
+    assert keys == looks
+    assert all(colour.startswith("var(--c") for colour, _ in looks)
 
 
 def test_long_lines_are_thinned_to_means_and_single_points_drawn() -> None:
     values = np.random.default_rng(0).random(1000)
-    chart = parse(line_chart({"a": list(enumerate(values))}, title="t", x_label="x", y_label="y"))
-    points = next(chart.iter("polyline")).get("points", "").split()
-    assert len(points) == MOST_POINTS
-    down = scale(chart, "y")
-    heights = [down(float(point.split(",")[1])) for point in points]
-    assert np.allclose(heights, values.reshape(MOST_POINTS, 5).mean(axis=1), atol=0.01)
-    alone = parse(line_chart({"a": [(3.0, 7.0)]}, title="t", x_label="x", y_label="y", dots=["a"]))
-    assert len(list(alone.iter("circle"))) == 1
+    svg = drawing(line_chart({"a": list(enumerate(values))}, title="t", x_label="x", y_label="y", dots=["a"]))
+    dots = [dot for group in svg.iter("g") if group.get("class") == "dots" for dot in group.iter("use")]
+    assert len(dots) == MAX_POINTS
+    heights = scale(svg, "y")(np.array([float(dot.get("y", "")) for dot in dots]))
+    assert np.allclose(heights, values.reshape(MAX_POINTS, 5).mean(axis=1), atol=0.01)
+    alone = drawing(line_chart({"a": [(3.0, 7.0)]}, title="t", x_label="x", y_label="y", dots=["a"]))
+    assert len([dot for group in alone.iter("g") if group.get("class") == "dots" for dot in group.iter("use")]) == 1
+
+
+def test_a_chart_is_the_same_each_time_in_colours_of_the_page() -> None:
+    def make(title: str) -> str:
+        return str(line_chart({"a": [(0, 1), (1, 2)]}, title=title, x_label="x", y_label="y", dots=["a"]).svg)
+
+    assert make("t") == make("t")
+    assert not re.search("#[0-9a-f]{6}|<style|metadata|font-family", make("t"))
+    # Names within one page are one chart's own.
+    ids = [set(re.findall(' id="([^"]*)"', make(title))) for title in "tu"]
+    assert ids[0] and not ids[0] & ids[1]
 
 
 def test_the_timelines_areas_are_the_shares_of_all_updates() -> None:
@@ -113,59 +137,70 @@ def test_the_timelines_areas_are_the_shares_of_all_updates() -> None:
             (1.0, MixPolicy({"clean": 0.1, "rmix": 0.3, "cutmix": 0.6})),
         )
     )
-    chart = parse(timeline(schedule, title="t"))
+    svg = drawing(policy_timeline(schedule, title="t"))
     areas: dict[str, float] = {}
-    for block in chart.iter("rect"):
-        if block.get("class") == "block":
-            name = (block.findtext("title") or "").split()[0]
-            areas[name] = areas.get(name, 0) + float(block.get("width", 0)) * float(block.get("height", 0))
+    edges: dict[float, list[tuple[float, float]]] = {}
+    for block in shapes(svg, "block"):
+        name = (block.findtext("title") or "").split()[0]
+        left, top, width, height = box(block)
+        areas[name] = areas.get(name, 0) + width * height
+        edges.setdefault(left, []).append((top, top + height))
     total = sum(areas.values())
     expected = {"clean": 0.25 + 0.25 + 0.025, "rmix": 0.25 + 0.075, "cutmix": 0.15}
     assert {name: area / total for name, area in areas.items()} == pytest.approx(expected, abs=0.002)
     # Within a segment one block stands on the other.
-    edges: dict[str, list[tuple[float, float]]] = {}
-    for block in [block for block in chart.iter("rect") if block.get("class") == "block"]:
-        top = float(block.get("y", 0))
-        edges.setdefault(block.get("x", ""), []).append((top, top + float(block.get("height", 0))))
     assert [len(stack) for stack in edges.values()] == [1, 2, 3]
     for stack in map(sorted, edges.values()):
         assert all(abs(above[1] - below[0]) < 0.21 for above, below in pairwise(stack))
-    assert "until 75 %: clean 50 % + rmix 50 %" in next(chart.iter("svg")).get("aria-label", "")
+    assert "until 75 %: clean 50 % + rmix 50 %" in svg.get("aria-label", "")
 
 
 def test_the_timeline_of_probabilities_gives_them_back() -> None:
     ends, probabilities = (0.08, 0.6, 1.0), [{"lam": {"<a>": p, "b": 1 - p}, "x": {"c": 1.0}} for p in (0.25, 0.5, 0.9)]
-    chart = parse(probability_timeline(ends, probabilities, title="t"))
-    cells = [cell for cell in chart.iter("rect") if (cell.get("class") or "").startswith("cell")]
+    svg = drawing(probability_timeline(ends, probabilities, title="t"))
+    cells, framed = shapes(svg, "cells"), [box(shape) for shape in shapes(svg, "most")]
     assert len(cells) == 9
-    scale_of = (420 - 150 - 16) / 100  # from the names of the choices to the right edge
+    full = box(cells[0])[2] / 0.08  # of the whole training
     for place, name in enumerate(("<a>", "b")):
         for number, cell in enumerate(cells[3 * place : 3 * place + 3]):
             share = probabilities[number]["lam"][name]
-            assert float(cell.get("fill-opacity", "")) == pytest.approx(0.55 * share, abs=0.006)
-            assert ("most" in (cell.get("class") or "")) == (share >= 0.5)
+            opacity = re.search(r"fill-opacity: ([\d.]+)", cell.get("style", ""))
+            assert opacity and float(opacity[1]) == pytest.approx(0.55 * share, abs=0.006)
+            frames = [frame for frame in framed if np.allclose(frame, box(cell), atol=0.02)]
+            assert len(frames) == (share >= 0.5)
             start, end = (0, *ends)[number], ends[number]
-            left, width = float(cell.get("x", "")) - 1, float(cell.get("width", "")) + 2
-            assert (left - 150) / scale_of == pytest.approx(100 * start, abs=0.1)
-            assert width / scale_of == pytest.approx(100 * (end - start), abs=0.1)
-            told = f"lam {name} {100 * share:.3g} %, from {100 * start:.3g} to {100 * end:.3g} %"
-            assert cell.findtext("title") == told
+            left, _, width, _ = box(cell)
+            assert (left - box(cells[0])[0]) / full == pytest.approx(start, abs=0.001)
+            assert width / full == pytest.approx(end - start, abs=0.001)
+            title = f"lam {name} {100 * share:.3g} %, from {100 * start:.3g} to {100 * end:.3g} %"
+            assert cell.findtext("title") == title
     # The narrow first segment has no room for numbers.
-    numbers = [text.text for text in chart.iter("text") if text.get("text-anchor") == "middle"]
-    assert numbers[:6] == ["50", "90", "50", "10", "100", "100"]
-    told = "until 8 %: lam b 75 %, x c 100 %; until 60 %: lam <a> 50 %, x c 100 %; until 100 %: lam <a> 90 %, x c 100 %"
-    assert next(chart.iter("svg")).get("aria-label") == f"t. {told}."
+    numbers = [text.text for group in svg.iter("g") if group.get("class") == "number" for text in group.iter("text")]
+    assert numbers == ["50", "90", "50", "10", "100", "100"]
+    segments = (
+        "until 8 %: lam b 75 %, x c 100 %; until 60 %: lam <a> 50 %, x c 100 %; until 100 %: lam <a> 90 %, x c 100 %"
+    )
+    assert svg.get("aria-label") == f"t. {segments}."
 
 
-def test_intervals_and_shares() -> None:
-    chart = parse(interval_chart([("a", 80.0, 2.0), ("b <", 84.0, None)], title="t", x_label="%"))
-    across = scale(chart, "x")
-    whiskers = [line for line in chart.iter("line") if line.get("class") == "whisker"]
-    ends = [(across(float(line.get("x1", ""))), across(float(line.get("x2", "")))) for line in whiskers]
-    assert np.allclose(ends, [(78, 82), (84, 84)], atol=0.05)
-    assert [across(float(circle.get("cx", ""))) for circle in chart.iter("circle")] == pytest.approx([80, 84], abs=0.05)
-    table = parse(share_table(["x", "y"], ["p", "q"], [[0.25, 0.0], [0.75, 1.0]], title="t"))
-    assert [cell.text or "" for cell in table.iter("td")][1:] == ["25", "", "75", "100"]
+def test_intervals_are_where_the_ticks_say() -> None:
+    svg = drawing(interval_chart([("a", 80.0, 2.0), ("b <", 84.0, None)], title="t", x_label="%"))
+    across = scale(svg, "x")
+    bars = [across(points(bar)[:, 0]) for bar in shapes(svg, "LineCollection")]
+    assert np.allclose(bars, [(78, 82), (84, 84)], atol=0.05)
+    dots = [across(float(dot.get("x", ""))) for dot in svg.iter("use")]
+    assert dots == pytest.approx([80, 84], abs=0.05)
+    names = [group.findtext(".//text") for group in svg.iter("g") if group.get("class") == "ytick"]
+    assert names == ["a", "b <"]
+
+
+def test_shares_are_a_table_darker_where_they_are_larger(tmp_path: Path) -> None:
+    table = ShareTable(["x <", "y"], ["p", "q"], [[0.25, 0.0], [0.75, 1.0]], "t")
+    write_html(tmp_path, "t", "l", [("s", [table])], {"command": "c", "machine": {}, "config": {}})
+    text = (tmp_path / "report.html").read_text()
+    cells = re.findall(r"var\(--c1\) (\d+)%,transparent\)\">(\d*)</td>", text)
+    assert cells == [("14", "25"), ("0", ""), ("41", "75"), ("55", "100")]
+    assert Page(text).open == [] and ">x &lt;</th>" in text
 
 
 # Pages
@@ -286,7 +321,7 @@ def test_choices_that_the_menu_does_not_have_are_refused(tmp_path: Path) -> None
     entry = json.loads(first)
     entry["actions"][0][0] = 4 * 10**9
     log.write_text("\n".join([json.dumps(entry), *rest]) + "\n")
-    with pytest.raises(ValueError, match="what the menu does not have"):
+    with pytest.raises(ValueError, match="a choice is not in the menu"):
         write_search_report(tmp_path)
 
 
@@ -328,11 +363,11 @@ def test_a_comparison_shows_the_same_images_as_each_contestant_mixes_them(tmp_pa
     write_comparison_report(tmp_path, comparison(["plain", "cutmix", "manifold", "rmix", "rmix-exact"]))
     text = (tmp_path / "report.html").read_text()
     assert Page(text).open == []
-    rows = re.findall(r'<h3>([^<]*)</h3><div class="pictures">(.*?)</div>', text)
+    rows = re.findall(r'<h3>([^<]*)</h3>\s*<div class="pictures">(.*?)</div>', text, re.DOTALL)
     assert [name for name, _ in rows] == ["no mixing", "CutMix", "R-Mix, recycled saliency; R-Mix, exact saliency"]
     shown, told = {}, {}
     for name, row in rows:
-        encoded = re.findall(r'src="data:image/png;base64,([^"]*)" alt="A mixed image', row)
+        encoded = re.findall(r'src="data:image/png;base64,([^"]*)" alt="Mixed image', row)
         shown[name] = np.stack([np.asarray(Image.open(io.BytesIO(base64.b64decode(png)))) for png in encoded])
         told[name] = re.findall("<figcaption>([^<]*)</figcaption>", row)
     data = split(load_dataset("digits")).draw(100, data_seed=0).train
@@ -354,5 +389,5 @@ def test_a_comparison_shows_the_same_images_as_each_contestant_mixes_them(tmp_pa
 def test_a_comparison_whose_images_are_not_here_says_so(tmp_path: Path) -> None:
     write_comparison_report(tmp_path, comparison(["plain", "cutmix"], dataset="nowhere.to:be_found"))
     text = unescape((tmp_path / "report.html").read_text())
-    assert "they cannot be had on the machine that wrote this report" in text and "nowhere" in text
+    assert "Not available: the data set could not be loaded on this machine" in text and "nowhere" in text
     assert ">no mixing</th>" in text

@@ -22,6 +22,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from rlmix.agent.ppo import Agent
 from rlmix.agent.replay import probabilities_of, to_schedule
+from rlmix.agent.tags import WRITTEN_BY
 from rlmix.agent.workers import episode_seed
 from rlmix.classifier.mixing import PolicySchedule
 from rlmix.classifier.training.trainer import Trainer
@@ -311,6 +312,7 @@ def test_tensorboard_shows_the_search(run: Path) -> None:
     events = EventAccumulator(str(run / "tensorboard"), size_guidance={"scalars": 0, "tensors": 0})
     events.Reload()
     board.charts(run / "tensorboard")
+    assert board.written(run / "tensorboard") == WRITTEN_BY["search"]
     scalars = set(events.Tags()["scalars"])
     assert {"reward/return_mean", "validation/accuracy_mean", "train/loss"} <= scalars
     steps = [event.step for event in events.Scalars("reward/return_mean")]

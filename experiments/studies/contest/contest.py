@@ -29,6 +29,7 @@ import numpy as np
 import tyro
 
 from rlmix.agent.baselines import random_schedule
+from rlmix.agent.plots import png
 from rlmix.agent.population import train_population
 from rlmix.agent.ppo import Agent
 from rlmix.classifier.evaluation.measure import subject_of
@@ -44,7 +45,6 @@ from rlmix.experiments.comparison.held_out import record_test_read
 from rlmix.experiments.comparison.results import pack_hits
 from rlmix.experiments.comparison.runner import Line, TrainingLog
 from rlmix.experiments.comparison.trainings import train_per_batch
-from rlmix.experiments.reports.charts import png
 from rlmix.experiments.runs.command import command, spelling
 from rlmix.experiments.runs.errors import RunError, reject_incompatible
 from rlmix.experiments.runs.machine import machine

@@ -10,6 +10,7 @@ from matplotlib.figure import Figure
 from numpy.typing import NDArray
 from tabulate import tabulate
 
+from rlmix.agent.plots import interval_plot, interval_rows
 from rlmix.envs import Menu
 from rlmix.experiments.comparison.intervals import pigeonhole_bootstrap
 from rlmix.experiments.comparison.results import unpack_hits
@@ -230,12 +231,10 @@ def plot_contest(result: Mapping[str, Any]) -> Figure:
                     continue
                 gap = panel["agent_minus"][contestant]
                 reach = [[gap["high"] - gap["mean"]], [gap["mean"] - gap["low"]]]
-                axis.errorbar(-gap["mean"], row, xerr=reach, fmt="o", color="#0072b2", markersize=4)
+                interval_plot(axis, [row], [-gap["mean"]], reach)
             axis.axvline(0, color="#d55e00", linewidth=0.8)
             axis.set_title(f"{panel.get('title', 'all groups')}\n{panel['tasks']} tasks", fontsize=8)
-            axis.tick_params(labelsize=8)
-            axis.grid(axis="x", color="#dddddd", linewidth=0.6)
-            axis.spines[["top", "right", "left"]].set_visible(False)
+            interval_rows(axis)
         axes[0].set_yticks(range(len(order)), order, fontsize=8)
     parts[-1].supxlabel(f"points of {result['split']} accuracy against the agent, 95 % intervals", fontsize=9)
     return figure

@@ -13,6 +13,8 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from rlmix.agent.plots import interval_plot
+
 # Okabe and Ito's, with olive for their yellow, which is hard to see on white; wine and grey for two more classes.
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#000000", "#8C8C00", "#882255", "#999999")
 DASHES = ("-", "--", ":", "-.")
@@ -192,13 +194,16 @@ def _accuracy_panel() -> tuple[Figure, Axes]:
 def _intervals(panel: Axes, x: Sequence[float], accuracies: Sequence[Report], number: int, label: str) -> None:
     means, half_widths = (np.array([100 * entry[name] for entry in accuracies]) for name in ("mean", "half_width"))
     order = np.argsort(x)
-    panel.errorbar(
+    interval_plot(
+        panel,
         np.asarray(x)[order],
         means[order],
         half_widths[order],
+        vertical=True,
         color=COLOURS[number],
-        linestyle=DASHES[number],
+        line=DASHES[number],
         marker=MARKS[number],
+        markersize=6,
         capsize=3,
         label=label,
     )

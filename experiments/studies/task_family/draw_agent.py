@@ -17,13 +17,13 @@ import torch
 from matplotlib.figure import Figure
 
 from rlmix.agent.files import SHIPPED
+from rlmix.agent.plots import heat_map, png
 from rlmix.agent.ppo import Agent
 from rlmix.agent.replay import as_provenance, to_schedule
 from rlmix.classifier.files import naming, write_atomic
 from rlmix.classifier.hardware import resolve_device, resolve_precision
 from rlmix.classifier.mixing import PolicySchedule
 from rlmix.envs import DIMENSIONS, Task
-from rlmix.experiments.reports.charts import png
 from rlmix.experiments.runs.command import command
 from rlmix.experiments.runs.errors import RunError
 from rlmix.experiments.search.task_family import environment
@@ -112,9 +112,7 @@ def plot_choices(agent: Agent, probabilities: dict[str, list[dict[str, dict[str,
             panel = panels[row, column]
             names = agent.menu.names(dimension)
             shares = np.array([[one[dimension][choice] for one in given] for choice in names])
-            image = panel.imshow(shares, vmin=0, vmax=1, cmap="viridis", aspect="auto", interpolation="nearest")
-            panel.set_yticks(range(len(names)), names, fontsize=9)
-            panel.set_xticks(range(len(ends)), ends, fontsize=8)
+            image = heat_map(panel, shares, names=names, columns=ends)
             for place in range(len(ends)):
                 panel.plot(place, shares[:, place].argmax(), "o", color="#d55e00", markersize=4)
         title = _described(TASKS[name]).replace(" updates, ", " updates,\n")

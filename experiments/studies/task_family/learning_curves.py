@@ -18,9 +18,9 @@ from typing import Any
 import numpy as np
 from matplotlib.figure import Figure
 
+from rlmix.agent.plots import png
 from rlmix.classifier.files import LineLog, naming, write_atomic
 from rlmix.experiments.comparison.intervals import format_interval, mean_interval
-from rlmix.experiments.reports.charts import png
 from rlmix.experiments.runs.command import command
 from rlmix.experiments.runs.errors import RunError, reject_incompatible
 from rlmix.experiments.runs.options import flatten

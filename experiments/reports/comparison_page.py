@@ -1,0 +1,139 @@
+"""Report of a comparison: every contestant's accuracy and measures, its policy, and images as it mixes them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from rlmix.classifier.data import DataError, load_dataset, split
+from rlmix.classifier.mixing import MixPolicy, PolicySchedule
+from rlmix.classifier.training.config import TrainConfig
+from rlmix.classifier.training.trainer import Trainer
+from rlmix.experiments.comparison.results import (
+    any_with_images,
+    best_first,
+    columns_of,
+    format_column,
+    format_share,
+    images_per_second,
+)
+from rlmix.experiments.reports.charts import interval_chart, line_chart
+from rlmix.experiments.reports.examples import loss_gradient, mixed_examples
+from rlmix.experiments.reports.html_report import Paragraph, Part, Section, Table, write_html
+
+SALIENCY_UPDATES = 100  # of the network whose saliency the examples are mixed by
+
+Report = Mapping[str, Any]
+
+
+def write_comparison_report(path: Path, report: Report, data_root: str | None = None) -> None:
+    """Write the report of a comparison into its folder.
+
+    Args:
+        path: the folder.
+        report: content of its `results.json`.
+        data_root: folder of the data set; optional, defaults to the comparison's.
+    """
+    setting, methods = report["setting"], report["methods"]
+    seeds = report["seeds"]
+    lead = (
+        f"{setting['train_size']:,} training images, {setting['updates']:,} updates of {setting['batch_size']}, "
+        f"{len(seeds)} seeds. A seed determines images, weights, order and mixing for every contestant. Accuracy on "
+        f"{report['images']:,} {setting['split']} images."
+    )
+    per_seed = {
+        name: [(seed, 100 * value) for seed, value in zip(seeds, row["accuracy"]["per_seed"], strict=True)]
+        for name, row in methods.items()
+    }
+    policies = [
+        (row["title"], _in_a_line(PolicySchedule.from_json(row["schedule"])), row["saliency"])
+        for row in methods.values()
+    ]
+    sections: list[Section] = [
+        ("Result", _result(report)),
+        ("Seed by seed", [line_chart(per_seed, title="Accuracy by seed", x_label="seed", y_label="accuracy, %")]),
+        (
+            "The policies",
+            [Table(["contestant", "policy", "saliency"], policies, "Policy of each contestant", text_columns=3)],
+        ),
+        ("Mixed images", _mixed_images(report, data_root)),
+    ]
+    run = {"command": report["command"], "machine": report["machine"], "config": {**report["config"], **setting}}
+    title = f"{len(methods)} ways to train {setting['model']} on {setting['dataset']}"
+    write_html(path, title, lead, sections, run)
+
+
+def _result(report: Report) -> list[Part]:
+    setting, baseline = report["setting"], report["baseline"]
+    rows, means = [], []
+    for name, row in best_first(report):
+        gap = report["less_baseline"].get(name)
+        versus = ("", "")
+        if gap is not None:
+            p_value = f"{gap['p_value']:.3f}" if gap["p_value"] >= 0.001 else "< 0.001"
+            versus = (format_share(gap, signed=True), p_value)
+        speed, seconds = f"{images_per_second(setting, row):,.0f}", f"{row['seconds']['mean']:.0f}"
+        rows.append((row["title"], format_share(row["accuracy"]), *versus, speed, seconds, row["diverged"]))
+        means.append((name, 100 * row["accuracy"]["mean"], 100 * row["accuracy"]["half_width"]))
+    caption = (
+        f"95 % intervals over {len(report['seeds'])} seeds; differences are paired by seed; p-values of paired t "
+        "tests, corrected for the number of comparisons (Holm)"
+    )
+    if any_with_images(report):
+        caption += "; in brackets the interval over seeds and images"
+    header = ["contestant", "accuracy, %", f"less {baseline}", "p", "images/s", "seconds", "diverged"]
+    title = f"{setting['split'].capitalize()} accuracy, 95 % intervals"
+    parts: list[Part] = [
+        interval_chart(means, title=title, x_label="accuracy, %"),
+        Table(header, rows, caption),
+    ]
+    if columns := columns_of(report):
+        cells = [
+            (row["title"], *(format_column(column, row["measures"].get(name)) for name, column in columns.items()))
+            for _, row in best_first(report)
+        ]
+        caption = f"Beyond accuracy, in %, on {report['measured_images']:,} images, 95 % intervals over seeds"
+        parts.append(Table(["contestant", *columns], cells, caption))
+    return parts
+
+
+def _mixed_images(report: Report, data_root: str | None) -> list[Part]:
+    """Return the same images as each contestant mixes them; contestants that mix alike share a row."""
+    setting = report["setting"]
+    titles: dict[MixPolicy, list[str]] = {}
+    for row in report["methods"].values():
+        for policy in dict.fromkeys(policy for _, policy in PolicySchedule.from_json(row["schedule"]).segments):
+            titles.setdefault(policy, []).append(row["title"])
+    rows = [
+        (method, "; ".join(alike), policy)
+        for policy, alike in titles.items()
+        for method in policy.shares
+        if method != "clean" or len(policy.shares) == 1
+    ]
+    try:
+        dataset = load_dataset(setting["dataset"], data_root or report["config"]["data_root"])
+        # As many development images as the comparison had; with the default there may be too few to train on.
+        data = split(dataset, development_size=setting.get("development_size"))
+        data = data.draw(setting["train_size"], data_seed=0)
+        training = TrainConfig(
+            updates=SALIENCY_UPDATES, batch_size=setting["batch_size"], device="cpu", precision="fp32"
+        )
+        trainer = Trainer(training, data, seed=0)
+        trainer.train(MixPolicy({"clean": 1.0}), SALIENCY_UPDATES)
+        gradient = loss_gradient(trainer.model.eval(), data.num_classes)
+        examples = list(mixed_examples(rows, data, gradient, trainer.device, clean=True))
+    except (DataError, ImportError) as error:
+        return [Paragraph(f"Not available: the data set could not be loaded on this machine ({error}).")]
+    text = Paragraph(
+        "Training images of the first seed as each contestant mixes them, without augmentation. Beside each: the "
+        f"saliency of a small network after {SALIENCY_UPDATES} updates of plain training. Methods that mix hidden "
+        "states are not shown."
+    )
+    return [text, *examples]
+
+
+def _in_a_line(schedule: PolicySchedule) -> str:
+    if len(schedule.segments) == 1:
+        return str(schedule.segments[0][1])
+    return "; ".join(f"until {100 * until:.3g} %: {policy}" for until, policy in schedule.segments)

@@ -1,0 +1,90 @@
+"""Mixed images of a report: training images as policies mix them, with targets and saliency."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
+
+import torch
+from torch import Tensor, nn
+
+from rlmix.classifier.data import Splits, evaluation_chunks, normalise
+from rlmix.classifier.mixing import METHODS, MixPolicy, mix_batch, one_hot
+from rlmix.classifier.mixing.saliency import input_gradient, pixel_saliency
+from rlmix.classifier.mixing.targets import soft_cross_entropy
+from rlmix.experiments.reports.html_report import Example, Examples, png_uri
+
+EXAMPLES = 4
+MIN_TARGET = 0.005  # smaller shares would read "0 %"
+
+Gradient = Callable[[Tensor, Tensor], Tensor]
+
+
+def mixed_examples(
+    rows: Iterable[tuple[str, str, MixPolicy]],
+    data: Splits,
+    gradient: Gradient,
+    device: torch.device,
+    *,
+    clean: bool = False,
+) -> Iterator[Examples]:
+    """Mix the first training images by each row's policy.
+
+    Args:
+        rows: method, heading and policy of each row.
+        data: the images.
+        gradient: gradient of the loss by images `[B, C, H, W]` and targets `[B, K]`.
+        device: device of the gradient's network.
+        clean: whether unmixed images get a row too.
+    """
+    mean, std = (torch.tensor(values, device=device) for values in (data.mean, data.std))
+    count = min(2 * EXAMPLES, len(data.train))
+    pixels, labels = next(evaluation_chunks(data.train, count=count, batch_size=count, device=device, workers=0))
+    images, targets = normalise(pixels, mean, std), one_hot(labels, data.num_classes)
+    for method, heading, policy in rows:
+        # Mixed hidden states are not images, and unmixed images are only shown on request.
+        if (method == "clean" and not clean) or METHODS[method].stage is not None:
+            continue
+        mixed, mixed_targets = mix_batch(
+            images,
+            targets,
+            policy,
+            method=method,
+            generator=torch.Generator().manual_seed(0),
+            gradient=gradient,
+            mean=mean,
+            std=std,
+        )
+        saliency = pixel_saliency(gradient(mixed, mixed_targets))
+        pixels = (mixed * std[:, None, None] + mean[:, None, None]).clamp(0, 1)
+        yield Examples(
+            heading,
+            [
+                _example(image, where, target, data.class_names)
+                for image, where, target in zip(
+                    pixels[:EXAMPLES].cpu(), saliency.cpu(), mixed_targets.cpu(), strict=False
+                )
+            ],
+        )
+
+
+def loss_gradient(model: nn.Module, num_classes: int) -> Gradient:
+    """Return the gradient of a network's loss by its input, as a function of images and targets."""
+
+    def gradient(images: Tensor, targets: Tensor) -> Tensor:
+        def loss(leaf: Tensor) -> Tensor:
+            return soft_cross_entropy(model(leaf)[:, :num_classes].float(), targets).mean()
+
+        return input_gradient(loss, images, model)
+
+    return gradient
+
+
+def _example(image: Tensor, saliency: Tensor, target: Tensor, class_names: Sequence[str]) -> Example:
+    shares, classes = target.topk(2)
+    words = ", ".join(
+        f"{100 * share:.0f} % {class_names[place]}"
+        for share, place in zip(shares.tolist(), classes.tolist(), strict=True)
+        if share > MIN_TARGET
+    )
+    lightness = (saliency / saliency.max().clamp(min=1e-12)).sqrt()[None]
+    return Example(png_uri(image), png_uri(lightness), words)

@@ -1,0 +1,197 @@
+"""One HTML file from the parts of a report: tables, charts, images and paragraphs, laid out by Jinja templates.
+
+A report needs no network and no other file, and can be read on a phone, in the dark, without colours and without
+pictures.
+"""
+
+from __future__ import annotations
+
+import base64
+import io
+import json
+import shlex
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, ClassVar
+
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from PIL import Image
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from torch import Tensor
+
+from rlmix.agent.replay import probabilities_of
+from rlmix.agent.tags import Tag
+from rlmix.classifier.files import write_atomic
+from rlmix.classifier.mixing import PolicySchedule
+from rlmix.experiments.reports import REPORT_FILE
+from rlmix.experiments.reports.charts import Chart, probability_timeline
+
+
+@dataclass(frozen=True)
+class Paragraph:
+    """Text of its own."""
+
+    macro: ClassVar = "paragraph"
+    text: str
+
+
+@dataclass(frozen=True)
+class Table:
+    """Table whose first `text_columns` columns are words and whose others are numbers."""
+
+    macro: ClassVar = "table"
+    header: Sequence[str]
+    rows: Sequence[Sequence[object]]
+    caption: str
+    text_columns: int = 1
+
+
+@dataclass(frozen=True)
+class ShareTable:
+    """Shares in [0, 1] by row and column, in cells that are darker for larger shares."""
+
+    macro: ClassVar = "share_table"
+    names: Sequence[str]
+    columns: Sequence[str]
+    shares: Sequence[Sequence[float]]
+    caption: str
+
+
+@dataclass(frozen=True)
+class Picture:
+    """PNG image with a description for readers who do not see it."""
+
+    macro: ClassVar = "picture"
+    png: bytes
+    description: str
+    caption: str
+
+    @property
+    def uri(self) -> str:
+        """The image as a data URI."""
+        return data_uri(self.png)
+
+
+@dataclass(frozen=True)
+class Example:
+    """Mixed image and its saliency, as data URIs, and its target in words."""
+
+    image: str
+    saliency: str
+    target: str
+
+
+@dataclass(frozen=True)
+class Examples:
+    """Mixed images of one method or policy."""
+
+    macro: ClassVar = "examples"
+    heading: str
+    examples: Sequence[Example]
+
+
+Part = Paragraph | Table | ShareTable | Picture | Examples | Chart
+Section = tuple[str, Sequence[Part]]
+
+
+def write_html(path: Path, title: str, lead: str, sections: Sequence[Section], run: Mapping[str, Any]) -> None:
+    """Write a report into a run folder.
+
+    Args:
+        path: the run folder.
+        title: heading of the report.
+        lead: first paragraph, with the result.
+        sections: heading and parts of each section; one without parts is left out.
+        run: `command` (text or argument list), `machine` and `config` of the run.
+    """
+    command = run["command"]
+    machine = [(name, _plain(value)) for name, value in run["machine"].items()]
+    templates = Environment(
+        loader=FileSystemLoader(Path(__file__).parent), autoescape=True, trim_blocks=True, undefined=StrictUndefined
+    )
+    text = templates.get_template("report.html.j2").render(
+        title=title,
+        lead=lead,
+        sections=[(heading, parts) for heading, parts in sections if parts],
+        command=command if isinstance(command, str) else _command_line(command),
+        machine=Table(["", ""], machine, "Made on", text_columns=2),
+        config=json.dumps(run["config"], indent=2, ensure_ascii=False),
+    )
+    write_atomic(path / REPORT_FILE, text.encode())
+
+
+def read_json(path: Path) -> Any:
+    """Return the content of a JSON file."""
+    return json.loads(path.read_bytes())
+
+
+def read_scalars(folder: Path) -> dict[Tag, list[tuple[float, float]]]:
+    """Return TensorBoard's scalars by tag, as points (step, value)."""
+    events = EventAccumulator(str(folder), size_guidance={"scalars": 0, "images": 1, "tensors": 1})
+    events.Reload()
+    written = events.Tags()["scalars"]
+    return {tag: [(event.step, event.value) for event in events.Scalars(tag)] for tag in Tag if tag in written}
+
+
+def read_mixed_images(folder: Path) -> list[bytes]:
+    """Return TensorBoard's pictures of mixed images, as PNG files; the newest one alone."""
+    events = EventAccumulator(str(folder), size_guidance={"scalars": 1, "images": 1, "tensors": 1})
+    events.Reload()
+    if Tag.MIXED_IMAGES not in events.Tags()["images"]:
+        return []
+    return [picture.encoded_image_string for picture in events.Images(Tag.MIXED_IMAGES)]
+
+
+def given_probabilities(schedule: PolicySchedule) -> list[Chart]:
+    """Return a chart of the probabilities that an agent gave when it made a schedule; none where none were kept."""
+    probabilities = probabilities_of(schedule)
+    if probabilities is None:
+        return []
+    title = "Probability, %, that the agent gave to each choice; framed: the most probable one"
+    return [probability_timeline([until for until, _ in schedule.segments], probabilities, title=title)]
+
+
+def schedule_table(schedule: PolicySchedule, chosen: Sequence[float | None] | None = None) -> Table:
+    """Return a schedule as a table, a row for each segment.
+
+    Args:
+        schedule: the schedule.
+        chosen: share of trainings in which each segment's policy was chosen; optional.
+    """
+    rows: list[tuple[object, ...]] = [(f"{100 * until:.3g} %", str(policy)) for until, policy in schedule.segments]
+    header = ["until", "policy"]
+    if chosen is not None:
+        header.append("chosen in, %")
+        rows = [(*row, "" if share is None else f"{100 * share:.0f}") for row, share in zip(rows, chosen, strict=True)]
+    return Table(header, rows, "The schedule", text_columns=2)
+
+
+def percent(share: float) -> str:
+    """Return a share in [0, 1] as text in percent."""
+    return f"{100 * share:.2f}"
+
+
+def png_uri(image: Tensor) -> str:
+    """Return an image `[C, H, W]` in [0, 1], grey or in colour, as a PNG file in a data URI."""
+    values = (image * 255).round().byte().permute(1, 2, 0).squeeze(2).numpy()
+    file = io.BytesIO()
+    Image.fromarray(values).save(file, format="PNG")
+    return data_uri(file.getvalue())
+
+
+def data_uri(png: bytes) -> str:
+    """Return a PNG file as a data URI."""
+    return "data:image/png;base64," + base64.b64encode(png).decode()
+
+
+def _command_line(argv: Sequence[str]) -> str:
+    """Return the command as it is written in a checkout, wherever the program lay."""
+    script = Path(argv[0])
+    return shlex.join(("python", f"experiments/{script.name}" if script.suffix == ".py" else str(script), *argv[1:]))
+
+
+def _plain(value: object) -> str:
+    if isinstance(value, list | tuple):
+        return ", ".join(f"{entry:.2f}" if isinstance(entry, float) else str(entry) for entry in value)
+    return "none" if value is None else str(value)

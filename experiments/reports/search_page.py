@@ -1,0 +1,160 @@
+"""Report of a search: the learned policy against its rivals, how the agent chose, and how it learned."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from rlmix.classifier.files import LineLog
+from rlmix.classifier.mixing import PolicySchedule
+from rlmix.envs import DIMENSIONS, Menu
+from rlmix.experiments.comparison.intervals import verdict
+from rlmix.experiments.reports.charts import Chart, interval_chart, line_chart, policy_timeline
+from rlmix.experiments.reports.html_report import (
+    Paragraph,
+    Part,
+    Picture,
+    Section,
+    ShareTable,
+    Table,
+    given_probabilities,
+    read_json,
+    read_mixed_images,
+    schedule_table,
+    write_html,
+)
+from rlmix.experiments.runs.options import flatten
+
+LATE = 0.25  # share of a search's episodes, the last ones, whose choices show what the agent has learned
+TENTHS = 10
+RUNNING_MEAN = 10  # episodes
+
+Episodes = Sequence[Mapping[str, Any]]
+
+
+def write_search_report(path: Path) -> None:
+    """Write the report of a finished search into its run folder.
+
+    Args:
+        path: the run folder, with `config.json`, `summary.json`, `agent.json` and `episodes.jsonl`.
+
+    Raises:
+        ValueError: an episode has a choice that is not in the menu.
+    """
+    run, summary = read_json(path / "config.json"), read_json(path / "summary.json")
+    config, contest = flatten(run["config"]), summary["contest"]
+    schedule = PolicySchedule.from_json(summary["policy"])
+    menu = Menu.from_json(read_json(path / "agent.json")["menu"])
+    episodes = LineLog(path / "episodes.jsonl").read()
+    for entry in episodes:
+        if any(not 0 <= index < size for a in entry["actions"] for index, size in zip(a, menu.sizes, strict=True)):
+            raise ValueError(f"episode {entry['number']} of worker {entry['worker']}: a choice is not in the menu")
+    seeds = len(contest["learned"]["accuracies"])
+    lead = (
+        f"An agent chose the mixing of {len(episodes):,} trainings of {config['model']}. The learned policy reaches "
+        f"{100 * contest['learned']['mean']:.2f} % on development images, over {seeds} fresh trainings."
+    )
+    sections: list[Section] = [
+        ("Result", _result(contest, seeds)),
+        ("The policy", [*_policy(schedule, menu, episodes), *_source_over_search(menu, episodes)]),
+        ("How the search went", _curves(episodes)),
+    ]
+    if images := read_mixed_images(path / "tensorboard"):
+        picture = Picture(
+            images[-1],
+            "Eight mixed images, each with its two largest targets underneath.",
+            "Mixed images and their targets, from the last training that was drawn",
+        )
+        sections.append(("Mixed images", [picture]))
+    write_html(path, f"Search for a mixing policy on {config['dataset']}", lead, sections, run)
+
+
+def _result(contest: Mapping[str, Any], seeds: int) -> list[Part]:
+    rows, means = [], []
+    for name, entry in contest.items():
+        ahead = entry["learned_minus_this"], entry["difference_interval"]
+        versus = ("", "") if name == "learned" else (_plus_minus(*ahead, sign="+"), verdict(*ahead))
+        half_width = entry["interval"]
+        rows.append((name, _plus_minus(entry["mean"], half_width), *versus))
+        means.append((name, 100 * entry["mean"], None if half_width is None else 100 * half_width))
+    caption = f"Development accuracy, {seeds} fresh trainings each on the same images and seeds, 95 % intervals"
+    return [
+        interval_chart(means, title=caption, x_label="accuracy, %"),
+        Table(["policy", "accuracy, %", "learned is ahead by", "verdict"], rows, caption),
+    ]
+
+
+def _policy(schedule: PolicySchedule, menu: Menu, episodes: Episodes) -> list[Part]:
+    late = [e for e in episodes[-max(1, round(LATE * len(episodes))) :] if len(e["actions"]) == len(schedule.segments)]
+    chosen = [
+        sum(menu.policy(e["actions"][place]) == policy for e in late) / len(late) if late else None
+        for place, (_, policy) in enumerate(schedule.segments)
+    ]
+    parts: list[Part] = [
+        policy_timeline(schedule, title="The learned schedule"),
+        *given_probabilities(schedule),
+        schedule_table(schedule, chosen),
+        Paragraph(
+            f"The last column is how often the agent made exactly this choice in the last {len(late)} trainings of "
+            "its search, where it sampled from its probabilities."
+        ),
+    ]
+    if late:
+        columns = [f"until {100 * until:.3g} %" for until, _ in schedule.segments]
+        for dimension, name in enumerate(DIMENSIONS):
+            shares = [
+                np.bincount([e["actions"][place][dimension] for e in late], minlength=menu.sizes[dimension]) / len(late)
+                for place in range(len(columns))
+            ]
+            caption = f"{name}: share of choices in the last {len(late)} trainings, %, by progress of the training"
+            parts.append(ShareTable(menu.names(name), columns, np.transpose(shares).tolist(), caption))
+    return parts
+
+
+def _source_over_search(menu: Menu, episodes: Episodes) -> list[Part]:
+    if len(episodes) < TENTHS:
+        return []
+    tenths = np.array_split(np.arange(len(episodes)), TENTHS)
+    counts = [
+        np.bincount([action[0] for n in tenth for action in episodes[n]["actions"]], minlength=menu.sizes[0])
+        for tenth in tenths
+    ]
+    shares = (np.transpose(counts) / np.sum(counts, axis=1)).tolist()
+    columns = [f"{tenth[-1] + 1:,}" for tenth in tenths]
+    caption = f"{DIMENSIONS[0]}: share of choices over the search, %, until this training"
+    return [ShareTable(menu.names(DIMENSIONS[0]), columns, shares, caption)]
+
+
+def _curves(episodes: Episodes) -> list[Chart]:
+    returns = [(number, sum(episode["rewards"])) for number, episode in enumerate(episodes, start=1)]
+    finals = [(number, 100 * e["validation_accuracy"][-1]) for number, e in enumerate(episodes, start=1)]
+    return [
+        line_chart(
+            {"one training": line, f"mean of {RUNNING_MEAN}": _running_mean(line)},
+            title=title,
+            x_label="training",
+            y_label=y_label,
+            dots=["one training"],
+        )
+        for title, y_label, line in (
+            ("Return: sum of the agent's rewards in a training", "return", returns),
+            ("Validation accuracy at the end of each training", "accuracy, %", finals),
+        )
+        if line
+    ]
+
+
+def _running_mean(line: Sequence[tuple[float, float]]) -> list[tuple[float, float]]:
+    values = np.array([value for _, value in line])
+    sums = np.cumsum(np.concatenate(([0.0], values)))
+    return [
+        (place, float((sums[number + 1] - sums[max(0, number + 1 - RUNNING_MEAN)]) / min(number + 1, RUNNING_MEAN)))
+        for number, (place, _) in enumerate(line)
+    ]
+
+
+def _plus_minus(mean: float, half_width: float | None, *, sign: str = "-") -> str:
+    return f"{100 * mean:{sign}.2f}" + ("" if half_width is None else f" ± {100 * half_width:.2f}")

@@ -1,0 +1,117 @@
+"""Report of a final training: the result, its curves, the policy, and mixed images."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from rlmix.agent.tags import Tag
+from rlmix.classifier.data import Splits
+from rlmix.classifier.evaluation.measures import MEASURES
+from rlmix.classifier.mixing import METHODS, PolicySchedule
+from rlmix.experiments.reports import describe_rollback
+from rlmix.experiments.reports.charts import Chart, line_chart, policy_timeline
+from rlmix.experiments.reports.examples import loss_gradient, mixed_examples
+from rlmix.experiments.reports.html_report import (
+    Paragraph,
+    Part,
+    Section,
+    Table,
+    given_probabilities,
+    percent,
+    read_json,
+    read_scalars,
+    schedule_table,
+    write_html,
+)
+from rlmix.experiments.runs.options import flatten
+
+
+def write_training_report(path: Path, data: Splits, model: nn.Module, device: torch.device) -> None:
+    """Write the report of a finished final training into its run folder.
+
+    Args:
+        path: the run folder, with `config.json` and `summary.json`.
+        data: images of the training.
+        model: the selected network, in evaluation mode; maps `[B, C, H, W]` to at least K logits.
+        device: device of the network.
+    """
+    run, summary = read_json(path / "config.json"), read_json(path / "summary.json")
+    config = flatten(run["config"])
+    schedule = PolicySchedule.from_json(summary["schedule"])
+    test = summary["test"]
+    lead = (
+        f"Trained for {config['updates']:,} updates of {config['batch_size']} on {len(data.train):,} images. "
+        f"Test accuracy: {100 * test['accuracy']:.2f} % on {test['images']:,} images, read once, at the end. "
+        f"Selected network: at {100 * summary['kept']['progress']:.0f} % progress, {summary['kept']['selected_by']}."
+    )
+    if (went_back := summary.get("went_back")) is not None:  # older summaries do not have it
+        lead += f" Diverged once; {describe_rollback(went_back)}."
+    rows = [
+        (split, percent(result["accuracy"]), percent(result["calibration_error"]), f"{result['loss']:.3f}", images)
+        for split in ("validation", "development", "test")
+        if (result := summary[split]) is not None and (images := result["images"]) is not None
+    ]
+    header = ["split", "accuracy, %", "calibration error, %", "loss", "images"]
+    sections: list[Section] = [
+        ("Result", [Table(header, rows, "The selected network"), *_evaluation(path)]),
+        ("Training curves", _curves(path)),
+        (
+            "The policy",
+            [
+                policy_timeline(schedule, title="Mixing methods over the training"),
+                *given_probabilities(schedule),
+                schedule_table(schedule),
+            ],
+        ),
+    ]
+    policies = {method: policy for _, policy in reversed(schedule.segments) for method in policy.shares}
+    mixing = [(method, method, policies[method]) for method in METHODS if method in policies]
+    examples = list(mixed_examples(mixing, data, loss_gradient(model, data.num_classes), device))
+    if examples:
+        text = Paragraph(
+            "Training images as this schedule mixes them, without augmentation. Beside each: the saliency of the "
+            "selected network's loss (input gradient; lighter is more sensitive)."
+        )
+        sections.append(("Mixed images", [text, *examples]))
+    write_html(path, f"{config['model']} on {data.name}, trained with {_short(schedule)}", lead, sections, run)
+
+
+def _curves(path: Path) -> list[Chart]:
+    scalars = read_scalars(path / "tensorboard")
+    curves = []
+    if accuracy := [(step, 100 * value) for step, value in scalars.get(Tag.ACCURACY, [])]:
+        curves.append(
+            line_chart({"validation": accuracy}, title="Validation accuracy", x_label="update", y_label="accuracy, %")
+        )
+    losses = {"clean": scalars.get(Tag.CLEAN_LOSS, []), "mixed": scalars.get(Tag.MIXED_LOSS, [])}
+    if any(losses.values()):
+        curves.append(
+            line_chart(losses, title="Training loss against the mixed targets", x_label="update", y_label="loss, nats")
+        )
+    if rates := scalars.get(Tag.LEARNING_RATE):
+        curves.append(line_chart({"rate": rates}, title="Learning rate", x_label="update", y_label="learning rate"))
+    return curves
+
+
+def _evaluation(path: Path) -> list[Part]:
+    """Return the measures of `evaluate.py` on development images, if there are any."""
+    if not (path / "evaluation.json").exists():
+        return []
+    report = read_json(path / "evaluation.json")
+    measured = [(measure, report[name]) for name, measure in MEASURES.items() if name in report]
+    rows = [row for measure, result in measured for row in measure.rows(result)]
+    charts = [
+        line_chart(chart.lines, title=chart.title, x_label=chart.x_label, y_label=chart.y_label)
+        for measure, result in measured
+        for chart in measure.charts(result)
+    ]
+    caption = f"Beyond accuracy, on {report['images']:,} {report['split']} images"
+    return [Table(["measure", "%"], rows, caption), *charts]
+
+
+def _short(schedule: PolicySchedule) -> str:
+    policies = list(dict.fromkeys(policy for _, policy in schedule.segments))
+    return str(policies[0]) if len(policies) == 1 else f"a schedule of {len(policies)} policies"
