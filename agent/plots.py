@@ -66,7 +66,7 @@ def heat_map(
                     "fontsize": fontsize - 1,
                     "gid": "number",
                 }
-                panel.text(middles[place], row, f"{100 * share:.0f}", **style)
+                panel.text(float(middles[place]), row, f"{100 * share:.0f}", **style)
     return mesh
 
 
