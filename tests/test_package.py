@@ -111,3 +111,9 @@ def test_importing_the_package_is_light(installed: Path, project: Path) -> None:
     loaded = set(run("-c", code, cwd=project, path=installed).split())
     assert "rlmix" in loaded
     assert not loaded & {"ray", "matplotlib", "tensorboard", "torch", "stable_baselines3", "scipy"}
+
+
+def test_the_commands_are_installed(installed: Path, project: Path) -> None:
+    command = str(installed / "bin" / "rlmix")
+    assert "replay-policy" in run(command, "--help", cwd=project, path=installed)
+    assert "--agent" in run(command, "replay-policy", "--help", cwd=project, path=installed)
