@@ -21,6 +21,7 @@ def _sgd(model: nn.Module, config: TrainConfig) -> torch.optim.Optimizer:
         momentum=config.momentum,
         weight_decay=config.weight_decay,
         nesterov=config.nesterov and config.momentum > 0,
+        fused=True,
     )
 
 
@@ -31,9 +32,8 @@ def _adamw(model: nn.Module, config: TrainConfig) -> torch.optim.Optimizer:
         {"params": [parameter for parameter in parameters if parameter.ndim > 1]},
         {"params": [parameter for parameter in parameters if parameter.ndim <= 1], "weight_decay": 0.0},
     ]
-    return torch.optim.AdamW(
-        [group for group in groups if group["params"]], lr=config.lr, betas=BETAS, weight_decay=config.weight_decay
-    )
+    used = [group for group in groups if group["params"]]
+    return torch.optim.AdamW(used, lr=config.lr, betas=BETAS, weight_decay=config.weight_decay, fused=True)
 
 
 OPTIMISERS = {"sgd": _sgd, "adamw": _adamw}
