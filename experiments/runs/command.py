@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import contextlib
+import io
 import shlex
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import tyro
 
+from rlmix.classifier.errors import InputError
 from rlmix.experiments.runs.errors import exit_on_user_error
 from rlmix.experiments.runs.signals import interrupt_on_sigterm
 
@@ -58,9 +61,20 @@ class Call:
         Raises:
             SystemExit: the options are wrong, or `--help` was asked for.
         """
-        if default is None:
-            return tyro.cli(kind, args=self.arguments, description=description)
-        return tyro.cli(kind, args=self.arguments, description=description, default=default)
+        defaults: dict[str, Any] = {} if default is None else {"default": default}
+        said = io.StringIO()
+        try:
+            with contextlib.redirect_stderr(said):
+                return tyro.cli(kind, args=self.arguments, description=description, **defaults)
+        except SystemExit as stopped:
+            # An option that a configuration refuses is told in our own line instead of tyro's box.
+            cause: BaseException | None = stopped
+            while cause is not None and not isinstance(cause, InputError):
+                cause = cause.__cause__ or cause.__context__
+            if cause is not None:
+                raise cause from None
+            sys.stderr.write(said.getvalue())
+            raise
 
     def value(self, option: str) -> str | None:
         """Return what follows an option: a preset must be known before the rest, whose defaults it sets.

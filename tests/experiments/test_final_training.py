@@ -277,7 +277,7 @@ def test_agents_choices_can_be_replayed_as_a_schedule(agent: Path, tmp_path: Pat
         assert all(sum(shares.values()) == pytest.approx(1, abs=1e-5) for shares in given.values())
         likely = [max(range(len(shares)), key=list(shares.values()).__getitem__) for shares in given.values()]
         assert Menu().policy(likely) == policy
-    assert "The probability, %, that the agent gave each choice" in (tmp_path / "asked/report.html").read_text()
+    assert "Probability, %, that the agent gave to each choice" in (tmp_path / "asked/report.html").read_text()
     schedule.save(tmp_path / "chosen.json")
     replayed = replay(tmp_path / "replayed", "--policy", tmp_path / "chosen.json")
     assert replayed[0] == asked[0]

@@ -131,9 +131,9 @@ def test_every_preset_can_be_searched_many_times(name: str) -> None:
 @pytest.mark.parametrize(
     ("options", "told"),
     [
-        ("--trials 0", "--trials must be at least 1"),
-        ("--trainings 1", "--trainings must be at least 2"),
-        ("--seed -1", "--seed"),
+        ("--trials 0", "trials must be at least 1"),
+        ("--trainings 1", "trainings must be at least 2"),
+        ("--seed -1", "seed must be at least 0"),
         ("--preset nonsense", "--preset"),
         ("--agent.backend local", "--agent.backend"),
         ("--agent.out here", "--agent.out"),
