@@ -58,7 +58,7 @@ def build_agent(config: PPOConfig, workers: VecEnv, *, segments: int, seed: int,
             f"{config.episodes_per_update} episodes for {workers.num_envs} environments"
         )
     steps = segments * config.episodes_per_update
-    if steps % config.minibatches or steps // config.minibatches < 2:
+    if config.minibatches < 1 or steps % config.minibatches or steps // config.minibatches < 2:
         raise InputError(
             f"the {steps} steps of a rollout must be divisible by minibatches, with at least 2 steps in each, "
             f"got {config.minibatches} minibatches"

@@ -42,7 +42,7 @@ def block_counts(height: int, width: int) -> tuple[int, ...]:
     """
     divisors = [count for count in range(2, max(BLOCKS) + 1) if width % count == 0]
     if height != width or not divisors:
-        raise ValueError(
+        raise InputError(
             f"Puzzle Mix needs square images whose side a number of blocks from 2 to {max(BLOCKS)} divides, "
             f"got {height} x {width} pixels; resize them"
         )

@@ -13,7 +13,7 @@ from rlmix.agent.ppo import Agent, new_policy
 from rlmix.classifier.data import Dataset, ImageSet
 from rlmix.classifier.mixing import METHODS
 from rlmix.envs import Menu
-from rlmix.experiments import compare, replay_policy, train_agent, train_classifier
+from rlmix.experiments import compare, replay_policy, train_agent, train_classifier, train_rl_mix
 
 HERE = "tests.experiments.test_odd_data"
 RUN = "--compile off --precision fp32 --device cpu --out run".split()
@@ -84,7 +84,7 @@ def test_other_commands_refuse_them_before_they_start(refused: Callable[..., str
     search = "--updates 8 8 --train-size 60 60 --validation-size 20".split()
     assert R_MIX.format("5 x 5") in refused(train_agent.main, ["--dataset", f"{HERE}:five", *search, *RUN])
     rl_mix = "--updates 8 --train-size 60 --validation-size 20 --batch-size 20".split()
-    assert R_MIX.format("5 x 5") in refused(train_agent.main, ["--dataset", f"{HERE}:five", *rl_mix, *RUN])
+    assert R_MIX.format("5 x 5") in refused(train_rl_mix.main, ["--dataset", f"{HERE}:five", *rl_mix, *RUN])
     contest = "--contestants plain puzzlemix --train-size 60 --updates 8 --seeds 2 --processes 1 --out run".split()
     assert PUZZLE_MIX.format("8 x 16") in refused(compare.main, ["--dataset", f"{HERE}:wide", *contest])
     Agent(new_policy(Menu(), [8]), Menu(), (0.5, 1.0), {}).save(tmp_path)

@@ -187,7 +187,7 @@ def test_killed_at_any_write_and_resumed(run: Path, tmp_path: Path, monkeypatch:
             kills += 1
         gc.collect()
         if (tmp_path / "run/config.json").exists():
-            arguments = ["--env", "rl-mix", "--resume", str(tmp_path / "run")]
+            arguments = ["--resume", str(tmp_path / "run")]
     assert kills >= 3
     assert outcome(tmp_path / "run") == outcome(run)
 
@@ -210,7 +210,7 @@ def test_interrupted_it_saves_first(
     assert capsys.readouterr().err.endswith(hint)
     assert [int(path.stem) for path in (tmp_path / "run/checkpoints").iterdir()] == [{4: 6, 14: 14}[update]]
     monkeypatch.undo()
-    assert status_of(["--env", "rl-mix", "--resume", str(tmp_path / "run")]) is None
+    assert status_of(["--resume", str(tmp_path / "run")]) is None
     assert outcome(tmp_path / "run") == outcome(run)
 
 
@@ -246,7 +246,7 @@ def test_a_learned_agent_is_replayed_in_another_training(tmp_path: Path) -> None
     (learned / "agent.json").unlink()
     before = outcome(replayed)
     (replayed / "summary.json").unlink()
-    train_rl_mix.main(["--env", "rl-mix", "--resume", str(replayed)])
+    train_rl_mix.main(["--resume", str(replayed)])
     assert outcome(replayed) == before
     assert sum(lines(replayed)[0]["counts"]) == 4 * 15
 
@@ -265,10 +265,10 @@ def test_a_learned_agent_is_replayed_in_another_training(tmp_path: Path) -> None
         ("--updates 0", "updates must be at least 1"),
         ("--lam x", "lam must read"),
         ("--ppo.extractor x", "extractor must be one of batch, image"),
-        ("--ppo.n-steps 5", "multiple of its batch_size"),
+        ("--ppo.n-steps 5", "divisible by its batch_size"),
         ("--validation-limit 0", "validation_limit"),
         ("--seed -1", "seed must be at least 0"),
-        ("--threads -1", "threads must be from 0"),
+        ("--threads -1", "threads must be at least 0"),
         ("--model nonsense", "'nonsense'"),
         ("--dataset nonsense", "'nonsense'"),
         ("--device cuda:99", "cuda:99"),
@@ -276,7 +276,7 @@ def test_a_learned_agent_is_replayed_in_another_training(tmp_path: Path) -> None
     ],
 )
 def test_refused_in_one_line_before_anything_is_made(option: str, named: str, refused: Refused) -> None:
-    assert named in refused(train_agent.main, [*OPTIONS, *option.split()])
+    assert named in refused(train_rl_mix.main, [*OPTIONS, *option.split()])
 
 
 def test_an_agent_that_does_not_fit_is_refused(tmp_path: Path, refused: Refused) -> None:
@@ -284,8 +284,8 @@ def test_an_agent_that_does_not_fit_is_refused(tmp_path: Path, refused: Refused)
     (tmp_path / "agent").mkdir()
     agent.save(tmp_path / "agent")
     frozen = ["--thresholds", "frozen", "--agent", "agent"]
-    assert "batches of 20, got 10" in refused(train_agent.main, [*DATA, "--batch-size", "10", *frozen])
-    assert "side 8, got 4" in refused(train_agent.main, [*DATA, "--grid", "mixing", *frozen])
+    assert "batches of 20, got 10" in refused(train_rl_mix.main, [*DATA, "--batch-size", "10", *frozen])
+    assert "side 8, got 4" in refused(train_rl_mix.main, [*DATA, "--grid", "mixing", *frozen])
 
 
 def test_runs_of_the_two_environments_are_not_mixed_up(run: Path, refused: Refused) -> None:

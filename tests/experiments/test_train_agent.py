@@ -581,7 +581,7 @@ def test_own_data_and_network_and_no_look_at_the_test_set(
         ("--embedding nothing", "nothing"),
         ("--device nonsense", "device"),
         ("--device cuda:99", "cuda:99"),
-        ("--ppo.episodes-per-update 3", "number of workers"),
+        ("--ppo.episodes-per-update 3", "number of parallel environments"),
         ("--ppo.episodes-per-update 0", "16 steps|0 steps"),
         ("--ppo.minibatches 3", "minibatches"),
         ("--ppo.minibatches 0", "minibatches"),
