@@ -114,7 +114,7 @@ def test_a_damaged_line_is_an_error_before_the_end_and_dropped_there(damaged: by
     content = b'{"n": 0}\n{"n": 1}\n' + damaged + b'\n{"n": 3}\n'
     log.path.write_bytes(content)
     for use in (log.read, lambda: log.keep(2)):
-        with pytest.raises(RunError, match=r"log\.jsonl: expected a JSON object in line 3"):
+        with pytest.raises(DamagedFileError, match=r"log\.jsonl: expected a JSON object in line 3"):
             use()
     assert log.path.read_bytes() == content  # nothing is lost
     log.path.write_bytes(b'{"n": 0}\n{"n": 1}\n' + damaged)
@@ -127,7 +127,7 @@ def test_a_damaged_line_is_an_error_before_the_end_and_dropped_there(damaged: by
 def test_a_log_that_is_shorter_than_what_was_counted_is_an_error(tmp_path: Path) -> None:
     log = LineLog(tmp_path / "log.jsonl")
     log.append({"n": 0})
-    with pytest.raises(RunError, match="expected 2 lines, as many as the checkpoint has counted, got 1"):
+    with pytest.raises(DamagedFileError, match="expected 2 lines, as many as the checkpoint has counted, got 1"):
         log.keep(2)
     assert log.read() == [{"n": 0}]
 
