@@ -656,7 +656,7 @@ def _prepare(folder: str) -> None:
     _digits()
     _bomb()
     for kind in KINDS:  # what is imported when it is first needed is no allocation of an input's
-        with contextlib.suppress(*InputError), tempfile.TemporaryDirectory(dir=folder) as place:
+        with contextlib.suppress(InputError), tempfile.TemporaryDirectory(dir=folder) as place:
             KINDS[kind].make(Path(place))
             KINDS[kind].read(Path(place))
     signal.signal(signal.SIGALRM, _out_of_time)
