@@ -8,7 +8,7 @@ import pickle
 import re
 import signal
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -276,7 +276,7 @@ def test_results_of_a_received_comparison_run_no_code(received: Path, refused: A
 
 
 def test_a_run_without_code_of_its_own_needs_no_trust(tmp_path: Path) -> None:
-    for number, config in enumerate((TRAINING, replace(TRAINING, dataset="./images:here", model="timm/hf_hub:a"))):
+    for number, config in enumerate((TRAINING, with_options(TRAINING, dataset="./images:here", model="timm/hf_hub:a"))):
         folder = tmp_path / str(number)
         folder.mkdir()
         write_config(folder, CLASSIFIER, config)
