@@ -4,7 +4,7 @@ from torch import Tensor
 
 
 def blend_pixels(images: Tensor, partner: Tensor, weight: Tensor | float) -> Tensor:
-    """`weight * x + (1 - weight) * x[partner]`, as a new tensor in the memory format of `images`.
+    """Return `weight * x + (1 - weight) * x[partner]` as a new tensor in the memory format of `images`.
 
     Args:
         images: `[B, C, H, W]`, floating point.
@@ -15,7 +15,7 @@ def blend_pixels(images: Tensor, partner: Tensor, weight: Tensor | float) -> Ten
 
 
 def blend_targets(targets: Tensor, partner: Tensor, weight: Tensor | float) -> Tensor:
-    """`weight * y + (1 - weight) * y[partner]`.
+    """Return `weight * y + (1 - weight) * y[partner]`.
 
     Args:
         targets: `[B, K]`, rows summing to 1.

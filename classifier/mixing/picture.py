@@ -1,4 +1,4 @@
-"""A picture of mixed images with their targets, for people."""
+"""Pictures of mixed images with their targets."""
 
 from collections.abc import Sequence
 
@@ -9,21 +9,22 @@ from PIL import Image, ImageDraw
 from torch import Tensor
 
 SIDE = 112  # pixels of one image in the picture
-CAPTION = 30
+CAPTION = 30  # pixels of the two lines below it
 COLUMNS = 8
+MIN_SHARE = 0.005  # of a target; smaller ones would read 0 %
 
 
 def mixed_picture(
     images: Tensor, targets: Tensor, *, class_names: Sequence[str], mean: Sequence[float], std: Sequence[float]
 ) -> NDArray[np.uint8]:
-    """The first images of a batch in a row, each with its two largest targets underneath.
+    """Draw the first images of a batch in a row, each with its two largest targets underneath.
 
     Args:
         images: `[B, C, H, W]`, normalised, one or three channels.
-        targets: `[B, K]`.
+        targets: `[B, K]`, rows summing to 1.
         class_names: name of each class.
-        mean: that the images were normalised with, per channel.
-        std: likewise.
+        mean: mean of each channel that the images were normalised by.
+        std: standard deviation of each channel, likewise.
 
     Returns:
         `[142, 896, 3]` uint8; unused places are white.
@@ -38,7 +39,7 @@ def mixed_picture(
         canvas.paste(picture, (column * SIDE + 2, 2))
         for line in range(2):
             share = float(shares[column, line])
-            if share > 0.005:
+            if share > MIN_SHARE:
                 text = f"{100 * share:3.0f} % {class_names[int(classes[column, line])]}"
                 draw.text((column * SIDE + 3, SIDE + 1 + 13 * line), text[:18], fill="black")
     return np.asarray(canvas)

@@ -25,7 +25,7 @@ def pixel_saliency(gradient: Tensor) -> Tensor:
 
 
 def patch_saliency(gradient: Tensor, grid: int) -> Tensor:
-    """Saliency of each patch: that of its pixels, averaged, summing to 1 per image.
+    """Saliency of each patch: the mean over its pixels, summing to 1 per image.
 
     An image without any gradient (the network is sure of it) gets a uniform map.
 
@@ -50,7 +50,7 @@ def patch_saliency(gradient: Tensor, grid: int) -> Tensor:
 
 
 def pooled_saliency(gradient: Tensor, grid: int) -> Tensor:
-    """Saliency averaged over patches and not normalised: what RL-Mix observes and is rewarded by.
+    """Saliency averaged over patches and not normalised.
 
     Where `grid` does not divide the image, neighbouring patches overlap by a pixel (adaptive pooling).
 
@@ -74,7 +74,7 @@ def summing_to_one(maps: Tensor) -> Tensor:
 
 @contextmanager
 def buffers_unchanged(model: nn.Module) -> Iterator[None]:
-    """Put every buffer of `model` (BatchNorm's running statistics) back as it was when the block ends."""
+    """Put every buffer of `model` (BatchNorm's running statistics) back to its earlier value when the block ends."""
     buffers = list(model.buffers())
     saved = [buffer.clone() for buffer in buffers]
     try:

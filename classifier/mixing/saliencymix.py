@@ -1,7 +1,7 @@
 """SaliencyMix: a saliency guided data augmentation strategy (Uddin et al. 2021), https://arxiv.org/abs/2006.01791.
 
-Its saliency is that of the image alone, no network's: the fine-grained saliency of Montabone and Soto (2010) as OpenCV
-computes it, which the authors found best.
+Saliency is computed from the image alone, without a network: the fine-grained saliency of Montabone and Soto (2010) as
+OpenCV computes it, which the authors found best.
 """
 
 import math
@@ -16,14 +16,14 @@ from rlmix.classifier.mixing.draw import MixDraw
 from rlmix.classifier.mixing.method import Method, Mixed, MixInput, MixSettings
 
 LUMA = (0.299, 0.587, 0.114)  # weight of red, green and blue in an image's intensity
-SURROUNDS = (12, 24, 28, 48, 56, 112)  # pixels from the centre to the edge of what it is compared with
+SURROUNDS = (12, 24, 28, 48, 56, 112)  # pixels from the centre to the edge of a pixel's surroundings
 
 
 def fine_grained_saliency(images: Tensor) -> Tensor:
-    """How much each pixel differs in intensity from its surroundings, at six scales (Montabone and Soto 2010).
+    """Difference in intensity between each pixel and its surroundings, at six scales (Montabone and Soto 2010).
 
-    Intensity is smoothed twice and compared with the mean of ever larger squares around the pixel; what is brighter and
-    what is darker are summed over the scales, each relative to its highest value in the image, and added. Values are
+    Intensity is smoothed twice and compared with the mean of ever larger squares around the pixel; brighter and darker
+    differences are summed over the scales, each relative to its highest value in the image, and added. Values are
     rounded to whole numbers where OpenCV's `StaticSaliencyFineGrained` does.
 
     Args:

@@ -20,7 +20,7 @@ MAX_SEGMENTS = 10_000
 
 @dataclass(frozen=True)
 class PolicySchedule:
-    """An ordered list of (until-progress, MixPolicy); a fixed policy is a schedule of one.
+    """Mixing policies in the order of a training's progress; a fixed policy is a schedule of one segment.
 
     Attributes:
         segments: pairs of the progress in (0, 1] until which a policy holds, rising to exactly 1, and the policy.

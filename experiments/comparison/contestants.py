@@ -1,8 +1,8 @@
-"""The ways to train that are compared and timed, by name.
+"""Registry of the training methods that are compared and timed.
 
-All of them mix half of the updates, as LaMix and CutMix do, unless the title says otherwise: R-Mix, Puzzle Mix,
-Manifold Mixup and mixup were published mixing every update, which costs short trainings most. λ's distribution is the
-published one for CIFAR; label smoothing's factor is the one that LaMix's authors found best.
+All of them mix half of the updates, as LaMix and CutMix do, unless the title says otherwise: R-Mix, Puzzle Mix, FMix,
+ResizeMix, Manifold Mixup and mixup were published mixing every update, which costs short trainings most. λ has the
+distribution that was published for CIFAR; the factor of label smoothing is the one that LaMix's authors found best.
 """
 
 from dataclasses import dataclass, field
@@ -14,12 +14,12 @@ from rlmix.classifier.mixing import LamDistribution, MixPolicy, PolicySchedule
 
 @dataclass(frozen=True)
 class PerBatch:
-    """R-Mix's thresholds chosen batch by batch while the classifier trains, in an `RLMixEnv`.
+    """Choice of R-Mix's thresholds batch by batch while the classifier trains, in an `RLMixEnv`.
 
     Attributes:
-        learned: by an agent; else they are drawn at random, its control.
-        agent: how the agent sees and learns.
-        grid: `published` or `mixing`: the patches that it sees and is rewarded on.
+        learned: whether an agent chooses them; otherwise they are drawn at random, its control.
+        agent: configuration of the agent.
+        grid: patch grid of observations and rewards, `published` or `mixing`.
     """
 
     learned: bool = True
@@ -29,13 +29,13 @@ class PerBatch:
 
 @dataclass(frozen=True)
 class Contestant:
-    """What is trained under.
+    """A way to train, by policy schedule.
 
     Attributes:
         title: name in tables.
-        schedule: how it mixes, from start to end.
-        saliency: where the input gradient of saliency methods comes from, `recycled` or `exact`.
-        per_batch: who chooses R-Mix's thresholds; none = the Trainer draws them as the policy says.
+        schedule: mixing policies from start to end.
+        saliency: source of the input gradient of saliency methods, `recycled` or `exact`.
+        per_batch: choice of R-Mix's thresholds; None lets the Trainer draw them as the policy says.
     """
 
     title: str
@@ -45,7 +45,7 @@ class Contestant:
 
 
 def only_policy(contestant: Contestant) -> MixPolicy:
-    """What one that mixes alike from start to end mixes by."""
+    """Return the one policy of a contestant whose schedule has a single segment."""
     ((_, policy),) = contestant.schedule.segments
     return policy
 

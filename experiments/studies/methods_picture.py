@@ -32,15 +32,15 @@ class DrawConfig:
     dataset: str = "fashion_mnist"
     """Data set by name."""
     data_root: str | None = None
-    """Folder where the data set lies; none looks in the usual places."""
+    """Folder with the data set; optional, defaults to the usual places."""
     train_size: int = 2000
-    """Training images of the network."""
+    """Number of training images of the network."""
     updates: int = 200
-    """Updates of the network whose saliency R-Mix and Puzzle Mix read."""
-    seed: int = 4
-    """Of the images, the network and the mixing."""
+    """Number of updates of the network whose saliency R-Mix and Puzzle Mix read."""
+    seed: int = 1501
+    """RNG seed for the images, the network and the mixing draws."""
     out: str = "docs/methods.png"
-    """The picture, PNG."""
+    """File of the picture, PNG."""
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
