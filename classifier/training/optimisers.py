@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import numpy as np
 import torch
@@ -28,7 +29,7 @@ def _sgd(model: nn.Module, config: TrainConfig) -> torch.optim.Optimizer:
 def _adamw(model: nn.Module, config: TrainConfig) -> torch.optim.Optimizer:
     # As timm has it, biases and normalisation layers (all that is not a matrix or a kernel) do not decay.
     parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    groups = [
+    groups: list[dict[str, Any]] = [
         {"params": [parameter for parameter in parameters if parameter.ndim > 1]},
         {"params": [parameter for parameter in parameters if parameter.ndim <= 1], "weight_decay": 0.0},
     ]
