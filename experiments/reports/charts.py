@@ -10,7 +10,7 @@ import io
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Any, ClassVar
 from xml.etree import ElementTree
 
 import matplotlib
@@ -42,7 +42,7 @@ PAGE_COLOURS = {
 }
 DASHES: tuple[tuple[float, ...], ...] = ((), (7, 3), (2, 2), (9, 3, 2, 3))
 CELLS = ListedColormap([(*to_rgb(COLOURS[0]), 0.55 * level / 255) for level in range(256)])
-STYLE = {
+STYLE: dict[Any, Any] = {
     "svg.fonttype": "none",
     "font.size": FONT_SIZE,
     "axes.labelsize": FONT_SIZE,
@@ -134,7 +134,13 @@ def policy_timeline(schedule: PolicySchedule, *, title: str) -> Chart:
                 room = width * (WIDTH - LEFT - RIGHT) / 100, share * (HEIGHT - TOP - BOTTOM) / 100
                 if room[0] > 9 * len(method) and room[1] > 14:
                     centre = (place[0] + width / 2, height + share / 2)
-                    style = {"ha": "center", "va": "center", "color": PAPER, "weight": "bold", "gid": "on"}
+                    style: dict[str, Any] = {
+                        "ha": "center",
+                        "va": "center",
+                        "color": PAPER,
+                        "weight": "bold",
+                        "gid": "on",
+                    }
                     panel.text(*centre, method, **style)
                 height += share
         segments = "; ".join(f"until {100 * until:.3g} %: {policy}" for until, policy in schedule.segments)
@@ -247,6 +253,7 @@ def _axes(figure: Figure, left: float, bottom: float, height: float) -> Axes:
 def _bare(panel: Axes) -> None:
     panel.spines[:].set_visible(False)
     panel.tick_params(length=0, pad=5)
+    panel.tick_params(axis="x", pad=8)  # clear of the lowest number of the other axis
     panel.set_axisbelow(True)
 
 
