@@ -789,7 +789,7 @@ def test_a_healthy_training_learns_and_has_not_diverged() -> None:
         ({"lr": math.nan}, "lr must be"),
         ({"momentum": math.inf}, "momentum must be"),
         ({"weight_decay": -1}, "weight_decay must be"),
-        ({"lr_schedule": "cosine"}, "lr_schedule must be one of onecycle, multistep, piecewise, got 'cosine'"),
+        ({"lr_schedule": "line"}, "lr_schedule must be one of onecycle, multistep, piecewise, cosine, got 'line'"),
         ({"saliency": "none"}, "saliency must be one of recycled, exact"),
         ({"device": "tpu"}, "device must be"),
         ({"precision": "fp8"}, "precision must be"),

@@ -733,7 +733,7 @@ def test_a_divergence_goes_back_and_on_with_half_the_learning_rate(
     spoil(update, pause=1)  # TensorBoard reads files in the order of their names, which tell the second
     weights, summary = replay(tmp_path / "run", "--policy", policy)
     reason = f"{what} was not finite before update {seen_at} of {UPDATES}"
-    told = f"{reason}: went back to update {back_to} and on with half the learning rate, at most 0.05"
+    told = f"{reason}: rolled back to update {back_to} and resumed with half the learning rate, at most 0.05"
     out, err = capsys.readouterr()
     assert err.count(f"warning: {told}\n") == 1 and f"\n{told}\n" in out
     assert told in (tmp_path / "run/report.html").read_text()

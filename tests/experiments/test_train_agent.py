@@ -174,13 +174,13 @@ def test_says_what_was_learned_and_how_to_go_on(user: tuple[Path, str, str]) -> 
         assert f"until {100 * until:5.1f} %  {policy}" in out
     contest = summary_of(run)["contest"]
     for name in CONTESTANTS:
-        row = next(line for line in out.splitlines() if line.startswith(f"  {name} "))
+        row = next(line for line in out.splitlines() if line.startswith(f"{name} "))
         assert f"{100 * contest[name]['mean']:.2f} ± {100 * contest[name]['interval']:.2f}" in row
         if name != "learned":
             difference, width = contest[name]["learned_minus_this"], contest[name]["difference_interval"]
             assert f"{100 * difference:+.2f} ± {100 * width:.2f}" in row
             verdict = "within noise" if abs(difference) <= width else "better" if difference > 0 else "worse"
-            assert row.endswith(verdict)
+            assert row.rstrip().endswith(verdict)
     assert "tensorboard --logdir run/tensorboard" in out
     assert "python experiments/replay_policy.py --policy run/policy.json" in out
     assert "the test set is not read" in out
