@@ -2,6 +2,8 @@
 
 from dataclasses import dataclass
 
+from rlmix.classifier.errors import InputError, require_at_least
+
 
 @dataclass(frozen=True)
 class PPOConfig:
@@ -19,6 +21,9 @@ class PPOConfig:
         target_kl: an update ends early where the KL divergence exceeds 1.5 times this; None sets no limit.
         hidden: units of the two hidden layers, of policy and value each.
         start_probability: probability that the untrained agent gives each choice of the policy it starts at.
+
+    Raises:
+        InputError: a number of passes or minibatches is below 1, or the learning rate not in (0, 1).
     """
 
     episodes_per_update: int = 8
@@ -31,6 +36,11 @@ class PPOConfig:
     target_kl: float | None = 0.05
     hidden: int = 64
     start_probability: float = 0.5
+
+    def __post_init__(self) -> None:
+        require_at_least(self, epochs=1, minibatches=1)
+        if not 0 < self.learning_rate < 1:
+            raise InputError(f"learning_rate of the agent must be in (0, 1), got {self.learning_rate}")
 
 
 @dataclass(frozen=True)

@@ -27,7 +27,7 @@ from tests.envs.tiny import arguments, tiny
 @pytest.fixture(autouse=True)
 def _quick_pictures(monkeypatch: pytest.MonkeyPatch) -> None:
     """Pictures take longer than everything else here, and are looked at in test_callbacks."""
-    monkeypatch.setattr("rlmix.agent.callbacks.choices_figure", lambda *_, **__: Figure(figsize=(1, 1)))
+    monkeypatch.setattr("rlmix.agent.plots.choices_figure", lambda *_, **__: Figure(figsize=(1, 1)))
 
 
 STEPS = len(SEGMENTS) * CONFIG.episodes_per_update

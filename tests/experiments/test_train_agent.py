@@ -29,6 +29,7 @@ from rlmix.classifier.training.trainer import Trainer
 from rlmix.envs import Menu, MixPolicyEnv
 from rlmix.experiments import report, train_agent
 from rlmix.experiments.runs.command import Call
+from rlmix.experiments.comparison.intervals import verdict
 from rlmix.experiments.search import config, plan, search, selection
 from rlmix.experiments.search.config import PRESETS, SearchConfig
 from tests import board
@@ -590,7 +591,7 @@ def test_own_data_and_network_and_no_look_at_the_test_set(
         ("--ppo.hidden 100000000000000000000", "hidden"),
         ("--ppo.episodes-per-update 100000000000 --ppo.minibatches 1", "would take"),
         ("--ppo.start-probability 1", "start_probability"),
-        ("--ppo.learning-rate -1", "learning rate"),
+        ("--ppo.learning-rate -1", "learning_rate"),
         ("--out file/run", "file/run"),
         ("--resume missing", "missing"),
         ("--resume .", "no run"),
@@ -685,7 +686,7 @@ def test_default_search_starts_on_any_number_of_cores(
      (0.5, None, "one seed: nothing can be said")],
 )  # fmt: skip
 def test_verdict(difference: float, width: float | None, said: str) -> None:
-    assert search.verdict(difference, width) == said
+    assert verdict(difference, width) == said
 
 
 def test_segments_are_given_as_a_number_or_as_their_ends() -> None:

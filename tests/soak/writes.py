@@ -38,6 +38,7 @@ from rlmix.classifier import files
 from rlmix.classifier.files import PART, LineLog, load_state
 from rlmix.experiments import train_agent, train_classifier
 from rlmix.experiments.runs.errors import RunError
+from rlmix.experiments.search import search
 from tests.soak.kills import LEARNED, TRAINED, lasting
 
 INTERRUPTED = 130  # exit status
@@ -234,7 +235,7 @@ def start(program: Program, run: Path) -> Ended:
     status: int | None = 0
     err = io.StringIO()
     with (
-        mock.patch.object(train_agent, "ProcessVecEnv", workers_here),
+        mock.patch.object(search, "ProcessVecEnv", workers_here),
         contextlib.redirect_stdout(io.StringIO()),
         contextlib.redirect_stderr(err),
     ):
