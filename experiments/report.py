@@ -10,24 +10,20 @@ a training shows what that has measured.
 
 from __future__ import annotations
 
-import json
-import os
-from collections.abc import Sequence
+import functools
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-
-import torch
+from typing import TYPE_CHECKING
 
 from rlmix.classifier.errors import InputError
 from rlmix.experiments.reports import REPORT_FILE
-from rlmix.experiments.reports.comparison_page import write_comparison_report
-from rlmix.experiments.reports.search_page import write_search_report
-from rlmix.experiments.reports.training_page import write_training_report
 from rlmix.experiments.runs.command import command
-from rlmix.experiments.runs.errors import RunError
-from rlmix.experiments.runs.folder import code_of, read_config, require_no_code
-from rlmix.experiments.search.config import AGENT
-from rlmix.experiments.training.trained_run import TRAININGS, TrainedRun
+from rlmix.experiments.runs.errors import UNEXPECTED_VALUE, RunError
+
+if TYPE_CHECKING:
+    from rlmix.experiments.reports.html_report import Reading
 
 
 @dataclass(frozen=True)
@@ -37,7 +33,7 @@ class ReportConfig:
     run: str
     """Folder of a training, a search or a comparison."""
     data_root: str | None = None
-    """Folder where the data set of a training or comparison lies; none looks where that did."""
+    """Folder of the data set of a training or comparison; optional, defaults to the run's own."""
     trust: bool = False
     """The folder is your own: code that it names (package.module:function) may run."""
 
@@ -47,48 +43,75 @@ def main(arguments: Sequence[str] | None = None) -> None:
     with command("report", arguments) as call:
         config = call.parse(ReportConfig, __doc__)
         path = Path(config.run)
-        try:
-            write(config, path)
-        except InputError:
-            raise
-        except (
-            OSError,
-            ValueError,
-            LookupError,
-            TypeError,
-            AttributeError,
-            ArithmeticError,
-            RuntimeError,
-            MemoryError,
-        ) as error:
-            raise RunError(
-                f"{path}: expected the files of a finished run, got {type(error).__name__}: {error}; let it end first "
-                "(--resume), or restore what is missing"
-            ) from error
+        reading = functools.partial(reject_unfinished, path)
+        if (path / "results.json").exists() and not (path / "config.json").exists():
+            write_comparison(config, path, reading)
+        else:
+            write_run(config, path, reading)
     print(f"written: {path / REPORT_FILE}")
 
 
-def write(config: ReportConfig, path: Path) -> None:
-    """Write the report of the kind of run that a folder holds.
+def write_comparison(config: ReportConfig, path: Path, reading: Reading) -> None:
+    """Write the report of a comparison.
 
     Raises:
-        RunError: there is no run that has finished.
-        Exception: of nearly any kind, where a file of the run is missing or damaged.
+        RunError: the results cannot be used, or name code and are not trusted.
     """
-    if os.path.exists(path / "results.json") and not os.path.exists(path / "config.json"):
+    import json
+
+    from rlmix.experiments.reports.comparison_page import write_comparison_report
+    from rlmix.experiments.runs.folder import code_of, require_no_code
+
+    with reading():
         report = json.loads((path / "results.json").read_bytes())
         if report.get("kind") != "comparison":
             raise RunError(f"{path}/results.json: expected results of compare.py, got {report.get('kind')!r:.80}")
-        if not config.trust:
-            require_no_code(config.run, code_of("comparison", report["setting"]))
-        write_comparison_report(path, report, config.data_root)
-        return
+        code = code_of("comparison", report["setting"])
+    if not config.trust:
+        require_no_code(config.run, code)
+    write_comparison_report(path, report, config.data_root, reading=reading)
+
+
+def write_run(config: ReportConfig, path: Path, reading: Reading) -> None:
+    """Write the report of a search or of a training.
+
+    Raises:
+        RunError: there is no run that has finished.
+        DamagedFileError: the weights cannot be read.
+        DataError: the images are not available.
+    """
+    import torch
+
+    from rlmix.experiments.reports.search_page import write_search_report
+    from rlmix.experiments.reports.training_page import write_training_report
+    from rlmix.experiments.runs.folder import read_config
+    from rlmix.experiments.search.config import AGENT
+    from rlmix.experiments.training.trained_run import TRAININGS, TrainedRun
+
     kind, _ = read_config(config.run, (*TRAININGS, AGENT), trust=config.trust)
     if kind == AGENT:
-        write_search_report(path)
+        write_search_report(path, reading=reading)
     else:
         run = TrainedRun.open(config.run, device=torch.device("cpu"), data_root=config.data_root, trust=True)
-        write_training_report(path, run.data, run.network.model, run.device)
+        write_training_report(path, run.data, run.network.model, run.device, reading=reading)
+
+
+@contextmanager
+def reject_unfinished(path: Path) -> Iterator[None]:
+    """Convert errors raised while a run's files are read into a `RunError` with a one-line message.
+
+    Raises:
+        RunError: a file is missing or damaged.
+    """
+    try:
+        yield
+    except InputError:
+        raise
+    except (OSError, *UNEXPECTED_VALUE) as error:
+        raise RunError(
+            f"{path}: expected the files of a finished run, got {type(error).__name__}: {error}; let it end first "
+            "(--resume), or restore what is missing"
+        ) from error
 
 
 if __name__ == "__main__":

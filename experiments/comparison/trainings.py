@@ -7,7 +7,7 @@ import time
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
 
@@ -23,6 +23,7 @@ from rlmix.classifier.training.config import TrainConfig
 from rlmix.classifier.training.scheduled import train_schedule
 from rlmix.classifier.training.trainer import Trainer
 from rlmix.envs import RLMixEnv
+from rlmix.experiments.comparison.config import ComparisonConfig
 from rlmix.experiments.comparison.contestants import CONTESTANTS, Contestant, PerBatch
 from rlmix.experiments.comparison.results import pack_hits
 from rlmix.experiments.comparison.runner import Line, TrainingLog
@@ -31,52 +32,6 @@ from rlmix.experiments.runs.machine import machine
 
 LOGGED = {"method": str, "seed": int, "accuracy": float, "diverged": bool, "measures": dict}  # of a line of runs.jsonl
 TRIED = 20  # images that measures are tried on, before the first training
-
-
-@dataclass(frozen=True)
-class ComparisonConfig:
-    """Compare ways to train over paired seeds."""
-
-    contestants: tuple[str, ...] = tuple(CONTESTANTS)
-    """Ways to train, by their names in experiments/comparison/contestants.py; all of them by default."""
-    schedules: tuple[str, ...] = ()
-    """Policy schedules beside them, each as NAME=FILE, such as learned=runs/agent-DATE-TIME/policy.json."""
-    collect: tuple[str, ...] = ()
-    """Folders of other comparisons with the same setting, whose trainings are taken over instead of made again."""
-    baseline: str = "plain"
-    """The contestant that the others are compared with."""
-    measures: tuple[str, ...] = ()
-    """Measures of each network besides its accuracy, by their names in classifier/evaluation/measures.py, as in
-    evaluate.py: accuracy (calibration), attacks, ..."""
-    measured_images: int | None = None
-    """Images that these are measured on, from the start of the split; none takes all."""
-    test_set: bool = False
-    """Read the test set instead of the development images; that it was read is written down."""
-
-    dataset: str = "fashion_mnist"
-    """Data set by name, or package.module:function that returns a rlmix.classifier.data.Dataset."""
-    data_root: str | None = None
-    """Folder where the data set lies; none looks in the usual places, then downloads."""
-    model: str = "search"
-    """Network by name, or package.module:function for your own function(num_classes, in_channels)."""
-    train_size: int = 1000
-    """Training images, drawn by the seed."""
-    development_size: int | None = None
-    """Development images; none takes 10,000, but no more than a fifth of the data set's pool."""
-    updates: int = 1000
-    """Length of each training."""
-    batch_size: int = 100
-    """Images per update."""
-    seeds: int = 10
-    """Trainings of each contestant, at least 2: seeds 0, 1, 2, ..."""
-    processes: int = 2
-    """Trainings at a time, one thread each."""
-    device: str = "auto"
-    """auto, cpu, cuda or cuda:N."""
-    precision: Literal["auto", "bf16", "fp32"] = "auto"
-    """Number format of the network; auto takes bf16 where it is native and agrees with fp32."""
-    out: str = "runs/comparison"
-    """Folder of results.json, results.md, results.csv, results.png and runs.jsonl, the trainings finished so far."""
 
 
 @dataclass(frozen=True)
@@ -113,13 +68,14 @@ def select_contestants(config: ComparisonConfig) -> dict[str, Contestant]:
         RunError: one is not known, or the baseline is none of them.
         PolicyError: a schedule cannot be used; names the file and the field.
     """
-    for name in config.contestants:
+    names = config.contestants or tuple(CONTESTANTS)
+    for name in names:
         if name not in CONTESTANTS:
             raise RunError(f"--contestants must be among {', '.join(CONTESTANTS)}, got {name!r}")
     for measure in config.measures:
         if measure not in MEASURES:
             raise RunError(f"--measures must be among {', '.join(MEASURES)}, got {measure!r}")
-    asked = {name: CONTESTANTS[name] for name in CONTESTANTS if name in config.contestants}
+    asked = {name: CONTESTANTS[name] for name in CONTESTANTS if name in names}
     for entry in config.schedules:
         name, equals, path = entry.partition("=")
         if not (name and equals and path):

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from rlmix.classifier.data import DataError, load_dataset, split
+from rlmix.classifier.data import DataError
+from rlmix.classifier.files import write_atomic
 from rlmix.classifier.mixing import MixPolicy, PolicySchedule
 from rlmix.classifier.training.config import TrainConfig
 from rlmix.classifier.training.trainer import Trainer
@@ -18,23 +21,50 @@ from rlmix.experiments.comparison.results import (
     format_share,
     images_per_second,
 )
+from rlmix.experiments.reports import REPORT_FILE
 from rlmix.experiments.reports.charts import interval_chart, line_chart
 from rlmix.experiments.reports.examples import loss_gradient, mixed_examples
-from rlmix.experiments.reports.html_report import Paragraph, Part, Section, Table, write_html
+from rlmix.experiments.reports.html_report import (
+    Paragraph,
+    Part,
+    Reading,
+    Section,
+    Table,
+    render_html,
+)
+from rlmix.experiments.runs.config import stored_config
+from rlmix.experiments.runs.options import DataConfig
 
 SALIENCY_UPDATES = 100  # of the network whose saliency the examples are mixed by
 
 Report = Mapping[str, Any]
 
 
-def write_comparison_report(path: Path, report: Report, data_root: str | None = None) -> None:
+def write_comparison_report(
+    path: Path, report: Report, data_root: str | None = None, *, reading: Reading = nullcontext
+) -> None:
     """Write the report of a comparison into its folder.
 
     Args:
         path: the folder.
         report: content of its `results.json`.
         data_root: folder of the data set; optional, defaults to the comparison's.
+        reading: context in which the files of the run are read, to convert errors of damaged ones; optional.
     """
+    with reading():
+        lead, sections = _content(report)
+        examples = ExampleOptions.from_report(report, data_root)
+    sections.append(("Mixed images", _mixed_images(examples)))
+    with reading():
+        setting = report["setting"]
+        run = {"command": report["command"], "machine": report["machine"], "config": {**report["config"], **setting}}
+        title = f"{len(report['methods'])} ways to train {setting['model']} on {setting['dataset']}"
+        html = render_html(title, lead, sections, run)
+    write_atomic(path / REPORT_FILE, html.encode())
+
+
+def _content(report: Report) -> tuple[str, list[Section]]:
+    """Return the first paragraph and the sections that are made of the report alone."""
     setting, methods = report["setting"], report["methods"]
     seeds = report["seeds"]
     lead = (
@@ -57,11 +87,8 @@ def write_comparison_report(path: Path, report: Report, data_root: str | None = 
             "The policies",
             [Table(["contestant", "policy", "saliency"], policies, "Policy of each contestant", text_columns=3)],
         ),
-        ("Mixed images", _mixed_images(report, data_root)),
     ]
-    run = {"command": report["command"], "machine": report["machine"], "config": {**report["config"], **setting}}
-    title = f"{len(methods)} ways to train {setting['model']} on {setting['dataset']}"
-    write_html(path, title, lead, sections, run)
+    return lead, sections
 
 
 def _result(report: Report) -> list[Part]:
@@ -98,31 +125,56 @@ def _result(report: Report) -> list[Part]:
     return parts
 
 
-def _mixed_images(report: Report, data_root: str | None) -> list[Part]:
-    """Return the same images as each contestant mixes them; contestants that mix alike share a row."""
-    setting = report["setting"]
-    titles: dict[MixPolicy, list[str]] = {}
-    for row in report["methods"].values():
-        for policy in dict.fromkeys(policy for _, policy in PolicySchedule.from_json(row["schedule"]).segments):
-            titles.setdefault(policy, []).append(row["title"])
-    rows = [
-        (method, "; ".join(alike), policy)
-        for policy, alike in titles.items()
-        for method in policy.shares
-        if method != "clean" or len(policy.shares) == 1
-    ]
-    try:
-        dataset = load_dataset(setting["dataset"], data_root or report["config"]["data_root"])
-        # As many development images as the comparison had; with the default there may be too few to train on.
-        data = split(dataset, development_size=setting.get("development_size"))
-        data = data.draw(setting["train_size"], data_seed=0)
-        training = TrainConfig(
-            updates=SALIENCY_UPDATES, batch_size=setting["batch_size"], device="cpu", precision="fp32"
+@dataclass(frozen=True)
+class ExampleOptions:
+    """Options of the mixed images that a report shows.
+
+    Attributes:
+        data: the comparison's images.
+        training: setting of the small network whose saliency the images are mixed by.
+        rows: method, heading and policy of each row; contestants that mix alike share one.
+    """
+
+    data: DataConfig
+    training: TrainConfig
+    rows: Sequence[tuple[str, str, MixPolicy]]
+
+    @classmethod
+    def from_report(cls, report: Report, data_root: str | None) -> ExampleOptions:
+        """Return the options for a comparison, whose number of development images is part of its setting."""
+        setting = report["setting"]
+        titles: dict[MixPolicy, list[str]] = {}
+        for row in report["methods"].values():
+            for policy in dict.fromkeys(policy for _, policy in PolicySchedule.from_json(row["schedule"]).segments):
+                titles.setdefault(policy, []).append(row["title"])
+        rows = [
+            (method, "; ".join(alike), policy)
+            for policy, alike in titles.items()
+            for method in policy.shares
+            if method != "clean" or len(policy.shares) == 1
+        ]
+        data = {
+            "dataset": setting["dataset"],
+            "data_root": data_root or report["config"]["data_root"],
+            "train_size": setting["train_size"],
+            "development_size": setting.get("development_size"),
+        }
+        training = {"updates": SALIENCY_UPDATES, "batch_size": setting["batch_size"]}
+        return cls(
+            stored_config(DataConfig, data),
+            replace(stored_config(TrainConfig, training), device="cpu", precision="fp32"),
+            rows,
         )
-        trainer = Trainer(training, data, seed=0)
+
+
+def _mixed_images(options: ExampleOptions) -> list[Part]:
+    """Return the same images as each contestant mixes them."""
+    try:
+        data = options.data.draw(data_seed=0)
+        trainer = Trainer(options.training, data, seed=0)
         trainer.train(MixPolicy({"clean": 1.0}), SALIENCY_UPDATES)
         gradient = loss_gradient(trainer.model.eval(), data.num_classes)
-        examples = list(mixed_examples(rows, data, gradient, trainer.device, clean=True))
+        examples = list(mixed_examples(options.rows, data, gradient, trainer.device, clean=True))
     except (DataError, ImportError) as error:
         return [Paragraph(f"Not available: the data set could not be loaded on this machine ({error}).")]
     text = Paragraph(

@@ -10,7 +10,8 @@ import base64
 import io
 import json
 import shlex
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
@@ -22,9 +23,7 @@ from torch import Tensor
 
 from rlmix.agent.replay import probabilities_of
 from rlmix.agent.tags import Tag
-from rlmix.classifier.files import write_atomic
 from rlmix.classifier.mixing import PolicySchedule
-from rlmix.experiments.reports import REPORT_FILE
 from rlmix.experiments.reports.charts import Chart, probability_timeline
 
 
@@ -91,15 +90,15 @@ class Examples:
     examples: Sequence[Example]
 
 
+Reading = Callable[[], AbstractContextManager[None]]  # what a run's files are read in
 Part = Paragraph | Table | ShareTable | Picture | Examples | Chart
 Section = tuple[str, Sequence[Part]]
 
 
-def write_html(path: Path, title: str, lead: str, sections: Sequence[Section], run: Mapping[str, Any]) -> None:
-    """Write a report into a run folder.
+def render_html(title: str, lead: str, sections: Sequence[Section], run: Mapping[str, Any]) -> str:
+    """Return a report as HTML.
 
     Args:
-        path: the run folder.
         title: heading of the report.
         lead: first paragraph, with the result.
         sections: heading and parts of each section; one without parts is left out.
@@ -110,7 +109,7 @@ def write_html(path: Path, title: str, lead: str, sections: Sequence[Section], r
     templates = Environment(
         loader=FileSystemLoader(Path(__file__).parent), autoescape=True, trim_blocks=True, undefined=StrictUndefined
     )
-    text = templates.get_template("report.html.j2").render(
+    return templates.get_template("report.html.j2").render(
         title=title,
         lead=lead,
         sections=[(heading, parts) for heading, parts in sections if parts],
@@ -118,7 +117,6 @@ def write_html(path: Path, title: str, lead: str, sections: Sequence[Section], r
         machine=Table(["", ""], machine, "Made on", text_columns=2),
         config=json.dumps(run["config"], indent=2, ensure_ascii=False),
     )
-    write_atomic(path / REPORT_FILE, text.encode())
 
 
 def read_json(path: Path) -> Any:

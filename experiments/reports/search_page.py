@@ -3,28 +3,31 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from rlmix.classifier.files import LineLog
+from rlmix.classifier.files import LineLog, write_atomic
 from rlmix.classifier.mixing import PolicySchedule
 from rlmix.envs import DIMENSIONS, Menu
 from rlmix.experiments.comparison.intervals import verdict
+from rlmix.experiments.reports import REPORT_FILE
 from rlmix.experiments.reports.charts import Chart, interval_chart, line_chart, policy_timeline
 from rlmix.experiments.reports.html_report import (
     Paragraph,
     Part,
     Picture,
+    Reading,
     Section,
     ShareTable,
     Table,
     given_probabilities,
     read_json,
     read_mixed_images,
+    render_html,
     schedule_table,
-    write_html,
 )
 from rlmix.experiments.runs.options import flatten
 
@@ -35,15 +38,22 @@ RUNNING_MEAN = 10  # episodes
 Episodes = Sequence[Mapping[str, Any]]
 
 
-def write_search_report(path: Path) -> None:
+def write_search_report(path: Path, *, reading: Reading = nullcontext) -> None:
     """Write the report of a finished search into its run folder.
 
     Args:
         path: the run folder, with `config.json`, `summary.json`, `agent.json` and `episodes.jsonl`.
+        reading: context in which the files of the run are read, to convert errors of damaged ones; optional.
 
     Raises:
         ValueError: an episode has a choice that is not in the menu.
     """
+    with reading():
+        text = _search_html(path)
+    write_atomic(path / REPORT_FILE, text.encode())
+
+
+def _search_html(path: Path) -> str:
     run, summary = read_json(path / "config.json"), read_json(path / "summary.json")
     config, contest = flatten(run["config"]), summary["contest"]
     schedule = PolicySchedule.from_json(summary["policy"])
@@ -69,7 +79,7 @@ def write_search_report(path: Path) -> None:
             "Mixed images and their targets, from the last training that was drawn",
         )
         sections.append(("Mixed images", [picture]))
-    write_html(path, f"Search for a mixing policy on {config['dataset']}", lead, sections, run)
+    return render_html(f"Search for a mixing policy on {config['dataset']}", lead, sections, run)
 
 
 def _result(contest: Mapping[str, Any], seeds: int) -> list[Part]:

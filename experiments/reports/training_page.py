@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from contextlib import nullcontext
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import nn
@@ -10,26 +13,30 @@ from torch import nn
 from rlmix.agent.tags import Tag
 from rlmix.classifier.data import Splits
 from rlmix.classifier.evaluation.measures import MEASURES
+from rlmix.classifier.files import write_atomic
 from rlmix.classifier.mixing import METHODS, PolicySchedule
-from rlmix.experiments.reports import describe_rollback
+from rlmix.experiments.reports import REPORT_FILE, describe_rollback
 from rlmix.experiments.reports.charts import Chart, line_chart, policy_timeline
 from rlmix.experiments.reports.examples import loss_gradient, mixed_examples
 from rlmix.experiments.reports.html_report import (
     Paragraph,
     Part,
+    Reading,
     Section,
     Table,
     given_probabilities,
     percent,
     read_json,
     read_scalars,
+    render_html,
     schedule_table,
-    write_html,
 )
 from rlmix.experiments.runs.options import flatten
 
 
-def write_training_report(path: Path, data: Splits, model: nn.Module, device: torch.device) -> None:
+def write_training_report(
+    path: Path, data: Splits, model: nn.Module, device: torch.device, *, reading: Reading = nullcontext
+) -> None:
     """Write the report of a finished final training into its run folder.
 
     Args:
@@ -37,22 +44,44 @@ def write_training_report(path: Path, data: Splits, model: nn.Module, device: to
         data: images of the training.
         model: the selected network, in evaluation mode; maps `[B, C, H, W]` to at least K logits.
         device: device of the network.
+        reading: context in which the files of the run are read, to convert errors of damaged ones; optional.
     """
-    run, summary = read_json(path / "config.json"), read_json(path / "summary.json")
+    with reading():
+        run, summary = read_json(path / "config.json"), read_json(path / "summary.json")
+        schedule = PolicySchedule.from_json(summary["schedule"])
+        title = f"{flatten(run['config'])['model']} on {data.name}, trained with {_short(schedule)}"
+        lead, sections = _content(path, run, summary, schedule, len(data.train))
+    policies = {method: policy for _, policy in reversed(schedule.segments) for method in policy.shares}
+    mixing = [(method, method, policies[method]) for method in METHODS if method in policies]
+    examples = list(mixed_examples(mixing, data, loss_gradient(model, data.num_classes), device))
+    if examples:
+        text = Paragraph(
+            "Training images as this schedule mixes them, without augmentation. Beside each: the saliency of the "
+            "selected network's loss (input gradient; lighter is more sensitive)."
+        )
+        sections.append(("Mixed images", [text, *examples]))
+    with reading():
+        html = render_html(title, lead, sections, run)
+    write_atomic(path / REPORT_FILE, html.encode())
+
+
+def _content(
+    path: Path, run: Mapping[str, Any], summary: Mapping[str, Any], schedule: PolicySchedule, images: int
+) -> tuple[str, list[Section]]:
+    """Return the first paragraph and the sections that are made of the run's files."""
     config = flatten(run["config"])
-    schedule = PolicySchedule.from_json(summary["schedule"])
     test = summary["test"]
     lead = (
-        f"Trained for {config['updates']:,} updates of {config['batch_size']} on {len(data.train):,} images. "
+        f"Trained for {config['updates']:,} updates of {config['batch_size']} on {images:,} images. "
         f"Test accuracy: {100 * test['accuracy']:.2f} % on {test['images']:,} images, read once, at the end. "
         f"Selected network: at {100 * summary['kept']['progress']:.0f} % progress, {summary['kept']['selected_by']}."
     )
     if (went_back := summary.get("went_back")) is not None:  # older summaries do not have it
         lead += f" Diverged once; {describe_rollback(went_back)}."
     rows = [
-        (split, percent(result["accuracy"]), percent(result["calibration_error"]), f"{result['loss']:.3f}", images)
+        (split, percent(result["accuracy"]), percent(result["calibration_error"]), f"{result['loss']:.3f}", measured)
         for split in ("validation", "development", "test")
-        if (result := summary[split]) is not None and (images := result["images"]) is not None
+        if (result := summary[split]) is not None and (measured := result["images"]) is not None
     ]
     header = ["split", "accuracy, %", "calibration error, %", "loss", "images"]
     sections: list[Section] = [
@@ -67,16 +96,7 @@ def write_training_report(path: Path, data: Splits, model: nn.Module, device: to
             ],
         ),
     ]
-    policies = {method: policy for _, policy in reversed(schedule.segments) for method in policy.shares}
-    mixing = [(method, method, policies[method]) for method in METHODS if method in policies]
-    examples = list(mixed_examples(mixing, data, loss_gradient(model, data.num_classes), device))
-    if examples:
-        text = Paragraph(
-            "Training images as this schedule mixes them, without augmentation. Beside each: the saliency of the "
-            "selected network's loss (input gradient; lighter is more sensitive)."
-        )
-        sections.append(("Mixed images", [text, *examples]))
-    write_html(path, f"{config['model']} on {data.name}, trained with {_short(schedule)}", lead, sections, run)
+    return lead, sections
 
 
 def _curves(path: Path) -> list[Chart]:

@@ -1,4 +1,4 @@
-"""Configurations of the commands that train one classifier; importing them takes no torch."""
+"""Configurations of the commands that train one classifier or measure it; importing them takes no torch."""
 
 from __future__ import annotations
 
@@ -156,3 +156,32 @@ class RLMixConfig(TrainingRunConfig):
     def __post_init__(self) -> None:
         super().__post_init__()
         require_at_least(self, validation_limit=1)
+
+
+@dataclass(frozen=True)
+class EvaluateConfig:
+    """Measure a trained network."""
+
+    run: str
+    """Run folder of train_classifier.py or replay_policy.py."""
+    measures: tuple[str, ...] = ()
+    """Measures: accuracy, attacks, ...; optional, defaults to all that are available. An unknown name lists them."""
+    boxes: str | None = None
+    """Folder of images with boxes in the layout of CUB-200-2011; optional, defaults to the images themselves, placed on
+    larger canvases."""
+    test_set: bool = False
+    """Read the test set instead of the development images; every reading is recorded."""
+    images: int | None = None
+    """Number of images measured on, from the start of the split; optional, defaults to all."""
+    seed: int = 0
+    """RNG seed for PGD's random start, noise, and the places of occlusions and of items."""
+    batch_size: int = 500
+    """Number of images at a time."""
+    data_root: str | None = None
+    """Folder of the data set; optional, defaults to the training's own."""
+    device: str = "auto"
+    """Device: auto, cpu, cuda or cuda:N."""
+    threads: int = 0
+    """Number of threads on a CPU; 0 takes one for each core."""
+    trust: bool = False
+    """The folder is your own: code that it names (package.module:function) may run."""

@@ -23,6 +23,7 @@ from rlmix.classifier.evaluation.measures import MEASURES
 from rlmix.classifier.mixing import METHODS, MixPolicy, PolicySchedule
 from rlmix.experiments import compare
 from rlmix.experiments.comparison import runner, trainings
+from rlmix.experiments.comparison.config import ComparisonConfig
 from rlmix.experiments.comparison.contestants import CONTESTANTS
 from rlmix.experiments.comparison.held_out import TEST_READS
 from rlmix.experiments.comparison.intervals import paired_difference
@@ -211,7 +212,7 @@ def test_a_seed_gives_both_contestants_the_same_training_but_for_the_saliency(
 
     monkeypatch.setattr(trainings, "Trainer", Watched)
     setting = trainings.Setting("digits", "search", 60, 6, 20, "cpu", "fp32", torch.__version__)
-    config = trainings.ComparisonConfig()
+    config = ComparisonConfig()
     runs = [trainings.train(name, CONTESTANTS[name], 3, setting, config) for name in ("rmix", "rmix-exact")]
     (weights, images, seed, one), (weights2, images2, seed2, other) = started
     assert torch.equal(weights, weights2)
@@ -237,7 +238,7 @@ def test_a_per_batch_agent_is_compared_as_the_others_are(tmp_path: Path, trained
         rewards = [run["last_quarter"]["reward"] for run in logged if run["method"] == name]
         assert rows[name]["reward"]["per_seed"] == rewards and all(0 < reward <= 1 for reward in rewards)
     assert set(report["less_baseline"]) == {"rl-mix", "rmix-all"}
-    setting, config = trainings.Setting(**report["setting"]), trainings.ComparisonConfig()
+    setting, config = trainings.Setting(**report["setting"]), ComparisonConfig()
     again = trainings.train("rl-mix", CONTESTANTS["rl-mix"], 1, setting, config)
     assert again["accuracy"] == rows["rl-mix"]["accuracy"]["per_seed"][1]
 

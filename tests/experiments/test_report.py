@@ -30,7 +30,7 @@ from rlmix.experiments.reports.charts import (
     probability_timeline,
 )
 from rlmix.experiments.reports.comparison_page import write_comparison_report
-from rlmix.experiments.reports.html_report import ShareTable, write_html
+from rlmix.experiments.reports.html_report import ShareTable, render_html
 from rlmix.experiments.reports.search_page import write_search_report
 from tests.soak.inputs import KINDS
 
@@ -194,10 +194,9 @@ def test_intervals_are_where_the_ticks_say() -> None:
     assert names == ["a", "b <"]
 
 
-def test_shares_are_a_table_darker_where_they_are_larger(tmp_path: Path) -> None:
+def test_shares_are_a_table_darker_where_they_are_larger() -> None:
     table = ShareTable(["x <", "y"], ["p", "q"], [[0.25, 0.0], [0.75, 1.0]], "t")
-    write_html(tmp_path, "t", "l", [("s", [table])], {"command": "c", "machine": {}, "config": {}})
-    text = (tmp_path / "report.html").read_text()
+    text = render_html("t", "l", [("s", [table])], {"command": "c", "machine": {}, "config": {}})
     cells = re.findall(r"var\(--c1\) (\d+)%,transparent\)\">(\d*)</td>", text)
     assert cells == [("14", "25"), ("0", ""), ("41", "75"), ("55", "100")]
     assert Page(text).open == [] and ">x &lt;</th>" in text

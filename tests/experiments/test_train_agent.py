@@ -28,8 +28,8 @@ from rlmix.classifier.mixing import PolicySchedule
 from rlmix.classifier.training.trainer import Trainer
 from rlmix.envs import Menu, MixPolicyEnv
 from rlmix.experiments import report, train_agent
-from rlmix.experiments.runs.command import Call
 from rlmix.experiments.comparison.intervals import verdict
+from rlmix.experiments.runs.command import Call
 from rlmix.experiments.search import config, plan, search, selection
 from rlmix.experiments.search.config import PRESETS, SearchConfig
 from tests import board

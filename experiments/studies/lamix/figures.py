@@ -33,9 +33,10 @@ from rlmix.classifier.data import load_dataset, split
 from rlmix.classifier.files import write_atomic
 from rlmix.classifier.mixing import MixPolicy, PolicySchedule
 from rlmix.classifier.training.trainer import Trainer
+from rlmix.experiments.comparison.config import ComparisonConfig
 from rlmix.experiments.comparison.contestants import CONTESTANTS, Contestant, only_policy
 from rlmix.experiments.comparison.intervals import format_interval, mean_interval, paired_difference
-from rlmix.experiments.comparison.trainings import ComparisonConfig, Setting, open_log, resolve
+from rlmix.experiments.comparison.trainings import Setting, open_log, resolve
 from rlmix.experiments.runs.command import command
 from rlmix.experiments.runs.errors import RunError
 from rlmix.experiments.runs.machine import machine
