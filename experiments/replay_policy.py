@@ -29,27 +29,27 @@ def main(arguments: Sequence[str] | None = None) -> None:
         from rlmix.experiments.runs.config import stored_config
         from rlmix.experiments.runs.folder import RunFolder
         from rlmix.experiments.training.final_training import train_to_the_end
-        from rlmix.experiments.training.replay import chooser, keep_policy, policies, split_for_ddp, train_distributed
+        from rlmix.experiments.training.replay import PolicySource, split_for_ddp, train_distributed
         from rlmix.experiments.training.resolve import load_data, resolve
 
         if config.run.resume is not None:
             run, stored = RunFolder.open(config.run.resume, REPLAY, trust=config.run.trust)
             config = stored_config(ReplayConfig, stored)
-            choose, segments, name = chooser(config, run.path)
+            source = PolicySource.load(config, run.path)
             data = load_data(config)
         else:
-            choose, segments, name = chooser(config, None)
+            source = PolicySource.load(config, None)
             data = load_data(config)
-            config = resolve(split_for_ddp(config), data, policies(config))
+            config = resolve(split_for_ddp(config), data, source.policies())
             run = RunFolder.create(config.run.out, REPLAY)
-            keep_policy(config, run)
+            source.save(run.path)
             run.write_config(REPLAY, asdict(config))
         call.resume = f"{call.command} {run.resume_options}"
         print(f"run folder: {run.path}", flush=True)
         if config.num_workers > 1:
             train_distributed(config, run, asked.address or config.address)
         else:
-            train_to_the_end(config, run, data, choose, segments, name)
+            train_to_the_end(config, run, data, source.choose, source.segments, source.name)
 
 
 if __name__ == "__main__":

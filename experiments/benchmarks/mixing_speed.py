@@ -78,10 +78,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
         if not 0 < config.seconds < float("inf"):
             raise RunError(f"--seconds must be a finite number above 0, got {config.seconds:g}")
         torch.set_num_threads(config.threads)
+        counts = block_counts(config.side, config.side)
         try:
             graph_cuts()
-            counts = block_counts(config.side, config.side)
-        except (ImportError, ValueError) as error:
+        except ImportError as error:
             raise RunError(str(error)) from None
         out = Path(config.out)
         prepare_output(out)

@@ -25,12 +25,13 @@ from tabulate import tabulate
 from torch.profiler import ProfilerActivity, profile
 
 from rlmix.classifier.data import Dataset, Splits, load_dataset, resized, split
+from rlmix.classifier.errors import InputError
 from rlmix.classifier.files import write_atomic
 from rlmix.classifier.hardware import resolve_device, resolve_precision, why_not_compile
 from rlmix.classifier.mixing import MixPolicy
 from rlmix.classifier.models import build_model
 from rlmix.classifier.training.batches import BLOCK
-from rlmix.classifier.training.config import TrainConfig
+from rlmix.classifier.training.config import Precision, TrainConfig
 from rlmix.classifier.training.trainer import Trainer
 from rlmix.envs import MixPolicyEnv, TaskDistribution
 from rlmix.experiments.benchmarks.timing import (
@@ -43,7 +44,7 @@ from rlmix.experiments.benchmarks.timing import (
     spread,
     summary,
 )
-from rlmix.experiments.comparison.contestants import CONTESTANTS, only_policy
+from rlmix.experiments.comparison.contestants import CONTESTANTS, Saliency, only_policy
 from rlmix.experiments.runs.command import command
 from rlmix.experiments.runs.errors import RunError
 from rlmix.experiments.runs.machine import machine
@@ -103,7 +104,7 @@ class Variant:
     """
 
     contestant: str
-    precision: str = "auto"
+    precision: Precision = "auto"
     compile: bool = False
 
     @property
@@ -112,7 +113,7 @@ class Variant:
         return only_policy(CONTESTANTS[self.contestant])
 
     @property
-    def saliency(self) -> str:
+    def saliency(self) -> Saliency:
         """`recycled` or `exact`, as in `TrainConfig`."""
         return CONTESTANTS[self.contestant].saliency
 
@@ -174,10 +175,7 @@ def check(config: BenchmarkConfig) -> None:
             raise RunError(f"--contestants must be among {', '.join(VARIANTS)}, got {name!r}")
     if config.profile is not None and config.profile not in VARIANTS:
         raise RunError(f"--profile must be one of {', '.join(VARIANTS)}, got {config.profile!r}")
-    try:
-        device = resolve_device(config.device)
-    except ValueError as error:
-        raise RunError(f"--device: {error}") from error
+    device = resolve_device(config.device)
     reason = why_not_compile(device)
     asked = config.profile is None or VARIANTS[config.profile].compile
     if config.compile and asked and reason is not None:
@@ -190,16 +188,13 @@ def check_models(config: BenchmarkConfig, data: Splits) -> None:
     Raises:
         RunError: a name is not known, or a network cannot be built.
     """
-    try:
-        for model in config.model:
-            build_model(
-                model,
-                num_classes=data.num_classes,
-                in_channels=data.train.image_shape[0],
-                image_size=data.train.image_shape[1:],
-            )
-    except ValueError as error:
-        raise RunError(f"--model: {error}") from error
+    for model in config.model:
+        build_model(
+            model,
+            num_classes=data.num_classes,
+            in_channels=data.train.image_shape[0],
+            image_size=data.train.image_shape[1:],
+        )
 
 
 def measure_model(config: BenchmarkConfig, model: str, data: Splits) -> dict[str, Any]:
@@ -286,19 +281,16 @@ def measure_episodes(config: BenchmarkConfig, data: Splits) -> dict[str, Any]:
     set_threads_for("search", config.threads)
     size = min(config.episode_train_size, len(data.train))
     length = config.episode_updates
-    try:
-        env = MixPolicyEnv(
-            training=TrainConfig(batch_size=config.batch_size, device=config.device),
-            tasks=TaskDistribution(train_size=(size, size), updates=(length, length), pool=TASKS),
-            reference_seeds=1,
-            splits=data,
-        )
-        say("episodes: training the reference")
-        assert env.references is not None
-        for number in range(TASKS):
-            env.references.prepare(env.tasks.task(number))
-    except ValueError as error:
-        raise RunError(str(error)) from error
+    env = MixPolicyEnv(
+        training=TrainConfig(batch_size=config.batch_size, device=config.device),
+        tasks=TaskDistribution(train_size=(size, size), updates=(length, length), pool=TASKS),
+        reference_seeds=1,
+        splits=data,
+    )
+    say("episodes: training the reference")
+    assert env.references is not None
+    for number in range(TASKS):
+        env.references.prepare(env.tasks.task(number))
     env.action_space.seed(0)
     _run_episode(env, seed=0)
     episodes = []
@@ -412,22 +404,19 @@ def print_profile(config: BenchmarkConfig, model: str, data: Splits) -> None:
 def _build_trainers(config: BenchmarkConfig, model: str, data: Splits, names: Sequence[str]) -> dict[str, Trainer]:
     """A trainer for each contestant; those that differ in policy and saliency alone share one."""
     built: dict[tuple[str, bool], Trainer] = {}
-    try:
-        for name in names:
-            contestant = VARIANTS[name]
-            key = (contestant.precision, contestant.compile)
-            if key not in built:
-                training = TrainConfig(
-                    model=model,
-                    updates=UPDATES,
-                    batch_size=config.batch_size,
-                    device=config.device,
-                    precision=contestant.precision,
-                    compile="on" if contestant.compile else "off",
-                )
-                built[key] = Trainer(training, data)
-    except ValueError as error:
-        raise RunError(str(error)) from error
+    for name in names:
+        contestant = VARIANTS[name]
+        key = (contestant.precision, contestant.compile)
+        if key not in built:
+            training = TrainConfig(
+                model=model,
+                updates=UPDATES,
+                batch_size=config.batch_size,
+                device=config.device,
+                precision=contestant.precision,
+                compile="on" if contestant.compile else "off",
+            )
+            built[key] = Trainer(training, data)
     return {name: built[VARIANTS[name].precision, VARIANTS[name].compile] for name in names}
 
 
@@ -444,7 +433,7 @@ def _trainable(trainer: Trainer, name: str) -> bool:
     """Whether a network can be trained in a way; says why not."""
     try:
         trainer.check(VARIANTS[name].policy)
-    except ValueError as error:
+    except InputError as error:
         say(f"{trainer.config.model}: {name} is left out ({error})")
         return False
     return True

@@ -6,10 +6,12 @@ distribution that was published for CIFAR; the factor of label smoothing is the 
 """
 
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal
 
 from rlmix.agent.config import RLMixAgentConfig
 from rlmix.classifier.mixing import LamDistribution, MixPolicy, PolicySchedule
+
+Saliency = Literal["recycled", "exact"]
 
 
 @dataclass(frozen=True)
@@ -40,7 +42,7 @@ class Contestant:
 
     title: str
     schedule: PolicySchedule
-    saliency: str = "recycled"
+    saliency: Saliency = "recycled"
     per_batch: PerBatch | None = None
 
 

@@ -140,7 +140,7 @@ def markdown(report: Mapping[str, Any]) -> str:
         f"Made by `{report['command']}` on {processors}, {host['cores']} cores"
         f"{', ' + host['gpu'] if host['gpu'] else ''}, torch {host['torch']}. Trainings shared the machine "
         f"({report['config']['processes']} at a time, one thread each) with other work: seconds are for orientation, "
-        "`benchmark_speed.py` measures speed.",
+        "`benchmarks/training_speed.py` measures speed.",
         "",
     ]
     return "\n".join(lines)

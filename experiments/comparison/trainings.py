@@ -19,12 +19,12 @@ from rlmix.classifier.evaluation.measures import MEASURES
 from rlmix.classifier.files import LineLog
 from rlmix.classifier.hardware import resolve_device, resolve_precision
 from rlmix.classifier.mixing import PolicySchedule
-from rlmix.classifier.training.config import TrainConfig
+from rlmix.classifier.training.config import Precision, TrainConfig
 from rlmix.classifier.training.scheduled import train_schedule
 from rlmix.classifier.training.trainer import Trainer
 from rlmix.envs import RLMixEnv
 from rlmix.experiments.comparison.config import ComparisonConfig
-from rlmix.experiments.comparison.contestants import CONTESTANTS, Contestant, PerBatch
+from rlmix.experiments.comparison.contestants import CONTESTANTS, Contestant, PerBatch, Saliency
 from rlmix.experiments.comparison.results import pack_hits
 from rlmix.experiments.comparison.runner import Line, TrainingLog
 from rlmix.experiments.runs.errors import RunError, reject_incompatible
@@ -44,12 +44,12 @@ class Setting:
     updates: int
     batch_size: int
     device: str
-    precision: str
+    precision: Precision
     torch: str
     split: str = "development"
     development_size: int | None = None
 
-    def training(self, saliency: str) -> TrainConfig:
+    def training(self, saliency: Saliency) -> TrainConfig:
         """The Trainer's setting."""
         return TrainConfig(
             model=self.model,
@@ -109,26 +109,23 @@ def resolve(config: ComparisonConfig, contestants: Collection[Contestant]) -> tu
     if not len(part):
         kind = "test" if config.test_set else "development"
         raise RunError(f"--dataset {config.dataset}: expected {kind} images, got none; choose a larger data set")
-    try:
-        device = resolve_device(config.device)
-        setting = Setting(
-            dataset=config.dataset,
-            model=config.model,
-            train_size=config.train_size,
-            updates=config.updates,
-            batch_size=config.batch_size,
-            device=str(device),
-            precision=resolve_precision(config.precision, device),
-            torch=torch.__version__,
-            split="test" if config.test_set else "development",
-            development_size=config.development_size,
-        )
-        trainer = Trainer(setting.training("exact"), data)
-        for contestant in contestants:
-            for _, policy in contestant.schedule.segments:
-                trainer.check(policy)
-    except ValueError as error:
-        raise RunError(str(error)) from error
+    device = resolve_device(config.device)
+    setting = Setting(
+        dataset=config.dataset,
+        model=config.model,
+        train_size=config.train_size,
+        updates=config.updates,
+        batch_size=config.batch_size,
+        device=str(device),
+        precision=resolve_precision(config.precision, device),
+        torch=torch.__version__,
+        split="test" if config.test_set else "development",
+        development_size=config.development_size,
+    )
+    trainer = Trainer(setting.training("exact"), data)
+    for contestant in contestants:
+        for _, policy in contestant.schedule.segments:
+            trainer.check(policy)
     # What cannot be measured is said before anything has been trained. Development images do, for this is no reading.
     tried = subject_of(trainer, "development", count=min(config.measured_images or TRIED, TRIED))
     _measured(tried, config.measures)

@@ -63,7 +63,7 @@ def _checked(kind: type[Config], stored: dict[str, Any]) -> Config:
         if name not in types:
             raise TypeError(f"{name} is not known")
         if is_dataclass(types[name]) and isinstance(value, dict):
-            values[name] = _checked(types[name], value)  # type: ignore[arg-type]
+            values[name] = _checked(types[name], value)
             continue
         try:
             every = CollectionCheckStrategy.ALL_ITEMS

@@ -139,7 +139,7 @@ def nest(kind: type[Any], flat: Mapping[str, Any]) -> dict[str, Any]:
     hints = get_type_hints(kind)
     for name, value in options.items():
         if is_dataclass(hints.get(name)) and isinstance(value, Mapping):
-            options[name] = nest(hints[name], value)  # type: ignore[arg-type]
+            options[name] = nest(hints[name], value)
     return options
 
 

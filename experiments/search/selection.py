@@ -18,6 +18,7 @@ from rlmix.agent.ppo import Agent
 from rlmix.agent.replay import candidates, greedy_schedules
 from rlmix.agent.tags import Tag
 from rlmix.agent.workers import Job, episode_seed, run_jobs
+from rlmix.classifier.errors import InputError
 from rlmix.classifier.files import LineLog
 from rlmix.classifier.mixing import PolicySchedule
 from rlmix.envs.mix_policy import require_updates
@@ -140,7 +141,7 @@ def shipped_agent(search: Search) -> dict[str, Agent]:
     shipped = Agent.load(SHIPPED)
     try:
         require_updates(shipped.segments, *search.tasks.updates)
-    except ValueError:
+    except InputError:
         return {}
     return {SHIPPED_AGENT: shipped}
 
@@ -209,8 +210,8 @@ def report(search: Search, run: RunFolder) -> None:
         )
     with SummaryWriter(str(run.events)) as writer:
         writer.add_text(Tag.COMPARISON, tabulate(rows, headers, tablefmt="github", disable_numparse=True))
-        policy = "\n".join(f"- until {100 * until:.1f} %: {policy}" for until, policy in schedule.segments)
-        writer.add_text(Tag.LEARNED_POLICY, policy)
+        text = "\n".join(f"- until {100 * until:.1f} %: {policy}" for until, policy in schedule.segments)
+        writer.add_text(Tag.LEARNED_POLICY, text)
 
 
 def _seed(config: SearchConfig, stream: str, number: int) -> int:

@@ -37,11 +37,8 @@ def open_run(config: EvaluateConfig) -> TrainedRun:
             raise RunError(f"--measures must be among {', '.join(MEASURES)}, got {measure!r}")
     if config.boxes is not None and config.measures and "localisation" not in config.measures:
         raise RunError("--boxes is for localisation, which --measures leaves out; name it too")
-    try:
-        set_threads(config.threads)
-        device = resolve_device(config.device)
-    except ValueError as error:
-        raise RunError(str(error)) from error
+    set_threads(config.threads)
+    device = resolve_device(config.device)
     run = TrainedRun.open(config.run, device=device, data_root=config.data_root, trust=config.trust)
     if not config.test_set and not len(run.data.development):
         raise RunError(

@@ -225,7 +225,7 @@ class FinalTraining:
             nullcontext(_NoEvents()) if self._run is None else self._writer(self._run) as writer,
             ExitStack() as self._method_runs,
         ):
-            self._methods = {}
+            self._methods: dict[str, SummaryWriter] = {}
             if self._run is not None:
                 # Those of an earlier start too, that what it wrote after its checkpoint is not shown.
                 for folder in sorted(self._run.events.glob(f"{METHOD_RUN}*")):

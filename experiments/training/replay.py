@@ -1,11 +1,11 @@
-"""Who chooses in a final training: a schedule or an agent; and the training in several processes."""
+"""Final training under a learned policy: its source, a schedule or an agent, and distributed processes."""
 
 from __future__ import annotations
 
 import json
 import os
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -61,9 +61,9 @@ def ddp_worker(parameters: dict[str, str]) -> None:
     path = Path(parameters["run"])
     run = RunFolder(path) if first else None
     config = stored_config(ReplayConfig, json.loads((path / "config.json").read_bytes())["config"])
-    choose, segments, name = chooser(config, path)
+    source = PolicySource.load(config, path)
     try:
-        train_to_the_end(config, run, load_data(config), choose, segments, name, distributed=True)
+        train_to_the_end(config, run, load_data(config), source.choose, source.segments, source.name, distributed=True)
     except KeyboardInterrupt:  # saved; Ray would take it for a failure and start again
         return
     if first:
@@ -83,40 +83,56 @@ def train_distributed(config: ReplayConfig, run: RunFolder, address: str | None)
         train_together(ddp_worker, run.path, config.num_workers, ddp_share(config))
 
 
-def chooser(config: ReplayConfig, run: Path | None) -> tuple[PolicyFn, Sequence[float], str]:
-    """Return who chooses, at which progress, and its name; a resumed training reads the copy in its run folder.
+@dataclass(frozen=True)
+class PolicySource:
+    """Policy of a final training, loaded once.
 
-    Raises:
-        RunError: neither or both of a schedule and an agent are given.
-        PolicyError: the schedule cannot be used.
-        DamagedFileError: the agent cannot be used.
+    Attributes:
+        policy: the schedule, or the agent that chooses at every segment.
+        name: its name in reports.
     """
-    if (config.policy is None) == (config.agent is None):
+
+    policy: PolicySchedule | Agent
+    name: str
+
+    @classmethod
+    def load(cls, config: ReplayConfig, run: Path | None) -> PolicySource:
+        """Load the policy that the options name, or for a resumed training the copy in its run folder.
+
+        Args:
+            config: options of the training.
+            run: run folder of the training to resume; None for a new one.
+
+        Raises:
+            RunError: neither or both of a schedule and an agent are given.
+            PolicyError: the schedule cannot be used.
+            DamagedFileError: the agent cannot be used.
+        """
+        if config.policy is not None and config.agent is None:
+            return cls(PolicySchedule.load(config.policy if run is None else run / "policy.json"), config.policy)
+        if config.agent is not None and config.policy is None:
+            agent = Agent.load(config.agent if run is None else run)
+            return cls(agent, "the shipped agent" if config.agent == SHIPPED else f"the agent of {config.agent}")
         raise RunError("give either --policy FILE (a schedule) or --agent shipped (or a search's run folder)")
-    if config.policy is not None:
-        schedule = PolicySchedule.load(config.policy if run is None else run / "policy.json")
-        return from_schedule(schedule), [until for until, _ in schedule.segments], config.policy
-    assert config.agent is not None
-    agent = Agent.load(config.agent if run is None else run)
-    return (
-        from_agent(agent),
-        agent.segments,
-        "the shipped agent" if config.agent == SHIPPED else f"the agent of {config.agent}",
-    )
 
+    @property
+    def choose(self) -> PolicyFn:
+        """Function that chooses the policy of each segment."""
+        return from_agent(self.policy) if isinstance(self.policy, Agent) else from_schedule(self.policy)
 
-def policies(config: ReplayConfig) -> list[MixPolicy]:
-    """Return the policies of a schedule, or all that an agent may choose."""
-    if config.policy is not None:
-        return [policy for _, policy in PolicySchedule.load(config.policy).segments]
-    assert config.agent is not None
-    menu = Agent.load(config.agent).menu
-    return [menu.policy(action) for action in menu.actions()]
+    @property
+    def segments(self) -> Sequence[float]:
+        """Progress at which each segment ends."""
+        if isinstance(self.policy, Agent):
+            return self.policy.segments
+        return [until for until, _ in self.policy.segments]
 
+    def policies(self) -> list[MixPolicy]:
+        """Return the policies of the schedule, or all that the agent may choose."""
+        if isinstance(self.policy, Agent):
+            return [self.policy.menu.policy(action) for action in self.policy.menu.actions()]
+        return [policy for _, policy in self.policy.segments]
 
-def keep_policy(config: ReplayConfig, run: RunFolder) -> None:
-    """Copy the schedule or agent into the run folder, so that the training can be resumed without the original."""
-    if config.policy is not None:
-        PolicySchedule.load(config.policy).save(run.path / "policy.json")
-    elif config.agent is not None:
-        Agent.load(config.agent).save(run.path)
+    def save(self, run: Path) -> None:
+        """Copy it into a run folder, so that the training can be resumed without the original."""
+        self.policy.save(run if isinstance(self.policy, Agent) else run / "policy.json")

@@ -258,7 +258,7 @@ def finish(
     """Measure the classifier, write what the training leaves, and say how to go on."""
     trainer = env.trainer
     end = last_quarter(epochs, config.train.updates)
-    summary = {
+    summary: dict[str, Any] = {
         "thresholds": config.thresholds,
         "validation": asdict(trainer.evaluate("validation")),
         "development": asdict(trainer.evaluate("development")) if len(trainer.data.development) else None,

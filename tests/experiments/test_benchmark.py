@@ -198,7 +198,7 @@ def test_a_profile_is_printed_and_nothing_written(
         ((*SPEED, "--rounds", "0"), "--rounds must be at least 1"),
         ((*SPEED, "--seconds", "0"), "--seconds must be"),
         ((*SPEED, "--threads", "0"), "--threads must be at least 1"),
-        ((*SPEED, "--device", "abacus"), "--device"),
+        ((*SPEED, "--device", "abacus"), "device must be auto"),
         ((*SPEED, "--no-compile", "--out", "."), "--out ."),
     ],
 )

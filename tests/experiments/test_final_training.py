@@ -257,9 +257,16 @@ def test_training_on_validation_selects_nothing(policy: Path, tmp_path: Path, ca
     assert torch.equal(both.test.images, alone.test.images)
 
 
-def test_the_shipped_agent_is_asked_without_a_search(tmp_path: Path) -> None:
+def test_the_shipped_agent_is_asked_without_a_search(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    loaded, load = [], Agent.load
+
+    def count(folder: Path | str) -> Agent:
+        loaded.append(folder)
+        return load(folder)
+
+    monkeypatch.setattr(Agent, "load", count)
     shipped = replay(tmp_path / "shipped", "--agent", "shipped")
-    assert shipped[1]["trained_under"] == "the shipped agent"
+    assert shipped[1]["trained_under"] == "the shipped agent" and loaded == ["shipped"]
     assert Agent.load(tmp_path / "shipped").menu == Agent.load(SHIPPED_FOLDER).menu, "the run keeps what it asked"
     named = replay(tmp_path / "named", "--agent", SHIPPED_FOLDER)
     assert named[0] == shipped[0] and named[1]["test"] == shipped[1]["test"]

@@ -36,7 +36,7 @@ from rlmix.classifier.evaluation.measure import subject_of
 from rlmix.classifier.files import naming, write_atomic
 from rlmix.classifier.hardware import resolve_device, resolve_precision
 from rlmix.classifier.mixing import PolicySchedule
-from rlmix.classifier.training.config import TrainConfig
+from rlmix.classifier.training.config import Precision, TrainConfig
 from rlmix.classifier.training.trainer import Trainer
 from rlmix.envs import DIMENSIONS, Menu, MixPolicyEnv, TaskDistribution
 from rlmix.envs.seeds import derive_seed, training_seed
@@ -311,7 +311,7 @@ def fixed_of(menu: Menu) -> dict[str, PolicySchedule]:
     return named
 
 
-def play(entry: ContestEntry, protocol_file: str, precision: str, data_root: str | None) -> dict[str, Any]:
+def play(entry: ContestEntry, protocol_file: str, precision: Precision, data_root: str | None) -> dict[str, Any]:
     """Train one contestant on one task; those that search train several times.
 
     Returns:
@@ -398,7 +398,7 @@ def _protocol(file: str) -> dict[str, Any]:
 
 
 @functools.cache
-def _environment(protocol_file: str, group: str, precision: str, data_root: str | None) -> MixPolicyEnv:
+def _environment(protocol_file: str, group: str, precision: Precision, data_root: str | None) -> MixPolicyEnv:
     protocol = _protocol(protocol_file)
     setting = protocol["groups"][group]
     tasks = TaskDistribution(**setting["tasks"])

@@ -124,7 +124,7 @@ def draw_curves(report: Report, runs: Runs) -> Figure:
         epochs = [point["epoch"] for point in arm["points"]]
         mean = 100 * np.array([point["accuracy"]["mean"] for point in arm["points"]])
         half_width = 100 * np.array([point["accuracy"]["half_width"] for point in arm["points"]])
-        style = {"color": COLOURS[number], "linestyle": DASHES[number % len(DASHES)]}
+        style: dict[str, Any] = {"color": COLOURS[number], "linestyle": DASHES[number % len(DASHES)]}
         panel.plot(epochs, mean, marker=MARKS[number], markersize=4, label=arm["title"], **style)
         panel.fill_between(epochs, mean - half_width, mean + half_width, color=COLOURS[number], alpha=0.12)
     # The first epochs are far below, and their wide intervals would press what matters into a strip.

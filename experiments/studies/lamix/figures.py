@@ -181,7 +181,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """Run the command."""
     with command("studies/lamix/figures", arguments) as call:
         call.resume = call.line
-        config = call.parse(Command, __doc__)  # type: ignore[arg-type]
+        config: FigureConfig = call.parse(Command, __doc__)  # type: ignore[arg-type]  # tyro takes unions of types
         plan = build_plan(config)
         setting = resolve_setting(config, plan)
         out = Path(config.out or f"runs/lamix/{plan.figure}")

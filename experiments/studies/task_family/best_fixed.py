@@ -27,6 +27,7 @@ import numpy as np
 from rlmix.classifier.files import LineLog, naming, write_atomic
 from rlmix.classifier.hardware import resolve_device, resolve_precision
 from rlmix.classifier.mixing import MixPolicy, PolicySchedule
+from rlmix.classifier.training.config import Precision
 from rlmix.envs import TaskTrainer
 from rlmix.envs.seeds import training_seed
 from rlmix.experiments.comparison.intervals import mean_interval, paired_difference
@@ -166,7 +167,7 @@ def ranking(policies: Sequence[MixPolicy], scores: dict[str, list[float]]) -> li
     ]
 
 
-def play(policy: MixPolicy, task: int, kind: str, precision: str, data_root: str | None) -> dict[str, Any]:
+def play(policy: MixPolicy, task: int, kind: str, precision: Precision, data_root: str | None) -> dict[str, Any]:
     """Train a task of a kind, one of `KINDS`, under one policy; gives the line of the log."""
     trainer, drawn = _task_trainer(precision, data_root), KINDS[kind].task(task)
     trainer.run(PolicySchedule.fixed(policy), drawn, training_seed(task))
@@ -179,7 +180,7 @@ def _key(policy: MixPolicy) -> str:
 
 
 @functools.cache
-def _task_trainer(precision: str, data_root: str | None) -> TaskTrainer:
+def _task_trainer(precision: Precision, data_root: str | None) -> TaskTrainer:
     return environment(precision=precision, data_root=data_root).task_trainer
 
 

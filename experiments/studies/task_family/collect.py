@@ -30,6 +30,7 @@ from rlmix.agent.plots import png
 from rlmix.agent.ppo import Agent
 from rlmix.classifier.files import write_atomic
 from rlmix.classifier.hardware import resolve_device, resolve_precision
+from rlmix.classifier.training.config import Precision
 from rlmix.envs import MixPolicyEnv
 from rlmix.envs.observation import DEFAULT_FEATURES
 from rlmix.experiments.comparison.runner import TrainingLog
@@ -160,7 +161,7 @@ def plans(number: int, agent: str | None = None) -> list[TrainingPlan]:
 
 
 def play(
-    plan: TrainingPlan, precision: str, data_root: str | None, agent: Mapping[str, bytes] | None = None
+    plan: TrainingPlan, precision: Precision, data_root: str | None, agent: Mapping[str, bytes] | None = None
 ) -> dict[str, Any]:
     """Train a task under a plan.
 
@@ -210,7 +211,7 @@ def play(
 
 
 @functools.cache
-def _environment(part: str, precision: str, data_root: str | None) -> MixPolicyEnv:
+def _environment(part: str, precision: Precision, data_root: str | None) -> MixPolicyEnv:
     return environment(part, precision=precision, data_root=data_root)
 
 
