@@ -213,10 +213,10 @@ def run_trial(trainable: Callable[[dict[str, str]], None], run: Path, workers: i
         param_space={"run": str(run.resolve())},
         run_config=tune_setting(run, verbose=0),
     )
-    (result,) = tuner.fit()
+    result = tuner.fit()[0]
     if result.error is not None:
         raise RunError(root_message(result.error))
-    if "error" in (result.metrics or {}):
+    if result.metrics is not None and "error" in result.metrics:
         raise RunError(result.metrics["error"])
 
 
@@ -247,7 +247,7 @@ def train_together(loop: Callable[[dict[str, str]], None], run: Path, workers: i
         """
 
         def _create_default_callbacks(self) -> list[Any]:
-            callbacks = super()._create_default_callbacks()
+            callbacks = super()._create_default_callbacks()  # type: ignore[misc]  # of Ray Train's version 2, chosen at run time
             return [callback for callback in callbacks if type(callback).__name__ != "PlacementGroupCleanerCallback"]
 
     check_capacity(workers, share)

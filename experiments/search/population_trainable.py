@@ -33,7 +33,10 @@ class Member(tune.Trainable):
     weights, whichever member made them; and `lineage`, the trials that made them.
     """
 
-    def setup(self, config: dict[str, Any], agent: dict[str, Any]) -> None:
+    _actions: list[list[int]]
+    _lineage: list[str]
+
+    def setup(self, config: dict[str, Any], agent: dict[str, Any]) -> None:  # type: ignore[override]  # Ray's own way
         """Load the data and build the trainer.
 
         Args:
@@ -82,5 +85,4 @@ class Member(tune.Trainable):
         self._entry = config
         seed = episode_seed(self._search.config.seed, "search", 0, config["number"])
         self._trainer.start(self._task, seed)
-        self._actions: list[list[int]] = []
-        self._lineage: list[str] = []
+        self._actions, self._lineage = [], []

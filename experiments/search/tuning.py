@@ -89,7 +89,7 @@ def resolve_agent(config: TuneConfig) -> SearchConfig:
 
 def finish(config: TuneConfig, run: RunFolder, results: ResultGrid) -> None:
     """Keep the best, compare it and write the summary."""
-    for result in results:
+    for result in map(results.__getitem__, range(len(results))):
         if result.error is not None:
             print(
                 f"a trial failed, the others went on: {' '.join(root_message(result.error).split())}", file=sys.stderr
@@ -265,6 +265,10 @@ def population(config: TuneConfig, run: RunFolder) -> ResultGrid:
             synch=True,
         )
     starts = [random_schedule_actions(search, config, number) for number in range(config.trainings)]
+
+    def first_choice(place: int) -> Any:
+        return tune.sample_from(lambda spec: starts[spec["config"]["number"]][0][place])
+
     trainable = tune.with_parameters(Member, agent=asdict(config.agent))
     members = tune.with_resources(trainable, single_resources(search.share))
     tuner = partial(
@@ -274,10 +278,7 @@ def population(config: TuneConfig, run: RunFolder) -> ResultGrid:
             "number": tune.grid_search(list(range(config.trainings))),
             "perturbed": config.search == "pbt",
             "plan": tune.sample_from(lambda spec: starts[spec["config"]["number"]]),
-            **{
-                dimension: tune.sample_from(lambda spec, place=place: starts[spec["config"]["number"]][0][place])
-                for place, dimension in enumerate(DIMENSIONS)
-            },
+            **{dimension: first_choice(place) for place, dimension in enumerate(DIMENSIONS)},
         },
         tune_config=tune.TuneConfig(metric=METRIC, mode="max", scheduler=scheduler, reuse_actors=True),
         run_config=tune_setting(run.path, verbose=1),
@@ -301,7 +302,7 @@ def best_members(config: TuneConfig, run: RunFolder, results: ResultGrid) -> dic
     finished = []
     log = LineLog(run.path / "members.jsonl")
     log.keep(0)
-    for result in results:
+    for result in map(results.__getitem__, range(len(results))):
         metrics = result.metrics or {}
         if "actions" in metrics:
             segments, updates = len(metrics["actions"]), search.tasks.task(0).updates

@@ -11,7 +11,7 @@ import matplotlib
 import torch
 from matplotlib.figure import Figure
 
-from rlmix.classifier.data import load_dataset, split
+from rlmix.classifier.data import evaluation_chunks, load_dataset, split
 from rlmix.classifier.mixing import MixPolicy, mix_batch, one_hot
 from rlmix.classifier.mixing.picture import mixed_picture
 from rlmix.classifier.mixing.saliency import input_gradient
@@ -57,8 +57,11 @@ def draw(config: DrawConfig, trainer: Trainer) -> None:
     trainer.train(MixPolicy({"clean": 1.0}), config.updates)
     data, model, classes = trainer.data, trainer.model.train(), trainer.num_classes
     mean, std = torch.tensor(data.mean), torch.tensor(data.std)
-    images = (data.development.images[:IMAGES] / 255 - mean[:, None, None]) / std[:, None, None]
-    targets = one_hot(data.development.labels[:IMAGES], classes)
+    pixels, labels = next(
+        evaluation_chunks(data.development, count=IMAGES, batch_size=IMAGES, device=trainer.device, workers=0)
+    )
+    images = (pixels / 255 - mean[:, None, None]) / std[:, None, None]
+    targets = one_hot(labels, classes)
 
     def gradient(inputs: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
         return input_gradient(lambda leaf: soft_cross_entropy(model(leaf)[:, :classes], labels).mean(), inputs, model)

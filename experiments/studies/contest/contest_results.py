@@ -147,11 +147,11 @@ def _aims(groups: Mapping[str, Any], overall: Mapping[str, Mapping[str, float]])
     if alone:
         return aims
     if BEST in overall and ORACLE in overall:
-        gap = overall[BEST]["mean"] - overall[ORACLE]["mean"]  # of the oracle to the best fixed policy
-        share = overall[BEST]["mean"] / gap if gap > 0 else None
+        way = overall[BEST]["mean"] - overall[ORACLE]["mean"]  # of the oracle to the best fixed policy
+        share = overall[BEST]["mean"] / way if way > 0 else None
         aims[f"{100 * WAY:g} % of the way from the best fixed policy to the oracle"] = {
-            "came": {"share": share, "oracle_minus_best_fixed": gap},
-            "reached": overall[BEST]["mean"] >= max(WAY * gap, 0.0),
+            "came": {"share": share, "oracle_minus_best_fixed": way},
+            "reached": overall[BEST]["mean"] >= max(WAY * way, 0.0),
         }
     if PLAIN in overall:
         worst = {name: group["agent_minus"][PLAIN]["mean"] for name, group in groups.items()}
@@ -219,7 +219,7 @@ def plot_contest(result: Mapping[str, Any]) -> Figure:
     heights = [3 + len(table[ALL]["accuracy"]) for table in tables]
     widest = max(len(_columns(table)) for table in tables)
     figure = Figure(figsize=(2.6 + 2.1 * widest, 0.4 + 0.24 * sum(heights)), layout="constrained")
-    parts = np.atleast_1d(figure.subfigures(len(tables), 1, height_ratios=heights))
+    parts = np.asarray(figure.subfigures(len(tables), 1, height_ratios=heights, squeeze=False))[:, 0]
     for part, table in zip(parts, tables, strict=True):
         panels, accuracy = _columns(table), table[ALL]["accuracy"]
         order = sorted(accuracy, key=lambda name: accuracy[name])

@@ -65,7 +65,7 @@ def summarise_family(lines: Sequence[Line]) -> dict[str, Any]:
     for line, value in differences:
         if line["task"] in fast:
             by_task.setdefault(line["task"], []).append(value)
-    within = [np.var(values, ddof=1) for values in by_task.values() if len(values) > 1] or [0.0]
+    within = [float(np.var(values, ddof=1)) for values in by_task.values() if len(values) > 1] or [0.0]
     chosen = np.where(pairs[:, 0] > 0, pairs[:, 1], 0.0)  # against the reference, on the second seed
     # A difference holds the chance of two trainings, and policies of one task share the reference's.
     return {
