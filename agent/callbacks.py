@@ -19,8 +19,8 @@ from tqdm import tqdm
 
 from rlmix.agent.ppo import search_state
 from rlmix.agent.tags import Layout, Tag, choice_tag, multiline
-from rlmix.agent.workers import Position
-from rlmix.classifier.files import naming
+from rlmix.agent.workers import EpisodeCursor
+from rlmix.classifier.files import with_filename
 from rlmix.envs import DIMENSIONS, Menu
 
 if TYPE_CHECKING:
@@ -64,7 +64,7 @@ class SearchLog(BaseCallback):
         menu: Menu,
         segments: tuple[float, ...],
         episodes_file: Path,
-        positions: list[Position],
+        positions: list[EpisodeCursor],
         bar: tqdm[Any],
         rollouts: int,
         save: Callable[[dict[str, Any]], None],
@@ -137,7 +137,7 @@ class SearchLog(BaseCallback):
 
     def _on_rollout_end(self) -> None:
         if self._finished:
-            with naming(self._file), open(self._file, "a") as file:
+            with with_filename(self._file), open(self._file, "a") as file:
                 file.writelines(json.dumps(episode) + "\n" for episode in self._finished)
                 file.flush()
                 os.fsync(file.fileno())

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from stable_baselines3.common.vec_env.base_vec_env import VecEnvIndices, VecEnvStepReturn
 
 from rlmix.agent.vec_env import EnvServer, Make, RemoteVecEnv
-from rlmix.agent.workers import Position
+from rlmix.agent.workers import EpisodeCursor
 from rlmix.classifier.errors import InputError
 
 NOTICE_SECONDS = 20.0  # a worker that has not started after so long is told about,
@@ -70,7 +70,7 @@ class RayWorker(EnvServer):
         threads: torch's.
     """
 
-    def __init__(self, make: Make, index: int, position: Position, threads: int) -> None:
+    def __init__(self, make: Make, index: int, position: EpisodeCursor, threads: int) -> None:
         torch.set_num_threads(threads)
         self._make = partial(make, index, position)
 
@@ -88,11 +88,11 @@ class _Log:
         coming: what the next reset starts.
     """
 
-    running: Position | None
-    coming: Position
+    running: EpisodeCursor | None
+    coming: EpisodeCursor
 
     def started(self) -> None:
-        self.running, self.coming = self.coming, Position(self.coming.stream, self.coming.episode + 1)
+        self.running, self.coming = self.coming, EpisodeCursor(self.coming.stream, self.coming.episode + 1)
 
 
 class RayVecEnv(RemoteVecEnv):
@@ -108,28 +108,28 @@ class RayVecEnv(RemoteVecEnv):
         share: what each worker has of its machine.
         timeout: seconds after which a worker that has not answered is taken to hang, at least as long as the longest
             training under a schedule; the repetition of an episode has as much for each step.
-        most_failures: failures in a row, without an answer between, after which one worker's ends the search.
+        max_failures: failures in a row, without an answer between, after which one worker's ends the search.
         actor: class of the actors, with the methods of `RayWorker`.
 
     Raises:
-        WorkerFailedError: a worker failed `most_failures` times in a row, here or in any method.
+        WorkerFailedError: a worker failed `max_failures` times in a row, here or in any method.
     """
 
     def __init__(
         self,
         make: Make,
-        positions: Sequence[Position],
+        positions: Sequence[EpisodeCursor],
         *,
         share: WorkerResources,
         timeout: float = 3600.0,
-        most_failures: int = 3,
+        max_failures: int = 3,
         actor: type = RayWorker,
     ) -> None:
         import ray
 
         self._ray = ray
         self._make, self._share = make, share
-        self._timeout, self._most_failures = timeout, most_failures
+        self._timeout, self._max_failures = timeout, max_failures
         self._logs = [_Log(None, position) for position in positions]
         # An actor that Ray itself started again would have forgotten its episode.
         self._remote: Any = ray.remote(num_cpus=share.cpus, num_gpus=share.gpus, max_restarts=0)(actor)
@@ -164,7 +164,7 @@ class RayVecEnv(RemoteVecEnv):
         """Call a method of workers; what it changes is kept by a replacement for `Worker`'s own methods only."""
         answers = super().env_method(method_name, *method_args, indices=indices, **method_kwargs)
         for index in self._get_indices(indices):
-            if method_name == "move":
+            if method_name == "seek":
                 (self._logs[index].coming,) = method_args
             elif method_name in ENDS_EPISODE:
                 self._logs[index].running = None
@@ -191,7 +191,7 @@ class RayVecEnv(RemoteVecEnv):
             except self._ray.exceptions.RayError as error:
                 failures += 1
                 reason = self._reason(error)
-                if failures == self._most_failures:
+                if failures == self._max_failures:
                     raise WorkerFailedError(f"worker {index} failed {failures} times in a row: {reason}") from error
                 _say(f"worker {index}: {reason}; it is replaced and its episode repeated")
 
@@ -203,9 +203,9 @@ class RayVecEnv(RemoteVecEnv):
         if log.running is not None:
             actor = self._actors[index]
             self._wait(index, actor.reset.remote(), self._timeout * (1 + len(log.running.actions)))
-            self._wait(index, actor.call.remote("move", (log.coming,), {}), self._timeout)
+            self._wait(index, actor.call.remote("seek", (log.coming,), {}), self._timeout)
 
-    def _new_actor(self, index: int, position: Position) -> tuple[Any, Any]:
+    def _new_actor(self, index: int, position: EpisodeCursor) -> tuple[Any, Any]:
         """An actor, and a future that is there once it has been placed and built."""
         actor = self._remote.remote(self._make, index, position, self._share.threads)
         return actor, actor.build.remote()

@@ -88,7 +88,7 @@ class Decisions:
     segments: NDArray[np.int64]
 
     @classmethod
-    def of(cls, episodes: Sequence[Episode], menu: Menu) -> Decisions:
+    def from_episodes(cls, episodes: Sequence[Episode], menu: Menu) -> Decisions:
         """The decisions of logged trainings, at least one.
 
         Raises:

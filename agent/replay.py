@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 from stable_baselines3.common.vec_env import VecEnv
 
 from rlmix.agent.ppo import Agent
-from rlmix.agent.workers import Position
+from rlmix.agent.workers import EpisodeCursor
 from rlmix.classifier.mixing import MixPolicy, PolicyError, PolicySchedule
 from rlmix.envs import Menu
 from rlmix.envs.observation import TrainingState, observe
@@ -48,7 +48,7 @@ def greedy_schedules(agent: Agent, workers: VecEnv, episodes: int) -> list[Polic
     Returns:
         One schedule for each episode that did not diverge, with the probabilities that the agent gave.
     """
-    workers.env_method("move", Position("greedy"))
+    workers.env_method("seek", EpisodeCursor("greedy"))
     observations = workers.reset()
     rounds = -(-episodes // workers.num_envs)
     finished: list[list[list[Decision]]] = [[] for _ in range(workers.num_envs)]

@@ -18,12 +18,12 @@ from stable_baselines3.common.env_util import is_wrapped
 from stable_baselines3.common.vec_env import VecEnv
 from stable_baselines3.common.vec_env.base_vec_env import VecEnvIndices, VecEnvStepReturn
 
-from rlmix.agent.workers import Position, Worker
+from rlmix.agent.workers import EpisodeCursor, Worker
 from rlmix.classifier.errors import InputError
 
-MOST_HELD = 64  # environments of a process: more answers at a time than a pipe holds would let both its ends wait
+MAX_HELD = 64  # environments of a process: more answers at a time than a pipe holds would let both its ends wait
 PATIENCE = 10.0  # seconds that a process has to end
-Make = Callable[[int, Position], Worker]  # builds a worker from its number and position, wherever it will live
+Make = Callable[[int, EpisodeCursor], Worker]  # builds a worker from its number and position, wherever it will live
 
 
 class EnvServer:
@@ -148,13 +148,13 @@ class ProcessVecEnv(RemoteVecEnv):
         processes: number of processes, each with one thread; environments go to them in turn.
 
     Raises:
-        ValueError: a process would hold more than `MOST_HELD`.
+        ValueError: a process would hold more than `MAX_HELD`.
         EOFError, ConnectionError: a process ended, here or in any method; its own error is on standard error.
     """
 
-    def __init__(self, make: Make, positions: Sequence[Position], *, processes: int) -> None:
-        if len(positions) > MOST_HELD * processes:
-            raise InputError(f"a process holds at most {MOST_HELD} environments, got {len(positions)} for {processes}")
+    def __init__(self, make: Make, positions: Sequence[EpisodeCursor], *, processes: int) -> None:
+        if len(positions) > MAX_HELD * processes:
+            raise InputError(f"a process holds at most {MAX_HELD} environments, got {len(positions)} for {processes}")
         context = multiprocessing.get_context("spawn")
         self._pipes: list[Connection] = []
         self.processes: list[Any] = []
@@ -198,7 +198,7 @@ def _exit(*_: Any) -> None:
     sys.exit(128 + signal.SIGTERM)
 
 
-def _serve(pipe: Connection, make: Make, positions: dict[int, Position]) -> None:
+def _serve(pipe: Connection, make: Make, positions: dict[int, EpisodeCursor]) -> None:
     # Ctrl-C reaches every process of the terminal; the parent alone decides what it means.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, _exit)

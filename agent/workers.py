@@ -23,7 +23,7 @@ def episode_seed(search_seed: int, stream: str, *numbers: int) -> int:
 
 
 @dataclass(frozen=True)
-class Position:
+class EpisodeCursor:
     """Where a worker stands in its row of episodes.
 
     Attributes:
@@ -47,13 +47,13 @@ class Worker(gym.Wrapper[NDArray[np.float32], Any, NDArray[np.float32], Any]):
         position: where it starts; the actions of an unfinished episode are repeated at the first reset.
     """
 
-    def __init__(self, env: MixPolicyEnv, search_seed: int, index: int, position: Position) -> None:
+    def __init__(self, env: MixPolicyEnv, search_seed: int, index: int, position: EpisodeCursor) -> None:
         super().__init__(env)
         self.mix_policy_env = env
         self._search_seed, self._index = search_seed, index
-        self.move(position)
+        self.seek(position)
 
-    def move(self, position: Position) -> None:
+    def seek(self, position: EpisodeCursor) -> None:
         """Let the next reset start at `position`."""
         self._stream, self._next_episode, self._repeat = position.stream, position.episode, position.actions
 
@@ -116,14 +116,16 @@ class Job:
     agent: dict[str, bytes] | None = None
 
     @classmethod
-    def of(cls, name: str, chooser: PolicySchedule | Agent, task: Task, seed: int, splits: Sequence[str]) -> "Job":
-        """The job from values that do not travel."""
+    def from_chooser(
+        cls, name: str, chooser: PolicySchedule | Agent, task: Task, seed: int, splits: Sequence[str]
+    ) -> "Job":
+        """Return the job that trains under a schedule or an agent, made ready to be sent."""
         if isinstance(chooser, Agent):
             return cls(name, None, asdict(task), seed, tuple(splits), chooser.to_files())
         return cls(name, PolicySchedule(chooser.segments).to_json(), asdict(task), seed, tuple(splits))
 
 
-def make_worker(environment: dict[str, Any], search_seed: int, index: int, position: Position) -> Worker:
+def make_worker(environment: dict[str, Any], search_seed: int, index: int, position: EpisodeCursor) -> Worker:
     """A worker with an environment of its own.
 
     Args:

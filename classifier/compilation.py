@@ -11,8 +11,8 @@ from rlmix.classifier.training.trainer import Trainer
 
 Setting = TypeVar("Setting", bound=TrainConfig)
 
-LEAST_UPDATES = 20_000  # below, compiling (half a minute or more) takes longer than it can save
-LEAST_GAIN = 1.05
+MIN_UPDATES = 20_000  # below, compiling (half a minute or more) takes longer than it can save
+MIN_GAIN = 1.05
 ROUNDS = 5
 ROUND_UPDATES = 4
 
@@ -48,7 +48,7 @@ def compiling_pays(config: TrainConfig, data: Splits, *, planned_updates: int) -
     """
     device = resolve_device(config.device)
     worth_trying = device.type == "cuda" or has_amx(device)
-    if planned_updates < LEAST_UPDATES or not worth_trying or why_not_compile(device) is not None:
+    if planned_updates < MIN_UPDATES or not worth_trying or why_not_compile(device) is not None:
         return False
     policy = MixPolicy({"clean": 0.5, "rmix": 0.5})
     total = ROUND_UPDATES * (ROUNDS + 2)
@@ -58,4 +58,4 @@ def compiling_pays(config: TrainConfig, data: Splits, *, planned_updates: int) -
         trainer.train(policy, 2 * ROUND_UPDATES)  # both graphs are compiled here
     seconds = [[trainer.train(policy, ROUND_UPDATES).seconds for trainer in trainers] for _ in range(ROUNDS)]
     gains = sorted(eager / compiled for eager, compiled in seconds)
-    return gains[ROUNDS // 2] >= LEAST_GAIN
+    return gains[ROUNDS // 2] >= MIN_GAIN

@@ -24,7 +24,7 @@ class DamagedFileError(InputError):
 
 
 @contextmanager
-def naming(path: Path) -> Iterator[None]:
+def with_filename(path: Path) -> Iterator[None]:
     """Let an OSError say which file it is about: those of a write and a flush do not."""
     try:
         yield
@@ -39,7 +39,7 @@ def write_atomic(path: Path, content: bytes) -> None:
         OSError: it cannot be written; names `path`.
     """
     beside = path.with_name(f".{path.name}.{os.getpid()}{PART}")
-    with naming(path):
+    with with_filename(path):
         try:
             with open(beside, "wb") as file:
                 file.write(content)
@@ -180,7 +180,7 @@ class LineLog:
 
     def append(self, entry: dict[str, Any]) -> None:
         """Write one more line and flush it to the disk."""
-        with naming(self.path), open(self.path, "a") as file:
+        with with_filename(self.path), open(self.path, "a") as file:
             file.write(json.dumps(entry) + "\n")
             file.flush()
             os.fsync(file.fileno())

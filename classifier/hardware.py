@@ -15,8 +15,8 @@ from torch import nn
 from rlmix.classifier.errors import InputError
 
 BF16_TOLERANCE = 0.05  # largest error of a bf16 convolution, relative to the largest value; rounding gives about 0.01
-MOST_THREADS = 64  # or as many as there are processors: each takes memory of its own
-MOST_STORED_THREADS = 4096
+MAX_THREADS = 64  # or as many as there are processors: each takes memory of its own
+MAX_STORED_THREADS = 4096
 
 
 def resolve_device(name: str) -> torch.device:
@@ -106,7 +106,7 @@ def set_threads(threads: int, *, stored: bool = False) -> None:
     Raises:
         InputError: the number is out of range.
     """
-    most = MOST_STORED_THREADS if stored else max(MOST_THREADS, os.cpu_count() or 1)
+    most = MAX_STORED_THREADS if stored else max(MAX_THREADS, os.cpu_count() or 1)
     if not 0 <= threads <= most:
         raise InputError(f"threads must be from 0 (one for each core) to {most}, got {threads}")
     if threads:

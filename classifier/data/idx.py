@@ -25,7 +25,7 @@ FILES = ("train-images-idx3-ubyte", "train-labels-idx1-ubyte", "t10k-images-idx3
 
 DEBIAN_FOLDER = Path("/usr/share/datasets")
 
-MOST_BYTES = 2**28  # of a file, unpacked: a few kilobytes of gzip can hold more than any memory
+MAX_BYTES = 2**28  # of a file, unpacked: a few kilobytes of gzip can hold more than any memory
 
 IMAGES_MAGIC = 0x0803  # unsigned bytes in 3 dimensions
 LABELS_MAGIC = 0x0801  # unsigned bytes in 1 dimension
@@ -163,13 +163,13 @@ def _read_idx(path: Path, magic: int, rank: int) -> tuple[Tensor, tuple[int, ...
     # Read here because torchvision's reader takes no gzipped files and checks by `assert`, without a word.
     try:
         with gzip.open(path) if path.suffix == ".gz" else open(path, "rb") as file:
-            content = file.read(MOST_BYTES + 1)
+            content = file.read(MAX_BYTES + 1)
     except (EOFError, gzip.BadGzipFile, zlib.error) as error:
         raise _damaged(path, "a whole gzip file", str(error)) from error
     except OSError as error:
         raise _damaged(path, "a readable file", str(error)) from error
-    if len(content) > MOST_BYTES:
-        raise _damaged(path, f"at most {MOST_BYTES:,} bytes, which is five times the published images", "more")
+    if len(content) > MAX_BYTES:
+        raise _damaged(path, f"at most {MAX_BYTES:,} bytes, which is five times the published images", "more")
     header_size = 4 * (1 + rank)
     if len(content) < header_size:
         raise _damaged(path, f"a header of {header_size} bytes", f"{len(content)} bytes in all")

@@ -11,7 +11,7 @@ from rlmix.classifier.mixing.methods import METHODS
 
 @dataclass(frozen=True)
 class UpdateStats:
-    """Means over the updates of one kind (clean or mixed) in a stretch of training.
+    """Means over the updates of one kind (clean or mixed) in a segment of training.
 
     Attributes:
         loss: cross-entropy against the targets, in nats.
@@ -31,7 +31,7 @@ class UpdateStats:
 
 @dataclass(frozen=True)
 class TrainStats:
-    """What a stretch of training was like.
+    """What a segment of training was like.
 
     Attributes:
         updates: number of updates.
@@ -58,7 +58,7 @@ class TrainStats:
 
 
 def merge_stats(parts: Sequence[TrainStats]) -> TrainStats:
-    """The stats of consecutive stretches as of one; saliency and gradient are those of the last."""
+    """The stats of consecutive segments as of one; saliency and gradient are those of the last."""
     counts: Counter[str] = Counter()
     for part in parts:
         counts.update(part.methods)

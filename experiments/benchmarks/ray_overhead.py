@@ -29,7 +29,7 @@ from rlmix.agent.baselines import FIXED
 from rlmix.agent.config import PPOConfig
 from rlmix.agent.ppo import build_agent
 from rlmix.agent.ray_env import RayVecEnv, WorkerResources
-from rlmix.agent.workers import Position, make_worker
+from rlmix.agent.workers import EpisodeCursor, make_worker
 from rlmix.classifier.files import write_atomic
 from rlmix.envs import Menu
 from rlmix.envs.observation import observation_space
@@ -73,7 +73,7 @@ class BenchmarkConfig:
 
 @dataclass(frozen=True)
 class Start:
-    """A `Position` without its module, whose imports would cost each waiting worker 300 MB."""
+    """A `EpisodeCursor` without its module, whose imports would cost each waiting worker 300 MB."""
 
     stream: str = "search"
     episode: int = 0
@@ -169,7 +169,7 @@ def scaling(config: BenchmarkConfig, search: Search) -> tuple[dict[str, Any], An
     """Measure the steps a second of one worker and of two; return them and a step's answer."""
     vectors = {
         workers: RayVecEnv(
-            partial(make_worker, search.environment(None), 0), [Position()] * workers, share=WorkerResources()
+            partial(make_worker, search.environment(None), 0), [EpisodeCursor()] * workers, share=WorkerResources()
         )
         for workers in (1, 2)
     }

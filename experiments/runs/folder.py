@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, TextIO
 
-from rlmix.classifier.files import PART, DamagedFileError, load_state, naming, save_state, write_atomic
+from rlmix.classifier.files import PART, DamagedFileError, load_state, save_state, with_filename, write_atomic
 from rlmix.classifier.models import LIBRARIES
 from rlmix.experiments.runs.errors import RunError
 from rlmix.experiments.runs.machine import machine
@@ -50,7 +50,7 @@ class RunFolder:
                 owner = lock.read().strip() or "unknown"
                 raise RunError(f"{path}: process {owner} is running there; wait for it, stop it, or use another")
             time.sleep(0.1)
-        with naming(path / "lock"):
+        with with_filename(path / "lock"):
             lock.truncate(0)
             lock.write(f"{os.getpid()}\n")
             lock.flush()

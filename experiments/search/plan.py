@@ -12,7 +12,7 @@ from stable_baselines3.common.vec_env import DummyVecEnv, VecEnv
 from rlmix.agent.baselines import FIXED
 from rlmix.agent.ppo import Agent, build_agent
 from rlmix.agent.ray_env import WorkerResources
-from rlmix.agent.vec_env import MOST_HELD
+from rlmix.agent.vec_env import MAX_HELD
 from rlmix.classifier.compilation import resolve_machine
 from rlmix.classifier.data import Splits, split
 from rlmix.classifier.training.trainer import Trainer
@@ -111,9 +111,9 @@ def _require_workers(config: SearchConfig) -> None:
             f"--workers and --environments must be at most {MAX_ENVIRONMENTS:,}, got {config.workers} and "
             f"{config.environments}"
         )
-    if config.environments > MOST_HELD * config.worker_count:
+    if config.environments > MAX_HELD * config.worker_count:
         raise RunError(
-            f"--environments must be at most {MOST_HELD} for each of {config.worker_count} workers, "
+            f"--environments must be at most {MAX_HELD} for each of {config.worker_count} workers, "
             f"got {config.environments}"
         )
     if config.environments and config.backend == "ray":

@@ -22,7 +22,7 @@ from rlmix.agent.ppo import Agent, start_search
 from rlmix.agent.ray_env import RayVecEnv, WorkerFailedError
 from rlmix.agent.tags import Tag
 from rlmix.agent.vec_env import ProcessVecEnv
-from rlmix.agent.workers import Position, make_worker
+from rlmix.agent.workers import EpisodeCursor, make_worker
 from rlmix.classifier.files import LineLog
 from rlmix.envs.rewards import REWARDS
 from rlmix.experiments.reports.search_page import write_search_report
@@ -92,17 +92,17 @@ def execute(search: Search, run: RunFolder) -> None:
     write_search_report(run.path)
 
 
-def positions_of(config: SearchConfig, checkpoint: dict[str, Any] | None) -> list[Position]:
+def positions_of(config: SearchConfig, checkpoint: dict[str, Any] | None) -> list[EpisodeCursor]:
     """Where each worker stands: at the start, or where the checkpoint left it."""
     if checkpoint is None:
-        return [Position() for _ in range(config.environment_count)]
+        return [EpisodeCursor() for _ in range(config.environment_count)]
     return [
-        Position("search", entry["episode"], tuple(tuple(action) for action in entry["actions"]))
+        EpisodeCursor("search", entry["episode"], tuple(tuple(action) for action in entry["actions"]))
         for entry in checkpoint["positions"]
     ]
 
 
-def begin_workers(search: Search, run: RunFolder, positions: Sequence[Position]) -> VecEnv:
+def begin_workers(search: Search, run: RunFolder, positions: Sequence[EpisodeCursor]) -> VecEnv:
     """Start the workers where the search wants them."""
     make, config = partial(make_worker, search.environment(run), search.config.seed), search.config
     if config.backend == "ray":
@@ -124,7 +124,7 @@ def learn(
     search: Search,
     run: RunFolder,
     workers: VecEnv,
-    positions: list[Position],
+    positions: list[EpisodeCursor],
     checkpoint: dict[str, Any] | None,
     learned: Callable[[int], None] = lambda _: None,
 ) -> tuple[Agent, float]:

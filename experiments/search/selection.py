@@ -29,7 +29,7 @@ from rlmix.experiments.search.config import SearchConfig
 from rlmix.experiments.search.plan import START, Search
 
 GREEDY_EPISODES = 4  # for each worker's share of at least one: what the majority is taken over
-MOST_CANDIDATES = 3
+MAX_CANDIDATES = 3
 LIVE, SHIPPED_AGENT = "its agent, live", "shipped agent, live"  # contestants
 TASKS_OF_THE_CONTEST = 1  # added to the seed of the tasks: images that the search has not trained on
 
@@ -45,7 +45,7 @@ def roll_out_candidates(run: RunFolder, workers: VecEnv, agent: Agent) -> dict[s
     rolled = greedy_schedules(agent, workers, GREEDY_EPISODES)
     if not rolled:
         raise RunError("every training under the greedy agent diverged: search longer, or with a lower --lr")
-    offered = candidates(rolled, MOST_CANDIDATES)
+    offered = candidates(rolled, MAX_CANDIDATES)
     run.write_json("candidates.json", {name: schedule.to_json() for name, schedule in offered.items()})
     return offered
 
@@ -64,7 +64,7 @@ def select_best(
     """
     config = search.config
     jobs = [
-        Job.of(name, schedule, search.tasks.task(number), _seed(config, "candidates", number), ["validation"])
+        Job.from_chooser(name, schedule, search.tasks.task(number), _seed(config, "candidates", number), ["validation"])
         for number in range(config.candidate_seeds)
         for name, schedule in offered.items()
     ]
@@ -113,7 +113,7 @@ def compare_contestants(
             "random": random_schedule(search.menu, search.segments, seed),
         }
         splits = ["validation", "development"]
-        jobs += [Job.of(name, contestants[name], tasks.task(seed), seed, splits) for name in names]
+        jobs += [Job.from_chooser(name, contestants[name], tasks.task(seed), seed, splits) for name in names]
     results = trainings.run("comparison", jobs)
     accuracies = {
         name: [r["development"] for job, r in zip(jobs, results, strict=True) if job.name == name] for name in names

@@ -17,7 +17,7 @@ from rlmix.agent.population import QUANTILE, RESAMPLE
 from rlmix.agent.ppo import Agent
 from rlmix.agent.ray_env import WorkerFailedError
 from rlmix.agent.replay import to_schedule
-from rlmix.agent.workers import Position, episode_seed
+from rlmix.agent.workers import EpisodeCursor, episode_seed
 from rlmix.classifier.files import LineLog
 from rlmix.classifier.mixing import PolicySchedule
 from rlmix.envs import DIMENSIONS
@@ -36,7 +36,7 @@ from rlmix.experiments.search.config import AGENT, SearchConfig, TuneConfig
 from rlmix.experiments.search.plan import Search, resolve, resolve_with_gpus
 from rlmix.experiments.search.search import begin_workers, learn, positions_of, prepare_references
 from rlmix.experiments.search.selection import (
-    MOST_CANDIDATES,
+    MAX_CANDIDATES,
     Trainings,
     compare_contestants,
     roll_out_candidates,
@@ -97,7 +97,7 @@ def finish(config: TuneConfig, run: RunFolder, results: ResultGrid) -> None:
     search = Search.from_config(config.agent)
     workers = None
     try:
-        workers = begin_workers(search, run, [Position() for _ in range(config.agent.workers)])
+        workers = begin_workers(search, run, [EpisodeCursor() for _ in range(config.agent.workers)])
         trainings = Trainings(run, workers)
         if config.search == "asha":
             schedule, images = best_agent(config, run), agents_images(config, run)
@@ -322,7 +322,7 @@ def best_members(config: TuneConfig, run: RunFolder, results: ResultGrid) -> dic
     finished.sort(key=lambda entry: -entry[METRIC])
     return {
         f"member {entry['trial']}": to_schedule(entry["actions"], search.menu, search.segments)
-        for entry in finished[:MOST_CANDIDATES]
+        for entry in finished[:MAX_CANDIDATES]
     }
 
 

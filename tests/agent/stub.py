@@ -19,7 +19,7 @@ from tqdm import tqdm
 from rlmix.agent.callbacks import SearchLog
 from rlmix.agent.config import PPOConfig
 from rlmix.agent.ppo import build_agent, start_search
-from rlmix.agent.workers import Position, Worker
+from rlmix.agent.workers import EpisodeCursor, Worker
 from rlmix.classifier.files import load_state, save_state
 from rlmix.envs import Menu
 from rlmix.envs.observation import observation_space
@@ -69,10 +69,10 @@ class Stub(gym.Env[Any, Any]):
         return observation
 
 
-def stub_workers(positions: list[Position], **changes: Any) -> VecEnv:
+def stub_workers(positions: list[EpisodeCursor], **changes: Any) -> VecEnv:
     """Stub environments behind `Worker`s of search 3."""
 
-    def factory(index: int, position: Position) -> Callable[[], gym.Env[Any, Any]]:
+    def factory(index: int, position: EpisodeCursor) -> Callable[[], gym.Env[Any, Any]]:
         return lambda: Worker(Stub(**changes), 3, index, position)  # type: ignore[arg-type]
 
     return DummyVecEnv([factory(index, position) for index, position in enumerate(positions)])
@@ -80,7 +80,7 @@ def stub_workers(positions: list[Position], **changes: Any) -> VecEnv:
 
 def search(
     folder: Path,
-    make_workers: Callable[[list[Position]], VecEnv],
+    make_workers: Callable[[list[EpisodeCursor]], VecEnv],
     *,
     rollouts: int,
     workers: int = 2,
@@ -90,10 +90,10 @@ def search(
     """A search up to `rollouts`, from the start or a checkpoint; leaves `folder/<timesteps>.checkpoint` after each."""
     folder.mkdir(exist_ok=True)
     state = None if checkpoint is None else load_state(checkpoint)
-    positions = [Position() for _ in range(workers)]
+    positions = [EpisodeCursor() for _ in range(workers)]
     if state is not None:
         positions = [
-            Position("search", entry["episode"], tuple(tuple(action) for action in entry["actions"]))
+            EpisodeCursor("search", entry["episode"], tuple(tuple(action) for action in entry["actions"]))
             for entry in state["positions"]
         ]
     vector = make_workers(positions)

@@ -16,7 +16,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from rlmix.agent.callbacks import SearchLog
 from rlmix.agent.plots import choices_figure
 from rlmix.agent.tags import WRITTEN_BY, Tag
-from rlmix.agent.workers import Position, Worker, episode_seed
+from rlmix.agent.workers import EpisodeCursor, Worker, episode_seed
 from rlmix.envs import DIMENSIONS, Menu
 from tests import board
 from tests.agent.stub import CONFIG, DIVERGES, SEGMENTS, search, stub_workers
@@ -26,7 +26,7 @@ NOISY = {"train_size": (80, 120), "label_noise": (0.0, 0.3), "pool": None}
 ROLLOUTS = 2
 
 
-def real_workers(positions: list[Position]) -> VecEnv:
+def real_workers(positions: list[EpisodeCursor]) -> VecEnv:
     def worker(index: int) -> Worker:
         env = tiny(tasks=NOISY, reward="relative", reference_seeds=0, render_mode="rgb_array")
         return Worker(env, 3, index, positions[index])

@@ -15,7 +15,7 @@ import ray
 
 from rlmix.agent import ray_env
 from rlmix.agent.ray_env import RayVecEnv, WorkerFailedError, WorkerResources
-from rlmix.agent.workers import Position, Worker, episode_seed
+from rlmix.agent.workers import EpisodeCursor, Worker, episode_seed
 from tests.agent.stub import Stub, stub_workers
 
 ROOT = Path(__file__).parents[2]
@@ -47,7 +47,7 @@ class Watched(Stub):
         return os.environ.get("CUDA_VISIBLE_DEVICES", "")
 
 
-def watched_worker(folder: Path, index: int, position: Position) -> Worker:
+def watched_worker(folder: Path, index: int, position: EpisodeCursor) -> Worker:
     return Worker(Watched(folder), 3, index, position)  # type: ignore[arg-type]
 
 
@@ -76,7 +76,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def shared(connected: None, folder: Path) -> Iterator[RayVecEnv]:
     """Workers for every test: starting one takes seconds."""
-    positions = [Position()] * WORKERS
+    positions = [EpisodeCursor()] * WORKERS
     vector = RayVecEnv(partial(watched_worker, folder), positions, share=SHARE, timeout=PATIENCE)
     yield vector
     vector.close()
@@ -86,7 +86,7 @@ def shared(connected: None, folder: Path) -> Iterator[RayVecEnv]:
 def workers(shared: RayVecEnv, monkeypatch: pytest.MonkeyPatch) -> RayVecEnv:
     """The shared workers at the start of their search, no episode running; slow starts are not told."""
     monkeypatch.setattr(ray_env, "NOTICE_SECONDS", ray_env.START_SECONDS)
-    shared.env_method("move", Position())
+    shared.env_method("seek", EpisodeCursor())
     return shared
 
 
@@ -98,9 +98,13 @@ def signal_one(vector: RayVecEnv, index: int, number: signal.Signals) -> int:
 
 def same_as_here(vector: RayVecEnv, disturb: Callable[[int], Any] = lambda _: None) -> None:
     """Ten steps of the workers against those in this process, something being done to them before each step."""
-    positions = [Position(), Position("greedy", 4, ((2, 0, 0, 0), (3, 1, 0, 0))), *[Position("search", 2)] * 3]
+    positions = [
+        EpisodeCursor(),
+        EpisodeCursor("greedy", 4, ((2, 0, 0, 0), (3, 1, 0, 0))),
+        *[EpisodeCursor("search", 2)] * 3,
+    ]
     for index, position in enumerate(positions):
-        vector.env_method("move", position, indices=index)
+        vector.env_method("seek", position, indices=index)
     here = stub_workers(positions)
     np.testing.assert_array_equal(vector.reset(), here.reset())
     for step in range(10):
@@ -169,7 +173,7 @@ def test_killed_between_being_moved_and_starting(workers: RayVecEnv) -> None:
     """A replacement stands where the lost one was sent, though another episode was running."""
     workers.reset()
     workers.step(np.zeros((WORKERS, 4), dtype=int))
-    workers.env_method("move", Position("contest", 7))
+    workers.env_method("seek", EpisodeCursor("contest", 7))
     signal_one(workers, 0, signal.SIGKILL)
     workers.step(np.zeros((WORKERS, 4), dtype=int))
     workers.reset()
@@ -191,11 +195,11 @@ def test_worker_that_fails_again_and_again_ends_the_search_with_its_own_error(
 
 
 def test_worker_that_cannot_be_built_ends_the_search_with_its_own_error(connected: None) -> None:
-    def make(index: int, position: Position) -> Worker:
+    def make(index: int, position: EpisodeCursor) -> Worker:
         raise ValueError("no such classifier")
 
     with pytest.raises(WorkerFailedError, match=r"worker 0 failed 1 times in a row: ValueError: no such classifier"):
-        RayVecEnv(make, [Position()], share=WorkerResources(0.1), most_failures=1)
+        RayVecEnv(make, [EpisodeCursor()], share=WorkerResources(0.1), max_failures=1)
 
 
 def test_waiting_for_a_machine_is_told(
@@ -204,7 +208,7 @@ def test_waiting_for_a_machine_is_told(
     monkeypatch.setattr(ray_env, "NOTICE_SECONDS", 0.5)
     monkeypatch.setattr(ray_env, "START_SECONDS", 0.5)
     with pytest.raises(WorkerFailedError, match="worker 0"):
-        RayVecEnv(partial(watched_worker, ROOT), [Position()], share=WorkerResources(50), most_failures=1)
+        RayVecEnv(partial(watched_worker, ROOT), [EpisodeCursor()], share=WorkerResources(50), max_failures=1)
     told = capsys.readouterr().err
     assert "worker 0 has not started yet; it needs 50 CPU, free in the cluster: " in told and "of 4 CPU, " in told
 

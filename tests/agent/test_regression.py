@@ -52,7 +52,7 @@ def test_a_training_says_something_of_its_last_action_from_its_last_change_on() 
     seen = np.arange(4 * 3, dtype=np.float32).reshape(4, 3)
     fixed, switched = Episode(7, seen, [a] * 4, 1.0), Episode(7, seen, [a, a, b, b], 2.0)
     diverged = Episode(8, seen[:2], [b] * 2, -10.0)
-    found = Decisions.of([fixed, switched, diverged], MENU)
+    found = Decisions.from_episodes([fixed, switched, diverged], MENU)
     assert found.actions.tolist() == [1] * 4 + [4] * 2 + [4] * 2
     assert found.segments.tolist() == [0, 1, 2, 3, 2, 3, 0, 1]
     assert found.scores.tolist() == [1.0] * 4 + [2.0] * 2 + [-10.0] * 2
@@ -60,11 +60,11 @@ def test_a_training_says_something_of_its_last_action_from_its_last_change_on() 
     assert torch.equal(found.observations[4:6], torch.from_numpy(seen[2:]))
     assert found.among([8]).actions.tolist() == [4, 4] and set(found.among([7]).tasks) == {7}
     with pytest.raises(ValueError, match="distinct"):
-        Decisions.of([Episode(0, seen, [(9, 0, 0, 0)] * 4, 0.0)], MENU)
+        Decisions.from_episodes([Episode(0, seen, [(9, 0, 0, 0)] * 4, 0.0)], MENU)
 
 
 def test_values_and_the_agent_that_follows_them_find_what_was_put_in() -> None:
-    values = fit_values(Decisions.of(planted(150), MENU), MENU, CONFIG, seed=0)
+    values = fit_values(Decisions.from_episodes(planted(150), MENU), MENU, CONFIG, seed=0)
     tried = torch.linspace(0.1, 1.9, 30)
     seen = torch.from_numpy(np.stack([observation(float(told)) for told in tried]))
     expected = torch.tensor([[worth(float(told), action) for action in ACTIONS] for told in tried])
@@ -113,7 +113,7 @@ def test_caution_prefers_what_the_networks_agree_on() -> None:
 
 
 def test_the_same_seed_gives_the_same_values_and_leaves_other_draws_alone() -> None:
-    decisions = Decisions.of(planted(20), MENU)
+    decisions = Decisions.from_episodes(planted(20), MENU)
     config = RegressionConfig(members=1, steps=20)
     torch.manual_seed(5)
     before = torch.rand(1)

@@ -22,7 +22,7 @@ from rlmix.agent.replay import (
     probabilities_of,
     to_schedule,
 )
-from rlmix.agent.workers import Position, episode_seed
+from rlmix.agent.workers import EpisodeCursor, episode_seed
 from rlmix.classifier.mixing import MixPolicy, PolicyError, PolicySchedule
 from rlmix.envs import Menu
 from rlmix.envs.mix_policy import segment_ends
@@ -106,7 +106,7 @@ def greedy_by_hand(worker: int, episode: int, diverges: int | None) -> tuple[lis
 def test_greedy_schedules_are_what_the_agent_does_on_fresh_seeds(
     workers: int, episodes: int, rounds: int, diverges: int | None
 ) -> None:
-    vector = stub_workers([Position()] * workers, diverges=diverges)
+    vector = stub_workers([EpisodeCursor()] * workers, diverges=diverges)
     vector.reset()
     vector.step(np.zeros((workers, 4), dtype=int))  # in the middle of something else
     found = greedy_schedules(FixedAgent(), vector, episodes)  # type: ignore[arg-type]
@@ -124,8 +124,8 @@ def test_an_episode_that_diverges_at_its_very_end_gives_no_schedule() -> None:
             self.steps = getattr(self, "steps", 0) + 1
             return (6 if self.steps % 4 == 0 else 1), 0, 0, 0
 
-    assert greedy_schedules(LastDiverges(), stub_workers([Position()], diverges=6), 2) == []  # type: ignore[arg-type]
-    assert len(greedy_schedules(LastDiverges(), stub_workers([Position()]), 2)) == 2  # type: ignore[arg-type]
+    assert greedy_schedules(LastDiverges(), stub_workers([EpisodeCursor()], diverges=6), 2) == []  # type: ignore[arg-type]
+    assert len(greedy_schedules(LastDiverges(), stub_workers([EpisodeCursor()]), 2)) == 2  # type: ignore[arg-type]
 
 
 # The probabilities behind a schedule

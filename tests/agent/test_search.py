@@ -17,7 +17,7 @@ from stable_baselines3.common.vec_env import DummyVecEnv, VecEnv
 from rlmix.agent.config import PPOConfig
 from rlmix.agent.ppo import build_agent, restore_search, search_state
 from rlmix.agent.vec_env import ProcessVecEnv
-from rlmix.agent.workers import Position, Worker, episode_seed, make_worker
+from rlmix.agent.workers import EpisodeCursor, Worker, episode_seed, make_worker
 from rlmix.classifier.files import load_state, save_state
 from rlmix.envs import Menu
 from tests.agent.stub import CONFIG, DIVERGES, SEGMENTS, search, stub_workers
@@ -78,7 +78,9 @@ def test_a_dimension_of_one_choice_is_always_chosen() -> None:
 )
 def test_a_config_that_does_not_fit_is_refused(changes: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
-        build_agent(replace(CONFIG, **changes), stub_workers([Position()] * 2), segments=4, seed=0, start=(2, 0, 0, 0))
+        build_agent(
+            replace(CONFIG, **changes), stub_workers([EpisodeCursor()] * 2), segments=4, seed=0, start=(2, 0, 0, 0)
+        )
 
 
 # Learning
@@ -86,7 +88,7 @@ def test_a_config_that_does_not_fit_is_refused(changes: dict[str, Any], message:
 
 @pytest.mark.parametrize(("late", "episodes"), [(False, 150), (True, 250)])
 def test_ppo_learns_what_pays(late: bool, episodes: int) -> None:
-    workers = stub_workers([Position()], pays=4, late=late)
+    workers = stub_workers([EpisodeCursor()], pays=4, late=late)
     observations = np.stack([workers.observation_space.sample() for _ in range(20)])
     model = build_agent(PPOConfig(), workers, segments=4, seed=1, start=(2, 0, 0, 0))
     before = probabilities(model, observations)
@@ -162,10 +164,10 @@ def test_a_checkpoint_holds_no_more_than_the_search_had_learned(tmp_path: Path) 
 def test_a_search_over_real_trainings_goes_on_in_another_process_bit_for_bit(tmp_path: Path) -> None:
     config = replace(CONFIG, episodes_per_update=2)
 
-    def here(positions: list[Position]) -> VecEnv:
+    def here(positions: list[EpisodeCursor]) -> VecEnv:
         return DummyVecEnv([lambda: Worker(tiny(reward="change"), 3, 0, positions[0])])
 
-    def in_a_process(positions: list[Position]) -> VecEnv:
+    def in_a_process(positions: list[EpisodeCursor]) -> VecEnv:
         return ProcessVecEnv(partial(make_worker, arguments(reward="change"), 3), positions, processes=1)
 
     search(tmp_path / "straight", here, rollouts=2, workers=1, config=config)
@@ -181,7 +183,7 @@ def test_what_is_restored_is_what_was_kept(tmp_path: Path) -> None:
     search(tmp_path, partial(stub_workers, diverges=2), rollouts=1)
     kept = load_state(tmp_path / "16.checkpoint")["search"]
     assert not all(kept["episode_starts"])
-    model = build_agent(CONFIG, stub_workers([Position()] * 2), segments=4, seed=9, start=(0, 0, 0, 0))
+    model = build_agent(CONFIG, stub_workers([EpisodeCursor()] * 2), segments=4, seed=9, start=(0, 0, 0, 0))
     seen = np.ones((2, *(model.observation_space.shape or ())), dtype=np.float32)
     restore_search(model, kept, seen)
     save_state(tmp_path / "again", search_state(model))

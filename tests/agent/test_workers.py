@@ -15,7 +15,7 @@ import pytest
 from stable_baselines3.common.vec_env import DummyVecEnv
 
 from rlmix.agent.vec_env import ProcessVecEnv
-from rlmix.agent.workers import STREAMS, Job, Position, Worker, episode_seed, run_jobs
+from rlmix.agent.workers import STREAMS, EpisodeCursor, Job, Worker, episode_seed, run_jobs
 from rlmix.classifier.mixing import MixPolicy, PolicySchedule
 from rlmix.experiments.search.task_family import MENU
 from tests.agent.stub import Stub, stub_workers
@@ -25,8 +25,8 @@ from tests.envs.tiny import play, tiny, train_under
 ACTIONS = [(2, 0, 0, 0), (4, 1, 2, 1), (0, 0, 1, 0), (6, 0, 0, 2)]
 
 
-def stub(index: int = 0, position: Position | None = None, search_seed: int = 3) -> Worker:
-    return Worker(Stub(), search_seed, index, position or Position())  # type: ignore[arg-type]
+def stub(index: int = 0, position: EpisodeCursor | None = None, search_seed: int = 3) -> Worker:
+    return Worker(Stub(), search_seed, index, position or EpisodeCursor())  # type: ignore[arg-type]
 
 
 def seeds(worker: Worker, count: int) -> list[int]:
@@ -45,17 +45,17 @@ def test_a_worker_gives_its_episodes_their_seeds() -> None:
     for search_seed, index in ((3, 0), (3, 1), (4, 0)):
         expected = [episode_seed(search_seed, "search", index, number) for number in range(4)]
         assert seeds(stub(index, search_seed=search_seed), 4) == expected
-    assert seeds(stub(1, Position("greedy", 2)), 2) == [episode_seed(3, "greedy", 1, number) for number in (2, 3)]
+    assert seeds(stub(1, EpisodeCursor("greedy", 2)), 2) == [episode_seed(3, "greedy", 1, number) for number in (2, 3)]
     worker = stub()
     seeds(worker, 3)
-    worker.move(Position("contest", 7))
+    worker.seek(EpisodeCursor("contest", 7))
     assert seeds(worker, 1) == [episode_seed(3, "contest", 0, 7)]
     assert worker.reset(seed=12345)[1]["episode_seed"] == episode_seed(3, "contest", 0, 8), "a seed is not used"
 
 
 def test_a_process_holds_no_more_environments_than_its_pipe_has_room_for() -> None:
     with pytest.raises(ValueError, match="at most 64 environments, got 129 for 2"):
-        ProcessVecEnv(stub, [Position()] * 129, processes=2)
+        ProcessVecEnv(stub, [EpisodeCursor()] * 129, processes=2)
 
 
 class Holding(Stub):
@@ -66,16 +66,16 @@ class Holding(Stub):
         return super().reset(**keywords)
 
 
-def holding(index: int, position: Position) -> Worker:
+def holding(index: int, position: EpisodeCursor) -> Worker:
     return Worker(Holding(), 3, index, position)  # type: ignore[arg-type]
 
 
 def test_processes_that_are_ended_give_back_what_they_hold(tmp_path: Path) -> None:
     script = (
-        "from rlmix.agent.vec_env import ProcessVecEnv; from rlmix.agent.workers import Position; "
+        "from rlmix.agent.vec_env import ProcessVecEnv; from rlmix.agent.workers import EpisodeCursor; "
         "from tests.agent.test_workers import holding\n"
         "if __name__ == '__main__':\n"
-        "    workers = ProcessVecEnv(holding, [Position()] * 2, processes=2); workers.reset(); workers.close()\n"
+        "    workers = ProcessVecEnv(holding, [EpisodeCursor()] * 2, processes=2); workers.reset(); workers.close()\n"
         "    assert not any(process.is_alive() for process in workers.processes)\n"
     )
     file = tmp_path / "ended.py"
@@ -87,7 +87,7 @@ def test_processes_that_are_ended_give_back_what_they_hold(tmp_path: Path) -> No
 
 
 def test_vector_environments_start_the_next_episode_by_themselves() -> None:
-    workers = stub_workers([Position(), Position("search", 5)])
+    workers = stub_workers([EpisodeCursor(), EpisodeCursor("search", 5)])
     workers.reset()
     seen: list[list[int]] = [[], []]
     for _ in range(8):
@@ -103,7 +103,7 @@ def test_vector_environments_start_the_next_episode_by_themselves() -> None:
 
 @pytest.mark.parametrize("known", [0, 1, 2, 3])
 def test_an_unfinished_episode_is_repeated(known: int) -> None:
-    position = Position("search", 4, tuple(ACTIONS[:known]))
+    position = EpisodeCursor("search", 4, tuple(ACTIONS[:known]))
     worker = Worker(tiny(reward="change"), 3, 1, position)
     env = tiny(reward="change")
     observations, rewards, _ = play(env, ACTIONS, seed=episode_seed(3, "search", 1, 4))
@@ -127,14 +127,14 @@ def test_jobs_are_spread_over_workers_and_come_back_in_order() -> None:
         PolicySchedule.fixed(MixPolicy({"clean": 0.5, "rmix": 0.5}, threshold=0.25)),
     ]
     jobs = [
-        Job.of(f"job {number}", schedule, env.tasks.task(0), number, ["validation", "development"])
+        Job.from_chooser(f"job {number}", schedule, env.tasks.task(0), number, ["validation", "development"])
         for number, schedule in enumerate(schedules)
     ]
     assert all(job.schedule is not None and job.schedule["provenance"] == {} for job in jobs)
     workers = DummyVecEnv(
         [
-            lambda: Worker(tiny(reward="change"), 3, 0, Position()),
-            lambda: Worker(tiny(reward="change"), 3, 1, Position()),
+            lambda: Worker(tiny(reward="change"), 3, 0, EpisodeCursor()),
+            lambda: Worker(tiny(reward="change"), 3, 1, EpisodeCursor()),
         ]
     )
     results = list(run_jobs(workers, jobs))
@@ -147,10 +147,10 @@ def test_jobs_are_spread_over_workers_and_come_back_in_order() -> None:
 
 def test_an_agent_with_a_menu_and_segments_of_its_own_is_asked_live() -> None:
     agent = new_agent(MENU)
-    worker = Worker(tiny(reward="relative", reference_seeds=1), 3, 0, Position())
+    worker = Worker(tiny(reward="relative", reference_seeds=1), 3, 0, EpisodeCursor())
     task = worker.mix_policy_env.tasks.task(0)
     before = play(worker.mix_policy_env, ACTIONS, seed=5)[1]
-    job = Job.of("asked", agent, task, 7, ["validation", "development"])
+    job = Job.from_chooser("asked", agent, task, 7, ["validation", "development"])
     found = worker.train_under([job])
     env = tiny(reward="final", menu=MENU, segments=agent.segments)
     agent.play(env, task, 7)
@@ -163,7 +163,7 @@ def test_references_are_spread_over_workers(tmp_path: Path) -> None:
 
     def worker(index: int) -> Worker:
         env = tiny(tasks=tasks, reference_seeds=1, reference_cache=tmp_path / str(index))
-        return Worker(env, 3, index, Position())
+        return Worker(env, 3, index, EpisodeCursor())
 
     vector = DummyVecEnv([lambda index=index: worker(index) for index in range(2)])
     vector.env_method("prepare_reference", [2])

@@ -50,10 +50,10 @@ def digits() -> Splits:
     return split(load_dataset("digits"), validation_size=701).draw(100, data_seed=0)
 
 
-def measured(trainer: Trainer, policy: MixPolicy, stretches: int) -> dict[str, Any]:
-    """Losses of stretches of three updates, then what the network does and is."""
+def measured(trainer: Trainer, policy: MixPolicy, segments: int) -> dict[str, Any]:
+    """Losses of segments of three updates, then what the network does and is."""
     losses = []
-    for _ in range(stretches):
+    for _ in range(segments):
         stats = trainer.train(policy, 3)
         losses += [part.loss for part in (stats.clean, stats.mixed) if part is not None]
     evaluation = trainer.evaluate("validation")

@@ -623,7 +623,7 @@ def test_resumed_from_a_file_is_never_stopped_bit_for_bit(
     assert resumed.evaluate("validation") == whole.evaluate("validation")
 
 
-def test_one_stretch_or_several_under_one_policy_are_the_same_training() -> None:
+def test_one_segment_or_several_under_one_policy_are_the_same_training() -> None:
     whole, parts = trainer_of(model="tiny_dropout"), trainer_of(model="tiny_dropout")
     whole.train(RMIX, 20)
     for updates in (1, 6, 1, 12):
@@ -697,7 +697,7 @@ def test_a_seed_decides_everything_and_the_global_random_state_nothing() -> None
 # Limits and accidents
 
 
-def test_stretches_stay_within_the_training() -> None:
+def test_segments_stay_within_the_training() -> None:
     trainer = trainer_of(updates=10)
     for updates in (0, -1, 11):
         with pytest.raises(ValueError, match=rf"updates must be in \[1, 10\], what is left of 10, got {updates}"):
@@ -831,7 +831,7 @@ class CountHostReads(TorchFunctionMode):
 
 
 @pytest.mark.parametrize("policy", [CLEAN, RMIX, RMIX_ALL, LAMIX, CUTMIX, MIXUP])
-def test_nothing_is_read_from_the_device_until_a_stretch_ends(policy: MixPolicy) -> None:
+def test_nothing_is_read_from_the_device_until_a_segment_ends(policy: MixPolicy) -> None:
     trainer = trainer_of(augmentation=True)
     trainer.train(policy, 1)  # the draws of the first updates are made, on the host
     with CountHostReads() as counted:
@@ -990,10 +990,10 @@ def test_a_split_that_is_not_known_or_empty_is_refused(trained: Trainer) -> None
             trained.evaluate("validation", limit=limit)
 
 
-# Stats of several stretches
+# Stats of several segments
 
 
-def test_merged_stats_are_those_of_one_stretch() -> None:
+def test_merged_stats_are_those_of_one_segment() -> None:
     policy = MixPolicy({"clean": 0.5, "cutmix": 0.3, "mixup": 0.2})
     whole, parts = trainer_of(), trainer_of()
     expected = whole.train(policy, 20)
@@ -1006,17 +1006,17 @@ def test_merged_stats_are_those_of_one_stretch() -> None:
     assert (merged.saliency_entropy, merged.gradient_norm) == (expected.saliency_entropy, expected.gradient_norm)
 
 
-def test_merged_stats_weigh_stretches_by_their_updates_of_a_kind() -> None:
-    def stretch(clean: float | None, mixed: float | None, methods: dict[str, int], diverged: bool) -> TrainStats:
+def test_merged_stats_weigh_segments_by_their_updates_of_a_kind() -> None:
+    def segment(clean: float | None, mixed: float | None, methods: dict[str, int], diverged: bool) -> TrainStats:
         kinds = [None if loss is None else UpdateStats(loss, 2 * loss, 3 * loss) for loss in (clean, mixed)]
         updates = sum(methods.values())
         return TrainStats(updates, 10 * updates, 1.5, methods, *kinds, None, None, diverged)
 
     merged = merge_stats(
         [
-            stretch(1.0, None, {"clean": 1}, False),
-            stretch(5.0, 4.0, {"clean": 3, "rmix": 2}, True),
-            stretch(None, 10.0, {"rmix": 3, "mixup": 1}, False),
+            segment(1.0, None, {"clean": 1}, False),
+            segment(5.0, 4.0, {"clean": 3, "rmix": 2}, True),
+            segment(None, 10.0, {"rmix": 3, "mixup": 1}, False),
         ]
     )
     assert merged.clean == UpdateStats(4.0, 8.0, 12.0)

@@ -172,10 +172,10 @@ def test_a_sealed_state_of_another_structure_is_damaged(structure: str, tmp_path
 
 def test_what_unpacks_to_more_than_a_data_set_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     KINDS["IDX files"].make(tmp_path)
-    monkeypatch.setattr(idx_files, "MOST_BYTES", 47)  # labels have 48
+    monkeypatch.setattr(idx_files, "MAX_BYTES", 47)  # labels have 48
     with pytest.raises(DataError, match="at most 47 bytes"):
         KINDS["IDX files"].read(tmp_path)
-    monkeypatch.setattr(idx_files, "MOST_BYTES", 10_000)
+    monkeypatch.setattr(idx_files, "MAX_BYTES", 10_000)
     KINDS["IDX files"].read(tmp_path)
 
 

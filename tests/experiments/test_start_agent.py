@@ -73,7 +73,7 @@ def test_of_a_training_that_diverged_what_was_done_until_then_counts() -> None:
     line["observations"] = line["observations"][:3]
     _, diverged = fit_agent.episodes([logged(0, REFERENCE, 0.8, "reference"), line])
     assert diverged.actions == [PLAIN] * 2 and len(diverged.observations) == 2 and diverged.score == -10
-    found = Decisions.of([diverged], MENU)
+    found = Decisions.from_episodes([diverged], MENU)
     assert found.actions.tolist() == [ACTIONS.index(PLAIN)] * 2 and found.weights.tolist() == [0.5] * 2
 
 
@@ -107,7 +107,7 @@ def test_a_part_is_foretold_from_the_other_parts_alone() -> None:
             line["observations"] = [[seen] * len(DEFAULT_FEATURES)] * (len(SEGMENTS) + 1)
             lines.append(line)
     config = RegressionConfig(members=2, hidden=32, steps=300)
-    decisions = Decisions.of(fit_agent.episodes(lines), MENU)
+    decisions = Decisions.from_episodes(fit_agent.episodes(lines), MENU)
     both = fit_agent.cross_validate(decisions, decisions, config, seed=0)["first_choice"]["of the highest value"]
     apart = fit_agent.leave_one_group_out(decisions, decisions, config, seed=0)
     assert both[0] == pytest.approx(0.03 / math.sqrt(0.73 * 0.27 / 3000), rel=0.1)

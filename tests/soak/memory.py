@@ -22,7 +22,7 @@ from scipy.stats import linregress, t
 from tqdm import tqdm
 
 from rlmix.agent.vec_env import ProcessVecEnv
-from rlmix.agent.workers import Position, make_worker
+from rlmix.agent.workers import EpisodeCursor, make_worker
 from rlmix.experiments.runs.errors import RunError
 from rlmix.experiments.runs.options import with_options
 from rlmix.experiments.search.config import SearchConfig
@@ -100,7 +100,7 @@ def measure(episodes: int, seed: int) -> list[float]:
     )
     draw_action = random.Random(seed)
     make = partial(make_worker, Search.from_config(config).environment(None), seed)
-    workers = ProcessVecEnv(make, [Position()], processes=1)
+    workers = ProcessVecEnv(make, [EpisodeCursor()], processes=1)
     try:
         statistics = Path(f"/proc/{workers.processes[0].pid}/statm")
         workers.reset()

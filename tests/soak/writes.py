@@ -33,7 +33,7 @@ from stable_baselines3.common.vec_env import DummyVecEnv, VecEnv
 from tqdm import tqdm
 
 from rlmix.agent.vec_env import Make
-from rlmix.agent.workers import Position
+from rlmix.agent.workers import EpisodeCursor
 from rlmix.classifier import files
 from rlmix.classifier.files import PART, LineLog, load_state
 from rlmix.experiments import train_agent, train_classifier
@@ -222,7 +222,7 @@ class Ended:
     err: str
 
 
-def workers_here(make: Make, positions: Sequence[Position], *, processes: int) -> VecEnv:
+def workers_here(make: Make, positions: Sequence[EpisodeCursor], *, processes: int) -> VecEnv:
     """A search's workers in this process, one after the other, where its disk is watched."""
     return DummyVecEnv([partial(make, index, position) for index, position in enumerate(positions)])
 

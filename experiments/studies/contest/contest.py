@@ -33,7 +33,7 @@ from rlmix.agent.plots import png
 from rlmix.agent.population import train_population
 from rlmix.agent.ppo import Agent
 from rlmix.classifier.evaluation.measure import subject_of
-from rlmix.classifier.files import naming, write_atomic
+from rlmix.classifier.files import with_filename, write_atomic
 from rlmix.classifier.hardware import resolve_device, resolve_precision
 from rlmix.classifier.mixing import PolicySchedule
 from rlmix.classifier.training.config import Precision, TrainConfig
@@ -240,7 +240,7 @@ def write_protocol(config: ContestConfig, out: Path, command: str) -> None:
             "was aimed at is judged on the most tasks that everybody whom an aim names has trained."
         ),
     }
-    with naming(out):
+    with with_filename(out):
         out.mkdir(parents=True, exist_ok=True)
     write_atomic(out / "protocol.json", (json.dumps(protocol, indent=2) + "\n").encode())
     print(f"written: {out}/protocol.json\nnext: {spelling('studies/contest/contest')} run --out {out}")

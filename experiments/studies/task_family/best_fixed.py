@@ -24,7 +24,7 @@ from typing import Any, Literal
 
 import numpy as np
 
-from rlmix.classifier.files import LineLog, naming, write_atomic
+from rlmix.classifier.files import LineLog, with_filename, write_atomic
 from rlmix.classifier.hardware import resolve_device, resolve_precision
 from rlmix.classifier.mixing import MixPolicy, PolicySchedule
 from rlmix.classifier.training.config import Precision
@@ -77,7 +77,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         out, studied = Path(config.out), Path(config.log)
         if not studied.is_file():
             raise RunError(f"--log: there is no file {studied}; task_family/collect.py writes one")
-        with naming(out):
+        with with_filename(out):
             out.mkdir(parents=True, exist_ok=True)
         with reject_incompatible(studied):
             left = best_of_menu(LineLog(studied).read(), config.from_menu)

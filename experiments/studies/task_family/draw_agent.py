@@ -20,7 +20,7 @@ from rlmix.agent.files import SHIPPED
 from rlmix.agent.plots import heat_map, png
 from rlmix.agent.ppo import Agent
 from rlmix.agent.replay import as_provenance, to_schedule
-from rlmix.classifier.files import naming, write_atomic
+from rlmix.classifier.files import with_filename, write_atomic
 from rlmix.classifier.hardware import resolve_device, resolve_precision
 from rlmix.classifier.mixing import PolicySchedule
 from rlmix.envs import DIMENSIONS, Task
@@ -61,7 +61,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         if (agent.menu, agent.segments) != (family.menu, family.segments):
             raise RunError(f"--agent: {config.agent} has another menu or other segments than the family's")
         out = Path(config.out)
-        with naming(out):
+        with with_filename(out):
             out.mkdir(parents=True, exist_ok=True)
         probabilities = {}
         for name, task in TASKS.items():

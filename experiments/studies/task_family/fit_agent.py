@@ -24,7 +24,7 @@ import torch
 from rlmix.agent.config import PPOConfig
 from rlmix.agent.ppo import Agent, new_policy
 from rlmix.agent.regression import Decisions, Episode, RegressionConfig, fit_values, follow_values
-from rlmix.classifier.files import LineLog, naming, write_atomic
+from rlmix.classifier.files import LineLog, with_filename, write_atomic
 from rlmix.envs.observation import one_hot
 from rlmix.envs.reference import standard_error
 from rlmix.envs.rewards import score
@@ -89,7 +89,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
             raise RunError(f"{log} has trainings of {count} tasks; at least {MIN_TASKS} are needed")
         torch.set_num_threads(1)
         with reject_incompatible(log):
-            decisions, eval_set = Decisions.of(logged, MENU), Decisions.of(not_drawn, MENU)
+            decisions, eval_set = Decisions.from_episodes(logged, MENU), Decisions.from_episodes(not_drawn, MENU)
         held_out = cross_validate(decisions, eval_set, config.regression, seed=config.seed)
         by_part = leave_one_group_out(decisions, eval_set, config.regression, seed=config.seed)
         values = fit_values(decisions, MENU, config.regression, seed=config.seed)
@@ -106,7 +106,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
             "parts": {name: asdict(part) for name, part in PARTS.items()},
         }
         out = Path(config.out)
-        with naming(out):
+        with with_filename(out):
             out.mkdir(parents=True, exist_ok=True)
         Agent(policy, MENU, SEGMENTS, facts).save(out)
         result = {

@@ -19,7 +19,7 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from rlmix.agent.plots import png
-from rlmix.classifier.files import LineLog, naming, write_atomic
+from rlmix.classifier.files import LineLog, with_filename, write_atomic
 from rlmix.experiments.comparison.intervals import format_interval, mean_interval
 from rlmix.experiments.runs.command import command
 from rlmix.experiments.runs.errors import RunError, reject_incompatible
@@ -48,7 +48,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         if config.episodes_per_update < 1:
             raise RunError(f"--episodes-per-update must be at least 1, got {config.episodes_per_update}")
         out = Path(config.out)
-        with naming(out):
+        with with_filename(out):
             out.mkdir(parents=True, exist_ok=True)
         seeds, settings = [], []
         for run in config.runs:
