@@ -18,7 +18,7 @@ from stable_baselines3.common.logger import TensorBoardOutputFormat
 from tqdm import tqdm
 
 from rlmix.agent.ppo import search_state
-from rlmix.agent.tags import Layout, Tag, choice_tag, multiline
+from rlmix.agent.tags import Layout, Tag, choice_tag, margin, multiline
 from rlmix.agent.workers import EpisodeCursor
 from rlmix.classifier.files import with_filename
 from rlmix.envs import DIMENSIONS, Menu
@@ -30,15 +30,12 @@ if TYPE_CHECKING:
 # TensorBoard's custom scalars: charts side by side, by category. Each choice is a run of its own below the search's
 # (`add_scalars`), because TensorBoard colours lines by run.
 LAYOUT: Layout = {
-    "Choices, return and accuracy over the search": {
-        "source: share of choices": multiline(Tag.SOURCE),
-        "return of a training": multiline(Tag.RETURN_MEAN),
+    "Learning curve, accuracy and choices over the search": {
+        "return of a training: mean of a rollout, with its 95 % interval": margin(
+            Tag.RETURN_MEAN, Tag.RETURN_LOWER, Tag.RETURN_UPPER
+        ),
         "validation accuracy, mean and best": multiline(Tag.ACCURACY_MEAN, Tag.ACCURACY_MAX),
-        **{
-            f"{dimension}: share of choices": multiline(choice_tag(dimension))
-            for dimension in DIMENSIONS
-            if dimension != "source"
-        },
+        **{f"{dimension}: share of choices": multiline(choice_tag(dimension)) for dimension in DIMENSIONS},
     }
 }
 MAX_PICTURES = 16  # of each kind over a search, evenly spread: drawing takes longer than learning, and 80 kB each
@@ -143,7 +140,13 @@ class SearchLog(BaseCallback):
                 os.fsync(file.fileno())
         finals = [episode["validation_accuracy"][-1] for episode in self._finished]
         if finals:
-            self.logger.record(Tag.RETURN_MEAN, float(np.mean(self._returns[-len(finals) :])))
+            returns = self._returns[-len(finals) :]
+            mean = float(np.mean(returns))
+            # Of the normal distribution: of a rollout's few returns, a guide to the eye.
+            half_width = 1.96 * float(np.std(returns, ddof=1)) / math.sqrt(len(returns)) if len(returns) > 1 else 0.0
+            self.logger.record(Tag.RETURN_MEAN, mean)
+            self.logger.record(Tag.RETURN_LOWER, mean - half_width)
+            self.logger.record(Tag.RETURN_UPPER, mean + half_width)
             self.logger.record(Tag.ACCURACY_MEAN, float(np.mean(finals)))
             self.logger.record(Tag.ACCURACY_MAX, float(np.max(finals)))
         self.logger.record(Tag.DIVERGED, sum(episode["diverged"] for episode in self._finished))

@@ -20,7 +20,9 @@ class Tag(StrEnum):
     """Tags of scalars, images, histograms and texts; those of texts are shown with `/text_summary` behind them."""
 
     # A search. Shares of choices are a run below the search's own for each choice.
-    RETURN_MEAN = "reward/return_mean"
+    RETURN_MEAN = "learning_curve/return_mean"
+    RETURN_LOWER = "learning_curve/return_lower"
+    RETURN_UPPER = "learning_curve/return_upper"
     ACCURACY_MEAN = "validation/accuracy_mean"
     ACCURACY_MAX = "validation/accuracy_max"
     DIVERGED = "search/diverged"
@@ -94,6 +96,8 @@ WRITTEN_BY: Mapping[str, frozenset[Tag]] = MappingProxyType(
         "search": frozenset(
             {
                 Tag.RETURN_MEAN,
+                Tag.RETURN_LOWER,
+                Tag.RETURN_UPPER,
                 Tag.ACCURACY_MEAN,
                 Tag.ACCURACY_MAX,
                 Tag.DIVERGED,

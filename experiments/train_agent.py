@@ -1,10 +1,12 @@
 """Search a mixing policy with PPO, then compare it with fixed policies.
 
-The default preset searches on 500 Fashion-MNIST images with a network of 78 thousand parameters: 120 trainings of 250
-updates in about 5 minutes on 2 cores, then the learned schedule against plain training, CutMix on half the updates and
-a random policy, each over fresh seeds and images.
+The default is a problem on which the agent visibly learns in about ten minutes: 150 small Fashion-MNIST images, four
+in ten with a wrong label. Trainings are timed first, and the search makes as many as fit; then the learned policy is
+compared with plain training, CutMix on half the updates, the shipped agent and a random policy, over fresh seeds and
+images. On a data set of your own no labels are changed (preset clean).
 
     python experiments/train_agent.py
+    python experiments/train_agent.py --dataset path/to/folder --minutes 60 --episodes 0
     python experiments/train_agent.py --preset fashion
     python experiments/train_agent.py --resume runs/agent-20260101-120000
     python experiments/train_agent.py --backend ray --workers 8 --gpus-per-worker 0.25 --address auto
@@ -81,7 +83,8 @@ def parse(call: Call) -> SearchConfig:
     """
     if call.value("--env") == "rl-mix":
         raise RunError(f"--env rl-mix is a command of its own now: {spelling('train_rl_mix')}")
-    config = call.parse(SearchConfig, __doc__, default=preset(call.value("--preset")))
+    name = call.value("--preset") or ("default" if call.value("--dataset") is None else "clean")
+    config = call.parse(SearchConfig, __doc__, default=preset(name))
     return config if config.start is None else replace(config, start=str(Path(config.start).resolve()))
 
 

@@ -70,7 +70,7 @@ def parse(call: Call) -> TuneConfig:
     Raises:
         RunError: the preset is not known.
     """
-    search = preset(call.value("--preset"))
+    search = preset(call.value("--preset") or TuneConfig.preset)
     one_each = replace(search, backend="ray", environments=0)  # each of Ray's workers holds one environment
     return call.parse(TuneConfig, __doc__, default=TuneConfig(preset=search.preset, agent=one_each))
 

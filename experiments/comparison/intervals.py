@@ -3,11 +3,11 @@
 import functools
 import math
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.stats import norm, t, ttest_rel
+from scipy.stats import norm, t, ttest_ind, ttest_rel
 
 
 def format_interval(mean: float, half_width: float | None, *, signed: bool = False, digits: int = 2) -> str:
@@ -44,6 +44,56 @@ def paired_difference(ours: Sequence[float], theirs: Sequence[float]) -> tuple[f
         ValueError: the lengths differ.
     """
     return mean_interval([a - b for a, b in zip(ours, theirs, strict=True)])
+
+
+MIN_RISE = 4  # values, one for each quarter
+
+
+class Rise(NamedTuple):
+    """Change of a series of values from its first quarter to its last.
+
+    Attributes:
+        first: mean of the first quarter.
+        last: mean of the last quarter.
+        half_width: half-width of the 95 % interval of their difference (Welch), infinite for fewer than 8 values.
+    """
+
+    first: float
+    last: float
+    half_width: float
+
+
+def rise(values: Sequence[float]) -> Rise:
+    """Return how a series rises from its first quarter to its last.
+
+    Args:
+        values: at least `MIN_RISE`, in the order of time.
+    """
+    quarter = len(values) // 4
+    first, last = values[:quarter], values[-quarter:]
+    if quarter == 1:
+        half_width = math.inf
+    elif np.ptp(first) == np.ptp(last) == 0:
+        half_width = 0.0
+    else:
+        low, high = ttest_ind(last, first, equal_var=False).confidence_interval()
+        half_width = float(high - low) / 2
+    return Rise(float(np.mean(first)), float(np.mean(last)), half_width)
+
+
+def in_words(found: Rise) -> str:
+    """Put the rise of a search's returns into words."""
+    difference = found.last - found.first
+    said = {
+        "better": "the agent learned",
+        "within noise": "within noise, no learning can be seen",
+        "worse": "the agent got worse",
+    }
+    return (
+        f"The mean return of the first quarter of the trainings is {found.first:.2f}, of the last {found.last:.2f}, a "
+        f"change of {format_interval(difference, found.half_width, signed=True)}: "
+        f"{said[verdict(difference, found.half_width)]}."
+    )
 
 
 def crossed_interval(values: NDArray[np.floating[Any]]) -> tuple[float, float]:

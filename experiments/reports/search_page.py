@@ -12,9 +12,9 @@ import numpy as np
 from rlmix.classifier.files import LineLog, write_atomic
 from rlmix.classifier.mixing import PolicySchedule
 from rlmix.envs import DIMENSIONS, Menu
-from rlmix.experiments.comparison.intervals import verdict
+from rlmix.experiments.comparison.intervals import MIN_RISE, in_words, rise, verdict
 from rlmix.experiments.reports import REPORT_FILE
-from rlmix.experiments.reports.charts import Chart, interval_chart, line_chart, policy_timeline
+from rlmix.experiments.reports.charts import interval_chart, line_chart, policy_timeline
 from rlmix.experiments.reports.html_report import (
     Paragraph,
     Part,
@@ -33,7 +33,7 @@ from rlmix.experiments.runs.options import flatten
 
 LATE = 0.25  # share of a search's episodes, the last ones, whose choices show what the agent has learned
 TENTHS = 10
-RUNNING_MEAN = 10  # episodes
+WINDOWS = 8  # a running mean is over this part of all trainings
 
 Episodes = Sequence[Mapping[str, Any]]
 
@@ -68,9 +68,9 @@ def _search_html(path: Path) -> str:
         f"{100 * contest['learned']['mean']:.2f} % on development images, over {seeds} fresh trainings."
     )
     sections: list[Section] = [
+        ("What the agent learned", _learning(episodes)),
         ("Result", _result(contest, seeds)),
         ("The policy", [*_policy(schedule, menu, episodes), *_source_over_search(menu, episodes)]),
-        ("How the search went", _curves(episodes)),
     ]
     if images := read_mixed_images(path / "tensorboard"):
         picture = Picture(
@@ -138,31 +138,36 @@ def _source_over_search(menu: Menu, episodes: Episodes) -> list[Part]:
     return [ShareTable(menu.names(DIMENSIONS[0]), columns, shares, caption)]
 
 
-def _curves(episodes: Episodes) -> list[Chart]:
-    returns = [(number, sum(episode["rewards"])) for number, episode in enumerate(episodes, start=1)]
-    finals = [(number, 100 * e["validation_accuracy"][-1]) for number, e in enumerate(episodes, start=1)]
-    return [
+def _learning(episodes: Episodes) -> list[Part]:
+    returns = [sum(episode["rewards"]) for episode in episodes]
+    window = max(1, len(episodes) // WINDOWS)
+    curves = [
         line_chart(
-            {"one training": line, f"mean of {RUNNING_MEAN}": _running_mean(line)},
+            {"one training": line, f"mean of {window}": _running_mean(line, window)},
             title=title,
             x_label="training",
             y_label=y_label,
             dots=["one training"],
         )
-        for title, y_label, line in (
-            ("Return: sum of the agent's rewards in a training", "return", returns),
-            ("Validation accuracy at the end of each training", "accuracy, %", finals),
+        for title, y_label, values in (
+            ("Learning curve: return, the sum of the agent's rewards in a training", "return", returns),
+            (
+                "Validation accuracy at the end of each training",
+                "accuracy, %",
+                [100 * episode["validation_accuracy"][-1] for episode in episodes],
+            ),
         )
-        if line
+        if (line := list(enumerate(values, start=1)))
     ]
+    return [*curves[:1], *([Paragraph(in_words(rise(returns)))] if len(returns) >= MIN_RISE else []), *curves[1:]]
 
 
-def _running_mean(line: Sequence[tuple[float, float]]) -> list[tuple[float, float]]:
-    values = np.array([value for _, value in line])
-    sums = np.cumsum(np.concatenate(([0.0], values)))
+def _running_mean(line: Sequence[tuple[float, float]], window: int) -> list[tuple[float, float]]:
+    sums = np.cumsum([0.0, *(value for _, value in line)])
     return [
-        (place, float((sums[number + 1] - sums[max(0, number + 1 - RUNNING_MEAN)]) / min(number + 1, RUNNING_MEAN)))
+        (place, float((sums[number + 1] - sums[number + 1 - window]) / window))
         for number, (place, _) in enumerate(line)
+        if number + 1 >= window
     ]
 
 

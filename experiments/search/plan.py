@@ -77,6 +77,13 @@ class Search:
         return segment_ends(int(given[0]) if len(given) == 1 and given[0].is_integer() else given)
 
     @property
+    def one_decision(self) -> bool:
+        """Whether an agent sees the same in every training and chooses once, so that it is one fixed policy."""
+        config = self.config
+        ranges = (config.train_size, config.updates, config.label_noise, config.lr_scale)
+        return len(self.segments) == 1 and all(low == high for low, high in ranges) and config.clean in (0, 1)
+
+    @property
     def share(self) -> WorkerResources:
         """Share of its machine that each Ray worker has."""
         return WorkerResources(self.config.cpus_per_worker, self.config.gpus_per_worker)
@@ -169,12 +176,14 @@ def _resolved_config(config: SearchConfig) -> SearchConfig:
 
 def print_data(data: Splits, search: Search) -> None:
     """Print the data and the setting of the search."""
-    config = search.config
+    config, (least, most) = search.config, search.config.label_noise
+    wrong = f"{100 * most:.0f} %" if least == most else f"{100 * least:.0f} to {100 * most:.0f} %"
     print(
         f"{data.name}: {len(data.train):,} images to train on, {len(data.validation):,} validation, "
         f"{len(data.development):,} development test; the test set is not read\n"
-        f"search: {config.episodes} trainings of {_range(config.updates)} updates "
-        f"on {_range(config.train_size)} images, {config.workers} workers, "
+        f"search: {f'{config.episodes:,}' if config.episodes else f'{config.minutes:g} minutes of'} trainings of "
+        f"{_range(config.updates)} updates on {_range(config.train_size)} images"
+        f"{f' with {wrong} wrong labels' if most else ''}, {config.workers} workers, "
         f"{config.train.precision} on {config.train.device}"
         f"{', compiled' if config.train.compile == 'on' else ''}"
     )

@@ -31,6 +31,7 @@ from rlmix.experiments.runs.errors import RunError, reject_incompatible
 from rlmix.experiments.runs.folder import RunFolder
 from rlmix.experiments.runs.options import flatten
 from rlmix.experiments.runs.signals import interrupt_later
+from rlmix.experiments.search.budget import fit_to_time
 from rlmix.experiments.search.config import AGENT, SearchConfig
 from rlmix.experiments.search.plan import Search, new_agent
 from rlmix.experiments.search.selection import (
@@ -66,13 +67,15 @@ def execute(search: Search, run: RunFolder) -> None:
     try:
         workers = begin_workers(search, run, positions)
         prepare_references(search, workers)
+        search = fit_to_time(search, run, workers, time.monotonic() - started)
         searching = time.monotonic()
         agent, learning_seconds = learn(search, run, workers, positions, checkpoint)
         search_seconds = time.monotonic() - searching
         agent.save(run.path)
         trainings = Trainings(run, workers)
         schedule = select_best(search, run, trainings, roll_out_candidates(run, workers, agent), agent.provenance)
-        contest = compare_contestants(search, schedule, trainings, {LIVE: agent, **shipped_agent(search)})
+        live = {} if search.one_decision else {LIVE: agent}  # the learned policy, where the agent chooses once
+        contest = compare_contestants(search, schedule, trainings, {**live, **shipped_agent(search)})
     except (EOFError, ConnectionError):
         raise RunError(
             "a worker process ended too early, by its own error above or killed from outside (is there enough "

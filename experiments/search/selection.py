@@ -22,7 +22,15 @@ from rlmix.classifier.errors import InputError
 from rlmix.classifier.files import LineLog
 from rlmix.classifier.mixing import PolicySchedule
 from rlmix.envs.mix_policy import require_updates
-from rlmix.experiments.comparison.intervals import format_interval, mean_interval, paired_difference, verdict
+from rlmix.experiments.comparison.intervals import (
+    MIN_RISE,
+    format_interval,
+    in_words,
+    mean_interval,
+    paired_difference,
+    rise,
+    verdict,
+)
 from rlmix.experiments.runs.errors import RunError, reject_incompatible
 from rlmix.experiments.runs.folder import RunFolder
 from rlmix.experiments.search.config import SearchConfig
@@ -132,6 +140,13 @@ def compare_contestants(
     return contest
 
 
+def trainings_after(search: Search) -> tuple[int, int, int]:
+    """Return the number of trainings that follow the search, at most: greedy ones, of candidates, of contestants."""
+    candidates = 1 if search.one_decision else MOST_CANDIDATES
+    contestants = 2 + len(FIXED) + len(shipped_agent(search)) + (not search.one_decision)
+    return GREEDY_EPISODES, candidates * search.config.candidate_seeds, contestants * search.config.contest_seeds
+
+
 def shipped_agent(search: Search) -> dict[str, Agent]:
     """The shipped agent by its name, if its segments all get an update in every training of the search.
 
@@ -183,6 +198,9 @@ def report(search: Search, run: RunFolder) -> None:
     """Print the policy and the table, and say what is noise; the table goes to TensorBoard too."""
     summary = run.read_json("summary.json")
     schedule, contest = PolicySchedule.from_json(summary["policy"]), summary["contest"]
+    returns = [sum(episode["rewards"]) for episode in LineLog(run.path / "episodes.jsonl").read()]
+    if len(returns) >= MIN_RISE:
+        print(f"\n{in_words(rise(returns))}")
     print("\nThe learned policy")
     for until, policy in schedule.segments:
         print(f"  until {100 * until:5.1f} %  {policy}")
@@ -203,10 +221,10 @@ def report(search: Search, run: RunFolder) -> None:
         for name, entry in contest.items()
         if name != "learned"
     )
-    if noisy and search.config.preset == "default":
+    if noisy and search.config.preset == "clean":
         print(
-            "\nA search this short mostly ends within noise. `--preset fashion` tries ten times as many trainings, "
-            "each twice as long, in an estimated 2.5 hours on 2 cores."
+            "\nOn clean images a search this short mostly ends within noise. `--preset fashion` makes ten times as many "
+            "trainings, each twice as long, in an estimated 2.5 hours on 2 cores."
         )
     with SummaryWriter(str(run.events)) as writer:
         writer.add_text(Tag.COMPARISON, tabulate(rows, headers, tablefmt="github", disable_numparse=True))

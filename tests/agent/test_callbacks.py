@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 from PIL import Image
+from scipy import stats
 from stable_baselines3.common.logger import HParam, configure
 from stable_baselines3.common.vec_env import DummyVecEnv, VecEnv
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
@@ -90,14 +91,18 @@ def test_curves_are_those_of_the_log(run: tuple[Path, SearchLog], events: EventA
     for rollout in range(ROLLOUTS):
         part = found[4 * rollout : 4 * rollout + 4]
         finals = [entry["validation_accuracy"][-1] for entry in part]
+        returns = [sum(entry["rewards"]) for entry in part]
+        low, high = stats.norm.interval(0.95, np.mean(returns), stats.sem(returns))
         for tag, expected in {
-            "reward/return_mean": np.mean([sum(entry["rewards"]) for entry in part]),
+            "learning_curve/return_mean": np.mean(returns),
+            "learning_curve/return_lower": low,
+            "learning_curve/return_upper": high,
             "validation/accuracy_mean": np.mean(finals),
             "validation/accuracy_max": np.max(finals),
             "search/diverged": 0,
             "search/episodes": 4 * rollout + 4,
         }.items():
-            assert events.Scalars(tag)[rollout].value == pytest.approx(expected, abs=1e-5)
+            assert events.Scalars(tag)[rollout].value == pytest.approx(expected, rel=1e-4, abs=1e-5)
 
 
 @pytest.mark.parametrize("tag", ["policy/over_training_progress", "policy/over_the_search", "mixed_images"])
@@ -118,20 +123,20 @@ def test_every_tag_is_in_the_table_and_written_by_some_run(run: tuple[Path, Sear
     assert set().union(*WRITTEN_BY.values()) == set(Tag)
 
 
-def test_choices_return_and_accuracy_stand_side_by_side(run: tuple[Path, SearchLog]) -> None:
+def test_learning_curve_accuracy_and_choices_stand_side_by_side(run: tuple[Path, SearchLog]) -> None:
     first, *_ = charts = board.charts(run[0] / "events")
     assert [sorted(tags) for tags in charts[first].values()][:3] == [
-        ["policy/source"],
-        ["reward/return_mean"],
+        ["learning_curve/return_lower", "learning_curve/return_mean", "learning_curve/return_upper"],
         ["validation/accuracy_max", "validation/accuracy_mean"],
-    ]
+        ["policy/source"],
+    ], "the learning curve is the first thing that is shown"
     assert {f"policy/{dimension}" for dimension in DIMENSIONS} <= set().union(*charts[first].values())
 
 
 def test_hyperparameters_are_shown(tmp_path: Path) -> None:
     logger = configure(str(tmp_path), ["tensorboard"])
-    logger.record("hparams", HParam({"lr": 0.2, "reward": "change"}, {"reward/return_mean": 0.0}))
-    logger.record("reward/return_mean", 1.0)
+    logger.record("hparams", HParam({"lr": 0.2, "reward": "change"}, {"learning_curve/return_mean": 0.0}))
+    logger.record("learning_curve/return_mean", 1.0)
     logger.dump(1)
     logger.close()
     accumulator = EventAccumulator(str(tmp_path))

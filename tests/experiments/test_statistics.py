@@ -9,9 +9,11 @@ from scipy import stats
 from rlmix.experiments.comparison.intervals import (
     crossed_interval,
     format_interval,
+    in_words,
     mean_interval,
     paired_difference,
     pigeonhole_bootstrap,
+    rise,
 )
 
 
@@ -52,6 +54,32 @@ def test_intervals_are_written_in_one_way() -> None:
     assert format_interval(1.0, 0.25, signed=True, digits=3) == "+1.000 ± 0.250"
     assert format_interval(-1.0, 0.25, signed=True) == "-1.00 ± 0.25"
     assert format_interval(0.7, None) == format_interval(*mean_interval([0.7])) == "0.70"
+
+
+@pytest.mark.parametrize("count", [8, 43, 256])
+def test_a_rise_is_welchs_test_of_the_last_quarter_against_the_first(count: int) -> None:
+    values = np.random.default_rng(count).normal(0, 1, count) * np.linspace(1, 3, count) + np.linspace(0, 4, count)
+    found = rise(values.tolist())
+    quarter = count // 4
+    first, last = values[:quarter], values[count - quarter :]
+    assert (found.first, found.last) == (pytest.approx(first.mean()), pytest.approx(last.mean()))
+    errors = [part.var(ddof=1) / quarter for part in (first, last)]
+    freedom = sum(errors) ** 2 / sum(error**2 / (quarter - 1) for error in errors)
+    assert found.half_width == pytest.approx(stats.t.ppf(0.975, freedom) * math.sqrt(sum(errors)))
+
+
+@pytest.mark.parametrize(
+    ("returns", "said"),
+    [
+        ([0.0, 0.1] * 8 + [3.0, 3.1] * 8, "the agent learned"),
+        ([3.0, 3.1] * 8 + [0.0, 0.1] * 8, "the agent got worse"),
+        ([0.0, 5.0] * 16, "no learning can be seen"),
+        ([0.0, 0.0, 0.0, 9.0], "no learning can be seen"),
+        ([1.0] * 16 + [2.0] * 16, "the agent learned"),
+    ],
+)
+def test_what_a_rise_means_is_said_in_words(returns: list[float], said: str) -> None:
+    assert said in in_words(rise(returns))
 
 
 def test_pairs_must_be_pairs() -> None:

@@ -315,12 +315,12 @@ def test_tensorboard_shows_the_search(run: Path) -> None:
     board.charts(run / "tensorboard")
     assert board.written(run / "tensorboard") == WRITTEN_BY["search"]
     scalars = set(events.Tags()["scalars"])
-    assert {"reward/return_mean", "validation/accuracy_mean", "train/loss"} <= scalars
-    steps = [event.step for event in events.Scalars("reward/return_mean")]
+    assert {"learning_curve/return_mean", "validation/accuracy_mean", "train/loss"} <= scalars
+    steps = [event.step for event in events.Scalars("learning_curve/return_mean")]
     assert steps == [PER_ROLLOUT * SEGMENTS * (number + 1) for number in range(EPISODES // PER_ROLLOUT)]
     episodes = lines(run / "episodes.jsonl")[:PER_ROLLOUT]
     first = np.mean([sum(episode["rewards"]) for episode in episodes])
-    assert events.Scalars("reward/return_mean")[0].value == pytest.approx(first, abs=1e-4)
+    assert events.Scalars("learning_curve/return_mean")[0].value == pytest.approx(first, abs=1e-4)
     for tag in ("comparison/text_summary", "learned_policy/text_summary"):
         assert tag in events.Tags()["tensors"]
     assert {"policy/over_the_search", "policy/over_training_progress"} <= set(events.Tags()["images"])
@@ -544,9 +544,11 @@ def test_own_data_and_network_and_no_look_at_the_test_set(
 @pytest.mark.parametrize(
     ("option", "named"),
     [
-        ("--preset nonsense", "--preset must be one of default, fashion"),
-        ("--preset=nonsense", "--preset must be one of default, fashion"),
-        ("--episodes 0", "episodes"),
+        ("--preset nonsense", "--preset must be one of default, clean, fashion"),
+        ("--preset=nonsense", "--preset must be one of default, clean, fashion"),
+        ("--episodes -1", "episodes"),
+        ("--episodes 0 --minutes 0", "--minutes must be above 0, got 0"),
+        ("--episodes 0 --minutes nan", "--minutes must be above 0"),
         ("--candidate-seeds 0", "candidate_seeds"),
         ("--contest-seeds 0", "contest_seeds"),
         ("--reference-seeds -1", "reference_seeds"),
@@ -654,6 +656,14 @@ def test_help_explains_every_option(capsys: pytest.CaptureFixture[str], monkeypa
 
 def test_the_published_agent_is_another_command(refused: Any) -> None:
     assert "python experiments/train_rl_mix.py" in refused(train_agent.main, ["--env", "rl-mix", "--dataset", "digits"])
+
+
+def test_a_data_set_of_the_users_own_keeps_its_labels() -> None:
+    assert asked([]) == PRESETS["default"] and asked([]).label_noise[1] > 0
+    own = asked(["--dataset", "digits"])
+    assert own.preset == "clean" and own.label_noise == (0, 0) and own.data.image_size is None
+    both = asked(["--dataset", "digits", "--preset", "default"])
+    assert both.preset == "default" and both.label_noise == PRESETS["default"].label_noise
 
 
 @pytest.mark.parametrize("name", PRESETS)

@@ -317,7 +317,7 @@ def _make_search_run(folder: Path) -> None:
     summary = {"policy": _schedule().to_json(), "contest": contest, "timing": {"seconds_this_time": 1.0}}
     (folder / "summary.json").write_text(json.dumps(summary))
     with SummaryWriter(str(folder / "tensorboard")) as writer:
-        writer.add_scalar("reward/return_mean", 0.5, 1)
+        writer.add_scalar("learning_curve/return_mean", 0.5, 1)
         writer.add_image("mixed_images", np.zeros((8, 8, 3), np.uint8), 1, dataformats="HWC")
     (events,) = (folder / "tensorboard").iterdir()
     events.rename(folder / "tensorboard" / "events.out.tfevents.0")
