@@ -223,8 +223,8 @@ def report(search: Search, run: RunFolder) -> None:
     )
     if noisy and search.config.preset == "clean":
         print(
-            "\nOn clean images a search this short mostly ends within noise. `--preset fashion` makes ten times as many "
-            "trainings, each twice as long, in an estimated 2.5 hours on 2 cores."
+            "\nOn clean images a search this short mostly ends within noise. `--preset fashion` makes ten times as "
+            "many trainings, each twice as long, in an estimated 2.5 hours on 2 cores."
         )
     with SummaryWriter(str(run.events)) as writer:
         writer.add_text(Tag.COMPARISON, tabulate(rows, headers, tablefmt="github", disable_numparse=True))
