@@ -131,7 +131,12 @@ PRESETS = {
         episodes=0,
         contest_seeds=16,
         ppo=PPOConfig(
-            episodes_per_update=16, minibatches=1, learning_rate=0.003, start_probability=0.15, target_kl=None
+            episodes_per_update=16,
+            minibatches=1,
+            learning_rate=0.002,
+            entropy=0.0,
+            start_probability=0.15,
+            target_kl=None,
         ),
     ),
     # 2 cores without AMX: about 7 minutes. The best policies are within noise of each other, and so is what it finds.
