@@ -178,7 +178,8 @@ def scaling(config: BenchmarkConfig, search: Search) -> tuple[dict[str, Any], An
         vector.reset()
         for _ in search.segments:
             vector.step(np.array([action] * vector.num_envs))
-    answer = vectors[1].env_method("step", np.array(action))[0]
+    observation, reward, terminated, truncated, info = vectors[1].env_method("step", np.array(action))[0]
+    answer = observation, float(reward), terminated or truncated, info  # as a worker's `EnvServer` gives it
     rates: dict[int, list[float]] = {1: [], 2: []}
     for round_number in range(config.rounds):
         for workers in (1, 2) if round_number % 2 == 0 else (2, 1):

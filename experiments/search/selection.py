@@ -142,7 +142,7 @@ def compare_contestants(
 
 def trainings_after(search: Search) -> tuple[int, int, int]:
     """Return the number of trainings that follow the search, at most: greedy ones, of candidates, of contestants."""
-    candidates = 1 if search.one_decision else MOST_CANDIDATES
+    candidates = 1 if search.one_decision else MAX_CANDIDATES
     contestants = 2 + len(FIXED) + len(shipped_agent(search)) + (not search.one_decision)
     return GREEDY_EPISODES, candidates * search.config.candidate_seeds, contestants * search.config.contest_seeds
 

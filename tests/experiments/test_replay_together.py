@@ -91,7 +91,7 @@ def test_what_one_process_sees_takes_all_of_them_back(
     assert BREAKS_AT / 2 - 1 <= told["from_update"] <= BREAKS_AT + 20
     assert told["lr"] == 0.025 and "was not finite before update" in told["reason"]
     assert summary["test"]["accuracy"] > 0.5
-    assert capfd.readouterr().err.count("and on with half the learning rate") == 1
+    assert capfd.readouterr().err.count("and resumed with half the learning rate") == 1
 
 
 @pytest.mark.slow
