@@ -42,6 +42,13 @@ def _register_environments() -> None:
 
     register(id="MixPolicy-v0", entry_point="rlmix.envs.mix_policy:MixPolicyEnv")
     register(id="MixPolicyFlat-v0", entry_point="rlmix.envs.mix_policy:FlatMixPolicyEnv")
+    for suffix, options in (("", {}), ("Flat", {"flat": True})):
+        register(
+            id=f"MixPolicySurrogate{suffix}-v0",
+            entry_point="rlmix.envs.surrogate:SurrogateEnv",
+            vector_entry_point="rlmix.envs.surrogate:SurrogateVectorEnv",
+            kwargs=options,
+        )
     register(id="RLMix-v0", entry_point="rlmix.envs.rl_mix:RLMixEnv")
 
 

@@ -1,0 +1,346 @@
+"""SurrogateModel: an ensemble of small networks in a classifier training's place, learned from recorded trainings."""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from rlmix.classifier.files import DamagedFileError, load_state, save_state
+from rlmix.classifier.mixing import METHODS
+from rlmix.envs.menu import DIMENSIONS, Menu
+from rlmix.envs.mix_policy import segment_ends
+from rlmix.envs.observation import FEATURES
+from rlmix.envs.surrogate_tasks import CONTEXT, KNOWN, PREDICTED, TaskTable
+
+FILE = "surrogate.safetensors"
+SHIPPED = "shipped"  # name of the model that comes with the program
+SHIPPED_FOLDER = Path(__file__).parents[1] / "experiments" / "policies" / "surrogate"
+FORMAT = "rl-mix surrogate 1"
+LAYERS = ("weight0", "bias0", "weight1", "bias1", "weight2", "bias2")  # of the ensemble's networks, in half precision
+MIN_LOG_STD, MAX_LOG_STD = math.log(0.1), math.log(10.0)  # over the usual deviation of a segment
+
+
+def action_effects(menu: Menu) -> Tensor:
+    """Return what each action does, as numbers of about 0 to 1, `[A, E]`: actions that do alike are alike.
+
+    Args:
+        menu: menu of the actions; A is the number of combinations of its choices, the last dimension running fastest.
+    """
+    offered = [method for method in METHODS if any(method in shares for _, shares in menu.sources)]
+    rows = []
+    for action in combinations(menu):
+        policy = menu.policy(action)
+        shares = [policy.shares.get(method, 0.0) for method in offered]
+        threshold = 0.5 if policy.threshold is None else policy.threshold
+        lam = [float(menu.lams[action[DIMENSIONS.index("lam")]] == name) for name in menu.lams]
+        labels = [policy.label_beta, policy.label_smoothing]
+        rows.append([*shares, *labels, threshold, float(policy.threshold is None), *lam])
+    return torch.tensor(rows)
+
+
+def measured_features(menu: Menu) -> Tensor:
+    """Return which features of `PREDICTED` a segment under each action measures, `[A, P]`, bool."""
+    rows = []
+    for action in combinations(menu):
+        methods = set(menu.policy(action).shares)
+        there = {"clean": "clean" in methods, "mixed": bool(methods - {"clean"}), "all": True}
+        rows.append([there[kind] for kind in PREDICTED.values()])
+    return torch.tensor(rows)
+
+
+def combinations(menu: Menu) -> list[tuple[int, ...]]:
+    """Return every combination of a menu's choices, A of them, the last dimension running fastest."""
+    return list(itertools.product(*(range(size) for size in menu.sizes)))
+
+
+@dataclass(frozen=True)
+class Ensemble:
+    """Members that predict what a segment of a training changes.
+
+    A member is a linear map for each of the S segments, and a network of two hidden layers for all of them, which
+    corrects it and says how far off the outcome may be.
+
+    Attributes:
+        linear: `[M, S, I + 1, P]`, from standardised inputs and 1 to the changes of features.
+        weight0, bias0, weight1, bias1, weight2, bias2: layers of the networks, `[M, in, out]` and `[M, 1, out]`.
+        input_mean, input_spread: by which the I inputs are standardised, `[I]`.
+        spread: unit of what the networks tell, for each segment and feature, `[S, P]`.
+        correlate: makes independent normal numbers correlated like the features' deviations, `[P, P]`.
+    """
+
+    linear: Tensor
+    weight0: Tensor
+    bias0: Tensor
+    weight1: Tensor
+    bias1: Tensor
+    weight2: Tensor
+    bias2: Tensor
+    input_mean: Tensor
+    input_spread: Tensor
+    spread: Tensor
+    correlate: Tensor
+
+    @classmethod
+    def from_state(cls, state: Mapping[str, Tensor], *, inputs: int, segments: int) -> Ensemble:
+        """Return the ensemble of which `state` gave the tensors.
+
+        Args:
+            state: tensors by name; the networks' layers in half precision.
+            inputs: number of inputs.
+            segments: number of segments.
+
+        Raises:
+            ValueError: a tensor is missing, does not fit the others or is not finite.
+        """
+        found = cls(**{field.name: state[field.name].float() for field in fields(cls)})
+        features = len(PREDICTED)
+        members, hidden = found.weight0.shape[0], found.weight0.shape[-1]
+        shapes: dict[str, tuple[int, ...]] = {
+            "linear": (members, segments, inputs + 1, features),
+            "weight0": (members, inputs, hidden),
+            "bias0": (members, 1, hidden),
+            "weight1": (members, hidden, hidden),
+            "bias1": (members, 1, hidden),
+            "weight2": (members, hidden, 2 * features),
+            "bias2": (members, 1, 2 * features),
+            "input_mean": (inputs,),
+            "input_spread": (inputs,),
+            "spread": (segments, features),
+            "correlate": (features, features),
+        }
+        for name, shape in shapes.items():
+            tensor = getattr(found, name)
+            if tuple(tensor.shape) != shape or not bool(torch.isfinite(tensor).all()):
+                raise ValueError(f"{name}: expected finite numbers of shape {shape}, got {tuple(tensor.shape)}")
+        if not bool((found.input_spread > 0).all() and (found.spread > 0).all()):
+            raise ValueError("spreads must be above 0")
+        return found
+
+    @property
+    def state(self) -> dict[str, Tensor]:
+        """The tensors by name, the networks' layers in half precision."""
+        named = {field.name: getattr(self, field.name) for field in fields(self)}
+        return {name: value.half() if name in LAYERS else value for name, value in named.items()}
+
+    def __len__(self) -> int:
+        return int(self.weight0.shape[0])
+
+    def predict(self, inputs: Tensor, *, member: int, segment: int) -> tuple[Tensor, Tensor]:
+        """Return one member's mean change of each feature and its standard deviation, `[N, P]` each.
+
+        Args:
+            inputs: `[N, I]`, as `SurrogateModel.inputs` gives them.
+            member: number of the member.
+            segment: number of the segment, of all N.
+        """
+        seen = (inputs - self.input_mean) / self.input_spread
+        linear, unit = self.linear[member, segment], self.spread[segment]
+        hidden = torch.addmm(self.bias0[member], seen, self.weight0[member]).relu_()
+        hidden = torch.addmm(self.bias1[member], hidden, self.weight1[member]).relu_()
+        told, log_std = torch.addmm(self.bias2[member], hidden, self.weight2[member]).chunk(2, dim=1)
+        mean = torch.addmm(linear[-1], seen, linear[:-1])
+        return mean + told * unit, log_std.clamp(MIN_LOG_STD, MAX_LOG_STD).exp() * unit
+
+
+@dataclass
+class Trainings:
+    """N surrogate trainings, each before one of its segments.
+
+    Attributes:
+        task: row of each one's task, `[N]`.
+        segment: number of the segment, from 0, `[N]`.
+        values: features of `PREDICTED` as last measured, `[N, P]`.
+        previous: effect of the action before, `[N, E]`; 0 at the start.
+        so_far: effects of all actions so far, weighted by the segments' lengths, `[N, E]`; 0 at the start.
+    """
+
+    task: Tensor
+    segment: Tensor
+    values: Tensor
+    previous: Tensor
+    so_far: Tensor
+
+
+class SurrogateModel:
+    """Model of recorded trainings: how a segment under an action changes what is observed of a training.
+
+    Each member of the ensemble predicts the change of every feature of `PREDICTED` and its standard deviation from the
+    features, the task, how the training was mixed so far, and what the action does. Progress, learning rate and sizes
+    are known; a feature that a segment does not measure stays as it was.
+
+    Args:
+        menu: menu of the recordings.
+        segments: progress at which each of their segments ends.
+        tasks: recorded tasks.
+        described: description of each task; any JSON object.
+        ensemble: the networks.
+        provenance: how they were learned; any JSON object.
+
+    Raises:
+        ValueError: tasks, segments and descriptions do not fit each other.
+    """
+
+    def __init__(
+        self,
+        menu: Menu,
+        segments: Sequence[float],
+        tasks: TaskTable,
+        described: Sequence[Mapping[str, Any]],
+        ensemble: Ensemble,
+        provenance: Mapping[str, Any],
+    ) -> None:
+        self.menu, self.segments, self.tasks = menu, tuple(segments), tasks
+        self.described, self.ensemble, self.provenance = list(described), ensemble, dict(provenance)
+        if tasks.progress.shape[1] != len(self.segments) + 1 or len(self.described) != len(tasks):
+            raise ValueError(
+                f"expected descriptions and {len(self.segments)} segments of {len(tasks)} tasks, got "
+                f"{len(self.described)} descriptions and {tasks.progress.shape[1] - 1} segments"
+            )
+        self.effects, self.measured = action_effects(menu), measured_features(menu)
+        self.low = torch.tensor([FEATURES[name].low for name in PREDICTED])
+        self.high = torch.tensor([FEATURES[name].high for name in PREDICTED])
+
+    def save(self, folder: Path) -> None:
+        """Write the model into a folder, as one safetensors file that holds a checksum."""
+        state = {
+            "format": FORMAT,
+            "menu": self.menu.to_json(),
+            "segments": list(self.segments),
+            "described": self.described,
+            "provenance": self.provenance,
+            "tasks": self.tasks.state,
+            "ensemble": self.ensemble.state,
+        }
+        save_state(folder / FILE, state)
+
+    @classmethod
+    def load(cls, folder: Path | str = SHIPPED) -> SurrogateModel:
+        """Read a model that `save` wrote; no code is run.
+
+        Args:
+            folder: folder of the model, or `"shipped"` for the one that comes with the program.
+
+        Raises:
+            DamagedFileError: the file is missing, damaged, or of another format.
+        """
+        file = (SHIPPED_FOLDER if folder == SHIPPED else Path(folder)) / FILE
+        state = load_state(file)
+        try:
+            if state["format"] != FORMAT:
+                raise ValueError(f"expected the format {FORMAT!r}, got {state['format']!r:.80}")
+            menu = Menu.from_json(state["menu"])
+            return cls(
+                menu,
+                segment_ends(state["segments"]),
+                TaskTable.from_state(state["tasks"]),
+                state["described"],
+                Ensemble.from_state(
+                    state["ensemble"],
+                    inputs=count_inputs(action_effects(menu).shape[1]),
+                    segments=len(state["segments"]),
+                ),
+                state["provenance"],
+            )
+        except (ValueError, TypeError, LookupError, AttributeError, RuntimeError) as error:
+            raise DamagedFileError(
+                f"{file}: not a surrogate model as this program writes it ({error!s:.200})"
+            ) from None
+
+    def start(self, task: Tensor) -> Trainings:
+        """Return new trainings of tasks.
+
+        Args:
+            task: row of each one's task, `[N]`.
+        """
+        nothing = torch.zeros(len(task), self.effects.shape[1])
+        return Trainings(
+            task, torch.zeros(len(task), dtype=torch.int64), self.tasks.start[task], nothing, nothing.clone()
+        )
+
+    def inputs(self, trainings: Trainings, action: Tensor) -> Tensor:
+        """Return what the networks see of trainings, and of the actions that they take now, `[N, I]`.
+
+        Args:
+            trainings: N trainings, none at its end.
+            action: row of `effects` for each, `[N]`.
+        """
+        tasks, row, segment = self.tasks, trainings.task, trainings.segment
+        begin, end = tasks.progress[row, segment], tasks.progress[row, segment + 1]
+        rates = tasks.relative_lr[row, segment], tasks.relative_lr[row, segment + 1]
+        return torch.cat(
+            (
+                trainings.values,
+                tasks.known[row],
+                tasks.context[row],
+                torch.stack((begin, end - begin, *rates), dim=1),
+                self.effects[action],
+                trainings.previous,
+                trainings.so_far,
+            ),
+            dim=1,
+        )
+
+    def advance(self, trainings: Trainings, action: Tensor, values: Tensor) -> None:
+        """Move trainings one segment on, in place.
+
+        Args:
+            trainings: N trainings, none at its end.
+            action: row of `effects` for each, `[N]`.
+            values: features of `PREDICTED` after the segment, `[N, P]`; what was not measured is left as it was.
+        """
+        progress, row = self.tasks.progress, trainings.task
+        length = progress[row, trainings.segment + 1] - progress[row, trainings.segment]
+        trainings.values = torch.where(self.measured[action], values, trainings.values)
+        trainings.previous = self.effects[action]
+        trainings.so_far = trainings.so_far + length[:, None] * trainings.previous
+        trainings.segment = trainings.segment + 1
+
+    def sample(self, trainings: Trainings, action: Tensor, member: Tensor, noise: Tensor) -> Tensor:
+        """Return features of `PREDICTED` after a segment, drawn from the ensemble, `[N, P]`.
+
+        Args:
+            trainings: N trainings, none at its end.
+            action: row of `effects` for each, `[N]`.
+            member: member of the ensemble that each one follows, `[N]`.
+            noise: independent standard normal numbers, `[N, P]`.
+        """
+        inputs, change = self.inputs(trainings, action), torch.empty_like(trainings.values)
+        noise = noise @ self.ensemble.correlate.T
+        count = len(self.segments)
+        kind = member * count + trainings.segment
+        for number in kind.unique().tolist():
+            rows = (kind == number).nonzero()[:, 0]
+            mean, std = self.ensemble.predict(inputs[rows], member=number // count, segment=number % count)
+            change[rows] = mean + std * noise[rows]
+        return (trainings.values + change).clamp(self.low, self.high)
+
+    def disagreement(self, trainings: Trainings, action: Tensor) -> Tensor:
+        """Return the standard deviation among the members' mean changes of each feature, `[N, P]`.
+
+        The arguments are those of `sample`.
+        """
+        inputs = self.inputs(trainings, action)
+        means = torch.empty(len(self.ensemble), *trainings.values.shape)
+        for segment in trainings.segment.unique().tolist():
+            rows = (trainings.segment == segment).nonzero()[:, 0]
+            for member in range(len(self.ensemble)):
+                means[member, rows] = self.ensemble.predict(inputs[rows], member=member, segment=segment)[0]
+        return means.std(dim=0, correction=0)
+
+
+def action_strides(menu: Menu) -> Tensor:
+    """Return the factors of an action's indices that sum to its row among `combinations`, `[D]`."""
+    sizes = menu.sizes
+    return torch.tensor([math.prod(sizes[place + 1 :]) for place in range(len(sizes))])
+
+
+def count_inputs(effects: int) -> int:
+    """Return the number of the networks' inputs, for actions whose effect is so many numbers."""
+    return len(PREDICTED) + len(KNOWN) + len(CONTEXT) + 4 + 3 * effects

@@ -1,0 +1,181 @@
+"""Recorded trainings and their tasks, as the surrogate learns from them; parted into train, validation and test."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, fields
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from rlmix.classifier.errors import InputError
+from rlmix.envs.observation import DEFAULT_FEATURES
+
+KNOWN = ("log_train_size", "log_updates", "log_passes", "log_classes")  # features of a task, which never change
+PREDICTED = {  # features that the ensemble predicts, and the updates of a segment that they are measured on
+    "clean_excess_loss": "clean",
+    "clean_accuracy": "clean",
+    "mixed_excess_loss": "mixed",
+    "mixed_accuracy": "mixed",
+    "validation_loss": "all",
+    "validation_accuracy": "all",
+    "confidence": "all",
+    "calibration_error": "all",
+    "saliency_entropy": "clean",
+    "log_gradient_norm": "clean",
+}
+ACCURACY = list(PREDICTED).index("validation_accuracy")
+CONTEXT = ("label_noise", "log_lr_scale", "bare")  # of a task: the ensemble is told, an agent is not
+SPLITS = {"train": "0123456", "validation": "7", "test": "89"}  # parting of the tasks, by their number's last digit
+
+
+def split_of(number: int) -> str:
+    """Return the split, one of `SPLITS`, that a task belongs to by its number."""
+    return next(split for split, digits in SPLITS.items() if str(number)[-1] in digits)
+
+
+@dataclass(frozen=True)
+class Recording:
+    """A recorded training.
+
+    Attributes:
+        task: number of its task.
+        observations: `DEFAULT_FEATURES` before each segment and at the end, `[S + 1, 21]`.
+        actions: action of each of its S segments.
+    """
+
+    task: int
+    observations: NDArray[np.float32]
+    actions: Sequence[tuple[int, ...]]
+
+    @property
+    def accuracy(self) -> float:
+        """Validation accuracy at the end."""
+        return float(self.observations[-1, DEFAULT_FEATURES.index("validation_accuracy")])
+
+
+@dataclass(frozen=True)
+class RecordedTask:
+    """A task with what was recorded of it.
+
+    Attributes:
+        number: its number, which says its split.
+        context: numbers of `CONTEXT`.
+        observations: of any of its recordings, for what is the same in all of them.
+        reference: validation accuracy of the reference policy at the end of each segment.
+        scale: its standard deviation at the end of each segment, above 0.
+        description: what the task is; any JSON object.
+    """
+
+    number: int
+    context: tuple[float, ...]
+    observations: NDArray[np.float32]
+    reference: Sequence[float]
+    scale: Sequence[float]
+    description: Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class TaskTable:
+    """Recorded tasks as tensors; T tasks of S segments.
+
+    Attributes:
+        numbers: number of each task, `[T]`, int64.
+        known: features of `KNOWN`, `[T, 4]`.
+        context: numbers of `CONTEXT`, `[T, 3]`.
+        progress: at the start and at the end of each segment, `[T, S + 1]`.
+        relative_lr: likewise.
+        start: features of `PREDICTED` before the first segment, `[T, P]`.
+        reference: validation accuracy of the reference policy at the end of each segment, `[T, S]`.
+        scale: its standard deviation, `[T, S]`.
+    """
+
+    numbers: Tensor
+    known: Tensor
+    context: Tensor
+    progress: Tensor
+    relative_lr: Tensor
+    start: Tensor
+    reference: Tensor
+    scale: Tensor
+
+    @classmethod
+    def from_tasks(cls, tasks: Sequence[RecordedTask]) -> TaskTable:
+        """Return the table of some tasks."""
+        seen = torch.tensor(np.stack([task.observations for task in tasks]), dtype=torch.float32)
+        return cls(
+            torch.tensor([task.number for task in tasks]),
+            seen[:, 0, columns(KNOWN)],
+            torch.tensor([task.context for task in tasks], dtype=torch.float32),
+            seen[:, :, DEFAULT_FEATURES.index("progress")].contiguous(),
+            seen[:, :, DEFAULT_FEATURES.index("relative_lr")].contiguous(),
+            seen[:, 0, columns(tuple(PREDICTED))],
+            torch.tensor([list(task.reference) for task in tasks], dtype=torch.float32),
+            torch.tensor([list(task.scale) for task in tasks], dtype=torch.float32),
+        )
+
+    @classmethod
+    def from_state(cls, state: Mapping[str, Tensor]) -> TaskTable:
+        """Return the table of which `state` gave the tensors.
+
+        Raises:
+            ValueError: a tensor is missing, does not fit the others or holds what cannot be.
+        """
+        table = cls(**{field.name: state[field.name] for field in fields(cls)})
+        count, ends = table.progress.shape
+        shapes = {
+            "numbers": (count,),
+            "known": (count, len(KNOWN)),
+            "context": (count, len(CONTEXT)),
+            "relative_lr": (count, ends),
+            "start": (count, len(PREDICTED)),
+            "reference": (count, ends - 1),
+            "scale": (count, ends - 1),
+        }
+        for name, shape in shapes.items():
+            tensor = getattr(table, name)
+            if tuple(tensor.shape) != shape or not bool(torch.isfinite(tensor).all()):
+                raise ValueError(f"{name}: expected finite numbers of shape {shape}, got {tuple(tensor.shape)}")
+        if count == 0 or not bool((table.scale > 0).all()):
+            raise ValueError("expected at least one task, and scales above 0")
+        return table
+
+    @property
+    def state(self) -> dict[str, Tensor]:
+        """The tensors by name."""
+        return {field.name: getattr(self, field.name) for field in fields(self)}
+
+    def __len__(self) -> int:
+        return len(self.numbers)
+
+    def rows(self, split: str) -> Tensor:
+        """Return the rows of the tasks of a split.
+
+        Raises:
+            InputError: there is no such split, or none of its tasks was recorded.
+        """
+        if split not in SPLITS:
+            raise InputError(f"split must be one of {', '.join(SPLITS)}, got {split!r}")
+        rows = [row for row, number in enumerate(self.numbers.tolist()) if split_of(number) == split]
+        if not rows:
+            raise InputError(f"no task of split {split} was recorded")
+        return torch.tensor(rows)
+
+    def row(self, number: int) -> int:
+        """Return the row of a task.
+
+        Raises:
+            InputError: the task was not recorded.
+        """
+        found = (self.numbers == number).nonzero()
+        if not len(found):
+            raise InputError(f"task must be the number of a recorded task, got {number}")
+        return int(found[0, 0])
+
+
+def columns(names: Sequence[str]) -> list[int]:
+    """Return where features stand among `DEFAULT_FEATURES`."""
+    return [DEFAULT_FEATURES.index(name) for name in names]
