@@ -18,8 +18,8 @@ from stable_baselines3.common.policies import ActorCriticPolicy
 from torch import Tensor, nn
 from torch.nn.functional import mse_loss
 
-from rlmix.classifier.mixing import METHODS
-from rlmix.envs import DIMENSIONS, Menu
+from rlmix.envs import Menu
+from rlmix.envs.effects import action_effects, action_strides
 
 FEWEST = 1e-3  # spread that an input is divided by at least; one that never changes says nothing
 BATCH = 256
@@ -172,7 +172,7 @@ def fit_values(decisions: Decisions, menu: Menu, config: RegressionConfig, *, se
     """
     mean = decisions.observations.mean(dim=0)
     spread = decisions.observations.std(dim=0).clamp(min=FEWEST)
-    effects = torch.tensor([_effect(menu, action) for action in menu.actions()])
+    effects = action_effects(menu)[torch.tensor(menu.actions()) @ action_strides(menu)]
     inputs = torch.cat(((decisions.observations - mean) / spread, effects[decisions.actions]), dim=1)
     tasks = np.unique(decisions.tasks)
     networks = []
@@ -256,13 +256,3 @@ def _fit_network(inputs: Tensor, scores: Tensor, weights: Tensor, config: Regres
         optimizer.step()
         schedule.step()
     return network.eval()
-
-
-def _effect(menu: Menu, action: Sequence[int]) -> list[float]:
-    """What an action does, as numbers of about 0 to 1: actions that do alike are alike."""
-    policy = menu.policy(action)
-    offered = [method for method in METHODS if any(method in shares for _, shares in menu.sources)]
-    shares = [policy.shares.get(method, 0.0) for method in offered]
-    threshold = 0.5 if policy.threshold is None else policy.threshold
-    lam = [float(menu.lams[action[DIMENSIONS.index("lam")]] == name) for name in menu.lams]
-    return [*shares, policy.label_beta, policy.label_smoothing, threshold, float(policy.threshold is None), *lam]

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.nn.functional import huber_loss
 
 from rlmix.classifier.errors import InputError, require_at_least
+from rlmix.envs.effects import action_effects, action_strides
 from rlmix.envs.menu import Menu
 from rlmix.envs.surrogate_model import (
     LAYERS,
@@ -19,8 +20,6 @@ from rlmix.envs.surrogate_model import (
     MIN_LOG_STD,
     Ensemble,
     SurrogateModel,
-    action_effects,
-    action_strides,
     count_inputs,
 )
 from rlmix.envs.surrogate_tasks import PREDICTED, RecordedTask, Recording, TaskTable, columns, split_of

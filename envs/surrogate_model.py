@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
@@ -13,8 +12,8 @@ import torch
 from torch import Tensor
 
 from rlmix.classifier.files import DamagedFileError, load_state, save_state
-from rlmix.classifier.mixing import METHODS
-from rlmix.envs.menu import DIMENSIONS, Menu
+from rlmix.envs.effects import action_effects, combinations
+from rlmix.envs.menu import Menu
 from rlmix.envs.mix_policy import segment_ends
 from rlmix.envs.observation import FEATURES
 from rlmix.envs.surrogate_tasks import CONTEXT, KNOWN, PREDICTED, TaskTable
@@ -27,24 +26,6 @@ LAYERS = ("weight0", "bias0", "weight1", "bias1", "weight2", "bias2")  # of the 
 MIN_LOG_STD, MAX_LOG_STD = math.log(0.1), math.log(10.0)  # over the usual deviation of a segment
 
 
-def action_effects(menu: Menu) -> Tensor:
-    """Return what each action does, as numbers of about 0 to 1, `[A, E]`: actions that do alike are alike.
-
-    Args:
-        menu: menu of the actions; A is the number of combinations of its choices, the last dimension running fastest.
-    """
-    offered = [method for method in METHODS if any(method in shares for _, shares in menu.sources)]
-    rows = []
-    for action in combinations(menu):
-        policy = menu.policy(action)
-        shares = [policy.shares.get(method, 0.0) for method in offered]
-        threshold = 0.5 if policy.threshold is None else policy.threshold
-        lam = [float(menu.lams[action[DIMENSIONS.index("lam")]] == name) for name in menu.lams]
-        labels = [policy.label_beta, policy.label_smoothing]
-        rows.append([*shares, *labels, threshold, float(policy.threshold is None), *lam])
-    return torch.tensor(rows)
-
-
 def measured_features(menu: Menu) -> Tensor:
     """Return which features of `PREDICTED` a segment under each action measures, `[A, P]`, bool."""
     rows = []
@@ -53,11 +34,6 @@ def measured_features(menu: Menu) -> Tensor:
         there = {"clean": "clean" in methods, "mixed": bool(methods - {"clean"}), "all": True}
         rows.append([there[kind] for kind in PREDICTED.values()])
     return torch.tensor(rows)
-
-
-def combinations(menu: Menu) -> list[tuple[int, ...]]:
-    """Return every combination of a menu's choices, A of them, the last dimension running fastest."""
-    return list(itertools.product(*(range(size) for size in menu.sizes)))
 
 
 @dataclass(frozen=True)
@@ -333,12 +309,6 @@ class SurrogateModel:
             for member in range(len(self.ensemble)):
                 means[member, rows] = self.ensemble.predict(inputs[rows], member=member, segment=segment)[0]
         return means.std(dim=0, correction=0)
-
-
-def action_strides(menu: Menu) -> Tensor:
-    """Return the factors of an action's indices that sum to its row among `combinations`, `[D]`."""
-    sizes = menu.sizes
-    return torch.tensor([math.prod(sizes[place + 1 :]) for place in range(len(sizes))])
 
 
 def count_inputs(effects: int) -> int:

@@ -21,7 +21,7 @@ from pathlib import Path
 import torch
 
 from rlmix.agent.plots import png
-from rlmix.classifier.files import naming, write_atomic
+from rlmix.classifier.files import with_filename, write_atomic
 from rlmix.envs.surrogate_fit import SurrogateConfig, fit_surrogate
 from rlmix.envs.surrogate_model import FILE
 from rlmix.envs.surrogate_tasks import SPLITS, split_of
@@ -87,7 +87,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         result = {"command": call.line, "machine": machine(), **measure_fidelity(model, lines)}
         folder, out = Path(config.model), Path(config.out)
         for path in (folder, out):
-            with naming(path):
+            with with_filename(path):
                 path.mkdir(parents=True, exist_ok=True)
         model.save(folder)
         write_atomic(out / "results.json", (json.dumps(result, indent=2) + "\n").encode())
