@@ -55,11 +55,13 @@ class Rise(NamedTuple):
     Attributes:
         first: mean of the first quarter.
         last: mean of the last quarter.
-        half_width: half-width of the 95 % interval of their difference (Welch), infinite for fewer than 8 values.
+        standard_error: of their difference, infinite for fewer than 8 values.
+        half_width: half-width of the 95 % interval of their difference (Welch).
     """
 
     first: float
     last: float
+    standard_error: float
     half_width: float
 
 
@@ -71,14 +73,14 @@ def rise(values: Sequence[float]) -> Rise:
     """
     quarter = len(values) // 4
     first, last = values[:quarter], values[-quarter:]
-    if quarter == 1:
-        half_width = math.inf
-    elif np.ptp(first) == np.ptp(last) == 0:
-        half_width = 0.0
-    else:
+    error, half_width = math.inf, math.inf
+    if quarter > 1:
+        error = math.sqrt((np.var(first, ddof=1) + np.var(last, ddof=1)) / quarter)
+        half_width = 0.0  # where both quarters are constant, for which SciPy has no interval
+    if 0 < error < math.inf:
         low, high = ttest_ind(last, first, equal_var=False).confidence_interval()
         half_width = float(high - low) / 2
-    return Rise(float(np.mean(first)), float(np.mean(last)), half_width)
+    return Rise(float(np.mean(first)), float(np.mean(last)), error, half_width)
 
 
 def in_words(found: Rise) -> str:

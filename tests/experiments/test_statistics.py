@@ -65,6 +65,7 @@ def test_a_rise_is_welchs_test_of_the_last_quarter_against_the_first(count: int)
     assert (found.first, found.last) == (pytest.approx(first.mean()), pytest.approx(last.mean()))
     errors = [part.var(ddof=1) / quarter for part in (first, last)]
     freedom = sum(errors) ** 2 / sum(error**2 / (quarter - 1) for error in errors)
+    assert found.standard_error == pytest.approx(math.sqrt(sum(errors)))
     assert found.half_width == pytest.approx(stats.t.ppf(0.975, freedom) * math.sqrt(sum(errors)))
 
 
