@@ -18,6 +18,7 @@ from rlmix.classifier.errors import InputError
 from rlmix.classifier.mixing import MixPolicy
 from rlmix.classifier.mixing.picture import mixed_picture
 from rlmix.classifier.training.config import TrainConfig
+from rlmix.classifier.training.stats import EvalStats
 from rlmix.classifier.training.trainer import Trainer
 from rlmix.envs.menu import Menu
 from rlmix.envs.observation import DEFAULT_FEATURES, TrainingState, observation_space, observe, require_features
@@ -217,7 +218,7 @@ class MixPolicyEnv(gym.Env[Any, Any]):
         trainer = self.task_trainer.start(task, train_seed)
         self._training = self.task_trainer.trainings
         self._segment = 0
-        self._accuracy = 1 / trainer.num_classes
+        self._accuracy = EvalStats.at_chance(trainer.num_classes).accuracy
         self._score = 0.0
         self.state = TrainingState(
             task, trainer.num_classes, trainer.config.batch_size, trainer.progress, trainer.relative_lr

@@ -67,7 +67,7 @@ def _passes(state: TrainingState) -> float:
 
 
 def _chance(state: TrainingState) -> float:
-    return 1 / state.num_classes
+    return EvalStats.at_chance(state.num_classes).accuracy
 
 
 def _evaluated(

@@ -14,6 +14,7 @@ from rlmix.classifier.data import ImageFiles
 from rlmix.classifier.errors import InputError
 from rlmix.classifier.files import write_atomic
 from rlmix.classifier.mixing import MixPolicy
+from rlmix.classifier.training.stats import EvalStats
 from rlmix.classifier.training.trainer import Trainer
 from rlmix.envs.seeds import training_seed
 from rlmix.envs.task_trainer import TaskTrainer
@@ -98,7 +99,7 @@ class References:
         """Return validation accuracy after each segment; a training that diverged stays at chance until its end."""
         trainer = self._trainer.start(task, seed)
         return [
-            1 / trainer.num_classes
+            EvalStats.at_chance(trainer.num_classes).accuracy
             if self._trainer.diverged
             else self._trainer.train_segment(self._policy, end).evaluation.accuracy
             for end in ends

@@ -22,6 +22,7 @@ from rlmix.classifier.mixing.rmix import rmix_grids
 from rlmix.classifier.mixing.saliency import pooled_saliency, summing_to_one
 from rlmix.classifier.training.config import TrainConfig
 from rlmix.classifier.training.rmix_trainer import RMixTrainer
+from rlmix.classifier.training.stats import EvalStats
 
 Observation = dict[str, NDArray[np.float32]]
 
@@ -148,7 +149,7 @@ class RLMixEnv(gym.Env[Any, Any]):
         self._levels = torch.tensor(THRESHOLDS)
         self._started = self._diverged = False
         self._left = 0
-        self._accuracy = 1 / splits.num_classes
+        self._accuracy = EvalStats.at_chance(splits.num_classes).accuracy
         self.action_space = spaces.MultiDiscrete([len(THRESHOLDS)] * config.batch_size)
         self.observation_space: spaces.Dict = spaces.Dict(
             {
@@ -170,7 +171,7 @@ class RLMixEnv(gym.Env[Any, Any]):
         if seed is not None or not self._started or self.training_over:
             self.trainer.reset(int(self.np_random.integers(2**31)) if seed is None else seed)
             self._started, self._diverged = True, False
-            self._accuracy = 1 / self.trainer.num_classes
+            self._accuracy = EvalStats.at_chance(self.trainer.num_classes).accuracy
         self._left = min(self.epoch_updates, self.trainer.config.updates - self.trainer.updates_done)
         _, observation = self._observe()
         return observation, {"classifier_seed": self.trainer.seed, "updates_done": self.trainer.updates_done}
@@ -235,7 +236,7 @@ class RLMixEnv(gym.Env[Any, Any]):
             return likeness if math.isfinite(likeness) else 0.0
         if self._left:
             return 0.0
-        accuracy = 1 / self.trainer.num_classes
+        accuracy = EvalStats.at_chance(self.trainer.num_classes).accuracy
         if not self._diverged:
             accuracy = self.trainer.evaluate("validation", limit=self.validation_limit).accuracy
         reward, self._accuracy = accuracy - self._accuracy, accuracy

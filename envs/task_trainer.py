@@ -148,8 +148,7 @@ class TaskTrainer:
             if math.isfinite(evaluation.loss):
                 return Segment(stats, evaluation, diverged=False)
         self.diverged = True
-        chance = 1 / trainer.num_classes
-        return Segment(stats, EvalStats(chance, math.log(trainer.num_classes), chance, 0.0, 0), diverged=True)
+        return Segment(stats, EvalStats.at_chance(trainer.num_classes), diverged=True)
 
     def run(self, schedule: PolicySchedule, task: Task, seed: int) -> None:
         """Train `task` from start to end under a schedule; `diverged` says whether it came there.
@@ -167,7 +166,7 @@ class TaskTrainer:
             evaluations = {name: self.trainer.evaluate(name) for name in splits}
             if all(math.isfinite(evaluation.loss) for evaluation in evaluations.values()):
                 return {name: evaluation.accuracy for name, evaluation in evaluations.items()}
-        return dict.fromkeys(splits, 1 / self.trainer.num_classes)
+        return dict.fromkeys(splits, EvalStats.at_chance(self.trainer.num_classes).accuracy)
 
     def snapshot(self) -> Snapshot:
         """Return a copy of the training as it stands; training on does not change it."""

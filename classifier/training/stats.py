@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
@@ -102,3 +103,9 @@ class EvalStats:
     confidence: float
     calibration_error: float
     images: int
+
+    @classmethod
+    def at_chance(cls, num_classes: int) -> EvalStats:
+        """Return what guessing gives, which stands for a network before its training and after one that diverged."""
+        chance = 1 / num_classes
+        return cls(chance, math.log(num_classes), chance, 0.0, 0)

@@ -21,6 +21,7 @@ from rlmix.classifier.hardware import resolve_device, resolve_precision
 from rlmix.classifier.mixing import PolicySchedule
 from rlmix.classifier.training.config import Precision, TrainConfig
 from rlmix.classifier.training.scheduled import train_schedule
+from rlmix.classifier.training.stats import EvalStats
 from rlmix.classifier.training.trainer import Trainer
 from rlmix.envs import RLMixEnv
 from rlmix.experiments.comparison.config import ComparisonConfig
@@ -241,13 +242,15 @@ def train(name: str, contestant: Contestant, seed: int, setting: Setting, config
     else:
         trainer, ended = train_per_batch(contestant.per_batch, training, data, seed)
     if ended["diverged"]:
-        accuracy, seen = 1 / trainer.num_classes, {"hits": None, "measures": dict.fromkeys(config.measures)}
+        evaluation = EvalStats.at_chance(trainer.num_classes)
+        seen: dict[str, Any] = {"hits": None, "measures": dict.fromkeys(config.measures)}
     else:
-        accuracy, seen = trainer.evaluate(setting.split).accuracy, _look(trainer, seed, setting, config)
+        evaluation = trainer.evaluate(setting.split)
+        seen = _look(trainer, seed, setting, config)
     return {
         "method": name,
         "seed": seed,
-        "accuracy": accuracy,
+        "accuracy": evaluation.accuracy,
         **ended,
         **seen,
         "segments": _segments(name, contestant),

@@ -384,7 +384,7 @@ class FinalTraining:
         self._state = self._training_state(
             segment=merge_stats(self._parts),
             evaluation=self._validated(1000),
-            accuracy_before=self._state.evaluation.accuracy if self._state.evaluation else 1 / trainer.num_classes,
+            accuracy_before=(self._state.evaluation or EvalStats.at_chance(trainer.num_classes)).accuracy,
             action=self._action,
         )
         self._policy, self._parts = None, []

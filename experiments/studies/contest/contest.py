@@ -37,6 +37,7 @@ from rlmix.classifier.files import with_filename, write_atomic
 from rlmix.classifier.hardware import resolve_device, resolve_precision
 from rlmix.classifier.mixing import PolicySchedule
 from rlmix.classifier.training.config import Precision, TrainConfig
+from rlmix.classifier.training.stats import EvalStats
 from rlmix.classifier.training.trainer import Trainer
 from rlmix.envs import DIMENSIONS, Menu, MixPolicyEnv, TaskDistribution
 from rlmix.envs.seeds import derive_seed, training_seed
@@ -349,7 +350,7 @@ def play(entry: ContestEntry, protocol_file: str, precision: Precision, data_roo
             trainer, _ = train_per_batch(PerBatch(), training, data, training_seed(seed))
     if trainer is None and not env.task_trainer.diverged:
         trainer = env.trainer
-    evaluated = _evaluate(trainer, protocol["split"], 1 / env.trainer.num_classes)
+    evaluated = _evaluate(trainer, protocol["split"], EvalStats.at_chance(env.trainer.num_classes).accuracy)
     return {
         **asdict(entry),
         "task_drawn": asdict(task),

@@ -32,6 +32,7 @@ from tabulate import tabulate
 from rlmix.classifier.data import load_dataset, split
 from rlmix.classifier.files import write_atomic
 from rlmix.classifier.mixing import MixPolicy, PolicySchedule
+from rlmix.classifier.training.stats import EvalStats
 from rlmix.classifier.training.trainer import Trainer
 from rlmix.experiments.comparison.config import ComparisonConfig
 from rlmix.experiments.comparison.contestants import CONTESTANTS, Contestant, only_policy
@@ -329,7 +330,9 @@ def train(name: str, policy: MixPolicy, seed: int, setting: FigureSetting, data_
         points.append(
             {
                 "epoch": epoch,
-                "accuracy": 1 / trainer.num_classes if diverged else trainer.evaluate("development").accuracy,
+                "accuracy": (
+                    EvalStats.at_chance(trainer.num_classes) if diverged else trainer.evaluate("development")
+                ).accuracy,
                 **({} if look is None else look(trainer, policy, setting.looked_at)),
             }
         )
