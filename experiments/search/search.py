@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import resource
 import sys
 import time
 from collections.abc import Callable, Sequence
@@ -24,6 +25,7 @@ from rlmix.agent.tags import Tag
 from rlmix.agent.vec_env import ProcessVecEnv
 from rlmix.agent.workers import EpisodeCursor, make_worker
 from rlmix.classifier.files import LineLog
+from rlmix.classifier.hardware import available_memory
 from rlmix.envs.rewards import REWARDS
 from rlmix.experiments.reports.search_page import write_search_report
 from rlmix.experiments.runs.config import stored_config
@@ -110,8 +112,23 @@ def begin_workers(search: Search, run: RunFolder, positions: Sequence[EpisodeCur
     make, config = partial(make_worker, search.environment(run), search.config.seed), search.config
     if config.backend == "ray":
         return RayVecEnv(make, positions, share=search.share, timeout=config.worker_timeout)
+    warn_of_memory(config.worker_count)
     with interrupt_later():
         return ProcessVecEnv(make, positions, processes=config.worker_count)
+
+
+def warn_of_memory(count: int) -> None:
+    """Warn where so many workers may not fit into memory: each becomes about as large as this process.
+
+    This process has loaded the same libraries, and before a new search the same data and network.
+    """
+    each, free = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024, available_memory()  # Linux counts in KiB
+    if count * each > free:
+        print(
+            f"warning: {count} workers of about {each / 1e9:.1f} GB each may not fit into {free / 1e9:.1f} GB of free "
+            f"memory; if one is killed, start again with --workers {max(free // each, 1)}",
+            file=sys.stderr,
+        )
 
 
 def prepare_references(search: Search, workers: VecEnv) -> None:

@@ -5,6 +5,7 @@ import json
 import os
 import random
 import re
+import resource
 import shutil
 import signal
 import subprocess
@@ -652,6 +653,17 @@ def asked(arguments: Sequence[str]) -> SearchConfig:
 
 def test_help_explains_every_option(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
     require_explained(SearchConfig, help_of(train_agent.main, capsys, monkeypatch))
+
+
+@pytest.mark.parametrize(("share", "warned"), [(0.9, True), (1.1, False)])
+def test_workers_that_may_not_fit_into_memory_are_told(
+    share: float, warned: bool, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    size = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    monkeypatch.setattr(search, "available_memory", lambda: int(4 * size * share))
+    search.warn_of_memory(4)
+    err = capsys.readouterr().err
+    assert ("4 workers of about" in err and "--workers 3" in err) if warned else err == ""
 
 
 def test_the_published_agent_is_another_command(refused: Any) -> None:
