@@ -122,7 +122,7 @@ PLAIN, SLOW = "plain", "rmix-exact-fp32"
 FAST = ("rmix", "rmix-compiled")  # the faster one is the fast path
 # The Trainer keeps images and weights in channels-last memory for all of them, the slow path included.
 VARIANTS = {
-    **{name: Variant(name) for name, entry in CONTESTANTS.items() if entry.per_batch is None},
+    **{name: Variant(name) for name, entry in CONTESTANTS.items() if entry.thresholds is None},
     "rmix-compiled": Variant("rmix", compile=True),
     SLOW: Variant("rmix-exact", precision="fp32"),
 }
