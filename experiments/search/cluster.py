@@ -169,12 +169,12 @@ def tune_setting(run: Path, *, verbose: int) -> RunConfig:
     from ray import tune
 
     class RecoveryLogger(tune.Callback):
-        """Reports on standard error that a trial is restarted."""
+        """Callback that reports on standard error that a trial is restarted."""
 
         def on_trial_recover(self, iteration: int, trials: list[Any], trial: Any, **_: Any) -> None:
             reason = " ".join(root_message(trial.get_pickled_error()).split())
             print(
-                f"trial {trial.trial_id} ended too early ({reason:.240}); it is started again, from its checkpoint",
+                f"trial {trial.trial_id} failed ({reason:.240}); it is restarted from its checkpoint",
                 file=sys.stderr,
                 flush=True,
             )
@@ -279,7 +279,7 @@ def run_distributed(loop: Callable[[dict[str, str]], None], run: Path, workers: 
         while thread.is_alive() and not stop.asked:
             thread.join(0.2)
         if stop.asked:
-            print("\nstopping when all have saved; once more to stop at once", file=sys.stderr, flush=True)
+            print("\nstopping when all processes have saved; repeat to stop at once", file=sys.stderr, flush=True)
             stop_file(run).touch()
         cluster = ray.get_runtime_context().gcs_address
         while thread.is_alive():

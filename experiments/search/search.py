@@ -80,11 +80,11 @@ def execute(search: Search, run: RunFolder) -> None:
         contest = compare_contestants(search, schedule, trainings, {**live, **shipped_agent(search)})
     except (EOFError, ConnectionError):
         raise RunError(
-            "a worker process ended too early, by its own error above or killed from outside (is there enough "
-            f"memory?); resume with {run.resume_options}"
+            "a worker process has died: by its own error above, or killed from outside (is there enough memory?); "
+            f"resume with {run.resume_options}"
         ) from None
     except WorkerFailedError as error:
-        raise RunError(f"{error}; what was learned is saved, resume with {run.resume_options}") from None
+        raise RunError(f"{error}; the search is saved, resume with {run.resume_options}") from None
     finally:
         if workers is not None:
             workers.close()

@@ -206,7 +206,7 @@ def report(search: Search, run: RunFolder) -> None:
     for until, policy in schedule.segments:
         print(f"  until {100 * until:5.1f} %  {policy}")
     if search.config.start is None and all(policy == FIXED[START] for _, policy in schedule.segments):
-        print(f"  This is where the search started: it found nothing that its evidence puts above {START}.")
+        print(f"  The search started from this policy, {START}, and found no better one.")
     headers, rows = ("", "accuracy", "learned is ahead by", ""), []
     for name, entry in contest.items():
         versus = ("", "")

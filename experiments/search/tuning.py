@@ -65,9 +65,9 @@ def check(config: TuneConfig) -> None:
     options = flatten(asdict(config.agent))
     for name in ("out", "resume", "address", "trust"):
         if options[name]:
-            raise RunError(f"--agent.{name} is not for many searches: give --{name}")
+            raise RunError(f"--agent.{name} is for a single search: give --{name} instead")
     if config.agent.start is not None:
-        raise RunError("--agent.start is not for many searches, whose segments differ: train_agent.py takes it")
+        raise RunError("--agent.start is for a single search (train_agent.py): segments differ between these searches")
 
 
 def resolve_agent(config: TuneConfig) -> SearchConfig:
@@ -92,7 +92,7 @@ def finish(config: TuneConfig, run: RunFolder, results: ResultGrid) -> None:
     for result in map(results.__getitem__, range(len(results))):
         if result.error is not None:
             print(
-                f"a trial failed, the others went on: {' '.join(root_message(result.error).split())}", file=sys.stderr
+                f"a trial failed, the others continued: {' '.join(root_message(result.error).split())}", file=sys.stderr
             )
     search = Search.from_config(config.agent)
     workers = None
@@ -224,7 +224,7 @@ def best_agent(config: TuneConfig, run: RunFolder) -> PolicySchedule:
         if ((folder := trial_folder(run.path / "trials", number)) / "policy.json").exists()
     ]
     if not finished:
-        raise RunError("no agent was trained to its end; their errors are above")
+        raise RunError("no agent's training finished; their errors are above")
     policies = {folder: PolicySchedule.load(folder / "policy.json") for folder in finished}
     best = max(finished, key=lambda folder: policies[folder].provenance["validation_accuracy"])
     Agent.load(best).save(run.path)
@@ -318,7 +318,7 @@ def best_members(config: TuneConfig, run: RunFolder, results: ResultGrid) -> dic
             if segments == len(search.segments):
                 finished.append(entry)
     if not finished:
-        raise RunError("no training came to its end; their errors are above")
+        raise RunError("no training finished; their errors are above")
     finished.sort(key=lambda entry: -entry[METRIC])
     return {
         f"member {entry['trial']}": to_schedule(entry["actions"], search.menu, search.segments)

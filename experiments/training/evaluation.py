@@ -42,8 +42,8 @@ def open_run(config: EvaluateConfig) -> TrainedRun:
     run = TrainedRun.open(config.run, device=device, data_root=config.data_root, trust=config.trust)
     if not config.test_set and not len(run.data.development):
         raise RunError(
-            f"{config.run}: this training kept no development images (--development-size 0), and those it learned from "
-            "tell nothing; read the test set with --test-set"
+            f"{config.run}: this training kept no development images (--development-size 0); read the test set with "
+            "--test-set"
         )
     return run
 
@@ -108,7 +108,7 @@ def write_evaluation(run: TrainedRun, report: Mapping[str, Any]) -> Path:
     try:
         write_atomic(path, (json.dumps(report, indent=2, ensure_ascii=False) + "\n").encode())
     except OSError as error:
-        raise RunError(f"{path}: cannot be written ({error.strerror}); let this user write there") from None
+        raise RunError(f"{path}: cannot be written ({error.strerror}); check the folder's permissions") from None
     return path
 
 

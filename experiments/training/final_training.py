@@ -254,7 +254,7 @@ class FinalTraining:
             first = self.went_back
             assert first is not None
             raise RunError(
-                f"{reason}; it had gone back to update {first['to_update']} once, with the learning rate halved to "
+                f"{reason}; it was rolled back to update {first['to_update']} before, with the learning rate halved to "
                 f"{first['lr']:g}, because {first['reason']}: start again with an --lr lower than {first['lr']:g}"
             )
         diverged_at = self._trainer.updates_done

@@ -84,7 +84,7 @@ def resolve(config: RLMixConfig, data: Splits) -> RLMixConfig:
         DamagedFileError: the frozen agent cannot be used.
     """
     if (config.thresholds == "frozen") != (config.agent is not None):
-        raise RunError("give --agent RUN (the run folder of an agent) with --thresholds frozen, and with nothing else")
+        raise RunError("--agent RUN (the run folder of an agent) and --thresholds frozen must be given together")
     set_threads(config.threads)
     # Errors in network or agent are reported here, before there is a run folder.
     train = replace(config.train, device="cpu", precision="fp32", compile="off")
@@ -278,7 +278,7 @@ def finish(
         f"\n{measured} accuracy {100 * accuracy:.2f} % on {images:,} images\n"
         f"last quarter: mean reward {end['reward']:.4f}, mean threshold "
         f"{np.average(THRESHOLDS, weights=end['thresholds']):.3f} (0.495 if drawn evenly)\n"
-        f"One training says nothing of whether the agent helps: `{spelling('compare')} --contestants rl-mix "
+        f"One training does not show whether the agent helps: `{spelling('compare')} --contestants rl-mix "
         "rl-mix-random --baseline rl-mix-random` trains both over several seeds.\n"
         f"written: {run.path}/model.safetensors, summary.json, epochs.jsonl"
         f"{', agent.safetensors' if config.thresholds == 'learned' else ''}\n"

@@ -217,7 +217,7 @@ def _check_protocol_options(config: ContestConfig, out: Path) -> None:
         RunError: trainings have been made already, or an option is out of range.
     """
     if (out / "runs.jsonl").exists():
-        raise RunError(f"{out}: trainings of a contest are there already; its protocol stays as it is")
+        raise RunError(f"{out}: this contest has trainings, so its protocol cannot change; choose another --out")
     unknown = [name for name in config.groups if name not in GROUPS]
     if unknown or not config.groups:
         raise RunError(f"--groups must be among {', '.join(GROUPS)}, got {' '.join(unknown) or 'none'}")
@@ -296,7 +296,9 @@ def run(config: ContestConfig, out: Path, command: str) -> None:
         ]
     log = TrainingLog(out / "runs.jsonl", lambda lines: {_entry(line): line for line in lines})
     precision = resolve_precision("auto", resolve_device("cpu"))
-    jobs = {entry: functools.partial(train_contestant, entry, str(file), precision, config.data_root) for entry in wanted}
+    jobs = {
+        entry: functools.partial(train_contestant, entry, str(file), precision, config.data_root) for entry in wanted
+    }
     missing = log.missing(jobs)
     if missing and protocol["split"] == "test":
         record_test_read(out, command, entries=len(missing))
@@ -332,7 +334,9 @@ def fixed_of(menu: Menu) -> dict[str, PolicySchedule]:
     return named
 
 
-def train_contestant(entry: ContestEntry, protocol_file: str, precision: Precision, data_root: str | None) -> dict[str, Any]:
+def train_contestant(
+    entry: ContestEntry, protocol_file: str, precision: Precision, data_root: str | None
+) -> dict[str, Any]:
     """Train one contestant on one task; contestants that search train several times.
 
     Returns:

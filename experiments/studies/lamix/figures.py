@@ -412,7 +412,7 @@ def _at_least_one(value: int, option: str) -> int:
 
 def _checked_epochs(at: Sequence[int], last: int) -> Sequence[int]:
     if not at or list(at) != sorted(set(at)) or at[0] < 1 or at[-1] > last:
-        raise RunError(f"--at must be rising epochs in [1, {last}], the end of the training (--epochs), got {at}")
+        raise RunError(f"--at must be ascending epochs in [1, {last}], the length of the training (--epochs), got {at}")
     return at
 
 

@@ -54,13 +54,13 @@ def main(arguments: Sequence[str] | None = None) -> None:
         for run in config.runs:
             log, setting = Path(run) / "episodes.jsonl", Path(run) / "config.json"
             if not (log.is_file() and setting.is_file()):
-                raise RunError(f"--runs: {run} is no run folder of train_agent.py with episodes")
+                raise RunError(f"--runs must be run folders of train_agent.py with episodes, got {run}")
             with reject_incompatible(setting):
                 options = flatten(json.loads(setting.read_bytes())["config"])
                 seeds.append(int(options["seed"]))
             settings.append({name: value for name, value in options.items() if name not in OWN})
         if len(set(seeds)) < len(seeds) or any(setting != settings[0] for setting in settings):
-            raise RunError("--runs must be alike but for --seed, and of different seeds")
+            raise RunError("--runs must differ in --seed, and in no other option that changes results")
         for old in out.glob("seed-*.jsonl") if config.runs else ():
             old.unlink()
         for run, seed in zip(config.runs, seeds, strict=True):
