@@ -1,12 +1,12 @@
-"""Measure mixing operations alone: against torchvision's and timm's, and Puzzle Mix against dense transport plans.
+"""Measure the speed of mixing alone: against torchvision and timm, and Puzzle Mix against dense transport plans.
 
 python experiments/benchmarks/mixing_speed.py
 python experiments/benchmarks/mixing_speed.py --threads 2 --channels 1 --side 28
 
 In every round each operation runs in turn, in rotated order, and a ratio is the median of the rounds' own ratios. The
-libraries' operations draw their ratio, make one-hot targets and mix; ours is measured likewise ("from labels", what
-`mix_batch` does) and with draws and targets given ("alone"). timm's overwrites the batch that it is given and mixes
-each image with the one at the mirrored place; torchvision's takes the neighbour; ours draws a permutation.
+libraries' operations draw their ratio, make one-hot targets and mix; ours is measured in the same way ("from labels",
+as `mix_batch`) and with draws and targets given ("alone"). timm's overwrites its batch and mixes each image with the
+one at the mirrored place; torchvision's takes the neighbour; ours draws a permutation.
 """
 
 from __future__ import annotations
@@ -49,32 +49,32 @@ Operation = Callable[[], object]
 
 @dataclass(frozen=True)
 class MixingBenchmarkConfig:
-    """Measure mixing operations alone."""
+    """Measure the speed of mixing alone."""
 
     batch_size: int = 100
-    """Images in a batch."""
+    """Number of images in a batch."""
     channels: int = 3
-    """Channels of the images."""
+    """Number of channels of the images."""
     side: int = 32
     """Side of the images in pixels."""
     threads: int = 1
-    """Threads."""
+    """Number of CPU threads."""
     seconds: float = 0.3
-    """Length of one operation's stretch in one round, at least one call."""
+    """Seconds of each operation in a round, at least one call."""
     rounds: int = 9
-    """Stretches of each operation."""
+    """Number of rounds."""
     out: str = "experiments/results/benchmark_mixing.json"
-    """The report, JSON."""
+    """File of the report, JSON."""
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run the command."""
     with command("benchmarks/mixing_speed", arguments) as call:
         config = call.parse(MixingBenchmarkConfig, __doc__)
-        for name, least in (("batch_size", 2), ("channels", 1), ("side", 8), ("threads", 1), ("rounds", 1)):
-            if getattr(config, name) < least:
+        for name, minimum in (("batch_size", 2), ("channels", 1), ("side", 8), ("threads", 1), ("rounds", 1)):
+            if getattr(config, name) < minimum:
                 option = name.replace("_", "-")
-                raise RunError(f"--{option} must be at least {least}, got {getattr(config, name)}")
+                raise RunError(f"--{option} must be at least {minimum}, got {getattr(config, name)}")
         if not 0 < config.seconds < float("inf"):
             raise RunError(f"--seconds must be a finite number above 0, got {config.seconds:g}")
         torch.set_num_threads(config.threads)
@@ -99,7 +99,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 def against_libraries(config: MixingBenchmarkConfig) -> dict[str, Any]:
-    """mixup and CutMix, ours over each library's, by what is measured of ours.
+    """Measure mixup and CutMix, and return seconds and the ratios of ours to each library's.
 
     Raises:
         RunError: timm is not installed.
@@ -108,7 +108,7 @@ def against_libraries(config: MixingBenchmarkConfig) -> dict[str, Any]:
         from timm.data.mixup import Mixup
     except ImportError:
         raise RunError("timm is not installed; pip install 'rl-mix[timm]'") from None
-    from torchvision.transforms import v2  # a second, which the other commands need not wait
+    from torchvision.transforms import v2  # takes a second to import
 
     images, labels = _batch(config)
     targets, generator = one_hot(labels, CLASSES), torch.Generator().manual_seed(0)
@@ -120,13 +120,13 @@ def against_libraries(config: MixingBenchmarkConfig) -> dict[str, Any]:
     }
     for name in ("mixup", "cutmix"):
         timed[f"{name} from labels"] = _from_labels(name, images, labels, generator)
-    torchvisions: dict[str, Callable[..., object]] = {
+    torchvision: dict[str, Callable[..., object]] = {
         "mixup": v2.MixUp(num_classes=CLASSES),
         "cutmix": v2.CutMix(num_classes=CLASSES),
     }
     overwritten = images.clone()
     for name in ("mixup", "cutmix"):
-        theirs = torchvisions[name]
+        theirs = torchvision[name]
         timed[f"{name} torchvision"] = lambda theirs=theirs: theirs(images, labels)  # type: ignore[misc]
         alphas = {"mixup_alpha": float(name == "mixup"), "cutmix_alpha": float(name == "cutmix")}
         in_place = Mixup(**alphas, label_smoothing=0.0, num_classes=CLASSES)
@@ -144,11 +144,11 @@ def against_libraries(config: MixingBenchmarkConfig) -> dict[str, Any]:
 
 
 def puzzlemix_parts(config: MixingBenchmarkConfig, blocks: int) -> dict[str, Any]:
-    """Seconds of Puzzle Mix's parts for one batch, its transport by gathering and by dense plans.
+    """Measure Puzzle Mix's parts for one batch, with transport by gathering and by dense plans.
 
     Args:
-        config: for the batch.
-        blocks: blocks per side.
+        config: options of the benchmark, for the batch.
+        blocks: number of blocks per side.
     """
     images, _ = _batch(config)
     generator = torch.Generator().manual_seed(1)
@@ -158,26 +158,26 @@ def puzzlemix_parts(config: MixingBenchmarkConfig, blocks: int) -> dict[str, Any
     def costs() -> tuple[Tensor, Tensor, Tensor]:
         return mask_costs(images, partner=partner, lam=0.5, saliency=saliency, blocks=blocks, **STRENGTHS)
 
-    found = costs()
-    mask = solve_mask(*found) / 2
+    batch_costs = costs()
+    mask = solve_mask(*batch_costs) / 2
     block = config.side // blocks
     if T_SIZE < block and block % T_SIZE == 0:
         finer = block // T_SIZE
         mask = mask.repeat_interleave(finer, dim=1).repeat_interleave(finer, dim=2)
-    worth = torch.nn.functional.avg_pool2d(saliency[:, None], config.side // mask.shape[-1])[:, 0]
-    worth = worth / worth.sum(dim=(1, 2), keepdim=True)
+    pooled = torch.nn.functional.avg_pool2d(saliency[:, None], config.side // mask.shape[-1])[:, 0]
+    pooled = pooled / pooled.sum(dim=(1, 2), keepdim=True)
 
     def both(move: Callable[..., Tensor]) -> Operation:
-        # The image, and its partner, which the rest of the mask shows.
+        # Moves the image, and its partner, which the rest of the mask shows.
         return lambda: (
-            move(images, mask=mask, saliency=worth, t_eps=T_EPS),
-            move(images[partner], mask=1 - mask, saliency=worth[partner], t_eps=T_EPS),
+            move(images, mask=mask, saliency=pooled, t_eps=T_EPS),
+            move(images[partner], mask=1 - mask, saliency=pooled[partner], t_eps=T_EPS),
         )
 
     seconds = interleaved(
         {
             "costs": costs,
-            "cut": lambda: solve_mask(*found),
+            "cut": lambda: solve_mask(*batch_costs),
             "transport": both(transported),
             "transport by dense plans": both(transported_densely),
         },
@@ -195,10 +195,10 @@ def puzzlemix_parts(config: MixingBenchmarkConfig, blocks: int) -> dict[str, Any
 
 
 def transported_densely(images: Tensor, *, mask: Tensor, saliency: Tensor, t_eps: float) -> Tensor:
-    """Puzzle Mix's transport in the form that the paper gives (algorithm 1): plans as `n^2 x n^2` matrices.
+    """Transport images as in Puzzle Mix's algorithm 1, with plans as `n^2 x n^2` matrices.
 
-    Arguments are those of `classifier.mixing.puzzlemix.transported`, and so is the result, except that here all places
-    that a block is not moved to are filled, which the mask does not show.
+    Arguments and result are those of `classifier.mixing.puzzlemix.transported`, except that places to which no block is
+    moved are filled too; the mask does not show them.
     """
     batch, blocks = len(images), mask.shape[-1]
     places, size = blocks**2, images.shape[-1] // blocks
@@ -215,14 +215,14 @@ def transported_densely(images: Tensor, *, mask: Tensor, saliency: Tensor, t_eps
 
 
 def interleaved(operations: Mapping[str, Operation], config: MixingBenchmarkConfig) -> dict[str, list[float]]:
-    """Seconds of one call of each operation, round by round, in rotated order."""
+    """Return the seconds of one call of each operation, round by round, measured in rotated order."""
     calls = {}
     for name, operation in operations.items():
         for _ in range(2):
             started = time.perf_counter()
             operation()
-            took = time.perf_counter() - started
-        calls[name] = max(1, round(config.seconds / took))
+            call_seconds = time.perf_counter() - started
+        calls[name] = max(1, round(config.seconds / call_seconds))
     names = list(operations)
     seconds: dict[str, list[float]] = {name: [] for name in names}
     for number in range(config.rounds):
@@ -235,7 +235,7 @@ def interleaved(operations: Mapping[str, Operation], config: MixingBenchmarkConf
 
 
 def text_report(report: Mapping[str, Any]) -> str:
-    """The report as aligned lines."""
+    """Format the report as aligned lines."""
     config, host = report["config"], report["machine"]
     lines = [
         f"{host['processor']}, {config['threads']} threads, torch {host['torch']}, load {host['load_average'][0]:.1f} "
@@ -274,7 +274,7 @@ def _batch(config: MixingBenchmarkConfig) -> tuple[Tensor, Tensor]:
 
 
 def _salient_spots(count: int, side: int, generator: torch.Generator) -> Tensor:
-    """Saliency `[count, side, side]` of images with one object each: a spot somewhere, and a little noise."""
+    """Draw saliency `[count, side, side]` of images with one object each: a spot somewhere, and a little noise."""
     place = torch.arange(side) / side
     row, column = torch.rand(2, count, 1, generator=generator)
     spots = (-((place - row) ** 2) / 0.05).exp()[:, :, None] * (-((place - column) ** 2) / 0.05).exp()[:, None]

@@ -3,10 +3,10 @@
     python experiments/benchmarks/ray_overhead.py
     python experiments/benchmarks/ray_overhead.py --waiting-workers 1 4 16 --rounds 3
 
-Four parts. *Scaling*: environment steps a second of one worker and of two, one thread each, training for real, in
-alternating rounds. *Driver*: workers that only wait, so that what remains is the driver's cost; CPU seconds of the
-driver's process for each environment step, of collecting alone and with PPO's learning. *Bytes*: what travels for one
-step, as Ray serialises it. *Perturbation*: what a member of a population pays when it takes over another's weights.
+Four parts. *Scaling*: environment steps per second of one worker and of two, one thread each, with real trainings, in
+alternating rounds. *Driver*: CPU seconds of the driver's process per environment step, for collecting alone and with
+PPO's learning; the workers only wait, so that the remaining cost is the driver's. *Bytes*: size of a step's messages,
+as Ray serialises them. *Perturbation*: time in which a member of a population takes over another's weights.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ from rlmix.experiments.search.config import SearchConfig, TaskTrainConfig
 from rlmix.experiments.search.plan import START, Search, resolve
 
 SEGMENTS = 4
-DECLARED_CPUS = 128  # more than there are: workers that wait need none
+DECLARED_CPUS = 128  # more than available: waiting workers need none
 
 
 @dataclass(frozen=True)
@@ -52,28 +52,28 @@ class BenchmarkConfig:
     dataset: str = "fashion_mnist"
     """Data set by name, or package.module:function that returns a rlmix.classifier.data.Dataset."""
     data_root: str | None = None
-    """Folder where the data set lies; none looks in the usual places, then downloads."""
+    """Folder of the data set; optional, defaults to the usual places, then to a download."""
     train_size: int = 500
-    """Training images of an episode; this and the next as train_agent.py's default has them."""
+    """Number of training images of an episode."""
     updates: int = 250
-    """Length of an episode's training."""
+    """Number of updates of an episode's training."""
     rounds: int = 5
-    """Alternating rounds of one and of two workers, an episode each."""
+    """Number of alternating rounds of one and of two workers, an episode each."""
     waiting_workers: tuple[int, ...] = (1, 4, 16, 64)
     """Numbers of workers that only wait."""
     wait: float = 0.5
-    """Seconds that a step of theirs takes."""
+    """Seconds of a step of a waiting worker."""
     waiting_steps: int = 16
-    """Steps of each of them that are measured."""
+    """Number of measured steps of each waiting worker."""
     perturbations: int = 5
-    """Perturbations that are measured."""
+    """Number of measured perturbations."""
     out: str = "experiments/results/benchmark_ray.json"
-    """The report, JSON."""
+    """File of the report, JSON."""
 
 
 @dataclass(frozen=True)
 class Start:
-    """A `EpisodeCursor` without its module, whose imports would cost each waiting worker 300 MB."""
+    """Copy of `EpisodeCursor` without its module, whose imports would cost each waiting worker 300 MB."""
 
     stream: str = "search"
     episode: int = 0
@@ -81,28 +81,28 @@ class Start:
 
 
 class WaitingWorker:
-    """Answers as `RayWorker` does, with a step's real answer, after a while; imports no torch, so that 64 fit."""
+    """Stand-in for `RayWorker` that waits and gives a recorded answer; without torch, so that 64 fit into memory."""
 
     def __init__(self, make: Any, _index: int, _position: Any, _threads: int) -> None:
         self._make, self._steps = make, 0
 
     def build(self) -> None:
-        """Take what is answered."""
+        """Unpack the recorded answer."""
         self._spaces, self._answer, self._seconds, self._segments = self._make
 
     def spaces(self) -> Any:
-        """Spaces of observations and actions."""
+        """Return the spaces of observations and actions."""
         return self._spaces
 
     def attribute(self, _name: str) -> None:
-        """None is there."""
+        """Return None for every attribute."""
 
     def is_wrapped(self, _wrapper: Any) -> bool:
-        """By nothing."""
+        """Return False: there is no wrapper."""
         return False
 
     def reset(self) -> Any:
-        """The observation of every step."""
+        """Return the recorded observation."""
         return self._answer[0], {}
 
     def step(self, _action: Any) -> Any:
@@ -137,13 +137,13 @@ def main(arguments: Sequence[str] | None = None) -> None:
                 report["driver"].append(driver(config, answer, workers))
                 print(report["driver"][-1], flush=True)
                 report["one_driver_feeds"] = feeds(report)
-                # Now already: most workers come last, and may be more than the machine can start.
+                # After each number: the largest come last, and may be more than the machine can start.
                 write_atomic(Path(config.out), (json.dumps(report, indent=2) + "\n").encode())
         print(f"written: {config.out}")
 
 
 def setting(config: BenchmarkConfig) -> Search:
-    """The search whose segments are timed.
+    """Return the search whose segments are timed.
 
     Raises:
         RunError: an option is out of range.
@@ -166,7 +166,7 @@ def setting(config: BenchmarkConfig) -> Search:
 
 
 def scaling(config: BenchmarkConfig, search: Search) -> tuple[dict[str, Any], Any]:
-    """Measure the steps a second of one worker and of two; return them and a step's answer."""
+    """Measure the steps per second of one worker and of two; return them and a step's answer."""
     vectors = {
         workers: RayVecEnv(
             partial(make_worker, search.environment(None), 0), [EpisodeCursor()] * workers, share=WorkerResources()
@@ -174,7 +174,7 @@ def scaling(config: BenchmarkConfig, search: Search) -> tuple[dict[str, Any], An
         for workers in (1, 2)
     }
     action = search.menu.find(FIXED[START])
-    for vector in vectors.values():  # data, first draws and code paths
+    for vector in vectors.values():  # warm up: data, first draws, code paths
         vector.reset()
         for _ in search.segments:
             vector.step(np.array([action] * vector.num_envs))
@@ -212,7 +212,7 @@ def step_bytes(answer: Any) -> dict[str, int]:
 
 
 def driver(config: BenchmarkConfig, answer: Any, workers: int) -> dict[str, Any]:
-    """What an environment step costs the driver when workers only wait."""
+    """Measure the driver's cost of an environment step, with workers that only wait."""
     spaces = (observation_space(Menu()), gym.spaces.MultiDiscrete(list(Menu().sizes)))
     given = (spaces, answer, config.wait, SEGMENTS)
     starts = [Start()] * workers
@@ -248,7 +248,7 @@ def driver(config: BenchmarkConfig, answer: Any, workers: int) -> dict[str, Any]
 
 
 def perturbation(config: BenchmarkConfig, search: Search) -> dict[str, Any]:
-    """Seconds of writing a member's state, becoming another member and reading its state; beside a segment's."""
+    """Measure the seconds of a perturbation (save a state, reset, restore another state), and those of a segment."""
     from ray import tune
 
     from rlmix.experiments.search.population_trainable import STATE, Member
@@ -280,9 +280,10 @@ def _seconds(action: Any) -> float:
 
 
 def feeds(report: dict[str, Any]) -> list[dict[str, float]]:
-    """How many workers one driver feeds for segments of a length, at the cost that most workers showed.
+    """Return the number of workers that one driver can serve, by length of a segment.
 
-    A step of N workers takes the segment T and then N times the driver's cost c: its share is N c / (T + N c).
+    A step of N workers takes a segment's T seconds and N times the driver's cost c, so that the driver's share is
+    N c / (T + N c). c is the cost with the largest number of workers.
     """
     cost = report["driver"][-1]["wall_seconds_beyond_waiting_per_step_with_learning"]
     cost = max(cost, report["driver"][-1]["cpu_seconds_per_step_with_learning"])

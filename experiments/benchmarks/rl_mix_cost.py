@@ -1,13 +1,13 @@
-"""Measure what RL-Mix's per-batch agent costs: its update of the classifier against one of exact R-Mix.
+"""Measure the cost of RL-Mix's per-batch agent: an update of its classifier against one of exact R-Mix.
 
 python experiments/benchmarks/rl_mix_cost.py
 python experiments/benchmarks/rl_mix_cost.py --model search --rounds 15
 
-Both sides mix every batch with saliency by a pass of its own, in one process, on the same images, a stretch each in
-every round, in alternating order; a ratio is the median of the rounds' own ratios, so that what else a shared machine
-does meets both sides alike. The agent is the published one: its choices and what it stores are timed as they happen.
-Of its own update one pass is timed in every round, on a rollout filled up with the steps at hand; it counts once for
-each of the agent's passes, and is shared out among the n_steps updates of the classifier that they are made for.
+Both sides mix every batch with saliency from a pass of its own, in one process and on the same images. Each runs a
+segment of updates in every round, in alternating order; a ratio is the median of the rounds' own ratios, so that other
+load of a shared machine affects both sides alike. The agent is the published one; its choices and its storing are timed
+as they happen. One pass of its own update is timed in every round, on a rollout filled up with the stored steps. It
+counts once for each of the agent's epochs, divided by the n_steps updates of the classifier that the rollout covers.
 """
 
 from __future__ import annotations
@@ -39,11 +39,11 @@ from rlmix.experiments.runs.command import command
 from rlmix.experiments.runs.errors import RunError
 from rlmix.experiments.runs.machine import machine
 
-UPDATES = 10**6  # of the learning-rate schedule; no stretch gets far into it
-WARM_UP = 2  # updates before the clock starts: the first draws, the optimiser's state
+UPDATES = 10**6  # of the learning-rate schedule; no segment gets far into it
+WARM_UP = 2  # updates before the clock starts: first draws, the optimiser's state
 EVERY_BATCH = MixPolicy({"rmix": 1.0})
 PUBLISHED_RATIO = 2.0  # 8 hours against 4 on a P100 (arXiv 2212.04875)
-PARTS = {  # of an update of RL-Mix: what it is called, and the methods whose time it is
+PARTS = {  # of an update of RL-Mix: name, and the method that is timed
     "clean pass": (RMixTrainer, "next_clean"),
     "mixed update": (RMixTrainer, "train_mixed"),
     "choosing": (RLMixLearner, "choose"),
@@ -53,30 +53,30 @@ PARTS = {  # of an update of RL-Mix: what it is called, and the methods whose ti
 
 @dataclass(frozen=True)
 class CostConfig:
-    """Measure what RL-Mix's per-batch agent costs beside exact R-Mix."""
+    """Measure the cost of RL-Mix's per-batch agent beside exact R-Mix."""
 
     dataset: str = "fashion_mnist"
     """Data set by name, or package.module:function that returns a rlmix.classifier.data.Dataset."""
     data_root: str | None = None
-    """Folder where the data set lies; none looks in the usual places, then downloads."""
+    """Folder of the data set; optional, defaults to the usual places, then to a download."""
     model: tuple[str, ...] = ("search", "preact_resnet18")
     """Networks by name."""
     image_size: int = 32
     """Side that images are resized to, for every network but search."""
     train_size: int = 1000
-    """Training images."""
+    """Number of training images."""
     batch_size: int = 100
-    """Images per update."""
+    """Number of images per update."""
     threads: int | None = None
-    """Threads on a CPU; none is 1 for the network search, and 2 for others."""
+    """Number of threads on a CPU; optional, defaults to 1 for the network search and 2 for others."""
     seconds: float = 5.0
-    """Length of one side's stretch in one round, about; it has at least 2 updates."""
+    """Approximate seconds of each side in a round, at least 2 updates."""
     rounds: int = 9
-    """Stretches of each side."""
+    """Number of rounds."""
     device: str = "auto"
-    """auto, cpu, cuda or cuda:N."""
+    """Device: auto, cpu, cuda or cuda:N."""
     out: str = "experiments/results/rl_mix_cost.json"
-    """The report, JSON."""
+    """File of the report, JSON."""
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -101,10 +101,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 def check(config: CostConfig) -> None:
-    """Refuse what cannot be measured.
+    """Check the options.
 
     Raises:
-        RunError: naming the option.
+        RunError: an option is out of range.
     """
     for name, value in (("rounds", config.rounds), ("threads", config.threads)):
         if value is not None and value < 1:
@@ -121,7 +121,7 @@ def check(config: CostConfig) -> None:
 
 
 def measure(config: CostConfig, model: str) -> dict[str, Any]:
-    """Seconds of an update on both sides, round by round, their ratios, and where RL-Mix's time goes.
+    """Measure the seconds of an update on both sides, their ratio, and the share of each part of RL-Mix's update.
 
     Raises:
         RunError: network and images do not fit, or there are fewer images than a batch holds.
@@ -138,19 +138,19 @@ def measure(config: CostConfig, model: str) -> dict[str, Any]:
     published = RLMixAgentConfig()
     agent = RLMixLearner(replace(published, epochs=1), env, seed=0, updates=UPDATES)
     say(f"{model}: warming up")
-    exact_stretch(trainer, 2)
-    length = max(2, int(config.seconds / exact_stretch(trainer, 2)))
-    length = min(length, agent.model.n_steps - 1)  # the agent's own update is timed apart
-    rl_mix_stretch(env, agent, 2, published)
+    time_exact(trainer, 2)
+    length = max(2, int(config.seconds / time_exact(trainer, 2)))
+    length = min(length, agent.model.n_steps - 1)  # the agent's own update is timed separately
+    time_rl_mix(env, agent, 2, published)
     rounds = []
     for number in range(config.rounds):
         say(f"{model}: round {number + 1} of {config.rounds}")
         seconds: dict[str, Any] = {}
         for side in ("exact", "rl_mix") if number % 2 else ("rl_mix", "exact"):
             if side == "exact":
-                seconds["exact"] = exact_stretch(trainer, length)
+                seconds["exact"] = time_exact(trainer, length)
             else:
-                seconds.update(rl_mix_stretch(env, agent, length, published))
+                seconds.update(time_rl_mix(env, agent, length, published))
         rounds.append(seconds)
     whole = [entry["stepping"] + entry["parts"]["learning"] for entry in rounds]
     return {
@@ -170,21 +170,21 @@ def measure(config: CostConfig, model: str) -> dict[str, Any]:
     }
 
 
-def exact_stretch(trainer: Trainer, updates: int) -> float:
-    """Seconds of an update of exact R-Mix that mixes every batch."""
+def time_exact(trainer: Trainer, updates: int) -> float:
+    """Return the seconds of an update of exact R-Mix that mixes every batch."""
     trainer.reset(0)
     trainer.train(EVERY_BATCH, WARM_UP, probe=False)
     return trainer.train(EVERY_BATCH, updates, probe=False).seconds / updates
 
 
-def rl_mix_stretch(env: RLMixEnv, agent: RLMixLearner, updates: int, config: RLMixAgentConfig) -> dict[str, Any]:
-    """Seconds of an update of RL-Mix without the agent's own (`stepping`), and of each of its parts with it.
+def time_rl_mix(env: RLMixEnv, agent: RLMixLearner, updates: int, config: RLMixAgentConfig) -> dict[str, Any]:
+    """Return the seconds of an update of RL-Mix without the agent's own (`stepping`), and those of each part with it.
 
     Args:
-        env: where the agent plays.
-        agent: as `config` has it, but for learning in one pass.
-        updates: length of the stretch.
-        config: the agent whose cost it is.
+        env: environment of the agent.
+        agent: agent of `config`, except that it learns in a single epoch.
+        updates: number of timed updates.
+        config: configuration of the agent whose cost is measured.
     """
     observation, _ = env.reset(seed=0)
     for update in range(WARM_UP):
@@ -206,7 +206,7 @@ def rl_mix_stretch(env: RLMixEnv, agent: RLMixLearner, updates: int, config: RLM
 
 
 def pass_seconds(agent: RLMixLearner) -> float:
-    """Seconds of an update of an agent; its rollout is filled up with copies of the steps that it holds."""
+    """Return the seconds of an update of an agent, on a rollout filled up with copies of its stored steps."""
     buffer = agent.model.rollout_buffer
     filled = buffer.pos
     for row in range(filled, buffer.buffer_size):
@@ -219,7 +219,7 @@ def pass_seconds(agent: RLMixLearner) -> float:
 
 
 def text_report(report: Mapping[str, Any]) -> str:
-    """The report for a reader."""
+    """Format the report as text."""
     host = report["machine"]
     lines = [
         f"{host['processor']}, {host['cores']} cores, torch {host['torch']}, device {report['device']}, load "

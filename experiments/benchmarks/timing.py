@@ -58,14 +58,14 @@ def say(text: str) -> None:
 
 
 def set_threads_for(model: str, threads: int | None) -> None:
-    """Set the number of CPU threads; by default 1 for the network `search`, as a search's worker has, else 2.
+    """Set the number of CPU threads; by default 1 for the network `search`, as in a search's worker, else 2.
 
     Args:
         model: name of the network.
-        threads: optional number of threads.
+        threads: number of threads; optional.
     """
-    usual = 1 if model == "search" else min(2, len(os.sched_getaffinity(0)))
-    torch.set_num_threads(threads or usual)
+    default = 1 if model == "search" else min(2, len(os.sched_getaffinity(0)))
+    torch.set_num_threads(threads or default)
 
 
 def rotated(names: Sequence[str], number: int) -> list[str]:

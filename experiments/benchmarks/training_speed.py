@@ -1,12 +1,12 @@
-"""Measure how many training images per second each mixing method takes in, and what the environment adds to that.
+"""Measure training images per second under each mixing method, and the environment's overhead.
 
 python experiments/benchmarks/training_speed.py
 python experiments/benchmarks/training_speed.py --model search --threads 2 --rounds 15
 python experiments/benchmarks/training_speed.py --model search --profile rmix
 
-Every contestant runs a short stretch in every round, in rotated order, and a ratio is the median of the rounds' own
-ratios: what else a shared machine does then meets both sides of it alike. All of them are measured in one process, on
-the same images, with random crops and flips, from new weights in every stretch.
+Every contestant runs a short segment of updates in every round, in rotated order, and a ratio is the median of the
+rounds' own ratios, so that other load of a shared machine affects both sides alike. All are measured in one process, on
+the same images, with random crops and flips, from new weights in every segment.
 """
 
 from __future__ import annotations
@@ -49,56 +49,57 @@ from rlmix.experiments.runs.command import command
 from rlmix.experiments.runs.errors import RunError
 from rlmix.experiments.runs.machine import machine
 
-UPDATES = 10**6  # of the learning-rate schedule; no stretch gets far into it
-WARM_UP = 2  # updates before the clock starts: the first draws, the optimiser's state
+UPDATES = 10**6  # of the learning-rate schedule; no segment gets far into it
+WARM_UP = 2  # updates before the clock starts: first draws, the optimiser's state
 PROFILED = 10  # updates
-TASKS = 2  # of the episodes, so that a reset has other images to draw, as in a search
+TASKS = 2  # of the episodes, so that a reset draws other images, as in a search
 
 
 @dataclass(frozen=True)
 class BenchmarkConfig:
-    """Measure training images per second under each mixing method, and the environment's own share of the time."""
+    """Measure training images per second under each mixing method, and the environment's overhead."""
 
     dataset: str = "fashion_mnist"
     """Data set by name, or package.module:function that returns a rlmix.classifier.data.Dataset."""
     data_root: str | None = None
-    """Folder where the data set lies; none looks in the usual places, then downloads."""
+    """Folder of the data set; optional, defaults to the usual places, then to a download."""
     model: tuple[str, ...] = ("search", "preact_resnet18")
     """Networks by name."""
     image_size: int = 32
-    """Side that images are resized to, for every network but search; 0 leaves them."""
+    """Side that images are resized to, for every network but search; 0 keeps their size."""
     contestants: tuple[str, ...] = ()
-    """Ways to train, e.g. plain rmix rmix-exact; none measures all. The two that ratios refer to are always there."""
+    """Training methods, e.g. plain rmix rmix-exact; optional, defaults to all. The two that ratios refer to are always
+    measured."""
     batch_size: int = 100
-    """Images per update."""
+    """Number of images per update."""
     threads: int | None = None
-    """Threads on a CPU; none is what a search's worker has, 1, for the network search, and 2 for others."""
+    """Number of threads on a CPU; optional, defaults to 1 for the network search (as in a search) and 2 for others."""
     seconds: float = 5.0
-    """Length of one contestant's stretch in one round."""
+    """Seconds of each contestant in a round."""
     rounds: int = 9
-    """Stretches of each contestant, and episodes of the environment."""
+    """Number of rounds, and of episodes of the environment."""
     compile: bool = True
-    """Whether the compiled fast path is measured too; compiling takes a minute or more for each network."""
+    """Measure the compiled fast path too; compiling takes a minute or more for each network."""
     device: str = "auto"
-    """auto, cpu, cuda or cuda:N."""
+    """Device: auto, cpu, cuda or cuda:N."""
     episode_train_size: int = 500
-    """Training images of an episode, no more than there are; this and the next two as train_agent.py has them."""
+    """Number of training images of an episode, at most those available."""
     episode_updates: int = 250
-    """Length of an episode's training."""
+    """Number of updates of an episode's training."""
     validation_size: int = 3000
-    """Validation images, no more than a fifth of the pool; the first 1000 are used before an episode's end."""
+    """Number of validation images, at most a fifth of the pool; the first 1000 are used before an episode's end."""
     profile: str | None = None
-    """Contestant to print torch.profiler's table of, instead of measuring, e.g. plain or rmix."""
+    """Contestant whose torch.profiler table is printed, instead of a measurement, e.g. plain or rmix; optional."""
     out: str = "experiments/results/benchmark_speed.json"
-    """The report, JSON."""
+    """File of the report, JSON."""
 
 
 @dataclass(frozen=True)
 class Variant:
-    """A contestant as its speed is measured: with a number format, compiled or not.
+    """Contestant in a number format, compiled or not.
 
     Attributes:
-        contestant: how it mixes; a key of `CONTESTANTS` (`rl_mix_cost.py` measures RL-Mix).
+        contestant: training method, a key of `CONTESTANTS` (`rl_mix_cost.py` measures RL-Mix).
         precision: `auto` (bf16 where it is native) or `fp32`.
         compile: whether the step is compiled.
     """
@@ -109,12 +110,12 @@ class Variant:
 
     @property
     def policy(self) -> MixPolicy:
-        """How it mixes."""
+        """Mixing policy of the contestant."""
         return only_policy(CONTESTANTS[self.contestant])
 
     @property
     def saliency(self) -> Saliency:
-        """`recycled` or `exact`, as in `TrainConfig`."""
+        """Source of saliency, `recycled` or `exact`."""
         return CONTESTANTS[self.contestant].saliency
 
 
@@ -122,7 +123,7 @@ PLAIN, SLOW = "plain", "rmix-exact-fp32"
 FAST = ("rmix", "rmix-compiled")  # the faster one is the fast path
 # The Trainer keeps images and weights in channels-last memory for all of them, the slow path included.
 VARIANTS = {
-    **{name: Variant(name) for name, entry in CONTESTANTS.items() if entry.per_batch is None},
+    **{name: Variant(name) for name, entry in CONTESTANTS.items() if entry.thresholds is None},
     "rmix-compiled": Variant("rmix", compile=True),
     SLOW: Variant("rmix-exact", precision="fp32"),
 }
@@ -157,15 +158,15 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 def check(config: BenchmarkConfig) -> None:
-    """Refuse what cannot be measured.
+    """Check the options.
 
     Raises:
-        RunError: naming the option.
+        RunError: an option is out of range.
     """
     for name, value in (("rounds", config.rounds), ("threads", config.threads), ("batch-size", config.batch_size)):
-        least = 2 if name == "batch-size" else 1
-        if value is not None and value < least:
-            raise RunError(f"--{name} must be at least {least}, got {value}")
+        minimum = 2 if name == "batch-size" else 1
+        if value is not None and value < minimum:
+            raise RunError(f"--{name} must be at least {minimum}, got {value}")
     if not 0 < config.seconds < float("inf"):
         raise RunError(f"--seconds must be a finite number above 0, got {config.seconds:g}")
     if not config.model:
@@ -177,13 +178,13 @@ def check(config: BenchmarkConfig) -> None:
         raise RunError(f"--profile must be one of {', '.join(VARIANTS)}, got {config.profile!r}")
     device = resolve_device(config.device)
     reason = why_not_compile(device)
-    asked = config.profile is None or VARIANTS[config.profile].compile
-    if config.compile and asked and reason is not None:
+    compiles = config.profile is None or VARIANTS[config.profile].compile
+    if config.compile and compiles and reason is not None:
         raise RunError(f"{reason}; install it, or leave the compiled contestant out with --no-compile")
 
 
 def check_models(config: BenchmarkConfig, data: Splits) -> None:
-    """Build every network once, now and not after the minutes that those before it take.
+    """Build every network once, so that errors come before minutes of measuring.
 
     Raises:
         RunError: a name is not known, or a network cannot be built.
@@ -198,7 +199,7 @@ def check_models(config: BenchmarkConfig, data: Splits) -> None:
 
 
 def measure_model(config: BenchmarkConfig, model: str, data: Splits) -> dict[str, Any]:
-    """Images per second of every contestant with one network, round by round, and their ratios.
+    """Measure the images per second of every contestant with one network, round by round, and their ratios.
 
     Raises:
         RunError: the network cannot be built for these images.
@@ -212,12 +213,12 @@ def measure_model(config: BenchmarkConfig, model: str, data: Splits) -> dict[str
     lengths = {}
     for name in names:
         say(f"{model}: warming up {name}")
-        lengths[name] = fitting_length(trainers[name], VARIANTS[name], config.seconds)
+        lengths[name] = updates_per_segment(trainers[name], VARIANTS[name], config.seconds)
     rates: dict[str, list[float]] = {name: [] for name in names}
     for number in range(config.rounds):
         say(f"{model}: round {number + 1} of {config.rounds}")
         for name in rotated(names, number):
-            rates[name].append(run_stretch(trainers[name], VARIANTS[name], lengths[name], seed=number))
+            rates[name].append(run_segment(trainers[name], VARIANTS[name], lengths[name], seed=number))
     fast = max((name for name in FAST if name in rates), key=lambda name: np.median(rates[name]))
     result = {
         "model": model,
@@ -238,30 +239,30 @@ def measure_model(config: BenchmarkConfig, model: str, data: Splits) -> dict[str
             for name in names
         },
     }
-    torch.compiler.reset()  # the next network's graphs must not count towards this one's limit of recompilations
+    torch.compiler.reset()  # otherwise this network's graphs count towards the next one's limit of recompilations
     return result
 
 
-def fitting_length(trainer: Trainer, variant: Variant, seconds: float) -> int:
-    """Updates that take about so long, after a first stretch in which graphs are compiled and caches filled.
+def updates_per_segment(trainer: Trainer, variant: Variant, seconds: float) -> int:
+    """Return the number of updates that take about so many seconds, after one segment that compiles and fills caches.
 
-    Even, so that the halves of the mixed policies are whole; if long enough, also a multiple of the blocks in which
-    the Trainer makes its random draws, so that each stretch bears its share of them.
+    The number is even, so that policies that mix half of the updates have whole halves. If long enough, it is also a
+    multiple of the blocks in which the Trainer makes its random draws, so that each segment has its share of them.
     """
-    updates, took = 2, 0.0
-    run_stretch(trainer, variant, updates, seed=0)
+    updates, elapsed = 2, 0.0
+    run_segment(trainer, variant, updates, seed=0)
     while True:
-        took = updates * trainer.config.batch_size / run_stretch(trainer, variant, updates, seed=0)
-        if took >= seconds / 4:
+        elapsed = updates * trainer.config.batch_size / run_segment(trainer, variant, updates, seed=0)
+        if elapsed >= seconds / 4:
             break
         updates *= 2
-    fitting = int(updates * seconds / took)
+    count = int(updates * seconds / elapsed)
     period = 2 * BLOCK  # recycling draws a fresh batch on every other update only
-    return max(fitting - fitting % (period if fitting >= period else 2), 2)
+    return max(count - count % (period if count >= period else 2), 2)
 
 
-def run_stretch(trainer: Trainer, variant: Variant, updates: int, *, seed: int) -> float:
-    """Training images per second of a contestant, over some updates from new weights."""
+def run_segment(trainer: Trainer, variant: Variant, updates: int, *, seed: int) -> float:
+    """Return a contestant's training images per second over some updates from new weights."""
     trainer.config = replace(trainer.config, saliency=variant.saliency)
     trainer.reset(seed)
     trainer.train(variant.policy, WARM_UP, probe=False)
@@ -270,13 +271,13 @@ def run_stretch(trainer: Trainer, variant: Variant, updates: int, *, seed: int) 
 
 
 def measure_episodes(config: BenchmarkConfig, data: Splits) -> dict[str, Any]:
-    """Where the time of a search's episode goes: training, validation, and what the environment itself takes.
+    """Measure the shares of a search's episode: training, validation, and the environment's overhead.
 
-    Actions are drawn evenly from the menu. Measuring saliency and gradients for the observation counts as training.
-    The references of the reward, trained once for each task of a search, are not counted.
+    Actions are drawn uniformly from the menu. Measuring saliency and gradients for the observation counts as training.
+    The reward's references, trained once for each task of a search, are not counted.
 
     Raises:
-        RunError: the environment cannot be made of these settings.
+        RunError: the environment cannot be built with these options.
     """
     set_threads_for("search", config.threads)
     size = min(config.episode_train_size, len(data.train))
@@ -321,7 +322,7 @@ def measure_episodes(config: BenchmarkConfig, data: Splits) -> dict[str, Any]:
 
 
 def _run_episode(env: MixPolicyEnv, *, seed: int) -> dict[str, float]:
-    """Seconds of one episode's reset and steps, and of the training and validation inside the steps."""
+    """Return the seconds of one episode's reset and steps, and of the training and validation inside the steps."""
     started = time.perf_counter()
     env.reset(seed=seed)
     reset = time.perf_counter() - started
@@ -336,7 +337,7 @@ def _run_episode(env: MixPolicyEnv, *, seed: int) -> dict[str, float]:
 
 
 def text_report(report: Mapping[str, Any]) -> str:
-    """The report as aligned tables."""
+    """Format the report as aligned tables."""
     host = report["machine"]
     gpu = "" if host["gpu"] is None else f" ({host['gpu']})"
     lines = [
@@ -391,7 +392,7 @@ def print_profile(config: BenchmarkConfig, model: str, data: Splits) -> None:
     set_threads_for(model, config.threads)
     contestant = VARIANTS[config.profile]
     trainer = _build_trainers(config, model, data, [config.profile])[config.profile]
-    run_stretch(trainer, contestant, 2, seed=0)
+    run_segment(trainer, contestant, 2, seed=0)
     on_gpu = trainer.device.type == "cuda"
     activities = [ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if on_gpu else [])]
     with profile(activities=activities) as profiler:
@@ -402,7 +403,7 @@ def print_profile(config: BenchmarkConfig, model: str, data: Splits) -> None:
 
 
 def _build_trainers(config: BenchmarkConfig, model: str, data: Splits, names: Sequence[str]) -> dict[str, Trainer]:
-    """A trainer for each contestant; those that differ in policy and saliency alone share one."""
+    """Build a Trainer for each contestant; those that differ only in policy and saliency share one."""
     built: dict[tuple[str, bool], Trainer] = {}
     for name in names:
         contestant = VARIANTS[name]
@@ -421,16 +422,16 @@ def _build_trainers(config: BenchmarkConfig, model: str, data: Splits, names: Se
 
 
 def _images_for(config: BenchmarkConfig, model: str, data: Splits) -> Splits:
-    """The images as they are for the search network, resized for the others."""
+    """Return the images, resized for every network but `search`."""
     if model == "search" or config.image_size == 0:
         return data
     size = config.image_size
-    # Nothing but training images is looked at, but all are of one shape.
+    # Only training images are read, but all splits must have one shape.
     return split(resized(load_dataset(config.dataset, config.data_root), size), validation_size=len(data.validation))
 
 
 def _trainable(trainer: Trainer, name: str) -> bool:
-    """Whether a network can be trained in a way; says why not."""
+    """Return whether a network can be trained with a method; print the reason if not."""
     try:
         trainer.check(VARIANTS[name].policy)
     except InputError as error:

@@ -1,4 +1,4 @@
-"""A comparison from its options to its results."""
+"""Comparison of training methods, from its options to its results."""
 
 from __future__ import annotations
 
@@ -38,11 +38,11 @@ def compare(config: ComparisonConfig, command: str) -> dict[str, Any]:
     setting, images = resolve(config, contestants.values())
     out = Path(config.out)
     count = min(config.measured_images or images, images)
-    others = [
+    collected = [
         collect_trainings(Path(folder), setting, contestants, config.measures, count) for folder in config.collect
     ]
     log = open_log(out, setting, contestants, config.measures, count)
-    for key, run in (entry for other in others for entry in other.items()):
+    for key, run in (entry for trainings in collected for entry in trainings.items()):
         if key not in log.finished and key[0] in contestants and key[1] < config.seeds:
             log.add(key, run)
     # Seed by seed, so that the trainings of an interrupted comparison are nearly paired.
@@ -74,7 +74,7 @@ def write_results(out: Path, report: Mapping[str, Any]) -> list[str]:
 
     Args:
         out: folder of the comparison.
-        report: what `compare` returned.
+        report: result of `compare`.
 
     Returns:
         The names of the files.

@@ -8,10 +8,10 @@ from typing import Literal
 
 @dataclass(frozen=True)
 class ComparisonConfig:
-    """Compare ways to train over paired seeds."""
+    """Compare training methods over paired seeds."""
 
     contestants: tuple[str, ...] = ()
-    """Ways to train; optional, defaults to all of them. An unknown name lists them."""
+    """Training methods; optional, defaults to all of them. An unknown name lists them."""
     schedules: tuple[str, ...] = ()
     """More contestants: policy schedules, each as NAME=FILE, such as learned=runs/agent-DATE-TIME/policy.json."""
     collect: tuple[str, ...] = ()
@@ -29,23 +29,23 @@ class ComparisonConfig:
     dataset: str = "fashion_mnist"
     """Data set by name, or package.module:function that returns a rlmix.classifier.data.Dataset."""
     data_root: str | None = None
-    """Folder where the data set lies; none looks in the usual places, then downloads."""
+    """Folder of the data set; optional, defaults to the usual places, then to a download."""
     model: str = "search"
     """Network by name, or package.module:function for your own function(num_classes, in_channels)."""
     train_size: int = 1000
-    """Training images, drawn by the seed."""
+    """Number of training images, drawn by the seed."""
     development_size: int | None = None
-    """Development images; none takes 10,000, but no more than a fifth of the data set's pool."""
+    """Number of development images; optional, defaults to 10,000, at most a fifth of the data set's pool."""
     updates: int = 1000
-    """Length of each training."""
+    """Number of updates of each training."""
     batch_size: int = 100
-    """Images per update."""
+    """Number of images per update."""
     seeds: int = 10
-    """Trainings of each contestant, at least 2: seeds 0, 1, 2, ..."""
+    """Number of trainings of each contestant, at least 2, with seeds 0, 1, 2, ..."""
     processes: int = 2
-    """Trainings at a time, one thread each."""
+    """Number of parallel trainings, one thread each."""
     device: str = "auto"
-    """auto, cpu, cuda or cuda:N."""
+    """Device: auto, cpu, cuda or cuda:N."""
     precision: Literal["auto", "bf16", "fp32"] = "auto"
     """Number format of the network; auto takes bf16 where it is native and agrees with fp32."""
     out: str = "runs/comparison"

@@ -15,11 +15,11 @@ Saliency = Literal["recycled", "exact"]
 
 
 @dataclass(frozen=True)
-class PerBatch:
-    """Choice of R-Mix's thresholds batch by batch while the classifier trains, in an `RLMixEnv`.
+class ThresholdChoice:
+    """Choice of R-Mix's thresholds for every batch while the classifier trains, in an `RLMixEnv`.
 
     Attributes:
-        learned: whether an agent chooses them; otherwise they are drawn at random, its control.
+        learned: whether RL-Mix's agent chooses them; otherwise they are drawn at random, as its control.
         agent: configuration of the agent.
         grid: patch grid of observations and rewards, `published` or `mixing`.
     """
@@ -31,19 +31,19 @@ class PerBatch:
 
 @dataclass(frozen=True)
 class Contestant:
-    """A way to train, by policy schedule.
+    """Training method, given by its policy schedule.
 
     Attributes:
         title: name in tables.
         schedule: mixing policies from start to end.
         saliency: source of the input gradient of saliency methods, `recycled` or `exact`.
-        per_batch: choice of R-Mix's thresholds; None lets the Trainer draw them as the policy says.
+        thresholds: choice of R-Mix's thresholds; None lets the Trainer draw them as the policy says.
     """
 
     title: str
     schedule: PolicySchedule
     saliency: Saliency = "recycled"
-    per_batch: PerBatch | None = None
+    thresholds: ThresholdChoice | None = None
 
 
 def only_policy(contestant: Contestant) -> MixPolicy:
@@ -83,14 +83,16 @@ CONTESTANTS = {
     "rmix": Contestant("R-Mix, recycled saliency", _half("rmix")),
     "rmix-exact": Contestant("R-Mix, exact saliency", _half("rmix"), "exact"),
     "rmix-all": Contestant("R-Mix, every update (exact)", _all("rmix"), "exact"),
-    "rl-mix": Contestant("RL-Mix, every update (exact)", _all("rmix"), "exact", PerBatch()),
-    "rl-mix-random": Contestant("RL-Mix's control: random thresholds", _all("rmix"), "exact", PerBatch(learned=False)),
-    # What should help it most: images treated alike, patches that are those it decides on, eight times the updates.
+    "rl-mix": Contestant("RL-Mix, every update (exact)", _all("rmix"), "exact", ThresholdChoice()),
+    "rl-mix-random": Contestant(
+        "RL-Mix's control: random thresholds", _all("rmix"), "exact", ThresholdChoice(learned=False)
+    ),
+    # The most favourable variant: same network for all images, observed patches are the mixed ones, 8 x the updates.
     "rl-mix-image": Contestant(
         "RL-Mix, per-image agent on the mixing grid",
         _all("rmix"),
         "exact",
-        PerBatch(agent=RLMixAgentConfig(extractor="image", n_steps=125, batch_size=25), grid="mixing"),
+        ThresholdChoice(agent=RLMixAgentConfig(extractor="image", n_steps=125, batch_size=25), grid="mixing"),
     ),
     "puzzlemix": Contestant("Puzzle Mix, recycled saliency", _half("puzzlemix")),
     "puzzlemix-no-transport": Contestant("Puzzle Mix without transport, recycled", _half("puzzlemix_no_transport")),

@@ -1,4 +1,4 @@
-"""Means with intervals: how they are computed and written."""
+"""Means with intervals: their computation and their formatting."""
 
 import functools
 import math
@@ -24,7 +24,7 @@ def format_interval(mean: float, half_width: float | None, *, signed: bool = Fal
 
 
 def mean_interval(values: Sequence[float], confidence: float = 0.95) -> tuple[float, float]:
-    """Mean of a sample and the half-width of its Student t interval; infinite for a single value.
+    """Return the mean of a sample and the half-width of its Student t interval, infinite for a single value.
 
     Args:
         values: the sample, at least one value.
@@ -38,7 +38,7 @@ def mean_interval(values: Sequence[float], confidence: float = 0.95) -> tuple[fl
 
 
 def paired_difference(ours: Sequence[float], theirs: Sequence[float]) -> tuple[float, float]:
-    """Mean of `ours - theirs`, pair by pair (the same seed in both), and the half-width of its 95 % interval.
+    """Return the mean of `ours - theirs`, paired by seed, and the half-width of its 95 % interval.
 
     Raises:
         ValueError: the lengths differ.
@@ -66,7 +66,7 @@ class Rise(NamedTuple):
 
 
 def rise(values: Sequence[float]) -> Rise:
-    """Return how a series rises from its first quarter to its last.
+    """Return the change of a series from its first quarter to its last.
 
     Args:
         values: at least `MIN_RISE`, in the order of time.
@@ -83,23 +83,23 @@ def rise(values: Sequence[float]) -> Rise:
     return Rise(float(np.mean(first)), float(np.mean(last)), error, half_width)
 
 
-def in_words(found: Rise) -> str:
+def in_words(change: Rise) -> str:
     """Put the rise of a search's returns into words."""
-    difference = found.last - found.first
-    said = {
+    difference = change.last - change.first
+    conclusions = {
         "better": "the agent learned",
         "within noise": "within noise, no learning can be seen",
         "worse": "the agent got worse",
     }
     return (
-        f"The mean return of the first quarter of the trainings is {found.first:.2f}, of the last {found.last:.2f}, a "
-        f"change of {format_interval(difference, found.half_width, signed=True)}: "
-        f"{said[verdict(difference, found.half_width)]}."
+        f"The mean return of the first quarter of the trainings is {change.first:.2f}, of the last {change.last:.2f}, "
+        f"a change of {format_interval(difference, change.half_width, signed=True)}: "
+        f"{conclusions[verdict(difference, change.half_width)]}."
     )
 
 
 def crossed_interval(values: NDArray[np.floating[Any]]) -> tuple[float, float]:
-    """Mean over seeds and images, and the half-width of its 95 % interval where both are samples.
+    """Return the mean over seeds and images, and the half-width of its 95 % interval if both are samples.
 
     The variance is that of Owen's pigeonhole bootstrap (https://arxiv.org/abs/0712.1111), which resamples rows and
     columns: the variance of the rows' means over the number of rows, plus that of the columns' means over the number
@@ -119,7 +119,7 @@ def pigeonhole_bootstrap(
     *,
     replicates: int = 2000,
 ) -> tuple[float, float, float]:
-    """Mean over the tasks and images of several strata, and the ends of its 95 % bootstrap interval.
+    """Return the mean over the tasks and images of several strata, and the ends of its 95 % bootstrap interval.
 
     Each replicate resamples tasks within their stratum, and images (https://arxiv.org/abs/0712.1111): alike in all
     strata that share their images. Every task has the same weight. The ends are percentiles, moved outwards because
@@ -152,7 +152,7 @@ def _image_weights(name: str, size: int, replicates: int) -> NDArray[np.float32]
 
 
 def paired_p_value(ours: Sequence[float], theirs: Sequence[float]) -> float:
-    """Two-sided p-value of the paired t test; 1 where all pairs are equal.
+    """Return the two-sided p-value of the paired t test; 1 if all pairs are equal.
 
     Args:
         ours: at least two values.

@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 
 UNKNOWN = "a processor that was not recorded"  # in the oldest logs
 ACCURACY = Column(lambda run: run["accuracy"])
-ACROSS = 4  # panels of the picture beside each other
+ACROSS = 4  # panels in a row of the picture
 PANEL = (2.2, 0.26)  # width of a panel and height of a row, in inches
 
 
@@ -50,7 +50,7 @@ def unpack_hits(text: str, images: int) -> NDArray[np.float64]:
 def summarise_comparison(
     contestants: Mapping[str, Contestant], runs: Mapping[str, Sequence[Mapping[str, Any]]], baseline: str, images: int
 ) -> dict[str, Any]:
-    """Means with 95 % intervals, and paired differences to a baseline with Holm-corrected p-values.
+    """Return means with 95 % intervals, and paired differences to a baseline with Holm-corrected p-values.
 
     Args:
         contestants: contestants by name.
@@ -85,7 +85,7 @@ def summarise_comparison(
                 "measures": _measures(lines),
                 "seconds": interval([run["seconds"] for run in lines]),
                 "diverged": sum(run["diverged"] for run in lines),
-                **_per_batch(contestants[name], lines),
+                **_threshold_results(contestants[name], lines),
             }
             for name, lines in runs.items()
         },
@@ -222,7 +222,7 @@ def as_csv(report: Mapping[str, Any]) -> str:
 
 def plot_comparison(report: Mapping[str, Any]) -> Figure:
     """Plot accuracy and every other column side by side, a row for each contestant, 95 % intervals over seeds."""
-    from matplotlib.figure import Figure  # most of a second, for this picture alone
+    from matplotlib.figure import Figure  # slow to import, and needed here alone
 
     from rlmix.agent.plots import interval_plot, interval_rows
 
@@ -296,9 +296,9 @@ def _measures_table(report: Mapping[str, Any]) -> list[str]:
     ]
 
 
-def _per_batch(contestant: Contestant, lines: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """Return what only contestants have whose thresholds are chosen batch by batch; nothing for others."""
-    if contestant.per_batch is None:
+def _threshold_results(contestant: Contestant, lines: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """Return the further results of a contestant whose thresholds are chosen for every batch; nothing for others."""
+    if contestant.thresholds is None:
         return {}
     rewards = interval([run["last_quarter"]["reward"] for run in lines])
-    return {"per_batch": asdict(contestant.per_batch), "reward": rewards}
+    return {"per_batch": asdict(contestant.thresholds), "reward": rewards}

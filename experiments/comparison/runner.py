@@ -33,7 +33,7 @@ class TrainingLog(Generic[Key]):
         finished: finished trainings by key, in the order of the log.
 
     Raises:
-        RunError: the log holds something else than `index` expects.
+        RunError: the log does not hold what `index` expects.
         DamagedFileError: a line before the last one is damaged.
     """
 
@@ -79,7 +79,7 @@ class TrainingLog(Generic[Key]):
 
 
 def run_all(jobs: Mapping[Key, Job], processes: int) -> Iterator[tuple[Key, Line]]:
-    """Run trainings in processes of one thread each and yield each result with its key as soon as it is there.
+    """Run trainings in processes of one thread each and yield each result with its key as soon as it is available.
 
     Args:
         jobs: trainings by key, in the order in which they start.
@@ -99,7 +99,7 @@ def run_all(jobs: Mapping[Key, Job], processes: int) -> Iterator[tuple[Key, Line
             yield keys[future], future.result()
         executor.shutdown()
     except BaseException as error:
-        # Do not wait for trainings whose results nobody reads: they run again when the command resumes.
+        # Do not wait for trainings whose results are lost anyway: they run again when the command resumes.
         executor.shutdown(wait=False, cancel_futures=True)
         for process in multiprocessing.active_children():
             process.terminate()

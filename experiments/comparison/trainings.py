@@ -1,4 +1,4 @@
-"""Trainings of a comparison: its setting, who takes part, and what a training gives."""
+"""Trainings of a comparison: their setting, the contestants, and the result of a training."""
 
 from __future__ import annotations
 
@@ -25,19 +25,19 @@ from rlmix.classifier.training.stats import EvalStats
 from rlmix.classifier.training.trainer import Trainer
 from rlmix.envs import RLMixEnv
 from rlmix.experiments.comparison.config import ComparisonConfig
-from rlmix.experiments.comparison.contestants import CONTESTANTS, Contestant, PerBatch, Saliency
+from rlmix.experiments.comparison.contestants import CONTESTANTS, Contestant, Saliency, ThresholdChoice
 from rlmix.experiments.comparison.results import pack_hits
 from rlmix.experiments.comparison.runner import Line, TrainingLog
 from rlmix.experiments.runs.errors import RunError, reject_incompatible
 from rlmix.experiments.runs.machine import machine
 
-LOGGED = {"method": str, "seed": int, "accuracy": float, "diverged": bool, "measures": dict}  # of a line of runs.jsonl
-TRIED = 20  # images that measures are tried on, before the first training
+LOGGED = {"method": str, "seed": int, "accuracy": float, "diverged": bool, "measures": dict}  # fields of a logged line
+TRIAL_IMAGES = 20  # images that measures are tried on before the first training
 
 
 @dataclass(frozen=True)
 class Setting:
-    """What decides a training's result besides contestant and seed; nothing is left to `auto`."""
+    """Setting of all trainings; nothing is left to `auto`. With contestant and seed it determines the result."""
 
     dataset: str
     model: str
@@ -51,7 +51,7 @@ class Setting:
     development_size: int | None = None
 
     def training(self, saliency: Saliency) -> TrainConfig:
-        """The Trainer's setting."""
+        """Return the Trainer's configuration."""
         return TrainConfig(
             model=self.model,
             updates=self.updates,
@@ -63,10 +63,10 @@ class Setting:
 
 
 def select_contestants(config: ComparisonConfig) -> dict[str, Contestant]:
-    """The contestants by name: those of the list in its order, then the schedules.
+    """Return the contestants by name: those of the registry in its order, then the schedules.
 
     Raises:
-        RunError: one is not known, or the baseline is none of them.
+        RunError: a name is unknown, or the baseline is not among the contestants.
         PolicyError: a schedule cannot be used; names the file and the field.
     """
     names = config.contestants or tuple(CONTESTANTS)
@@ -76,33 +76,36 @@ def select_contestants(config: ComparisonConfig) -> dict[str, Contestant]:
     for measure in config.measures:
         if measure not in MEASURES:
             raise RunError(f"--measures must be among {', '.join(MEASURES)}, got {measure!r}")
-    asked = {name: CONTESTANTS[name] for name in CONTESTANTS if name in names}
+    selected = {name: CONTESTANTS[name] for name in CONTESTANTS if name in names}
     for entry in config.schedules:
         name, equals, path = entry.partition("=")
         if not (name and equals and path):
             raise RunError(f"--schedules must be NAME=FILE, such as learned=policy.json, got {entry!r}")
-        if name in CONTESTANTS or name in asked:
+        if name in CONTESTANTS or name in selected:
             raise RunError(f"--schedules: the name {name!r} stands for another contestant; choose another")
-        asked[name] = Contestant(name, PolicySchedule.load(path))
-    if config.baseline not in asked:
-        raise RunError(f"--baseline must be one of the contestants {' '.join(asked)}, got {config.baseline}")
-    return asked
+        selected[name] = Contestant(name, PolicySchedule.load(path))
+    if config.baseline not in selected:
+        raise RunError(f"--baseline must be one of the contestants {' '.join(selected)}, got {config.baseline}")
+    return selected
 
 
 def resolve(config: ComparisonConfig, contestants: Collection[Contestant]) -> tuple[Setting, int]:
-    """The setting with nothing left to `auto`, tried out (data drawn, network built), and how many images are read.
+    """Resolve `auto` options, check the setting (draw the data, build the network), and count the images to be read.
 
     Args:
-        config: what was asked for.
-        contestants: who will train.
+        config: options of the comparison.
+        contestants: contestants of the comparison.
+
+    Returns:
+        The setting, and the number of images of the split.
 
     Raises:
         RunError: an option is out of range, or a contestant cannot train this network on these images.
-        DataError: the data set cannot be had or is too small.
+        DataError: the data set is not available or is too small.
     """
-    for name, least in (("seeds", 2), ("processes", 1)):
-        if getattr(config, name) < least:
-            raise RunError(f"--{name} must be at least {least}, got {getattr(config, name)}")
+    for name, minimum in (("seeds", 2), ("processes", 1)):
+        if getattr(config, name) < minimum:
+            raise RunError(f"--{name} must be at least {minimum}, got {getattr(config, name)}")
     if config.measured_images is not None and config.measured_images < 2:
         raise RunError(f"--measured-images must be at least 2, got {config.measured_images}")
     data = _splits(config.dataset, config.data_root, config.development_size).draw(config.train_size, data_seed=0)
@@ -127,19 +130,19 @@ def resolve(config: ComparisonConfig, contestants: Collection[Contestant]) -> tu
     for contestant in contestants:
         for _, policy in contestant.schedule.segments:
             trainer.check(policy)
-    # What cannot be measured is said before anything has been trained. Development images do, for this is no reading.
-    tried = subject_of(trainer, "development", count=min(config.measured_images or TRIED, TRIED))
-    _measured(tried, config.measures)
+    # Try the measures before anything is trained; on development images, so that the test set is not read.
+    tried = subject_of(trainer, "development", count=min(config.measured_images or TRIAL_IMAGES, TRIAL_IMAGES))
+    _take_measures(tried, config.measures)
     return setting, len(part)
 
 
 def open_log(
     out: Path, setting: Setting, contestants: Mapping[str, Contestant], measures: Sequence[str], measured_images: int
 ) -> TrainingLog[tuple[str, int]]:
-    """Open the log of finished trainings in a folder, by contestant and seed.
+    """Open a folder's log of finished trainings, by contestant and seed.
 
-    A training that lacks one of the measures, or was measured on another number of images, counts as not finished: its
-    network is gone.
+    A training that lacks a measure, or was measured on another number of images, counts as not finished: its network
+    was not kept.
 
     Raises:
         RunError: the folder cannot be written, or holds trainings of another setting, or of another schedule by the
@@ -148,7 +151,7 @@ def open_log(
     path = out / "runs.jsonl"
     try:
         out.mkdir(parents=True, exist_ok=True)
-        return TrainingLog(path, lambda lines: _usable(path, lines, setting, contestants, measures, measured_images))
+        return TrainingLog(path, lambda lines: _reusable(path, lines, setting, contestants, measures, measured_images))
     except OSError as error:
         raise RunError(f"--out {out}: cannot be written ({error.strerror}); choose another folder") from None
 
@@ -160,7 +163,7 @@ def collect_trainings(
     measures: Sequence[str],
     measured_images: int,
 ) -> dict[tuple[str, int], dict[str, Any]]:
-    """The finished trainings of another comparison, by contestant and seed; nothing in its folder is changed.
+    """Return the finished trainings of another comparison, by contestant and seed; its folder is not changed.
 
     Raises:
         RunError: there is none, or it has another setting, or another schedule by the same name.
@@ -172,10 +175,10 @@ def collect_trainings(
         raise RunError(f"--collect {folder}: cannot be read ({error.strerror})") from None
     if not runs:
         raise RunError(f"--collect {folder}: expected a comparison's folder, got no training in its runs.jsonl")
-    return _usable(path, runs, setting, contestants, measures, measured_images)
+    return _reusable(path, runs, setting, contestants, measures, measured_images)
 
 
-def _usable(
+def _reusable(
     path: Path,
     runs: Sequence[Line],
     setting: Setting,
@@ -183,7 +186,7 @@ def _usable(
     measures: Sequence[str],
     measured_images: int,
 ) -> dict[tuple[str, int], dict[str, Any]]:
-    """The trainings of a log that need not be made again.
+    """Return the trainings of a log that need not run again.
 
     Raises:
         RunError: one is of another setting, or of another schedule by the same name, or damaged.
@@ -215,19 +218,19 @@ def _usable(
 
 
 def train(name: str, contestant: Contestant, seed: int, setting: Setting, config: ComparisonConfig) -> dict[str, Any]:
-    """One training from start to end.
+    """Run one training from start to end.
 
     Args:
-        name: the contestant's.
-        contestant: what is trained under.
-        seed: of the training images, and of weights, data order and mixing; and of what is measured.
-        setting: of every training.
-        config: for the data's folder and what is measured.
+        name: name of the contestant.
+        contestant: contestant to train.
+        seed: RNG seed for training images, weights, data order, mixing and measures.
+        setting: setting of every training.
+        config: options of the comparison, for the data's folder and the measures.
 
     Returns:
         The line of the log: accuracy on all images of the split in [0, 1], at chance after a diverged training; which
-        images are right in float32, and the measures; and seconds of the updates alone, a per-batch agent's own
-        included; of such an agent also what it did.
+        images are right in float32; the measures; and seconds of the updates alone, including those of RL-Mix's agent.
+        RL-Mix's lines also have the entries of `train_rl_mix`.
 
     Raises:
         RunError: a measure cannot be taken.
@@ -235,43 +238,43 @@ def train(name: str, contestant: Contestant, seed: int, setting: Setting, config
     splits = _splits(setting.dataset, config.data_root, setting.development_size)
     data = splits.draw(setting.train_size, data_seed=seed)
     training = setting.training(contestant.saliency)
-    if contestant.per_batch is None:
+    if contestant.thresholds is None:
         trainer = Trainer(training, data, seed=seed)
         stats = train_schedule(trainer, contestant.schedule)
         ended = {"diverged": stats.diverged, "seconds": stats.seconds}
     else:
-        trainer, ended = train_per_batch(contestant.per_batch, training, data, seed)
+        trainer, ended = train_rl_mix(contestant.thresholds, training, data, seed)
     if ended["diverged"]:
         evaluation = EvalStats.at_chance(trainer.num_classes)
-        seen: dict[str, Any] = {"hits": None, "measures": dict.fromkeys(config.measures)}
+        measured: dict[str, Any] = {"hits": None, "measures": dict.fromkeys(config.measures)}
     else:
         evaluation = trainer.evaluate(setting.split)
-        seen = _look(trainer, seed, setting, config)
+        measured = _measure(trainer, seed, setting, config)
     return {
         "method": name,
         "seed": seed,
         "accuracy": evaluation.accuracy,
         **ended,
-        **seen,
+        **measured,
         "segments": _segments(name, contestant),
         "processor": machine()["processor"],
         "setting": asdict(setting),
     }
 
 
-def train_per_batch(
-    chooser: PerBatch, training: TrainConfig, data: Splits, seed: int
+def train_rl_mix(
+    thresholds: ThresholdChoice, training: TrainConfig, data: Splits, seed: int
 ) -> tuple[Trainer, dict[str, Any]]:
-    """One training whose thresholds are chosen batch by batch, learning included.
+    """Run one training whose thresholds are chosen for every batch, by an agent that learns as it goes or at random.
 
     Returns:
-        The Trainer at its end; and what the log's line has of it: `last_quarter` is the mean reward and the share of
-        each threshold over the last quarter of the training.
+        The Trainer at its end, and entries of the log's line; `last_quarter` is the mean reward and the share of each
+        threshold over the last quarter of the training.
     """
-    env = RLMixEnv(training=training, splits=data, grid=chooser.grid)
+    env = RLMixEnv(training=training, splits=data, grid=thresholds.grid)
     choose, learn = random_thresholds(seed, training.batch_size), None
-    if chooser.learned:
-        agent = RLMixLearner(chooser.agent, env, seed=seed, updates=training.updates)
+    if thresholds.learned:
+        agent = RLMixLearner(thresholds.agent, env, seed=seed, updates=training.updates)
         choose, learn = agent.choose, agent.learn
     observation, _ = env.reset(seed=seed)
     started = time.perf_counter()
@@ -284,8 +287,8 @@ def train_per_batch(
     }
 
 
-def _measured(subject: Subject, measures: Sequence[str]) -> dict[str, Any]:
-    """The measures of a network, by name.
+def _take_measures(subject: Subject, measures: Sequence[str]) -> dict[str, Any]:
+    """Return a network's measures by name.
 
     Raises:
         RunError: one of them cannot be taken.
@@ -296,17 +299,17 @@ def _measured(subject: Subject, measures: Sequence[str]) -> dict[str, Any]:
         raise RunError(f"--measures {' '.join(measures)}: {error}") from error
 
 
-def _look(trainer: Trainer, seed: int, setting: Setting, config: ComparisonConfig) -> dict[str, Any]:
-    """Which images a trained network gets right, and what else is measured of it."""
+def _measure(trainer: Trainer, seed: int, setting: Setting, config: ComparisonConfig) -> dict[str, Any]:
+    """Return which images a trained network gets right, and its measures."""
     whole = subject_of(trainer, setting.split, seed=seed)
-    seen = whole.predictions
+    hits = pack_hits(whole.predictions.right)
     count = min(config.measured_images or whole.count, whole.count)
     subject = whole if count == whole.count else replace(whole, count=count)
-    return {"hits": pack_hits(seen.right), "measures": _measured(subject, config.measures), "measured_images": count}
+    return {"hits": hits, "measures": _take_measures(subject, config.measures), "measured_images": count}
 
 
 def _segments(name: str, contestant: Contestant) -> list[dict[str, Any]] | None:
-    """What tells a schedule by this name from another one; nothing of the contestants that the program names."""
+    """Return the segments that identify a user's schedule; None for a contestant of the registry."""
     return None if name in CONTESTANTS else contestant.schedule.to_json()["segments"]
 
 
@@ -315,10 +318,10 @@ def _splits(dataset: str, root: str | None, development_size: int | None) -> Spl
     return split(load_dataset(dataset, root), development_size=development_size)
 
 
-def _first_difference(there: Any, setting: Setting) -> str | None:
-    if not isinstance(there, dict):
+def _first_difference(logged: Any, setting: Setting) -> str | None:
+    if not isinstance(logged, dict):
         return "without a setting"
-    # Older logs know no other split, and none of another size.
-    asked, there = asdict(setting), {"split": "development", "development_size": None, **there}
-    names = [name for name in {**asked, **there} if asked.get(name) != there.get(name)]
-    return f"{names[0]} {there.get(names[0])!r:.80}, not {asked.get(names[0])!r}" if names else None
+    # Older logs lack these two, which had no other value.
+    expected, logged = asdict(setting), {"split": "development", "development_size": None, **logged}
+    names = [name for name in {**expected, **logged} if expected.get(name) != logged.get(name)]
+    return f"{names[0]} {logged.get(names[0])!r:.80}, not {expected.get(names[0])!r}" if names else None

@@ -1,4 +1,4 @@
-"""Reports of runs: one HTML file each, and the words that a report shares with the terminal."""
+"""Reports of runs: one HTML file each, and the text that a report shares with the terminal."""
 
 from __future__ import annotations
 

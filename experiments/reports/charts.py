@@ -1,4 +1,4 @@
-"""Charts for reports: Matplotlib's SVG, whose colours become those of the page, light or dark.
+"""Charts for reports: Matplotlib's SVG in the colours of the page, light or dark.
 
 Colours are names of the page's style sheet (`--c1` to `--c8`, after Okabe and Ito, readable by the colour-blind). Lines
 differ in their dashes as well, and every chart has a description for readers who do not see it.
@@ -27,11 +27,11 @@ from rlmix.classifier.mixing import PolicySchedule
 
 WIDTH, HEIGHT = 420, 250  # in px of the drawing, which the page scales
 LEFT, RIGHT, TOP, BOTTOM = 52, 16, 10, 40
-NAMES = 150  # px for the names of rows
+NAMES = 150  # px, width of the rows' names
 FONT_SIZE = 12
 MAX_POINTS = 200  # of a line; longer ones are averaged
 
-# Drawn in the page's light colours, then replaced by their names.
+# Charts are drawn in the page's light colours, which are then replaced by their names.
 INK, GRID, PAPER = "#1b1f24", "#d0d7de", "#ffffff"
 COLOURS = ("#0072b2", "#d55e00", "#009e73", "#b0548c", "#b57a00", "#3a9bd9", "#6e7781", "#5b2a86")
 PAGE_COLOURS = {
@@ -155,7 +155,7 @@ def probability_timeline(
 
     Args:
         ends: progress in (0, 1] at which each segment ends.
-        probabilities: of each segment, by dimension and choice, the same ones in all; each in [0, 1].
+        probabilities: probabilities in [0, 1] of each segment, by dimension and choice, which are the same in all.
         title: caption of the chart.
     """
     row, head = 18, 18
@@ -258,7 +258,7 @@ def _bare(panel: Axes) -> None:
 
 
 def _axis(panel: Axes, which: str, values: Sequence[float] | np.ndarray, *, grid: bool = True) -> None:
-    """Let an axis hold all values, with ticks at round numbers."""
+    """Set an axis's limits to hold all values, with ticks at round numbers."""
     low, high = float(min(values)), float(max(values))
     if low == high:
         low, high = low - 0.5, high + 0.5
@@ -281,10 +281,10 @@ def _svg(figure: Figure, description: str, titles: Mapping[str, Sequence[str]] |
     Args:
         figure: drawn in the colours of `PAGE_COLOURS`.
         description: text for readers who do not see it.
-        titles: what is shown when one points at a shape, by `gid` and in the order of drawing.
+        titles: tooltips of shapes, by `gid` and in the order of drawing.
     """
     file = io.StringIO()
-    # Names of clip paths and markers are hashes; those of two charts on a page must differ.
+    # Names of clip paths and markers are hashes, and must differ between the charts of a page.
     with matplotlib.rc_context({"svg.hashsalt": description}):
         metadata = dict.fromkeys(("Date", "Creator", "Format", "Type"))
         figure.savefig(file, format="svg", transparent=True, metadata=metadata)
@@ -292,7 +292,7 @@ def _svg(figure: Figure, description: str, titles: Mapping[str, Sequence[str]] |
     remaining = {name: iter(texts) for name, texts in (titles or {}).items()}
     for parent in list(root.iter()):
         for child in list(parent):
-            # Matplotlib's style sheet would hold for the whole page, and its background hides nothing.
+            # Matplotlib's style sheet would apply to the whole page, and its background is not needed.
             if child.tag == f"{SVG}style" or (parent.get("id") in ("figure_1",) and child.get("id") == "patch_1"):
                 parent.remove(child)
     for element in root.iter():
@@ -330,7 +330,7 @@ def _key(name: str, number: int, *, filled: bool) -> Key:
 
 
 def _dashes(number: int) -> tuple[float, ...]:
-    # Shifted by one each time the colours come round, or a ninth line would look like the first.
+    # Shifted by one each time the colours repeat; otherwise a ninth line would look like the first.
     return DASHES[(number + number // len(COLOURS)) % len(DASHES)]
 
 

@@ -35,7 +35,7 @@ from rlmix.experiments.reports.html_report import (
 from rlmix.experiments.runs.config import stored_config
 from rlmix.experiments.runs.options import DataConfig
 
-SALIENCY_UPDATES = 100  # of the network whose saliency the examples are mixed by
+SALIENCY_UPDATES = 100  # updates of the network whose saliency the examples are mixed by
 
 Report = Mapping[str, Any]
 
@@ -64,7 +64,7 @@ def write_comparison_report(
 
 
 def _content(report: Report) -> tuple[str, list[Section]]:
-    """Return the first paragraph and the sections that are made of the report alone."""
+    """Return the first paragraph and the sections that need the report alone."""
     setting, methods = report["setting"], report["methods"]
     seeds = report["seeds"]
     lead = (
@@ -77,7 +77,7 @@ def _content(report: Report) -> tuple[str, list[Section]]:
         for name, row in methods.items()
     }
     policies = [
-        (row["title"], _in_a_line(PolicySchedule.from_json(row["schedule"])), row["saliency"])
+        (row["title"], _describe(PolicySchedule.from_json(row["schedule"])), row["saliency"])
         for row in methods.values()
     ]
     sections: list[Section] = [
@@ -185,7 +185,7 @@ def _mixed_images(options: ExampleOptions) -> list[Part]:
     return [text, *examples]
 
 
-def _in_a_line(schedule: PolicySchedule) -> str:
+def _describe(schedule: PolicySchedule) -> str:
     if len(schedule.segments) == 1:
         return str(schedule.segments[0][1])
     return "; ".join(f"until {100 * until:.3g} %: {policy}" for until, policy in schedule.segments)

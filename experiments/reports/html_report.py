@@ -1,6 +1,6 @@
 """One HTML file from the parts of a report: tables, charts, images and paragraphs, laid out by Jinja templates.
 
-A report needs no network and no other file, and can be read on a phone, in the dark, without colours and without
+A report needs no network and no other file, and is readable on a phone, in dark mode, without colours and without
 pictures.
 """
 
@@ -29,7 +29,7 @@ from rlmix.experiments.reports.charts import Chart, probability_timeline
 
 @dataclass(frozen=True)
 class Paragraph:
-    """Text of its own."""
+    """Paragraph of text."""
 
     macro: ClassVar = "paragraph"
     text: str
@@ -90,7 +90,7 @@ class Examples:
     examples: Sequence[Example]
 
 
-Reading = Callable[[], AbstractContextManager[None]]  # what a run's files are read in
+Reading = Callable[[], AbstractContextManager[None]]  # context in which a run's files are read
 Part = Paragraph | Table | ShareTable | Picture | Examples | Chart
 Section = tuple[str, Sequence[Part]]
 
@@ -133,7 +133,7 @@ def read_scalars(folder: Path) -> dict[Tag, list[tuple[float, float]]]:
 
 
 def read_mixed_images(folder: Path) -> list[bytes]:
-    """Return TensorBoard's pictures of mixed images, as PNG files; the newest one alone."""
+    """Return TensorBoard's newest picture of mixed images as a PNG file; empty if there is none."""
     events = EventAccumulator(str(folder), size_guidance={"scalars": 1, "images": 1, "tensors": 1})
     events.Reload()
     if Tag.MIXED_IMAGES not in events.Tags()["images"]:
@@ -142,7 +142,7 @@ def read_mixed_images(folder: Path) -> list[bytes]:
 
 
 def given_probabilities(schedule: PolicySchedule) -> list[Chart]:
-    """Return a chart of the probabilities that an agent gave when it made a schedule; none where none were kept."""
+    """Return a chart of the probabilities that an agent gave to its schedule; empty if they were not stored."""
     probabilities = probabilities_of(schedule)
     if probabilities is None:
         return []
@@ -184,7 +184,7 @@ def data_uri(png: bytes) -> str:
 
 
 def _command_line(argv: Sequence[str]) -> str:
-    """Return the command as it is written in a checkout, wherever the program lay."""
+    """Return the command as it is written in a checkout, wherever the program is installed."""
     script = Path(argv[0])
     return shlex.join(("python", f"experiments/{script.name}" if script.suffix == ".py" else str(script), *argv[1:]))
 

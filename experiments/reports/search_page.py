@@ -1,4 +1,4 @@
-"""Report of a search: the learned policy against its rivals, how the agent chose, and how it learned."""
+"""Report of a search: the learned policy against its rivals, the agent's choices, and its learning curves."""
 
 from __future__ import annotations
 
@@ -31,9 +31,9 @@ from rlmix.experiments.reports.html_report import (
 )
 from rlmix.experiments.runs.options import flatten
 
-LATE = 0.25  # share of a search's episodes, the last ones, whose choices show what the agent has learned
+LATE = 0.25  # share of the last episodes, whose choices show what the agent has learned
 TENTHS = 10
-WINDOWS = 8  # a running mean is over this part of all trainings
+WINDOWS = 8  # a running mean is taken over all trainings divided by this
 
 Episodes = Sequence[Mapping[str, Any]]
 

@@ -68,7 +68,7 @@ def write_training_report(
 def _content(
     path: Path, run: Mapping[str, Any], summary: Mapping[str, Any], schedule: PolicySchedule, images: int
 ) -> tuple[str, list[Section]]:
-    """Return the first paragraph and the sections that are made of the run's files."""
+    """Return the first paragraph and the sections that need the run's files alone."""
     config = flatten(run["config"])
     test = summary["test"]
     lead = (

@@ -1,4 +1,4 @@
-"""How many trainings a search makes in the time that it is given: a few are timed first."""
+"""Number of episodes that fit into a search's minutes, estimated from a few timed trainings."""
 
 from __future__ import annotations
 
@@ -15,20 +15,20 @@ from rlmix.experiments.search.plan import Search
 from rlmix.experiments.search.selection import trainings_after
 
 FILE = "budget.json"
-TIMED_ROUNDS = 2  # trainings of each environment
-MIN_ROLLOUTS, MAX_EPISODES = 6, 1024  # fewer teach nothing; more add little to what has been learned
-RESERVE = 0.05  # share of the time that is kept for what is not training: pictures, report, PPO itself
+TIMED_ROUNDS = 2  # timed trainings of each environment
+MIN_ROLLOUTS, MAX_EPISODES = 6, 1024  # fewer teach the agent nothing; more add little
+RESERVE = 0.05  # share of the time for everything but training: pictures, report, PPO itself
 
 
 def fit_to_time(search: Search, run: RunFolder, workers: VecEnv, spent: float) -> Search:
-    """Return the search with as many episodes as fit into its minutes, where its configuration asks for that.
+    """Return the search with as many episodes as fit into its minutes, unless its configuration fixes their number.
 
-    Trainings are timed once in a run folder, which keeps the result: a resumed search goes on with the same number.
+    Trainings are timed once, and the run folder keeps the result: a resumed search has the same number of episodes.
 
     Args:
-        search: the setting.
-        run: the run folder.
-        workers: the environments, with their references.
+        search: setting of the search.
+        run: run folder.
+        workers: environments, with their references prepared.
         spent: seconds that the job has taken so far.
     """
     config = search.config
@@ -36,32 +36,33 @@ def fit_to_time(search: Search, run: RunFolder, workers: VecEnv, spent: float) -
         return search
     if not (run.path / FILE).exists():
         seconds = _seconds_per_round(search, workers)
-        others = sum(math.ceil(count / workers.num_envs) for count in trainings_after(search))
-        available = 60 * config.minutes * (1 - RESERVE) - spent - (TIMED_ROUNDS + others) * seconds
+        later_rounds = sum(math.ceil(count / workers.num_envs) for count in trainings_after(search))
+        available = 60 * config.minutes * (1 - RESERVE) - spent - (TIMED_ROUNDS + later_rounds) * seconds
         rollout = config.ppo.episodes_per_update
         fitting = int(available / seconds * workers.num_envs) // rollout
         episodes = min(max(fitting, MIN_ROLLOUTS) * rollout, max(MAX_EPISODES // rollout, MIN_ROLLOUTS) * rollout)
-        whole = spent + (TIMED_ROUNDS + others + episodes / workers.num_envs) * seconds / (1 - RESERVE)
+        rounds = TIMED_ROUNDS + later_rounds + episodes / workers.num_envs
+        total_seconds = spent + rounds * seconds / (1 - RESERVE)
         run.write_json(
             FILE,
             {
                 "seconds_per_round": round(seconds, 3),
                 "trainings_per_round": workers.num_envs,
                 "episodes": episodes,
-                "minutes": round(whole / 60, 1),
+                "minutes": round(total_seconds / 60, 1),
             },
         )
-    found = run.read_json(FILE)
+    budget = run.read_json(FILE)
     print(
-        f"{found['trainings_per_round']} trainings take {found['seconds_per_round']:.1f} s here: the agent learns from "
-        f"{found['episodes']:,}, about {found['minutes']:.0f} minutes in all",
+        f"{budget['trainings_per_round']} trainings take {budget['seconds_per_round']:.1f} s here: the agent learns "
+        f"from {budget['episodes']:,}, about {budget['minutes']:.0f} minutes in all",
         flush=True,
     )
-    return replace(search, config=replace(config, episodes=found["episodes"]))
+    return replace(search, config=replace(config, episodes=budget["episodes"]))
 
 
 def _seconds_per_round(search: Search, workers: VecEnv) -> float:
-    """Return how long every environment takes for one training, side by side; policies are drawn from the menu."""
+    """Return the seconds of one training in every environment at the same time, under policies drawn from the menu."""
     jobs = []
     for number in range(TIMED_ROUNDS * workers.num_envs):
         seed = episode_seed(search.config.seed, "search", number)

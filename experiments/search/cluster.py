@@ -1,6 +1,6 @@
-"""Ray for the commands: connecting, what a cluster has, and a search as a trial with its workers in a placement group.
+"""Ray for the commands: sessions, capacity of a cluster, trials in placement groups, and distributed training.
 
-The driver of a trial stays on the machine of the command, where the run folder is; workers go wherever there is room.
+A trial's driver stays on the command's machine, where the run folder is; its workers go wherever there is room.
 """
 
 from __future__ import annotations
@@ -28,31 +28,31 @@ if TYPE_CHECKING:
 Argument = TypeVar("Argument")
 Value = TypeVar("Value")
 
-DRIVER_MEMORY = 500 * 2**20  # bytes that a trial's driver reserves, so that it has a place of its own without a CPU
-RESTARTS = 3  # of a trial, or of processes that train together, before their error ends them
-REPORTED_SECONDS = 3.0  # until then machines may not have told what has become free
+DRIVER_MEMORY = 500 * 2**20  # bytes that a trial's driver reserves, as a bundle without a CPU needs some resource
+RESTARTS = 3  # of a trial or of a distributed training, before its error is final
+REPORTED_SECONDS = 3.0  # machines may take this long to report freed resources
 NODE_LABEL = "ray.io/node-id"
 
 
 @contextmanager
 def ray_session(address: str | None, *, cpus: int | None = None) -> Iterator[None]:
-    """Ray, for as long as it is needed.
+    """Connect to Ray while the block runs.
 
     Args:
-        address: of a cluster, `auto` for the one that this machine belongs to; none starts Ray on this machine, where
-            it listens on loopback alone and has no dashboard.
-        cpus: that Ray started here declares; none = those of the machine.
+        address: address of a cluster, or `auto` for the one that this machine belongs to; None starts Ray on this
+            machine, on loopback alone and without a dashboard.
+        cpus: number of CPUs that Ray started here declares; optional, defaults to those of the machine.
 
     Raises:
         RunError: Ray is not installed, or there is no such cluster.
     """
     if address is None:
-        # Ray's own switch for a machine that is no cluster: its servers bind to 127.0.0.1. Read when Ray is imported.
+        # Makes Ray's servers bind to 127.0.0.1. Ray reads it when it is imported.
         os.environ.setdefault("RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER", "0")
-    # A command stops at once, as its own run folder allows, and leaves its own results.
+    # Ctrl-C is the command's own to handle: it stops at once, and its run folder can be resumed.
     os.environ.setdefault("TUNE_DISABLE_SIGINT_HANDLER", "1")
     os.environ.setdefault("RAY_CHDIR_TO_TRIAL_DIR", "0")
-    # Ray Train would print what a worker prints twice.
+    # Otherwise Ray Train prints everything that a worker prints twice.
     os.environ.setdefault("RAY_TRAIN_ENABLE_PRINT_PATCH", "0")
     try:
         import ray
@@ -64,42 +64,42 @@ def ray_session(address: str | None, *, cpus: int | None = None) -> Iterator[Non
                 ray.init("local", num_cpus=cpus, include_dashboard=False, logging_level=logging.ERROR)
             else:
                 if address.rpartition(":")[2].isdigit():
-                    check_reachable(address)  # Ray itself would try for minutes, then end the process
+                    check_reachable(address)  # Ray itself tries for minutes, then ends the process
                 ray.init(address=address, logging_level=logging.ERROR)
         except (OSError, ValueError, RuntimeError, ray.exceptions.RayError) as error:
             raise RunError(
                 f"no Ray cluster at {address or 'this machine'} ({' '.join(str(error).split()):.200}); start one with "
                 "`ray start --head`, or leave --address out to have Ray started on this machine"
             ) from None
-        interrupt_on_sigterm()  # Ray has put a handler of its own in its place
+        interrupt_on_sigterm()  # Ray has replaced the handler by its own
         yield
     finally:
         ray.shutdown()
 
 
 def check_reachable(address: str) -> None:
-    """Return if somebody listens at `HOST:PORT`.
+    """Check that a server listens at `HOST:PORT`.
 
     Raises:
-        OSError: nobody does.
+        OSError: none does.
     """
     host, _, port = address.rpartition(":")
     socket.create_connection((host, int(port)), timeout=5).close()
 
 
 def worker_capacity(share: WorkerResources) -> int:
-    """How many workers of a share the connected cluster has room for, whatever runs there now."""
+    """Return the number of workers that the connected cluster could hold, whatever runs there now."""
     import ray
 
     room = 0
     for node in ray.nodes():
         if node["Alive"]:
-            has = node["Resources"]
-            by_cpu = int(has.get("CPU", 0) / share.cpus + 1e-6)
-            gpus = has.get("GPU", 0)
+            resources = node["Resources"]
+            by_cpu = int(resources.get("CPU", 0) / share.cpus + 1e-6)
+            gpus = resources.get("GPU", 0)
             if share.gpus == 0:
                 room += by_cpu
-            elif share.gpus <= 1:  # a worker's part of a GPU lies on one GPU
+            elif share.gpus <= 1:  # a worker's fraction is of a single GPU
                 room += min(by_cpu, int(gpus) * int(1 / share.gpus + 1e-6))
             else:
                 room += min(by_cpu, int(gpus / share.gpus))
@@ -107,7 +107,7 @@ def worker_capacity(share: WorkerResources) -> int:
 
 
 def check_capacity(workers: int, share: WorkerResources) -> None:
-    """Refuse what the connected cluster could never hold, and say so where it is busy now.
+    """Check that the connected cluster can hold the workers; print a note if it is too busy now.
 
     Raises:
         RunError: it has too few CPUs or GPUs.
@@ -117,9 +117,9 @@ def check_capacity(workers: int, share: WorkerResources) -> None:
     room = worker_capacity(share)
     if room < workers:
         nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
-        there = "; ".join(sorted(f"{has.get('CPU', 0):g} CPU and {has.get('GPU', 0):g} GPU" for has in nodes))
+        machines = "; ".join(sorted(f"{node.get('CPU', 0):g} CPU and {node.get('GPU', 0):g} GPU" for node in nodes))
         raise RunError(
-            f"{workers} workers with {share} each do not fit: the cluster has {len(nodes)} machines ({there}), room "
+            f"{workers} workers with {share} each do not fit: the cluster has {len(nodes)} machines ({machines}), room "
             f"for {room} such workers; ask for fewer with --workers, or for less with --cpus-per-worker or "
             "--gpus-per-worker"
         )
@@ -141,7 +141,7 @@ def check_capacity(workers: int, share: WorkerResources) -> None:
 
 
 def trial_resources(workers: int, share: WorkerResources) -> PlacementGroupFactory:
-    """One placement group: a driver without a CPU on this machine, and the workers wherever there is room."""
+    """Return a placement group: a driver without a CPU on this machine, and the workers wherever there is room."""
     import ray
     from ray.tune import PlacementGroupFactory
 
@@ -153,28 +153,28 @@ def trial_resources(workers: int, share: WorkerResources) -> PlacementGroupFacto
 
 
 def single_resources(share: WorkerResources) -> PlacementGroupFactory:
-    """What a trial that trains by itself has of its machine."""
+    """Return the resources of a trial that trains without workers."""
     from ray.tune import PlacementGroupFactory
 
     return PlacementGroupFactory([{"CPU": share.cpus, **({"GPU": share.gpus} if share.gpus else {})}])
 
 
 def tune_setting(run: Path, *, verbose: int) -> RunConfig:
-    """How trials of a run are run: one whose process is lost, or that fails, is started again and says so.
+    """Return Tune's configuration of a run: a trial that fails, or whose process is lost, is restarted.
 
     Args:
-        run: folder; Tune's own files go into its folder `ray`.
-        verbose: what Tune prints, from 0 for nothing to 2.
+        run: run folder; Tune's own files go into its folder `ray`.
+        verbose: verbosity of Tune, from 0 (silent) to 2.
     """
     from ray import tune
 
     class RecoveryLogger(tune.Callback):
-        """Says on standard error that a trial is started again."""
+        """Callback that reports on standard error that a trial is restarted."""
 
         def on_trial_recover(self, iteration: int, trials: list[Any], trial: Any, **_: Any) -> None:
             reason = " ".join(root_message(trial.get_pickled_error()).split())
             print(
-                f"trial {trial.trial_id} ended too early ({reason:.240}); it is started again, from its checkpoint",
+                f"trial {trial.trial_id} failed ({reason:.240}); it is restarted from its checkpoint",
                 file=sys.stderr,
                 flush=True,
             )
@@ -192,20 +192,20 @@ def run_trial(trainable: Callable[[dict[str, str]], None], run: Path, workers: i
     """Run one trial to its end; what it prints is printed here.
 
     Args:
-        trainable: given the run folder's path as `run`; goes on from the folder's checkpoint.
-        run: folder; Tune's own files go into its folder `ray`.
-        workers: actors that the trial starts.
-        share: what each of them has of its machine.
+        trainable: function called with `run`, the path of the run folder; resumes from the folder's checkpoint.
+        run: run folder; Tune's own files go into its folder `ray`.
+        workers: number of actors that the trial starts.
+        share: resources of each actor.
 
     Raises:
-        RunError: the trial failed; in its own words.
+        RunError: the trial failed; has the trial's own message.
     """
     from ray import tune
 
     def trial(parameters: dict[str, str]) -> None:
         try:
             trainable(parameters)
-        except InputError as error:  # another try would end the same
+        except InputError as error:  # a restart would fail in the same way
             tune.report({"error": str(error)})
 
     tuner = tune.Tuner(
@@ -220,30 +220,31 @@ def run_trial(trainable: Callable[[dict[str, str]], None], run: Path, workers: i
         raise RunError(result.metrics["error"])
 
 
-def train_together(loop: Callable[[dict[str, str]], None], run: Path, workers: int, share: WorkerResources) -> None:
-    """Run a training loop in several processes of one `torch.distributed` group, from the start again when one is lost.
+def run_distributed(loop: Callable[[dict[str, str]], None], run: Path, workers: int, share: WorkerResources) -> None:
+    """Run a training loop in the processes of one `torch.distributed` group; all are restarted when one is lost.
 
-    A first Ctrl-C or SIGTERM is handed on by a file that the loop looks for; a second one ends everything at once.
+    The first Ctrl-C or SIGTERM creates a file that the loop looks for; the second one ends everything at once.
 
     Args:
-        loop: given the run folder's path as `run`; goes on from the folder's checkpoint; saves and returns when there
-            is a file `stop_file(run)`, and removes it where it came to its end all the same.
-        run: folder; Ray Train's own files go into its folder `ray`.
-        workers: processes.
-        share: what each of them has of its machine.
+        loop: function called in each process with `run`, the path of the run folder. It resumes from the folder's
+            checkpoint, and saves and returns once the file `stop_file(run)` exists. If it finishes the training all
+            the same, it removes that file.
+        run: run folder; Ray Train's own files go into its folder `ray`.
+        workers: number of processes.
+        share: resources of each process.
 
     Raises:
-        RunError: there is no room, or the loop failed; in its own words.
-        KeyboardInterrupt: the loop was asked to stop, and did.
+        RunError: the cluster is too small, or the loop failed; has the loop's own message.
+        KeyboardInterrupt: the loop was asked to stop, and has saved.
     """
     import ray
     from ray.train import FailureConfig, RunConfig, ScalingConfig
     from ray.train.torch import TorchTrainer
 
     class Trainer(TorchTrainer):
-        """Without Ray's watch over the placement group, which ends with this process anyway.
+        """Ray's trainer without its cleaner of the placement group, which ends with this process anyway.
 
-        It asks the dashboard, and where there is none it delays the end by 12 seconds and prints a traceback.
+        The cleaner needs a dashboard; without one it delays the end by 12 seconds and prints a traceback.
         """
 
         def _create_default_callbacks(self) -> list[Any]:
@@ -262,43 +263,43 @@ def train_together(loop: Callable[[dict[str, str]], None], run: Path, workers: i
         ),
         run_config=RunConfig(name="ray", storage_path=path, failure_config=FailureConfig(max_failures=RESTARTS)),
     )
-    failed: list[Exception] = []
+    errors: list[Exception] = []
 
     def fit() -> None:
         try:
             trainer.fit()
-        except Exception as error:  # Ray has several kinds of its own, with the loop's inside
-            failed.append(error)
+        except Exception as error:  # Ray wraps the loop's error in one of several kinds of its own
+            errors.append(error)
 
     stop_file(run).unlink(missing_ok=True)
-    # Not in the main thread, where Ray Train would answer Ctrl-C itself: by killing the processes before they save.
-    fitting = threading.Thread(target=fit, daemon=True)
+    # Not in the main thread, where Ray Train handles Ctrl-C by killing the processes before they save.
+    thread = threading.Thread(target=fit, daemon=True)
     with StopSignal() as stop:
-        fitting.start()
-        while fitting.is_alive() and not stop.asked:
-            fitting.join(0.2)
+        thread.start()
+        while thread.is_alive() and not stop.asked:
+            thread.join(0.2)
         if stop.asked:
-            print("\nstopping when all have saved; once more to stop at once", file=sys.stderr, flush=True)
+            print("\nstopping when all processes have saved; repeat to stop at once", file=sys.stderr, flush=True)
             stop_file(run).touch()
         cluster = ray.get_runtime_context().gcs_address
-        while fitting.is_alive():
-            fitting.join(0.2)
+        while thread.is_alive():
+            thread.join(0.2)
             try:
                 check_reachable(cluster)
             except OSError:
-                break  # a SIGTERM to all has ended it too, which Ray would take a minute to notice
+                break  # a SIGTERM to all processes has ended the cluster too; Ray takes a minute to notice
     if stop_file(run).exists():
         stop_file(run).unlink()
         raise KeyboardInterrupt
-    if failed:
-        raise RunError(f"{root_message(failed[0]):.500}") from failed[0]
+    if errors:
+        raise RunError(f"{root_message(errors[0]):.500}") from errors[0]
 
 
 def run_on_worker(function: Callable[[Argument], Value], argument: Argument, share: WorkerResources) -> Value:
-    """What a function gives on a machine, and with the GPU, that a worker would have.
+    """Call a function where a worker would run, with a worker's resources, and return its result.
 
     Raises:
-        RunError: the function failed; in its own words.
+        RunError: the function failed; has its own message.
     """
     import ray
 
@@ -309,7 +310,7 @@ def run_on_worker(function: Callable[[Argument], Value], argument: Argument, sha
 
 
 def root_message(error: BaseException) -> str:
-    """What a trial's error says itself, without Ray's account of where it was raised."""
+    """Return the message of the error that Ray has wrapped, without Ray's traceback."""
     while (cause := getattr(error, "cause", None)) is not None:
         error = cause
     return str(error)

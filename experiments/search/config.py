@@ -87,7 +87,7 @@ class SearchConfig:
     seed: int = 0
     """RNG seed for the whole search."""
     start: str | None = None
-    """Folder of the agent that the search starts from; optional, defaults to a new one that leans to CutMix on half."""
+    """Folder of the agent that the search starts from; optional, defaults to a new one that prefers CutMix on half."""
     ppo: PPOConfig = field(default_factory=PPOConfig)
     """Hyperparameters of PPO."""
     run: Annotated[RunConfig, UNPREFIXED] = field(default_factory=RunConfig)

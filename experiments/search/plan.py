@@ -1,4 +1,4 @@
-"""Setting of a search: its configuration, checked, with nothing left to `auto`."""
+"""Setting of a search: the checked configuration, with nothing left to `auto`."""
 
 from __future__ import annotations
 
@@ -26,9 +26,9 @@ from rlmix.experiments.search.cluster import run_on_worker
 from rlmix.experiments.search.config import SearchConfig, TaskTrainConfig
 
 MENUS = {"default": Menu(), "family": task_family.MENU}
-MAX_ENVIRONMENTS = 1000  # limit of what is tried out before a search starts
-MAX_VALIDATION = 3000  # more take time at the end of every training of a search
-START = "CutMix half"  # the untrained agent leans to the policy that it has to beat
+MAX_ENVIRONMENTS = 1000  # each is built once to check the setting, before a search starts
+MAX_VALIDATION = 3000  # images; more would slow the end of every training
+START = "CutMix half"  # policy that the untrained agent prefers: the one that it has to beat
 
 
 @dataclass(frozen=True)
@@ -36,10 +36,10 @@ class Search:
     """Setting of a search as the rest of the program uses it.
 
     Attributes:
-        config: its options.
-        tasks: tasks of the search.
+        config: options of the search.
+        tasks: distribution of the tasks.
         training: setting of the classifier's trainings.
-        menu: the choices.
+        menu: choices of the agent.
     """
 
     config: SearchConfig
@@ -78,14 +78,14 @@ class Search:
 
     @property
     def one_decision(self) -> bool:
-        """Whether an agent sees the same in every training and chooses once, so that it is one fixed policy."""
+        """Return whether the agent sees the same in every training and chooses once: it is then one fixed policy."""
         config = self.config
         ranges = (config.train_size, config.updates, config.label_noise, config.lr_scale)
         return len(self.segments) == 1 and all(low == high for low, high in ranges) and config.clean in (0, 1)
 
     @property
     def share(self) -> WorkerResources:
-        """Share of its machine that each Ray worker has."""
+        """Resources of each Ray worker."""
         return WorkerResources(self.config.cpus_per_worker, self.config.gpus_per_worker)
 
     def environment(self, run: RunFolder | None) -> dict[str, Any]:
@@ -108,10 +108,10 @@ class Search:
 
 
 def _require_workers(config: SearchConfig) -> None:
-    """Refuse numbers and places of workers that do not fit each other.
+    """Check that numbers and places of workers fit each other.
 
     Raises:
-        RunError: they do not.
+        RunError: they do not fit.
     """
     if max(config.workers, config.environments) > MAX_ENVIRONMENTS:
         raise RunError(
@@ -176,33 +176,33 @@ def _resolved_config(config: SearchConfig) -> SearchConfig:
 
 def print_data(data: Splits, search: Search) -> None:
     """Print the data and the setting of the search."""
-    config, (least, most) = search.config, search.config.label_noise
-    wrong = f"{100 * most:.0f} %" if least == most else f"{100 * least:.0f} to {100 * most:.0f} %"
+    config, (low, high) = search.config, search.config.label_noise
+    wrong = f"{100 * high:.0f} %" if low == high else f"{100 * low:.0f} to {100 * high:.0f} %"
     print(
         f"{data.name}: {len(data.train):,} images to train on, {len(data.validation):,} validation, "
         f"{len(data.development):,} development test; the test set is not read\n"
         f"search: {f'{config.episodes:,}' if config.episodes else f'{config.minutes:g} minutes of'} trainings of "
         f"{_range(config.updates)} updates on {_range(config.train_size)} images"
-        f"{f' with {wrong} wrong labels' if most else ''}, {config.workers} workers, "
+        f"{f' with {wrong} wrong labels' if high else ''}, {config.workers} workers, "
         f"{config.train.precision} on {config.train.device}"
         f"{', compiled' if config.train.compile == 'on' else ''}"
     )
 
 
 def new_agent(search: Search, workers: VecEnv, start: Path | None = None) -> PPO:
-    """Return the agent before the search: that of a folder, or one that leans to CutMix on half the updates.
+    """Return the agent before the search: that of a folder, or one that prefers CutMix on half the updates.
 
     Args:
-        search: the setting.
-        workers: the environments.
+        search: setting of the search.
+        workers: environments.
         start: folder of the agent; optional, defaults to a new one.
 
     Raises:
-        InputError: its options do not fit each other or the number of workers, or the agent that it starts at.
-        DamagedFileError: that agent cannot be used.
+        InputError: the options do not fit each other, the number of workers, or the agent of the folder.
+        DamagedFileError: the agent of the folder cannot be used.
     """
-    config, lean = search.config, search.menu.find(FIXED[START])
-    model = build_agent(config.ppo, workers, segments=len(search.segments), seed=config.seed, start=lean)
+    config, preferred = search.config, search.menu.find(FIXED[START])
+    model = build_agent(config.ppo, workers, segments=len(search.segments), seed=config.seed, start=preferred)
     if start is not None:
         known = Agent.load(start)
         if (known.menu, known.segments, known.features) != (search.menu, search.segments, DEFAULT_FEATURES):

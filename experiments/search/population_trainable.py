@@ -1,6 +1,7 @@
-"""Member of a population on a Ray cluster: one classifier training, a segment a step, driven by Ray Tune's schedulers.
+"""Member of a population on a Ray cluster: one classifier training, one segment per step, for Ray Tune's schedulers.
 
-Importing this needs Ray. Actors are reused: another member's configuration and weights go into the same trainer.
+Importing this needs Ray. Actors are reused: another member's configuration and weights are loaded into the same
+trainer.
 """
 
 from __future__ import annotations
@@ -22,15 +23,15 @@ STATE = "member.safetensors"
 
 
 class Member(tune.Trainable):
-    """Trains task 0 of a search; its configuration has the following entries.
+    """Training of task 0 of a search. Its configuration has the following entries.
 
-    - `number`: number of the member, from which its seed follows; copied with another member's configuration.
+    - `number`: number of the member, which determines its seed; copied with another member's configuration.
     - `perturbed`: whether a segment's action is read from the entries of `DIMENSIONS`, which a scheduler changes,
       rather than from `plan`.
     - `plan`: an action for each segment.
 
-    It reports validation accuracy in [0, 1], at chance where the training diverged; `actions`, which led to its present
-    weights, whichever member made them; and `lineage`, the trials that made them.
+    It reports validation accuracy in [0, 1], at chance if the training diverged; `actions`, those that led to its
+    present weights, whichever member took them; and `lineage`, the trials that took them.
     """
 
     _actions: list[list[int]]
@@ -40,8 +41,8 @@ class Member(tune.Trainable):
         """Load the data and build the trainer.
 
         Args:
-            config: see the class.
-            agent: setting of the search, fields of `SearchConfig`.
+            config: configuration of the member, see the class.
+            agent: setting of the search, as fields of `SearchConfig`.
         """
         self._search = Search.from_config(stored_config(SearchConfig, agent))
         torch.set_num_threads(self._search.share.threads)
@@ -55,7 +56,7 @@ class Member(tune.Trainable):
         return True
 
     def step(self) -> dict[str, Any]:
-        """Train one segment and evaluate; on all validation images after the last."""
+        """Train one segment and evaluate; after the last one, on all validation images."""
         segment, ends = len(self._actions), self._search.segments
         entry = self._entry
         action = [entry[dimension] for dimension in DIMENSIONS] if entry["perturbed"] else entry["plan"][segment]

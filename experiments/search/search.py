@@ -1,4 +1,4 @@
-"""A search: PPO on the workers' trainings, resumable."""
+"""Search for a mixing policy: PPO on the workers' trainings, resumable."""
 
 from __future__ import annotations
 
@@ -48,10 +48,10 @@ from rlmix.experiments.search.selection import (
 
 
 def search_trial(parameters: dict[str, str]) -> None:
-    """The search of a run folder as a Ray Tune trial.
+    """Run the search of a run folder as a Ray Tune trial.
 
     Args:
-        parameters: `run`, the folder's path.
+        parameters: `run`, path of the run folder.
     """
     torch.set_num_threads(1)
     run, stored = RunFolder.open(parameters["run"], AGENT, trust=True)
@@ -59,7 +59,7 @@ def search_trial(parameters: dict[str, str]) -> None:
 
 
 def execute(search: Search, run: RunFolder) -> None:
-    """Search, choose, compare and report, from wherever the run folder stands."""
+    """Search, select a policy, compare it and report; resume from whatever the run folder has."""
     started = time.monotonic()
     config = search.config
     checkpoint = run.load_checkpoint()
@@ -80,11 +80,11 @@ def execute(search: Search, run: RunFolder) -> None:
         contest = compare_contestants(search, schedule, trainings, {**live, **shipped_agent(search)})
     except (EOFError, ConnectionError):
         raise RunError(
-            "a worker process ended too early, by its own error above or killed from outside (is there enough "
-            f"memory?); resume with {run.resume_options}"
+            "a worker process has died: by its own error above, or killed from outside (is there enough memory?); "
+            f"resume with {run.resume_options}"
         ) from None
     except WorkerFailedError as error:
-        raise RunError(f"{error}; what was learned is saved, resume with {run.resume_options}") from None
+        raise RunError(f"{error}; the search is saved, resume with {run.resume_options}") from None
     finally:
         if workers is not None:
             workers.close()
@@ -98,7 +98,7 @@ def execute(search: Search, run: RunFolder) -> None:
 
 
 def positions_of(config: SearchConfig, checkpoint: dict[str, Any] | None) -> list[EpisodeCursor]:
-    """Where each worker stands: at the start, or where the checkpoint left it."""
+    """Return each environment's position: the start of the search, or that of the checkpoint."""
     if checkpoint is None:
         return [EpisodeCursor() for _ in range(config.environment_count)]
     return [
@@ -108,7 +108,7 @@ def positions_of(config: SearchConfig, checkpoint: dict[str, Any] | None) -> lis
 
 
 def begin_workers(search: Search, run: RunFolder, positions: Sequence[EpisodeCursor]) -> VecEnv:
-    """Start the workers where the search wants them."""
+    """Start the workers, each environment at its position."""
     make, config = partial(make_worker, search.environment(run), search.config.seed), search.config
     if config.backend == "ray":
         return RayVecEnv(make, positions, share=search.share, timeout=config.worker_timeout)
@@ -118,9 +118,9 @@ def begin_workers(search: Search, run: RunFolder, positions: Sequence[EpisodeCur
 
 
 def warn_of_memory(count: int) -> None:
-    """Warn where so many workers may not fit into memory: each becomes about as large as this process.
+    """Warn if the workers may not fit into memory: each becomes about as large as this process.
 
-    This process has loaded the same libraries, and before a new search the same data and network.
+    This process has loaded the same libraries and, before a new search, the same data and network.
     """
     each, free = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024, available_memory()  # Linux counts in KiB
     if count * each > free:
@@ -132,7 +132,7 @@ def warn_of_memory(count: int) -> None:
 
 
 def prepare_references(search: Search, workers: VecEnv) -> None:
-    """Let the workers measure the relative reward's reference on every task of the pool, side by side."""
+    """Measure the relative reward's reference on every task of the pool, in parallel on all workers."""
     if not REWARDS[search.config.reward].needs_reference or not search.config.reference_seeds:
         return
     tasks = range(search.config.tasks)
@@ -148,15 +148,15 @@ def learn(
     checkpoint: dict[str, Any] | None,
     learned: Callable[[int], None] = lambda _: None,
 ) -> tuple[Agent, float]:
-    """Train the agent, from a checkpoint if there is one; gives it and the seconds that PPO itself took.
+    """Train the agent, from a checkpoint if there is one; return it and the seconds that PPO itself took.
 
     Args:
-        search: the setting.
-        run: where checkpoints and the log of episodes go.
-        workers: the environments.
-        positions: where each worker stands.
-        checkpoint: what the search goes on from; none = it starts.
-        learned: called with the number of finished episodes after each rollout that was learned from and saved.
+        search: setting of the search.
+        run: run folder, for checkpoints and the log of episodes.
+        workers: environments.
+        positions: position of each environment.
+        checkpoint: state to resume from; None starts a new search.
+        learned: callback after each rollout that was learned from and saved, with the number of finished episodes.
     """
     config = search.config
     log = LineLog(run.path / "episodes.jsonl")
@@ -164,7 +164,7 @@ def learn(
     start = run.path / "start"
     if config.start is not None and not (start / "agent.json").exists():
         start.mkdir(exist_ok=True)
-        Agent.load(Path(config.start)).save(start)  # the run goes on without the original
+        Agent.load(Path(config.start)).save(start)  # so that the run can be resumed without the original
     model = new_agent(search, workers, None if config.start is None else start)
     model.set_logger(configure(str(run.events), ["tensorboard"]))
     model.logger.record("hparams", HParam(_flat(asdict(config)), {Tag.RETURN_MEAN: 0.0}))
@@ -199,11 +199,11 @@ def learn(
                 save=save,
                 checkpoint=checkpoint,
             )
-            # The total is counted from where the search stands, since timesteps are not reset.
+            # Timesteps are not reset, so PPO counts this total from the present one.
             model.learn(left, callback=callback, reset_num_timesteps=False)
             learning_seconds = callback.learning_seconds
-    started = None if config.start is None else Agent.load(start).checksum  # no path: it says nothing elsewhere
-    facts = {"learned_by": "ppo", "episodes": len(log.read()), "start_sha256": started, **provenance(search)}
+    start_checksum = None if config.start is None else Agent.load(start).checksum  # a path means nothing elsewhere
+    facts = {"learned_by": "ppo", "episodes": len(log.read()), "start_sha256": start_checksum, **provenance(search)}
     return Agent(model.policy, search.menu, search.segments, facts), learning_seconds
 
 

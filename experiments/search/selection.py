@@ -1,4 +1,4 @@
-"""What a search ends with: candidates of the agent, the best of them, and its comparison with others."""
+"""End of a search: the agent's candidates, selection of the best one, and its comparison with other policies."""
 
 from __future__ import annotations
 
@@ -36,50 +36,50 @@ from rlmix.experiments.runs.folder import RunFolder
 from rlmix.experiments.search.config import SearchConfig
 from rlmix.experiments.search.plan import START, Search
 
-GREEDY_EPISODES = 4  # for each worker's share of at least one: what the majority is taken over
+GREEDY_EPISODES = 4  # rounded up to at least one per worker; the first candidate is their majority
 MAX_CANDIDATES = 3
 LIVE, SHIPPED_AGENT = "its agent, live", "shipped agent, live"  # contestants
-TASKS_OF_THE_CONTEST = 1  # added to the seed of the tasks: images that the search has not trained on
+CONTEST_SEED_OFFSET = 1  # added to the tasks' seed, for images that the search has not trained on
 
 
 def roll_out_candidates(run: RunFolder, workers: VecEnv, agent: Agent) -> dict[str, PolicySchedule]:
-    """Candidates by name: what the agent does when it is rolled out greedily, or what an earlier start found.
+    """Return the candidates by name: greedy rollouts of the agent, or those that the run folder already has.
 
     Raises:
-        RunError: every one of these trainings diverged.
+        RunError: all of these trainings diverged.
     """
     if (run.path / "candidates.json").exists():
         return {name: PolicySchedule.from_json(value) for name, value in run.read_json("candidates.json").items()}
-    rolled = greedy_schedules(agent, workers, GREEDY_EPISODES)
-    if not rolled:
+    schedules = greedy_schedules(agent, workers, GREEDY_EPISODES)
+    if not schedules:
         raise RunError("every training under the greedy agent diverged: search longer, or with a lower --lr")
-    offered = candidates(rolled, MAX_CANDIDATES)
-    run.write_json("candidates.json", {name: schedule.to_json() for name, schedule in offered.items()})
-    return offered
+    named = candidates(schedules, MAX_CANDIDATES)
+    run.write_json("candidates.json", {name: schedule.to_json() for name, schedule in named.items()})
+    return named
 
 
 def select_best(
-    search: Search, run: RunFolder, trainings: Trainings, offered: dict[str, PolicySchedule], facts: dict[str, Any]
+    search: Search, run: RunFolder, trainings: Trainings, schedules: dict[str, PolicySchedule], facts: dict[str, Any]
 ) -> PolicySchedule:
-    """The candidate that does best on fresh seeds, as the run's `policy.json`.
+    """Return the candidate that is best on fresh seeds, and save it as the run's `policy.json`.
 
     Args:
-        search: the setting.
-        run: the folder.
-        trainings: who trains under the candidates.
-        offered: the candidates by name.
-        facts: how they came about, for the policy's provenance.
+        search: setting of the search.
+        run: run folder.
+        trainings: runs the candidates' trainings.
+        schedules: candidates by name.
+        facts: provenance of the candidates.
     """
     config = search.config
     jobs = [
         Job.from_chooser(name, schedule, search.tasks.task(number), _seed(config, "candidates", number), ["validation"])
         for number in range(config.candidate_seeds)
-        for name, schedule in offered.items()
+        for name, schedule in schedules.items()
     ]
     results = trainings.run("candidates", jobs)
     scores = {
         name: mean_interval([r["validation"] for job, r in zip(jobs, results, strict=True) if job.name == name])
-        for name in offered
+        for name in schedules
     }
     best = max(scores, key=lambda name: scores[name][0])
     mean, width = scores[best]
@@ -90,9 +90,9 @@ def select_best(
         "validation_interval": width if np.isfinite(width) else None,
         "validation_seeds": config.candidate_seeds,
         **facts,
-        **offered[best].provenance,
+        **schedules[best].provenance,
     }
-    schedule = PolicySchedule(offered[best].segments, origin)
+    schedule = PolicySchedule(schedules[best].segments, origin)
     schedule.save(run.path / "policy.json")
     return schedule
 
@@ -100,16 +100,16 @@ def select_best(
 def compare_contestants(
     search: Search, schedule: PolicySchedule, trainings: Trainings, agents: Mapping[str, Agent]
 ) -> dict[str, dict[str, Any]]:
-    """Train everybody on fresh images and seeds, the same for all; development-test accuracy.
+    """Train all contestants on the same fresh images and seeds; return development-test accuracies and differences.
 
     Args:
-        search: the setting.
-        schedule: what was learned.
-        trainings: who trains.
-        agents: further contestants by name, asked live.
+        search: setting of the search.
+        schedule: learned schedule.
+        trainings: runs the contestants' trainings.
+        agents: further contestants by name: agents that choose as they train.
     """
     config = search.config
-    tasks = replace(search.tasks, pool=None, seed=search.tasks.seed + TASKS_OF_THE_CONTEST)
+    tasks = replace(search.tasks, pool=None, seed=search.tasks.seed + CONTEST_SEED_OFFSET)
     names = ["learned", *agents, *FIXED, "random"]
     jobs = []
     for number in range(config.contest_seeds):
@@ -141,14 +141,14 @@ def compare_contestants(
 
 
 def trainings_after(search: Search) -> tuple[int, int, int]:
-    """Return the number of trainings that follow the search, at most: greedy ones, of candidates, of contestants."""
+    """Return the maximum number of trainings after the search: greedy rollouts, candidates, contestants."""
     candidates = 1 if search.one_decision else MAX_CANDIDATES
     contestants = 2 + len(FIXED) + len(shipped_agent(search)) + (not search.one_decision)
     return GREEDY_EPISODES, candidates * search.config.candidate_seeds, contestants * search.config.contest_seeds
 
 
 def shipped_agent(search: Search) -> dict[str, Agent]:
-    """The shipped agent by its name, if its segments all get an update in every training of the search.
+    """Return the shipped agent by name; nothing if a training of the search is too short for its segments.
 
     Raises:
         DamagedFileError: it cannot be used.
@@ -162,11 +162,11 @@ def shipped_agent(search: Search) -> dict[str, Agent]:
 
 
 class Trainings:
-    """Trainings under given schedules, each run once however often the program is started.
+    """Trainings of jobs, logged in a run folder so that each runs once even if the search is resumed.
 
     Args:
-        run: where results are kept, in `trainings.jsonl`.
-        workers: who trains.
+        run: run folder; results are kept in its `trainings.jsonl`.
+        workers: environments that train.
     """
 
     def __init__(self, run: RunFolder, workers: VecEnv) -> None:
@@ -180,14 +180,15 @@ class Trainings:
         self._workers = workers
 
     def run(self, stage: str, jobs: Sequence[Job]) -> list[dict[str, float]]:
-        """Accuracy by split of every job, in order; those of an earlier start are read."""
-        left = [number for number, job in enumerate(jobs) if (stage, job.name, job.seed) not in self._done]
-        bar = tqdm(total=len(jobs), initial=len(jobs) - len(left), desc=stage, unit="training")
+        """Run the jobs that are not in the log; return every job's accuracy by split, in order."""
+        missing = [number for number, job in enumerate(jobs) if (stage, job.name, job.seed) not in self._done]
+        bar = tqdm(total=len(jobs), initial=len(jobs) - len(missing), desc=stage, unit="training")
         with bar:
-            finished = run_jobs(self._workers, [jobs[number] for number in left])
-            for number, (job, accuracy) in zip(left, finished, strict=True):
-                told = {name: value for name, value in asdict(job).items() if name != "agent"}  # the name says whose
-                entry = {"stage": stage, "number": number, **told, "accuracy": accuracy}
+            finished = run_jobs(self._workers, [jobs[number] for number in missing])
+            for number, (job, accuracy) in zip(missing, finished, strict=True):
+                # An agent is not logged: the job's name identifies it.
+                fields = {name: value for name, value in asdict(job).items() if name != "agent"}
+                entry = {"stage": stage, "number": number, **fields, "accuracy": accuracy}
                 self._log.append(entry)
                 self._done[stage, job.name, job.seed] = accuracy
                 bar.update(1)
@@ -195,7 +196,7 @@ class Trainings:
 
 
 def report(search: Search, run: RunFolder) -> None:
-    """Print the policy and the table, and say what is noise; the table goes to TensorBoard too."""
+    """Print the policy and the table of contestants with verdicts; write both to TensorBoard too."""
     summary = run.read_json("summary.json")
     schedule, contest = PolicySchedule.from_json(summary["policy"]), summary["contest"]
     returns = [sum(episode["rewards"]) for episode in LineLog(run.path / "episodes.jsonl").read()]
@@ -205,7 +206,7 @@ def report(search: Search, run: RunFolder) -> None:
     for until, policy in schedule.segments:
         print(f"  until {100 * until:5.1f} %  {policy}")
     if search.config.start is None and all(policy == FIXED[START] for _, policy in schedule.segments):
-        print(f"  This is where the search started: it found nothing that its evidence puts above {START}.")
+        print(f"  The search started from this policy, {START}, and found no better one.")
     headers, rows = ("", "accuracy", "learned is ahead by", ""), []
     for name, entry in contest.items():
         versus = ("", "")
@@ -237,7 +238,7 @@ def _seed(config: SearchConfig, stream: str, number: int) -> int:
 
 
 def provenance(search: Search) -> dict[str, Any]:
-    """Return the provenance of a policy: what it was learned on."""
+    """Return the provenance of a policy: data, network and tasks that it was learned on."""
     config = search.config
     return {
         "dataset": config.data.dataset,

@@ -1,9 +1,9 @@
-"""The family of tasks that the shipped agent is trained for, and what it chooses from.
+"""Task family that the shipped agent is trained for, and the menu that it chooses from.
 
 Trainings that last seconds: Fashion-MNIST at 14 x 14 pixels, 200 to 5,000 images, 200 to 2,000 updates of the search
-network, half of the tasks with up to 50 % wrong labels. Which policy is best changes from one to the next. An agent is
-trained on slow tasks too, whose learning rate is lower, and on tasks of a network without normalisation: it then knows
-networks that do not get far in their time, and such that learn in another way.
+network, half of the tasks with up to 50 % wrong labels. The best policy differs from task to task. An agent is also
+trained on slow tasks, with a lower learning rate, and on tasks of a network without normalisation, so that it has seen
+networks that learn more slowly and in other ways.
 """
 
 from __future__ import annotations
@@ -25,20 +25,21 @@ TASKS = TaskDistribution(
     pool=None,
     seed=2212_04875,
 )
-ONE_TASK = TaskDistribution(  # the same task again and again, with other images: of what a single task is worth
+ONE_TASK = TaskDistribution(  # always the same sizes, with new images each time
     train_size=(1000, 1000), updates=(1000, 1000), label_noise=(0.0, 0.0), pool=None, seed=TASKS.seed + 1
 )
-SLOW = replace(TASKS, lr_scale=FAMILY.lr_scale)  # every speed, so that an agent has seen networks that lag behind
+SLOW = replace(TASKS, lr_scale=FAMILY.lr_scale)
 
 
 @dataclass(frozen=True)
-class Part:
-    """Tasks of one kind.
+class FamilyPart:
+    """Part of the family: tasks of one kind.
 
     Attributes:
-        first: number of its first task; its tasks go on from there.
-        tasks: where they come from, by those numbers.
-        model, lr: the network and its highest learning rate.
+        first: number of its first task; the others follow.
+        tasks: distribution of the tasks, by those numbers.
+        model: name of the network.
+        lr: highest learning rate.
     """
 
     first: int
@@ -48,9 +49,10 @@ class Part:
 
 
 PARTS = {
-    "family": Part(0, TASKS),
-    "slow": Part(1_000_000, SLOW),
-    "bare": Part(2_000_000, replace(TASKS, lr_scale=(0.2, 1.0)), model="convnet", lr=0.05),  # without normalisation
+    "family": FamilyPart(0, TASKS),
+    "slow": FamilyPart(1_000_000, SLOW),
+    # Without normalisation.
+    "bare": FamilyPart(2_000_000, replace(TASKS, lr_scale=(0.2, 1.0)), model="convnet", lr=0.05),
 }
 MENU = Menu(
     sources=(
@@ -72,22 +74,22 @@ REFERENCE = MENU.find(MixPolicy({"clean": 0.5, "cutmix": 0.5}))
 
 
 def part_of(number: int) -> str:
-    """The part, one of `PARTS`, that a task's number belongs to."""
+    """Return the part, a key of `PARTS`, that a task's number belongs to."""
     return max((name for name, part in PARTS.items() if part.first <= number), key=lambda name: PARTS[name].first)
 
 
 def task(number: int) -> Task:
-    """A task by its number, which says its part too."""
+    """Return a task by its number, which also determines its part."""
     return PARTS[part_of(number)].tasks.task(number)
 
 
 def environment(part: str = "family", *, precision: Precision, data_root: str | None = None) -> MixPolicyEnv:
-    """A training of the family as a game, in one process; the reward is the final validation accuracy.
+    """Return an environment of the family's trainings; its reward is the final validation accuracy.
 
     Args:
-        part: of the family, one of `PARTS`.
+        part: part of the family, a key of `PARTS`.
         precision: number format of the network, `bf16` or `fp32`.
-        data_root: folder where the data set lies; none = looked for.
+        data_root: folder of the data set; optional, defaults to the usual places.
     """
     return MixPolicyEnv(
         DATA.dataset,

@@ -1,4 +1,4 @@
-"""Many searches: hyperparameters by ASHA, or what the agent is compared with at equal trainings."""
+"""Many searches: hyperparameters by ASHA, or PBT and random schedules with as many trainings as the agent."""
 
 from __future__ import annotations
 
@@ -50,24 +50,24 @@ from rlmix.experiments.search.selection import (
 if TYPE_CHECKING:
     from ray.tune import ResultGrid, Tuner
 
-RECENT = 20  # finished episodes whose mean validation accuracy an agent is compared by
+RECENT = 20  # newest finished episodes; their mean validation accuracy ranks the agents
 METRIC = "validation_accuracy"
 
 
 def check(config: TuneConfig) -> None:
-    """Refuse options that do not fit each other.
+    """Check that the options fit each other.
 
     Raises:
-        RunError: they do not.
+        RunError: they do not fit.
     """
     if config.agent.backend != "ray":
         raise RunError("--agent.backend must be ray here; train_agent.py searches without it")
     options = flatten(asdict(config.agent))
     for name in ("out", "resume", "address", "trust"):
         if options[name]:
-            raise RunError(f"--agent.{name} is not for many searches: give --{name}")
+            raise RunError(f"--agent.{name} is for a single search: give --{name} instead")
     if config.agent.start is not None:
-        raise RunError("--agent.start is not for many searches, whose segments differ: train_agent.py takes it")
+        raise RunError("--agent.start is for a single search (train_agent.py): segments differ between these searches")
 
 
 def resolve_agent(config: TuneConfig) -> SearchConfig:
@@ -75,7 +75,7 @@ def resolve_agent(config: TuneConfig) -> SearchConfig:
 
     Raises:
         RunError: an option is out of range.
-        DataError: the data set cannot be had or is too small.
+        DataError: the data set is not available or is too small.
     """
     agent = replace(config.agent, seed=config.seed)
     if not agent.workers:
@@ -88,11 +88,11 @@ def resolve_agent(config: TuneConfig) -> SearchConfig:
 
 
 def finish(config: TuneConfig, run: RunFolder, results: ResultGrid) -> None:
-    """Keep the best, compare it and write the summary."""
+    """Select the best policy, compare it and write the summary."""
     for result in map(results.__getitem__, range(len(results))):
         if result.error is not None:
             print(
-                f"a trial failed, the others went on: {' '.join(root_message(result.error).split())}", file=sys.stderr
+                f"a trial failed, the others continued: {' '.join(root_message(result.error).split())}", file=sys.stderr
             )
     search = Search.from_config(config.agent)
     workers = None
@@ -118,7 +118,7 @@ def finish(config: TuneConfig, run: RunFolder, results: ResultGrid) -> None:
 
 
 def trial_config(base: SearchConfig, seed: int, number: int) -> SearchConfig:
-    """Search `number`: the base with hyperparameters of PPO and the environment drawn; number 0 is the base itself."""
+    """Return the configuration of one search: the base with drawn hyperparameters; search 0 is the base itself."""
     if number == 0:
         return base
     draw = np.random.default_rng([seed, number])
@@ -137,7 +137,7 @@ def trial_config(base: SearchConfig, seed: int, number: int) -> SearchConfig:
 
 
 def agents(config: TuneConfig, run: RunFolder) -> ResultGrid:
-    """Train every agent as a trial of its own, or those that an earlier start has not finished."""
+    """Train every agent as a trial of its own; a resumed run trains those that have not finished."""
     from ray import tune
     from ray.tune.schedulers import ASHAScheduler
 
@@ -166,11 +166,11 @@ def agents(config: TuneConfig, run: RunFolder) -> ResultGrid:
 
 
 def agent_trial(parameters: dict[str, Any], base: dict[str, Any]) -> None:
-    """One agent, in a run folder of its own as train_agent.py's; goes on from its checkpoint where there is one.
+    """Train one agent in a run folder of its own, as train_agent.py does; resume if there is a checkpoint.
 
     Args:
-        parameters: `trials`, the folder of all; `seed` and `number`, as `trial_config` takes them.
-        base: the setting that hyperparameters are changed in, fields of `SearchConfig`.
+        parameters: `trials`, folder of all trials; `seed` and `number`, arguments of `trial_config`.
+        base: setting whose hyperparameters are changed, as fields of `SearchConfig`.
     """
     from ray import tune
 
@@ -183,7 +183,7 @@ def agent_trial(parameters: dict[str, Any], base: dict[str, Any]) -> None:
     if not (run.path / "policy.json").exists():
 
         def learned(episodes: int) -> None:
-            if episodes < total:  # the end is reported with the policy's own accuracy
+            if episodes < total:  # after the last one, the selected policy's accuracy is reported
                 tune.report({METRIC: recent_accuracy(run), "episodes": episodes})
 
         checkpoint = run.load_checkpoint()
@@ -202,18 +202,18 @@ def agent_trial(parameters: dict[str, Any], base: dict[str, Any]) -> None:
 
 
 def trial_folder(trials: Path, number: int) -> Path:
-    """Where search `number` is kept."""
+    """Return the run folder of one search."""
     return trials / f"{number:04d}"
 
 
 def recent_accuracy(run: RunFolder) -> float:
-    """Mean final validation accuracy of the newest finished episodes, in [0, 1]: alike for every reward."""
+    """Return the mean final validation accuracy of the newest episodes, in [0, 1]; comparable for all rewards."""
     episodes = LineLog(run.path / "episodes.jsonl").read()[-RECENT:]
     return float(np.mean([episode["validation_accuracy"][-1] for episode in episodes]))
 
 
 def best_agent(config: TuneConfig, run: RunFolder) -> PolicySchedule:
-    """The policy of the finished trial that does best on validation; it and its agent are copied into the run folder.
+    """Return the policy of the finished trial that is best on validation; copy it and its agent into the run folder.
 
     Raises:
         RunError: no trial finished.
@@ -224,7 +224,7 @@ def best_agent(config: TuneConfig, run: RunFolder) -> PolicySchedule:
         if ((folder := trial_folder(run.path / "trials", number)) / "policy.json").exists()
     ]
     if not finished:
-        raise RunError("no agent was trained to its end; their errors are above")
+        raise RunError("no agent's training finished; their errors are above")
     policies = {folder: PolicySchedule.load(folder / "policy.json") for folder in finished}
     best = max(finished, key=lambda folder: policies[folder].provenance["validation_accuracy"])
     Agent.load(best).save(run.path)
@@ -234,7 +234,7 @@ def best_agent(config: TuneConfig, run: RunFolder) -> PolicySchedule:
 
 
 def agents_images(config: TuneConfig, run: RunFolder) -> int:
-    """Images that all agents' episodes trained on, those of stopped agents included."""
+    """Return the number of images that all agents' episodes trained on, stopped agents included."""
     logs = [LineLog(trial_folder(run.path / "trials", number) / "episodes.jsonl") for number in range(config.trials)]
     return config.agent.train.batch_size * sum(entry["task"]["updates"] for log in logs for entry in log.read())
 
@@ -243,7 +243,7 @@ def agents_images(config: TuneConfig, run: RunFolder) -> int:
 
 
 def population(config: TuneConfig, run: RunFolder) -> ResultGrid:
-    """Train every member, or go on where an earlier start was."""
+    """Train every member; a resumed run trains those that have not finished."""
     from ray import tune
     from ray.tune.schedulers import FIFOScheduler, PopulationBasedTraining
 
@@ -266,8 +266,8 @@ def population(config: TuneConfig, run: RunFolder) -> ResultGrid:
         )
     starts = [random_schedule_actions(search, config, number) for number in range(config.trainings)]
 
-    def first_choice(place: int) -> Any:
-        return tune.sample_from(lambda spec: starts[spec["config"]["number"]][0][place])
+    def first_choice(index: int) -> Any:
+        return tune.sample_from(lambda spec: starts[spec["config"]["number"]][0][index])
 
     trainable = tune.with_parameters(Member, agent=asdict(config.agent))
     members = tune.with_resources(trainable, single_resources(search.share))
@@ -278,7 +278,7 @@ def population(config: TuneConfig, run: RunFolder) -> ResultGrid:
             "number": tune.grid_search(list(range(config.trainings))),
             "perturbed": config.search == "pbt",
             "plan": tune.sample_from(lambda spec: starts[spec["config"]["number"]]),
-            **{dimension: first_choice(place) for place, dimension in enumerate(DIMENSIONS)},
+            **{dimension: first_choice(index) for index, dimension in enumerate(DIMENSIONS)},
         },
         tune_config=tune.TuneConfig(metric=METRIC, mode="max", scheduler=scheduler, reuse_actors=True),
         run_config=tune_setting(run.path, verbose=1),
@@ -287,13 +287,13 @@ def population(config: TuneConfig, run: RunFolder) -> ResultGrid:
 
 
 def random_schedule_actions(search: Search, config: TuneConfig, number: int) -> list[list[int]]:
-    """A random action for each segment; a member of the population starts with the first."""
+    """Return a random action for each segment; a member of PBT starts with the first."""
     draw = np.random.default_rng(episode_seed(config.seed, "search", number))
     return [draw.integers(search.menu.sizes).tolist() for _ in search.segments]
 
 
 def best_members(config: TuneConfig, run: RunFolder, results: ResultGrid) -> dict[str, PolicySchedule]:
-    """The schedules of the members that end best on validation, by name; all members go into `members.jsonl`.
+    """Return the schedules of the members that end best on validation, by name; log all members in `members.jsonl`.
 
     Raises:
         RunError: no member finished.
@@ -318,7 +318,7 @@ def best_members(config: TuneConfig, run: RunFolder, results: ResultGrid) -> dic
             if segments == len(search.segments):
                 finished.append(entry)
     if not finished:
-        raise RunError("no training came to its end; their errors are above")
+        raise RunError("no training finished; their errors are above")
     finished.sort(key=lambda entry: -entry[METRIC])
     return {
         f"member {entry['trial']}": to_schedule(entry["actions"], search.menu, search.segments)
@@ -327,7 +327,7 @@ def best_members(config: TuneConfig, run: RunFolder, results: ResultGrid) -> dic
 
 
 def provenance(config: TuneConfig) -> dict[str, Any]:
-    """How a population's policy came about."""
+    """Return the provenance of a population's policy."""
     return {
         "learned_by": config.search,
         "trainings": config.trainings,
@@ -339,12 +339,12 @@ def provenance(config: TuneConfig) -> dict[str, Any]:
 
 
 def fit(tuner: Callable[[], Tuner], trainable: Any, run: RunFolder) -> ResultGrid:
-    """Run the trials; those of an earlier start that finished are kept, failed ones are tried again.
+    """Run the trials; in a resumed run, keep the finished ones and restart the failed ones.
 
     Args:
-        tuner: makes it, where there is none to go on with.
-        trainable: what it runs.
-        run: the folder.
+        tuner: function that builds the Tuner of a new run.
+        trainable: trainable of the trials.
+        run: run folder.
     """
     from ray import tune
 

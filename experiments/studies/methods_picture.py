@@ -21,7 +21,7 @@ from rlmix.classifier.training.trainer import Trainer
 from rlmix.experiments.runs.command import command
 
 IMAGES = 8
-# Without Manifold Mixup, which mixes hidden states, and variants that look like the method that they are made of.
+# Without Manifold Mixup, which mixes hidden states, and without variants that look like another method.
 DRAWN = ("clean", "mixup", "cutmix", "average", "rmix", "saliencymix", "puzzlemix", "fmix", "resizemix")
 
 

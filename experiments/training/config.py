@@ -25,14 +25,14 @@ Final = TypeVar("Final", bound="FinalConfig")
 
 @dataclass(frozen=True)
 class FinalConfig(TrainingRunConfig):
-    """What both commands that train one classifier to be kept can be asked."""
+    """Options of the commands that train one classifier to be kept."""
 
     epochs: float | None = None
     """Length of the training in passes over the training images, instead of --updates."""
     evaluations: int = 10
-    """Number of times that the network is measured on all validation images; the best one is kept."""
+    """Number of evaluations on all validation images; the best network is kept."""
     train_on_validation: bool = False
-    """Train on the validation images too: nothing is selected then, and the last network is kept."""
+    """Train on the validation images too, select nothing, and keep the last network."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -112,8 +112,8 @@ class ReplayConfig(FinalConfig):
     agent: str | None = None
     """Agent that chooses at every segment, instead of a schedule: shipped, or a run folder of train_agent.py."""
     num_workers: int = 1
-    """Number of processes that train together through Ray Train, each with --threads on a CPU; batches are divided
-    among them."""
+    """Number of distributed processes, run by Ray Train, each with --threads on a CPU; batches are divided among
+    them."""
     address: str | None = None
     """Address of a Ray cluster for several processes, auto for this machine's; optional, defaults to Ray started on
     this machine, on loopback."""

@@ -19,12 +19,12 @@ from rlmix.experiments.training.recipes import RECIPES
 from rlmix.experiments.training.resolve import draw_data, load_data, resolve
 
 WARM_UP = 2  # updates, an even number so that a clean and a mixed one are among them
-ROUND = 4  # updates: a saliency method's exact pass, or Puzzle Mix's number of blocks, makes them unequal
+ROUND = 4  # updates of a round: saliency passes and Puzzle Mix's number of blocks make single updates unequal
 MAX_ROUNDS = 3
-MAX_SECONDS = 20.0  # after which no other round is begun
+MAX_SECONDS = 20.0  # no further round is begun after this
 EVALUATED = 500  # images
 
-# Images of the pool and of the test set, side, channels and classes, as published: what a data set is that is not here.
+# Images of the pool and of the test set, side, channels and classes of published data sets, for those not available.
 PUBLISHED = {
     "mnist": (60_000, 10_000, 28, 1, 10),
     "fashion_mnist": (60_000, 10_000, 28, 1, 10),
@@ -49,7 +49,7 @@ def stand_in(name: str, image_size: int | None) -> Dataset | None:
     generator = torch.Generator().manual_seed(0)
 
     def images(count: int) -> ImageSet:
-        # Few distinct images do: time and memory do not depend on what they show.
+        # A few distinct images suffice: time and memory do not depend on what they show.
         few = torch.randint(256, (min(count, 1000), channels, side, side), dtype=torch.uint8, generator=generator)
         return ImageSet(few.repeat(-(-count // len(few)), 1, 1, 1)[:count], torch.arange(count) % classes)
 
@@ -69,9 +69,9 @@ def dry_run(config: FinalConfig, data: Splits, policy: MixPolicy) -> str:
     """Return the setting, the number of updates and images, and estimates of time and memory.
 
     Args:
-        config: with nothing left to `auto` except `compile`, which the report mentions, and with epochs in updates.
-        data: the images, or random ones in their place.
-        policy: the mixing policy.
+        config: configuration with nothing left to `auto` except `compile`, and with epochs converted to updates.
+        data: images of the training, or random ones in their place.
+        policy: mixing policy.
     """
     trainer = Trainer(replace(config.train, updates=max(config.train.updates, 100)), data, seed=config.seed)
     trainer.train(policy, WARM_UP, probe=False)
@@ -87,8 +87,8 @@ def dry_run(config: FinalConfig, data: Splits, policy: MixPolicy) -> str:
     evaluation = (time.perf_counter() - started) / limit
     held_out = 0 if config.train_on_validation else config.evaluations * len(data.validation)
     evaluations = evaluation * (held_out + len(data.test) + len(data.development))
-    left_out = ("resume", "recipes", "dry_run")
-    setting = {name: value for name, value in flatten(asdict(config)).items() if name not in left_out}
+    omitted = ("resume", "recipes", "dry_run")
+    setting = {name: value for name, value in flatten(asdict(config)).items() if name not in omitted}
     lines = [
         json.dumps({**setting, "policy": policy.to_json()}),
         "",
@@ -126,7 +126,7 @@ def _memory(device: torch.device) -> str:
 
 
 def what_it_takes(config: ClassifierConfig) -> str:
-    """Return the report of a dry run; random images of its published shape replace a data set that is not available.
+    """Return the report of a dry run; random images of the published shape replace a data set that is not available.
 
     Raises:
         DataError: the data set is not available, and its shape is not known.
@@ -139,7 +139,7 @@ def what_it_takes(config: ClassifierConfig) -> str:
             raise
         data = draw_data(config, dataset)
     policy = config.policy()
-    # Whether compiling pays takes minutes to find out: that is left to the training.
+    # Trying whether compiling pays takes minutes, and is left to the training.
     compile = config.train.compile
     tried = replace(config.train, compile="off" if compile == "auto" else compile)
     resolved = resolve(replace(config, train=tried), data, [policy])

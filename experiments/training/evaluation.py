@@ -1,4 +1,4 @@
-"""Evaluation of a trained network: which measures are taken, on which images, and how they are reported."""
+"""Evaluation of a trained network: the choice of measures and images, and the report."""
 
 from __future__ import annotations
 
@@ -28,10 +28,10 @@ def open_run(config: EvaluateConfig) -> TrainedRun:
     Raises:
         RunError: an option is out of range, or the run cannot be evaluated.
     """
-    for name, least in (("images", 2), ("batch_size", 1), ("seed", 0)):
+    for name, minimum in (("images", 2), ("batch_size", 1), ("seed", 0)):
         value = getattr(config, name)
-        if value is not None and value < least:
-            raise RunError(f"--{name.replace('_', '-')} must be at least {least}, got {value}")
+        if value is not None and value < minimum:
+            raise RunError(f"--{name.replace('_', '-')} must be at least {minimum}, got {value}")
     for measure in config.measures:
         if measure not in MEASURES:
             raise RunError(f"--measures must be among {', '.join(MEASURES)}, got {measure!r}")
@@ -42,17 +42,17 @@ def open_run(config: EvaluateConfig) -> TrainedRun:
     run = TrainedRun.open(config.run, device=device, data_root=config.data_root, trust=config.trust)
     if not config.test_set and not len(run.data.development):
         raise RunError(
-            f"{config.run}: this training kept no development images (--development-size 0), and those it learned from "
-            "tell nothing; read the test set with --test-set"
+            f"{config.run}: this training kept no development images (--development-size 0); read the test set with "
+            "--test-set"
         )
     return run
 
 
 def evaluate(config: EvaluateConfig, run: TrainedRun, command: str) -> dict[str, Any]:
-    """Take the measures; where the test set is read, that is recorded first.
+    """Take the measures and return the report; a reading of the test set is recorded first.
 
     Raises:
-        RunError: a library is missing, or a measure that was asked for by its name cannot be taken.
+        RunError: a library is missing, or a measure that the options name cannot be taken.
         DataError: images cannot be read.
     """
     part = run.data.test if config.test_set else run.data.development
@@ -99,7 +99,7 @@ def evaluate(config: EvaluateConfig, run: TrainedRun, command: str) -> dict[str,
 
 
 def write_evaluation(run: TrainedRun, report: Mapping[str, Any]) -> Path:
-    """Write what was measured into the run folder, the test set's numbers into a file of their own.
+    """Write the report into the run folder; one on the test set has a file of its own.
 
     Raises:
         RunError: the file cannot be written.
@@ -108,7 +108,7 @@ def write_evaluation(run: TrainedRun, report: Mapping[str, Any]) -> Path:
     try:
         write_atomic(path, (json.dumps(report, indent=2, ensure_ascii=False) + "\n").encode())
     except OSError as error:
-        raise RunError(f"{path}: cannot be written ({error.strerror}); let this user write there") from None
+        raise RunError(f"{path}: cannot be written ({error.strerror}); check the folder's permissions") from None
     return path
 
 

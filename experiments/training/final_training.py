@@ -1,4 +1,4 @@
-"""One training to be kept: under a schedule, or asking an agent; resumable, watched by TensorBoard, tested once."""
+"""Final training of a classifier under a schedule or an agent: resumable, logged to TensorBoard, tested once."""
 
 from __future__ import annotations
 
@@ -32,12 +32,12 @@ from rlmix.experiments.runs.folder import RunFolder, stop_file
 from rlmix.experiments.runs.signals import StopSignal
 from rlmix.experiments.training.config import FinalConfig
 
-CHUNK = 20  # updates between two looks at the clock, the bar and the signals
-METHOD_RUN = "policy_"  # and a method: the run of TensorBoard that shows its share
+CHUNK = 20  # updates between two checks of clock and signals
+METHOD_RUN = "policy_"  # start of the name of each method's TensorBoard run, which shows its share
 
 
 class DivergedError(Exception):
-    """A training cannot go on from where it is; the message says what was not finite, and when."""
+    """Divergence of a training; the message says what was not finite, and when."""
 
 
 def train_to_the_end(
@@ -50,19 +50,19 @@ def train_to_the_end(
     *,
     distributed: bool = False,
 ) -> dict[str, Any]:
-    """Train, from wherever the run folder stands, keep the best network, read the test set once, and report.
+    """Train to the end, from a checkpoint if there is one; keep the best network, read the test set once, and report.
 
     Args:
-        config: with nothing left to `auto`.
-        run: the folder; none in every process but the first of several.
-        data: the images.
-        choose: gives each segment's policy.
+        config: configuration with nothing left to `auto`.
+        run: run folder; None in every distributed process but the first.
+        data: images of the training.
+        choose: function that returns each segment's policy.
         segments: progress at which each segment ends.
-        name: of what is trained under, for the report.
+        name: name of the policy, for the report.
         distributed: train with all processes of `torch.distributed`'s default group.
 
     Returns:
-        What `summary.json` holds.
+        The content of `summary.json`.
     """
     set_threads(config.threads, stored=True)
     train = config.train
@@ -92,11 +92,11 @@ def train_to_the_end(
     if run is None:
         return summary
     weights = {key: tensor.contiguous().cpu() for key, tensor in trainer.network_state().items()}
-    # One entry: safetensors writes several in an order of its own, and two equal trainings are to be equal files.
+    # One entry alone: safetensors writes several in no fixed order, and equal trainings should give equal files.
     metadata = {"trained": f"{train.model} on {data.name}"}
     write_atomic(run.path / "model.safetensors", save(weights, metadata=metadata))
     run.write_json("summary.json", summary)
-    from rlmix.experiments.reports.training_page import write_training_report  # seconds that a training need not wait
+    from rlmix.experiments.reports.training_page import write_training_report  # takes seconds to import
 
     write_training_report(run.path, data, trainer.model, trainer.device)
     went_back = "" if training.went_back is None else f"{describe_rollback(training.went_back)}\n"
@@ -138,18 +138,18 @@ def layout(*, validated: bool) -> Layout:
 
 
 class FinalTraining:
-    """One long training in small stretches, with evaluations, checkpoints and TensorBoard between them.
+    """Long training in chunks of a few updates, with evaluations, checkpoints and TensorBoard between them.
 
-    When it diverges it goes back once to its last good state, the one at the last evaluation or the start, with half
-    the learning rate. That state does not depend on when checkpoints are made, and each of them holds it, so that a
-    resumed training goes back where one never stopped does.
+    The first time that it diverges, it is rolled back to its last good state, that of the last evaluation or the start,
+    and resumed with half the learning rate. That state does not depend on when checkpoints are made, and each of them
+    has it, so that resumed and uninterrupted trainings are rolled back to the same state.
 
     Args:
-        config: with nothing left to `auto`.
-        run: where checkpoints and events go; the training goes on from the newest checkpoint. None in every process but
-            the first of several, which tells the others.
-        trainer: at the start of its training.
-        choose: gives each segment's policy.
+        config: configuration with nothing left to `auto`.
+        run: run folder for checkpoints and events; its newest checkpoint is resumed. None in every distributed process
+            but the first, which shares what it reads.
+        trainer: Trainer at the start of its training.
+        choose: function that returns each segment's policy.
         segments: progress at which each segment ends.
     """
 
@@ -159,7 +159,6 @@ class FinalTraining:
         self._config, self._run, self._trainer, self._choose = config, run, trainer, choose
         total = config.train.updates
         self._segment_ends = sorted({max(round(end * total), 1) for end in segments})
-        # As in the environment, an agent's decisions rest on a fixed part of the validation images only.
         self._evaluation_ends = {
             round((number + 1) / config.evaluations * total) for number in range(config.evaluations)
         }
@@ -175,7 +174,7 @@ class FinalTraining:
         self.selected_by = "the last one" if config.train_on_validation else "best on validation"
         self.seconds = 0.0
         self.went_back: dict[str, Any] | None = None
-        checkpoint = self._of_the_first(None if run is None else run.load_checkpoint())
+        checkpoint = self._broadcast(None if run is None else run.load_checkpoint())
         if checkpoint is not None:
             with reject_incompatible("the checkpoint" if run is None else run.checkpoints):
                 self._restore(checkpoint)
@@ -183,15 +182,15 @@ class FinalTraining:
                 self.best_network, self.best_progress = best["network"], best["progress"]
                 self.best_validation = EvalStats(**best["validation"])
                 self.went_back = checkpoint.get("went_back")
-        # Where a divergence goes back to: the last evaluation or the start, places that do not depend on the clock; the
-        # best network cannot change in between. None once that was done. Checkpoints of before it was kept have none.
+        # State to roll back to: that of the last evaluation or the start, which do not depend on the clock. The best
+        # network cannot change in between. None after a rollback. Old checkpoints do not have it.
         self._good: dict[str, Any] | None = None
         if self.went_back is None:
             self._good = (checkpoint or {}).get("good") or self._progress()
         self._started_at = trainer.updates_done
 
     def run(self) -> None:
-        """Train to the end; go back to the last good state, with half the learning rate, the first time it diverges.
+        """Train to the end; roll back to the last good state, with half the learning rate, if it diverges once.
 
         Raises:
             RunError: the training diverged twice.
@@ -199,7 +198,7 @@ class FinalTraining:
         """
         started = time.monotonic()
         with (
-            # Several processes are not in their main threads, and all have to stop at the same update.
+            # Distributed processes are not in their main threads, and all have to stop at the same update.
             StopSignal() if self._trainer.world == 1 else nullcontext() as stop,
             tqdm(
                 total=self._config.train.updates,
@@ -212,14 +211,14 @@ class FinalTraining:
         ):
             while self._trainer.updates_done < self._config.train.updates:
                 try:
-                    self._train_on(stop, bar)
+                    self._train(stop, bar)
                 except DivergedError as error:
-                    self._go_back(str(error), bar)
+                    self._roll_back(str(error), bar)
             self._save()
         self.seconds = time.monotonic() - started
 
-    def _train_on(self, stop: StopSignal | None, bar: tqdm[Any]) -> None:
-        """Train from where the training stands to its end, in events of its own."""
+    def _train(self, stop: StopSignal | None, bar: tqdm[Any]) -> None:
+        """Train from the present state to the end, with new TensorBoard writers."""
         saved = time.monotonic()
         with (
             nullcontext(_NoEvents()) if self._run is None else self._writer(self._run) as writer,
@@ -227,44 +226,44 @@ class FinalTraining:
         ):
             self._methods: dict[str, SummaryWriter] = {}
             if self._run is not None:
-                # Those of an earlier start too, that what it wrote after its checkpoint is not shown.
+                # Also those of an interrupted run, so that what it wrote after its checkpoint is not shown.
                 for folder in sorted(self._run.events.glob(f"{METHOD_RUN}*")):
                     self._open_method(self._run, folder.name.removeprefix(METHOD_RUN))
             writer.add_custom_scalars(layout(validated=not self._config.train_on_validation))
             while self._trainer.updates_done < self._config.train.updates:
                 if self._policy is None:
                     self._start_segment(writer)
-                self._stretch(writer, bar)
+                self._train_chunk(writer, bar)
                 due = time.monotonic() - saved >= self._config.checkpoint_seconds
-                asked, due = self._of_the_first((self._asked(stop), due))
-                if asked or due:
+                stopped, due = self._broadcast((self._stop_requested(stop), due))
+                if stopped or due:
                     self._save()
                     saved = time.monotonic()
-                if asked:
+                if stopped:
                     raise KeyboardInterrupt
 
-    def _go_back(self, reason: str, bar: tqdm[Any]) -> None:
-        """Go on from the last good state with half the learning rate, the first time.
+    def _roll_back(self, reason: str, bar: tqdm[Any]) -> None:
+        """Return to the last good state and halve the learning rate.
 
-        Every process of several comes here at the same update, for what they look at is the same in all of them.
+        All distributed processes do so at the same update, since their losses and weights are the same.
 
         Raises:
-            RunError: it is the second time.
+            RunError: it has been rolled back before.
         """
         if self._good is None:
             first = self.went_back
             assert first is not None
             raise RunError(
-                f"{reason}; it had gone back to update {first['to_update']} once, with the learning rate halved to "
+                f"{reason}; it was rolled back to update {first['to_update']} before, with the learning rate halved to "
                 f"{first['lr']:g}, because {first['reason']}: start again with an --lr lower than {first['lr']:g}"
             )
-        left = self._trainer.updates_done
+        diverged_at = self._trainer.updates_done
         self._restore(self._good)
         self._good = None
         self._trainer.scale_lr(0.5)
         self._started_at = self._trainer.updates_done
         self.went_back = {
-            "from_update": left,
+            "from_update": diverged_at,
             "to_update": self._started_at,
             "reason": reason,
             "lr": self._config.train.lr / 2,
@@ -273,12 +272,12 @@ class FinalTraining:
         if self._run is not None:
             tqdm.write(f"warning: {describe_rollback(self.went_back)}", file=sys.stderr)
 
-    def _asked(self, stop: StopSignal | None) -> bool:
-        """Whether to stop: by a signal, or by a file in the folder of the first of several processes."""
+    def _stop_requested(self, stop: StopSignal | None) -> bool:
+        """Return whether to stop: after a signal, or in the first distributed process if there is a stop file."""
         return stop.asked if stop is not None else self._run is not None and stop_file(self._run.path).exists()
 
     def chosen_schedule(self) -> PolicySchedule:
-        """The policies that were really used, as a schedule, and the probabilities that an agent gave."""
+        """Return the policies that were used as a schedule, with the probabilities that an agent gave."""
         return PolicySchedule(tuple(self._chosen), as_provenance(self._probabilities))
 
     def _start_segment(self, writer: SummaryWriter | _NoEvents) -> None:
@@ -291,7 +290,7 @@ class FinalTraining:
         self._show_policy(writer, self._policy, done)
 
     def _show_policy(self, writer: SummaryWriter | _NoEvents, policy: MixPolicy, update: int) -> None:
-        """The policy in effect at an update; each method is a run of its own, for TensorBoard colours lines by run."""
+        """Log the policy at an update; each method is a run of its own, because TensorBoard colours lines by run."""
         writer.add_scalar(Tag.LABEL_BETA, policy.label_beta, update)
         writer.add_scalar(Tag.LABEL_SMOOTHING, policy.label_smoothing, update)
         if self._run is None:
@@ -305,10 +304,11 @@ class FinalTraining:
         self._methods[method] = self._method_runs.enter_context(self._writer(run, f"{METHOD_RUN}{method}"))
 
     def _writer(self, run: RunFolder, name: str = "") -> SummaryWriter:
-        """A writer of events, shown instead of those that an earlier start wrote after its checkpoint."""
+        """Return a writer whose events replace those that an interrupted run wrote after its checkpoint."""
         return SummaryWriter(str(run.events / name), purge_step=self._started_at + 1)
 
-    def _stretch(self, writer: SummaryWriter | _NoEvents, bar: tqdm[Any]) -> None:
+    def _train_chunk(self, writer: SummaryWriter | _NoEvents, bar: tqdm[Any]) -> None:
+        """Train up to the next evaluation or end of a segment, at most `CHUNK` updates, and log it."""
         trainer = self._trainer
         done = trainer.updates_done
         segment_end = next(end for end in self._segment_ends if end > done)
@@ -344,7 +344,7 @@ class FinalTraining:
         )
 
     def _validated(self, limit: int | None = None) -> EvalStats:
-        """How well the network does on validation images.
+        """Evaluate the network on validation images.
 
         Raises:
             DivergedError: its loss is not finite.
@@ -363,7 +363,7 @@ class FinalTraining:
             writer.add_scalar(Tag.ACCURACY, result.accuracy, trainer.updates_done)
             writer.add_scalar(Tag.VALIDATION_LOSS, result.loss, trainer.updates_done)
             writer.add_scalar(Tag.CALIBRATION_ERROR, result.calibration_error, trainer.updates_done)
-            better = result.accuracy >= self.best_validation.accuracy  # later is better where they are equal
+            better = result.accuracy >= self.best_validation.accuracy  # the later one if they are equal
             if better:
                 self.best_validation = result
             bar.set_postfix_str(
@@ -383,13 +383,13 @@ class FinalTraining:
             writer.add_image(Tag.MIXED_IMAGES, picture, trainer.updates_done, dataformats="HWC")
         self._state = self._training_state(
             segment=merge_stats(self._parts),
-            evaluation=self._validated(1000),
+            evaluation=self._validated(1000),  # as in the environment
             accuracy_before=(self._state.evaluation or EvalStats.at_chance(trainer.num_classes)).accuracy,
             action=self._action,
         )
         self._policy, self._parts = None, []
 
-    def _training_state(self, **seen: Any) -> TrainingState:
+    def _training_state(self, **measured: Any) -> TrainingState:
         trainer = self._trainer
         return TrainingState(
             self._task,
@@ -397,11 +397,11 @@ class FinalTraining:
             trainer.config.batch_size,
             trainer.progress,
             trainer.relative_lr,
-            **seen,
+            **measured,
         )
 
-    def _of_the_first(self, value: Any) -> Any:
-        """What the first process has, in all of them: it alone reads the folder and the clock."""
+    def _broadcast(self, value: Any) -> Any:
+        """Return the first process's value in all distributed processes: only the first reads folder and clock."""
         if self._trainer.world == 1:
             return value
         shared = [value]
@@ -409,7 +409,7 @@ class FinalTraining:
         return shared[0]
 
     def _progress(self) -> dict[str, Any]:
-        """Where the training stands, as `_restore` takes it; what goes on does not change it."""
+        """Return a copy of the training's state, for `_restore`."""
         state = self._state
         return {
             "trainer": self._trainer.state_dict(),
@@ -421,7 +421,7 @@ class FinalTraining:
             "state": {
                 "progress": state.progress,
                 "relative_lr": state.relative_lr,
-                "stretch": None if state.segment is None else asdict(state.segment),
+                "stretch": None if state.segment is None else asdict(state.segment),  # the segment, by its first name
                 "evaluation": None if state.evaluation is None else asdict(state.evaluation),
                 "accuracy_before": state.accuracy_before,
                 "action": None if state.action is None else list(state.action),
@@ -437,14 +437,14 @@ class FinalTraining:
             "progress": self.best_progress,
             "validation": asdict(self.best_validation),
         }
-        # After going back, above all numbers of before: the newest checkpoints are those with the highest.
+        # After a rollback, above all earlier numbers: the highest number is the newest checkpoint.
         number = self._trainer.updates_done + (0 if self.went_back is None else self._config.train.updates)
         self._run.save_checkpoint(number, {**progress, "best": best, "good": self._good, "went_back": self.went_back})
 
     def _restore(self, progress: dict[str, Any]) -> None:
         self._trainer.load_state_dict(progress["trainer"])
         self._chosen = [(until, MixPolicy.from_json(policy)) for until, policy in progress["chosen"]]
-        # Trainings that were begun before probabilities were kept go on without.
+        # Old checkpoints do not have probabilities.
         self._probabilities = progress.get("probabilities", [None] * len(self._chosen))
         self._policy = self._chosen[-1][1] if progress["running"] else None
         self._action = None if progress["action"] is None else tuple(progress["action"])
@@ -462,13 +462,13 @@ class FinalTraining:
 
 
 class _NoEvents:
-    """Takes what every process but the first would write into TensorBoard's events."""
+    """Writer that discards all events, for every distributed process but the first."""
 
     def __getattr__(self, name: str) -> Callable[..., None]:
         return lambda *_, **__: None
 
 
 def _stats(value: dict[str, Any]) -> TrainStats:
-    """What `asdict` made of a TrainStats."""
+    """Return the TrainStats that `asdict` has converted."""
     updates = {kind: None if value[kind] is None else UpdateStats(**value[kind]) for kind in ("clean", "mixed")}
     return TrainStats(**{**value, **updates})

@@ -2,7 +2,8 @@
 
 All of them train on every training image of the data set (validation images included, none set apart for development),
 keep the last network and read the test set once. None has been trained to its end by us: no machine of ours has a GPU.
-What has been checked is in each recipe's `verified`; `--recipe NAME --dry-run` shows what it would take where you are.
+Each recipe's `verified` says what has been checked; `--recipe NAME --dry-run` estimates time and memory on your
+machine.
 """
 
 from __future__ import annotations
@@ -19,9 +20,9 @@ class Recipe:
     """A published setting.
 
     Attributes:
-        config: all of it.
-        aim: the published result and where it stands.
-        verified: what has been checked here.
+        config: configuration of the training.
+        aim: published result and its source.
+        verified: checks that have been made.
     """
 
     config: ClassifierConfig

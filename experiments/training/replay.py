@@ -18,14 +18,14 @@ from rlmix.classifier.mixing import MixPolicy, PolicySchedule
 from rlmix.experiments.runs.config import stored_config
 from rlmix.experiments.runs.errors import RunError
 from rlmix.experiments.runs.folder import RunFolder, stop_file
-from rlmix.experiments.search.cluster import ray_session, train_together
+from rlmix.experiments.search.cluster import ray_session, run_distributed
 from rlmix.experiments.training.config import ReplayConfig
 from rlmix.experiments.training.final_training import train_to_the_end
 from rlmix.experiments.training.resolve import load_data
 
 
 def split_for_ddp(config: ReplayConfig) -> ReplayConfig:
-    """Return the configuration for distributed processes: a share of the threads each, and nothing compiled.
+    """Return the configuration for distributed processes: the threads divided among them, and nothing compiled.
 
     Raises:
         RunError: the batch cannot be divided evenly, or an option is for one process alone.
@@ -47,7 +47,7 @@ def split_for_ddp(config: ReplayConfig) -> ReplayConfig:
 
 
 def ddp_share(config: ReplayConfig) -> WorkerResources:
-    """Return the share of its machine that each distributed process has."""
+    """Return the resources of each distributed process."""
     return WorkerResources(config.threads, 1.0 if config.train.device.startswith("cuda") else 0.0)
 
 
@@ -64,10 +64,10 @@ def ddp_worker(parameters: dict[str, str]) -> None:
     source = PolicySource.load(config, path)
     try:
         train_to_the_end(config, run, load_data(config), source.choose, source.segments, source.name, distributed=True)
-    except KeyboardInterrupt:  # saved; Ray would take it for a failure and start again
+    except KeyboardInterrupt:  # saved; Ray would take the exception for a failure and restart
         return
     if first:
-        stop_file(path).unlink(missing_ok=True)  # asked too late
+        stop_file(path).unlink(missing_ok=True)  # the request to stop came too late
 
 
 def train_distributed(config: ReplayConfig, run: RunFolder, address: str | None) -> None:
@@ -80,7 +80,7 @@ def train_distributed(config: ReplayConfig, run: RunFolder, address: str | None)
     """
     with ray_session(address):
         run.release()
-        train_together(ddp_worker, run.path, config.num_workers, ddp_share(config))
+        run_distributed(ddp_worker, run.path, config.num_workers, ddp_share(config))
 
 
 @dataclass(frozen=True)
@@ -134,5 +134,5 @@ class PolicySource:
         return [policy for _, policy in self.policy.segments]
 
     def save(self, run: Path) -> None:
-        """Copy it into a run folder, so that the training can be resumed without the original."""
+        """Copy the policy into a run folder, so that the training can be resumed without the original."""
         self.policy.save(run if isinstance(self.policy, Agent) else run / "policy.json")

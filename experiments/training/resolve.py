@@ -41,12 +41,12 @@ def resolve(config: Final, data: Splits, policies: Iterable[MixPolicy] = ()) -> 
     """Return the configuration with nothing left to `auto`; sets the number of threads.
 
     Args:
-        config: the command's options.
-        data: the images.
-        policies: those that may be mixed under, as far as they are known.
+        config: options of the command.
+        data: images of the training.
+        policies: policies that the training may use, as far as they are known.
 
     Raises:
-        InputError: an option is out of range, the network cannot be built, or not trained under one of the policies.
+        InputError: an option is out of range, or the network cannot be built, or not be trained under a policy.
     """
     train = config.train
     if config.epochs is not None:

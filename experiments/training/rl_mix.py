@@ -37,10 +37,10 @@ from rlmix.experiments.training.config import RLMixConfig
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-EVALUATIONS = 20  # of the classifier, on validation images, over a training; for the curve alone
+EVALUATIONS = 20  # number of evaluations on validation images over a training, for the curve alone
 
-# TensorBoard colours lines by run: each threshold is a run of its own below the training's, and since there are fewer
-# colours than thresholds, they are shown in two halves.
+# TensorBoard colours lines by run, so each threshold is a run of its own. There are fewer colours than thresholds, so
+# the thresholds are shown in two halves.
 HALF = len(THRESHOLDS) // 2
 HALVES = {Tag.SHARE_LOW: slice(HALF), Tag.SHARE_HIGH: slice(HALF, None)}
 LAYOUT: Layout = {
@@ -56,7 +56,7 @@ LAYOUT: Layout = {
     }
 }
 
-# Options that an agent's file records, in its order; nothing of folders and machines.
+# Options that an agent's file records, in this order; none about folders and machines.
 FACTS = ("reward", "ppo", "lam", "dataset", "model", "train_size", "data_seed", "updates", "batch_size", "lr", "seed")
 
 
@@ -84,7 +84,7 @@ def resolve(config: RLMixConfig, data: Splits) -> RLMixConfig:
         DamagedFileError: the frozen agent cannot be used.
     """
     if (config.thresholds == "frozen") != (config.agent is not None):
-        raise RunError("give --agent RUN (the run folder of an agent) with --thresholds frozen, and with nothing else")
+        raise RunError("--agent RUN (the run folder of an agent) and --thresholds frozen must be given together")
     set_threads(config.threads)
     # Errors in network or agent are reported here, before there is a run folder.
     train = replace(config.train, device="cpu", precision="fp32", compile="off")
@@ -97,13 +97,15 @@ def resolve(config: RLMixConfig, data: Splits) -> RLMixConfig:
 def chooser(
     config: RLMixConfig, env: RLMixEnv, logger: Logger | None, agent: Path | None
 ) -> tuple[Choose, Learn | None, RLMixLearner | None]:
-    """Who chooses, who is told what came of it, and the learner that both are where one learns.
+    """Return the function that chooses thresholds, the one that learns from the result, and the learner itself.
+
+    The latter two are None unless thresholds are learned.
 
     Args:
-        config: the setting.
-        env: where it plays.
-        logger: for a learner's own figures.
-        agent: folder of the frozen agent.
+        config: configuration of the training.
+        env: environment of the training.
+        logger: logger of the learner's metrics.
+        agent: folder of the agent for frozen thresholds.
 
     Raises:
         DamagedFileError: there is no usable agent in the folder.
@@ -119,7 +121,7 @@ def chooser(
 
 
 def train(config: RLMixConfig, run: RunFolder, data: Splits) -> None:
-    """Train from wherever the run folder stands to the end, and report.
+    """Train to the end, from a checkpoint if there is one, and report.
 
     Raises:
         RunError: the classifier diverged.
@@ -209,7 +211,7 @@ def record(logger: Logger, epoch: Mapping[str, Any], accuracy: float | None) -> 
     Args:
         logger: logger with TensorBoard's events as an output.
         epoch: line of the log.
-        accuracy: accuracy on validation images at its end; None: not measured.
+        accuracy: accuracy on validation images at its end; None if it was not measured.
     """
     counts = np.array(epoch["counts"])
     chosen = np.repeat(THRESHOLDS, counts)
@@ -235,7 +237,7 @@ def thresholds_figure(epochs: Sequence[Mapping[str, Any]]) -> Figure:
     Args:
         epochs: lines of the log, at least one.
     """
-    from matplotlib.figure import Figure  # only at the end of a training, and most of a second
+    from matplotlib.figure import Figure  # slow to import, and needed only at the end of a training
 
     from rlmix.agent.plots import heat_map
 
@@ -255,7 +257,7 @@ def thresholds_figure(epochs: Sequence[Mapping[str, Any]]) -> Figure:
 def finish(
     config: RLMixConfig, run: RunFolder, env: RLMixEnv, epochs: Sequence[Mapping[str, Any]], seconds: float
 ) -> None:
-    """Measure the classifier, write what the training leaves, and say how to go on."""
+    """Evaluate the classifier, write its weights and the summary, and print the result."""
     trainer = env.trainer
     end = last_quarter(epochs, config.train.updates)
     summary: dict[str, Any] = {
@@ -276,7 +278,7 @@ def finish(
         f"\n{measured} accuracy {100 * accuracy:.2f} % on {images:,} images\n"
         f"last quarter: mean reward {end['reward']:.4f}, mean threshold "
         f"{np.average(THRESHOLDS, weights=end['thresholds']):.3f} (0.495 if drawn evenly)\n"
-        f"One training says nothing of whether the agent helps: `{spelling('compare')} --contestants rl-mix "
+        f"One training does not show whether the agent helps: `{spelling('compare')} --contestants rl-mix "
         "rl-mix-random --baseline rl-mix-random` trains both over several seeds.\n"
         f"written: {run.path}/model.safetensors, summary.json, epochs.jsonl"
         f"{', agent.safetensors' if config.thresholds == 'learned' else ''}\n"

@@ -27,10 +27,10 @@ class TrainedRun:
 
     Attributes:
         path: the run folder.
-        config: its options.
-        data: its images, on the CPU.
-        network: the network that it kept, on the device.
-        device: where the network is.
+        config: options of the training.
+        data: images of the training, on the CPU.
+        network: network that the training kept, on the device.
+        device: device of the network.
     """
 
     path: Path
@@ -44,8 +44,8 @@ class TrainedRun:
         """Read a run folder of `train_classifier.py` or `replay_policy.py`; nothing in it is changed.
 
         Args:
-            path: the folder.
-            device: where the network is put.
+            path: run folder.
+            device: device for the network.
             data_root: folder of the data set; optional, defaults to the training's own.
             trust: whether code that its configuration names may run.
 

@@ -112,13 +112,13 @@ def test_the_trainer_is_left_unclocked(speed: tuple[Any, str]) -> None:
 def test_every_round_runs_every_contestant_in_rotated_order(monkeypatch: pytest.MonkeyPatch) -> None:
     calls: list[tuple[str, int]] = []
 
-    def stretch(trainer: Any, variant: training_speed.Variant, updates: int, *, seed: int) -> float:
+    def segment(trainer: Any, variant: training_speed.Variant, updates: int, *, seed: int) -> float:
         name = next(name for name, value in training_speed.VARIANTS.items() if value is variant)
         calls.append((name, seed))
         return 100.0 * (1 + seed)
 
-    monkeypatch.setattr(training_speed, "run_stretch", stretch)
-    monkeypatch.setattr(training_speed, "fitting_length", lambda *_: 2)
+    monkeypatch.setattr(training_speed, "run_segment", segment)
+    monkeypatch.setattr(training_speed, "updates_per_segment", lambda *_: 2)
     config = training_speed.BenchmarkConfig(rounds=3, compile=False)
     result = training_speed.measure_model(config, "search", split(load_dataset("digits")))
     names = list(result["contestants"])
@@ -130,15 +130,15 @@ def test_every_round_runs_every_contestant_in_rotated_order(monkeypatch: pytest.
 
 
 @pytest.mark.parametrize(("seconds", "expected"), [(0.001, 2), (3.5, 34), (10, 64), (70, 640)])
-def test_a_stretch_is_even_and_bears_whole_blocks_of_draws(
+def test_a_segment_is_even_and_has_whole_blocks_of_draws(
     seconds: float, expected: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     assert 2 * BLOCK == 64
     data = split(load_dataset("digits"))
     trainer = training_speed.Trainer(training_speed.TrainConfig(batch_size=20, device="cpu"), data)
-    monkeypatch.setattr(training_speed, "run_stretch", lambda *_, **__: 200.001)  # an update in a tenth of a second
+    monkeypatch.setattr(training_speed, "run_segment", lambda *_, **__: 200.001)  # an update in a tenth of a second
     contestant = training_speed.VARIANTS["plain"]
-    assert training_speed.fitting_length(trainer, contestant, seconds) == expected
+    assert training_speed.updates_per_segment(trainer, contestant, seconds) == expected
 
 
 def test_other_networks_get_larger_images(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -155,8 +155,8 @@ def test_other_networks_get_larger_images(tmp_path: Path, monkeypatch: pytest.Mo
 
 
 def test_named_contestants_are_measured_beside_those_of_the_ratios(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(training_speed, "run_stretch", lambda *_, **__: 1.0)
-    monkeypatch.setattr(training_speed, "fitting_length", lambda *_: 2)
+    monkeypatch.setattr(training_speed, "run_segment", lambda *_, **__: 1.0)
+    monkeypatch.setattr(training_speed, "updates_per_segment", lambda *_: 2)
     config = training_speed.BenchmarkConfig(rounds=1, compile=False, contestants=("cutmix",))
     result = training_speed.measure_model(config, "search", split(load_dataset("digits")))
     assert set(result["contestants"]) == {"plain", "cutmix", "rmix", "rmix-exact-fp32"}

@@ -201,7 +201,7 @@ def test_a_protocol_stays_and_its_agent_is_the_one_that_trains(
     (out / "runs.jsonl").write_text("")
     with pytest.raises(SystemExit):
         contest.main([*arguments])
-    assert "its protocol stays as it is" in capsys.readouterr().err
+    assert "its protocol cannot change" in capsys.readouterr().err
 
 
 # What the tables say

@@ -842,7 +842,7 @@ def test_a_second_divergence_stops_with_the_reason_and_loses_nothing(
         assert status_of(replay_policy.main, *arguments) == 2
         (line,) = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error: ")]
         assert line == (
-            "error: the loss was not finite before update 60 of 60; it had gone back to update 40 once, with the "
+            "error: the loss was not finite before update 60 of 60; it was rolled back to update 40 before, with the "
             "learning rate halved to 0.05, because the loss was not finite before update 60 of 60: "
             "start again with an --lr lower than 0.05"
         )

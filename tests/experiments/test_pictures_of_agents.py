@@ -85,11 +85,11 @@ def test_curves_are_means_of_updates_with_a_students_band(tmp_path: Path, capsys
     capsys.readouterr()
     with pytest.raises(SystemExit):
         learning_curves.main(["--runs", str(tmp_path), *arguments])
-    assert "no run folder of train_agent.py" in capsys.readouterr().err
+    assert "--runs must be run folders of train_agent.py" in capsys.readouterr().err
     other = run_folder(tmp_path / "other", 5, [0.0] * 40)
     with pytest.raises(SystemExit):
         learning_curves.main(["--runs", str(other), str(other), *arguments])
-    assert "of different seeds" in capsys.readouterr().err
+    assert "--runs must differ in --seed" in capsys.readouterr().err
     assert len(list((tmp_path / "out").glob("seed-*.jsonl"))) == 3, "what was there stays"
 
 

@@ -127,7 +127,7 @@ def test_interrupted_then_worker_driver_and_node_lost(
     assert outcome(run) == undisturbed
     told = "".join(capfd.readouterr())
     assert "it is replaced and its episode repeated" in told
-    assert told.count("it is started again, from its checkpoint") == 1
+    assert told.count("it is restarted from its checkpoint") == 1
 
 
 @pytest.mark.parametrize(

@@ -81,7 +81,7 @@ def test_what_one_process_sees_takes_all_of_them_back(
 
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(replay, "ray_session", lambda _: nullcontext())
-    monkeypatch.setattr(replay, "train_together", without_ray)
+    monkeypatch.setattr(replay, "run_distributed", without_ray)
     options = ["--model", f"{__name__}:BreaksOnce", "--updates", "160", "--num-workers", "2", "--threads", "1"]
     replay_policy.main([*OPTIONS, *options, "--out", "run"])
     summary = json.loads((tmp_path / "run/summary.json").read_text())

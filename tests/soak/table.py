@@ -1,4 +1,4 @@
-"""The soaks' results as one table: what was done to the program, how often, how often it kept its promise."""
+"""Table of the soak tests' results: each fault, the number of tries, and how often the program kept its promise."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ SAME = "`--resume` goes on to the undisturbed run's result, byte for byte"
 KILLED = f"{SAME}; no process and no lock is left"
 TOLD = "one line names the file and how to go on; then the same result"
 KEPT = "the damaged file is named, the checkpoint before is taken; the same result"
-FAULTS = {  # kinds of `soak.py writes`, by the start of their names: how the table calls them, and the promise
+FAULTS = {  # kinds of `soak.py writes`, by the start of their names: description in the table, and promise
     "stop": ("stopped at a write, flush, rename or deletion", SAME),
     "error": ("full, failing, forbidden or read-only disk at such an operation", TOLD),
     "TensorBoard": ("the same under TensorBoard's events", TOLD),
@@ -24,7 +24,7 @@ FAULTS = {  # kinds of `soak.py writes`, by the start of their names: how the ta
     "newest checkpoint": ("newest checkpoint cut at every tenth, with a wrong bit, or unreadable", KEPT),
     "clock": ("clock that jumps by days", "the same result"),
 }
-INPUTS = {  # kinds of `soak.py inputs`, by what they hold; the rest are files
+INPUTS = {  # kinds of `soak.py inputs`, by the start of their names; all others are files
     "policy, cut": ("policy file cut at every byte", "refused in one line"),
     "command line": ("command lines with wrong values", "refused in one line, or they work"),
     "": ("wrong files of {kinds} kinds", "refused in one line that names the file, or read; within 10 s and 1 GiB"),
@@ -33,14 +33,14 @@ INPUTS = {  # kinds of `soak.py inputs`, by what they hold; the rest are files
 
 @dataclass(frozen=True)
 class TableSoak:
-    """Print the table of the results in a folder, Markdown."""
+    """Print the results in a folder as a Markdown table."""
 
     results: str = "experiments/results/soak"
     """Folder with kills.json, writes.json, inputs.json and memory.json."""
 
 
 def table(folder: Path) -> str:
-    """The table, Markdown.
+    """Return the results in a folder as a Markdown table.
 
     Raises:
         RunError: a result is missing or damaged.
@@ -70,7 +70,7 @@ def _kills(result: Mapping[str, Any]) -> list[tuple[str, ...]]:
 
 def _writes(result: Mapping[str, Any]) -> list[tuple[str, ...]]:
     rows = []
-    for start, (called, promise) in FAULTS.items():
+    for start, (description, promise) in FAULTS.items():
         counts = [
             row
             for program in result["programs"].values()
@@ -78,17 +78,17 @@ def _writes(result: Mapping[str, Any]) -> list[tuple[str, ...]]:
             if kind.startswith(start)
         ]
         tried, survived = (sum(row[key] for row in counts) for key in ("tried", "survived"))
-        rows.append((called, f"{tried:,}", f"{survived:,}", promise))
+        rows.append((description, f"{tried:,}", f"{survived:,}", promise))
     return rows
 
 
 def _inputs(result: Mapping[str, Any]) -> list[tuple[str, ...]]:
-    rows, left = [], dict(result["kinds"])
-    for start, (called, promise) in INPUTS.items():
-        counts = [left.pop(kind) for kind in list(left) if kind.startswith(start)]
+    rows, remaining = [], dict(result["kinds"])
+    for start, (description, promise) in INPUTS.items():
+        counts = [remaining.pop(kind) for kind in list(remaining) if kind.startswith(start)]
         tried = sum(row["tried"] for row in counts)
         kept = sum(row["refused"] + row["read"] for row in counts)
-        rows.append((called.format(kinds=len(counts)), f"{tried:,}", f"{kept:,}", promise))
+        rows.append((description.format(kinds=len(counts)), f"{tried:,}", f"{kept:,}", promise))
     return rows
 
 

@@ -1,4 +1,4 @@
-"""The contest: the agent, choosing live and without a search, against everybody else on tasks that it has not seen.
+"""Contest on unseen tasks: the agent, which chooses as it trains and needs no search, against all other policies.
 
 On the test set, over 100 tasks, it is ahead of the best fixed policy by 0.82 points (0.16 to 1.52), of a random policy
 by 2.40 and of plain training by 1.76 (results/contest; 2 cores of an AMD EPYC).
@@ -7,9 +7,9 @@ by 2.40 and of plain training by 1.76 (results/contest; 2 cores of an AMD EPYC).
     python experiments/studies/contest/contest.py run --out experiments/results/contest
 
 The protocol is written first: groups of tasks, seeds, contestants, the agent's checksum, and which images are read. The
-run does what the protocol says, records that the test set is read, and writes the tables; finished trainings do not run
-again: the same command resumes. A protocol made with `--rehearsal` has other tasks and reads development
-images; that is where agents are chosen and programs tried.
+run follows the protocol, records that the test set is read, and writes the tables. Finished trainings do not run again:
+the same command resumes. A protocol made with `--rehearsal` has other tasks and reads development images; agents are
+chosen, and programs tried, on such rehearsals.
 
 Every contestant trains the same network on the same images from the same seed. Those that search (the best fixed
 policy of each task, Population Based Training, whose members have seeds of their own) train many times and keep the
@@ -41,11 +41,11 @@ from rlmix.classifier.training.stats import EvalStats
 from rlmix.classifier.training.trainer import Trainer
 from rlmix.envs import DIMENSIONS, Menu, MixPolicyEnv, TaskDistribution
 from rlmix.envs.seeds import derive_seed, training_seed
-from rlmix.experiments.comparison.contestants import PerBatch
+from rlmix.experiments.comparison.contestants import ThresholdChoice
 from rlmix.experiments.comparison.held_out import record_test_read
 from rlmix.experiments.comparison.results import pack_hits
 from rlmix.experiments.comparison.runner import Line, TrainingLog
-from rlmix.experiments.comparison.trainings import train_per_batch
+from rlmix.experiments.comparison.trainings import train_rl_mix
 from rlmix.experiments.runs.command import command, spelling
 from rlmix.experiments.runs.errors import RunError, reject_incompatible
 from rlmix.experiments.runs.machine import machine
@@ -62,8 +62,9 @@ from rlmix.experiments.studies.contest.contest_results import (
     summarise_contest,
 )
 
-SEED = 7_310_000_000  # of the tasks; far from those that anybody gives a search
-CONTEST, REHEARSAL = 0, 1  # what seeds of trainings and, as far as it is a rehearsal, of tasks are drawn from
+SEED = 7_310_000_000  # of the tasks; far from the seeds that searches are given
+CONTEST, REHEARSAL = 0, 1  # first seeds, from which the trainings' seeds are derived
+REHEARSAL_OFFSET = 1000  # added to the tasks' seeds
 
 
 @dataclass(frozen=True)
@@ -116,25 +117,26 @@ class ContestConfig:
     agent: str = "experiments/policies/shipped"
     """Folder of the agent; for the protocol."""
     fixed: str = "experiments/results/fixed/policy.json"
-    """The best single fixed policy, of task_family/best_fixed.py; for the protocol."""
+    """File of the best single fixed policy, from task_family/best_fixed.py; for the protocol."""
     others: tuple[str, ...] = ()
     """Further agents, each as NAME=FOLDER; for the protocol."""
     schedules: tuple[str, ...] = ()
     """Schedules that searches have found, each as NAME=FILE; for the protocol."""
     only: tuple[str, ...] = ()
-    """Contestants, by their names in a protocol; none takes all of them; for the protocol."""
+    """Contestants, by their names in a protocol; optional, defaults to all; for the protocol."""
     groups: tuple[str, ...] = tuple(name for name in GROUPS if name != ONE)
     """Groups of tasks, or one alone, a contest of its own; for the protocol."""
     count: int = 10
-    """Tasks of each group that everybody trains; for the protocol."""
+    """Number of tasks of each group that every contestant trains; for the protocol."""
     rivals_count: int | None = None
-    """Tasks of each group for the agent, the best fixed policy, random and plain training, if more; for protocols."""
+    """Number of tasks of each group for the agent, the best fixed policy, random and plain training; optional, defaults
+    to --count; for the protocol."""
     rehearsal: bool = False
-    """Other tasks, and development images instead of the test set; for the protocol."""
+    """Use other tasks, and development images instead of the test set; for the protocol."""
     data_root: str | None = None
-    """Folder where data sets lie; none looks in the usual places, then downloads."""
+    """Folder of the data sets; optional, defaults to the usual places, then to a download."""
     processes: int = 2
-    """Trainings at a time, one thread each."""
+    """Number of parallel trainings, one thread each."""
     out: str = "runs/contest"
     """Folder of protocol.json, runs.jsonl, results.json, results.md and results.png."""
 
@@ -169,56 +171,18 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 def write_protocol(config: ContestConfig, out: Path, command: str) -> None:
-    """Write down who will be trained on what, before anything is.
+    """Write the protocol: contestants, tasks, seeds and statistics, before anything is trained.
 
     Raises:
         RunError: trainings have been made already, or an option is out of range.
     """
-    if (out / "runs.jsonl").exists():
-        raise RunError(f"{out}: trainings of a contest are there already; its protocol stays as it is")
-    unknown = [name for name in config.groups if name not in GROUPS]
-    if unknown or not config.groups:
-        raise RunError(f"--groups must be among {', '.join(GROUPS)}, got {' '.join(unknown) or 'none'}")
-    if ONE in config.groups and len(config.groups) > 1:
-        raise RunError(f"--groups {ONE} is a contest of its own; leave the others out, got {' '.join(config.groups)}")
-    if config.count < 2:
-        raise RunError(f"--count must be at least 2, got {config.count}")
-    if config.rivals_count is not None and config.rivals_count < config.count:
-        raise RunError(f"--rivals-count must be at least --count, {config.count}, got {config.rivals_count}")
+    _check_protocol_options(config, out)
     agent = Agent.load(Path(config.agent))
-    contestants: dict[str, dict[str, Any]] = {
-        AGENT: _agent(config.agent),
-        BEST: {"kind": "schedule", "schedule": PolicySchedule.load(config.fixed).to_json()},
-        RANDOM: {"kind": "random"},
-        **{
-            f"fixed: {name}": {"kind": "schedule", "schedule": schedule.to_json(), "of_the_menu": True}
-            for name, schedule in fixed_of(agent.menu).items()
-        },
-        "population": {"kind": "population", "trainings": len(agent.menu.actions())},
-        "rl-mix": {"kind": "per batch"},
-    }
-    for option, entries in (("--others", config.others), ("--schedules", config.schedules)):
-        for entry in entries:
-            name, equals, path = entry.partition("=")
-            if not equals or not name or name in (*contestants, ORACLE):
-                what = "FOLDER" if option == "--others" else "FILE"
-                raise RunError(f"{option} must be new names as NAME={what}, got {entry!r}")
-            if option == "--schedules":
-                contestants[name] = {"kind": "schedule", "schedule": PolicySchedule.load(path).to_json()}
-                continue
-            known = Agent.load(Path(path))
-            if (known.menu, known.segments) != (agent.menu, agent.segments):
-                raise RunError(f"--others: {entry} has another menu or other segments than {config.agent}")
-            contestants[name] = _agent(path)
-    strange = [name for name in config.only if name not in contestants]
-    if strange or (config.only and AGENT not in config.only):
-        raise RunError(
-            f"--only must be {AGENT} and others among {', '.join(contestants)}, got {', '.join(strange or config.only)}"
-        )
+    contestants = _contestants(config, agent)
     groups = {name: GROUPS[name] for name in config.groups}
     if config.rehearsal:
         groups = {
-            name: replace(group, tasks=replace(group.tasks, seed=group.tasks.seed + 1000))
+            name: replace(group, tasks=replace(group.tasks, seed=group.tasks.seed + REHEARSAL_OFFSET))
             for name, group in groups.items()
         }
     protocol = {
@@ -229,7 +193,6 @@ def write_protocol(config: ContestConfig, out: Path, command: str) -> None:
         "contestants": {
             name: {**entry, "count": config.rivals_count or config.count if name in RIVALS else config.count}
             for name, entry in contestants.items()
-            if not config.only or name in config.only
         },
         "menu": agent.menu.to_json(),
         "segments": list(agent.segments),
@@ -247,11 +210,68 @@ def write_protocol(config: ContestConfig, out: Path, command: str) -> None:
     print(f"written: {out}/protocol.json\nnext: {spelling('studies/contest/contest')} run --out {out}")
 
 
+def _check_protocol_options(config: ContestConfig, out: Path) -> None:
+    """Check that a protocol can be written with these options.
+
+    Raises:
+        RunError: trainings have been made already, or an option is out of range.
+    """
+    if (out / "runs.jsonl").exists():
+        raise RunError(f"{out}: this contest has trainings, so its protocol cannot change; choose another --out")
+    unknown = [name for name in config.groups if name not in GROUPS]
+    if unknown or not config.groups:
+        raise RunError(f"--groups must be among {', '.join(GROUPS)}, got {' '.join(unknown) or 'none'}")
+    if ONE in config.groups and len(config.groups) > 1:
+        raise RunError(f"--groups {ONE} is a contest of its own; leave the others out, got {' '.join(config.groups)}")
+    if config.count < 2:
+        raise RunError(f"--count must be at least 2, got {config.count}")
+    if config.rivals_count is not None and config.rivals_count < config.count:
+        raise RunError(f"--rivals-count must be at least --count, {config.count}, got {config.rivals_count}")
+
+
+def _contestants(config: ContestConfig, agent: Agent) -> dict[str, dict[str, Any]]:
+    """Return the protocol's entries of the contestants by name, without their numbers of tasks.
+
+    Raises:
+        RunError: a name is unknown or taken, or an agent has another menu or other segments.
+    """
+    contestants: dict[str, dict[str, Any]] = {
+        AGENT: _agent(config.agent),
+        BEST: {"kind": "schedule", "schedule": PolicySchedule.load(config.fixed).to_json()},
+        RANDOM: {"kind": "random"},
+        **{
+            f"fixed: {name}": {"kind": "schedule", "schedule": schedule.to_json(), "of_the_menu": True}
+            for name, schedule in fixed_of(agent.menu).items()
+        },
+        "population": {"kind": "population", "trainings": len(agent.menu.actions())},
+        "rl-mix": {"kind": "per batch"},
+    }
+    for option, entries in (("--others", config.others), ("--schedules", config.schedules)):
+        for entry in entries:
+            name, equals, path = entry.partition("=")
+            if not equals or not name or name in (*contestants, ORACLE):
+                kind = "FOLDER" if option == "--others" else "FILE"
+                raise RunError(f"{option} must be new names as NAME={kind}, got {entry!r}")
+            if option == "--schedules":
+                contestants[name] = {"kind": "schedule", "schedule": PolicySchedule.load(path).to_json()}
+                continue
+            other = Agent.load(Path(path))
+            if (other.menu, other.segments) != (agent.menu, agent.segments):
+                raise RunError(f"--others: {entry} has another menu or other segments than {config.agent}")
+            contestants[name] = _agent(path)
+    unknown = [name for name in config.only if name not in contestants]
+    if unknown or (config.only and AGENT not in config.only):
+        raise RunError(
+            f"--only must be {AGENT} and others among {', '.join(contestants)}, got {', '.join(unknown or config.only)}"
+        )
+    return {name: entry for name, entry in contestants.items() if not config.only or name in config.only}
+
+
 def run(config: ContestConfig, out: Path, command: str) -> None:
     """Run the protocol's trainings that have not finished, and write the tables.
 
     Raises:
-        RunError: there is no protocol, or an agent is not the one that it names.
+        RunError: there is no protocol, or an agent's checksum is not that of the protocol.
     """
     file = out / "protocol.json"
     if not file.is_file():
@@ -268,26 +288,28 @@ def run(config: ContestConfig, out: Path, command: str) -> None:
         counts = {name: entry["count"] for name, entry in protocol["contestants"].items()}
         wanted = [
             ContestEntry(group, number, name)
-            for count in sorted(set(counts.values()), reverse=True)  # those of many tasks first
+            for count in sorted(set(counts.values()), reverse=True)  # contestants with many tasks first
             for number in range(count)
-            for group in protocol["groups"]  # in turn, so that a contest half done says something
+            for group in protocol["groups"]  # in turn, so that half a contest has tasks of every group
             for name in counts
             if counts[name] == count
         ]
     log = TrainingLog(out / "runs.jsonl", lambda lines: {_entry(line): line for line in lines})
     precision = resolve_precision("auto", resolve_device("cpu"))
-    jobs = {entry: functools.partial(play, entry, str(file), precision, config.data_root) for entry in wanted}
+    jobs = {
+        entry: functools.partial(train_contestant, entry, str(file), precision, config.data_root) for entry in wanted
+    }
     missing = log.missing(jobs)
     if missing and protocol["split"] == "test":
         record_test_read(out, command, entries=len(missing))
     try:
-        log.run(jobs, processes=config.processes, describe=_described)
-    finally:  # however far it came
+        log.run(jobs, processes=config.processes, describe=_describe)
+    finally:  # even if interrupted
         write(out, protocol, [log.finished[entry] for entry in wanted if entry in log.finished], command)
 
 
 def write(out: Path, protocol: Mapping[str, Any], lines: Sequence[Mapping[str, Any]], command: str) -> None:
-    """Write the results of the tasks that every contestant of a table has finished."""
+    """Write and print the results of the tasks that every contestant of a table has finished."""
     summary = summarise_contest(protocol, lines)
     if not summary["tables"]:
         print("no two tasks of a group have been finished by every contestant")
@@ -312,13 +334,15 @@ def fixed_of(menu: Menu) -> dict[str, PolicySchedule]:
     return named
 
 
-def play(entry: ContestEntry, protocol_file: str, precision: Precision, data_root: str | None) -> dict[str, Any]:
-    """Train one contestant on one task; those that search train several times.
+def train_contestant(
+    entry: ContestEntry, protocol_file: str, precision: Precision, data_root: str | None
+) -> dict[str, Any]:
+    """Train one contestant on one task; contestants that search train several times.
 
     Returns:
-        The line of the log: accuracy on the split that is reported, in [0, 1], and which images are right, both in
-        float32 and both at chance or none after a diverged training; validation accuracy; and what the contestant
-        chose, if it chose.
+        The line of the log: accuracy on the protocol's split in [0, 1], at chance after a diverged training; which
+        images are right, None after a diverged training; validation accuracy; and the actions that the contestant
+        chose, if any.
     """
     protocol = _protocol(protocol_file)
     group, contestant = protocol["groups"][entry.group], protocol["contestants"][entry.contestant]
@@ -347,7 +371,7 @@ def play(entry: ContestEntry, protocol_file: str, precision: Precision, data_roo
         case _:
             data = env.task_trainer.prepare(task).data
             training = replace(task.training(env.task_trainer.training), saliency="exact")
-            trainer, _ = train_per_batch(PerBatch(), training, data, training_seed(seed))
+            trainer, _ = train_rl_mix(ThresholdChoice(), training, data, training_seed(seed))
     if trainer is None and not env.task_trainer.diverged:
         trainer = env.trainer
     evaluated = _evaluate(trainer, protocol["split"], EvalStats.at_chance(env.trainer.num_classes).accuracy)
@@ -385,7 +409,7 @@ def _entry(line: Line) -> ContestEntry:
     return ContestEntry(line["group"], line["task"], line["contestant"])
 
 
-def _described(line: Line) -> str:
+def _describe(line: Line) -> str:
     return f"{line['group']:<8} {line['task']:>3}  {line['contestant']:<24} {100 * line['accuracy']:.2f} %"
 
 

@@ -17,28 +17,29 @@ from rlmix.experiments.comparison.results import unpack_hits
 
 AGENT, BEST, RANDOM = "agent", "best fixed", "random"
 PLAIN = "fixed: clean, β 1"
-RIVALS = (AGENT, BEST, RANDOM, PLAIN)  # the aims' own, who may train more tasks than the others
-ORACLE = "oracle"  # of each task the menu's fixed policy that is best on validation images
+RIVALS = (AGENT, BEST, RANDOM, PLAIN)  # contestants that the aims name; they may train more tasks than the others
+ORACLE = "oracle"  # for each task, the menu's fixed policy that is best on validation images
 ALL = "all groups"
-ONE = "one"  # the group that is a contest of its own, with aims of its own
+ONE = "one"  # group that is a contest of its own, with its own aims
 AIMS_OF_ONE = ((BEST, 0.3), (RANDOM, 0.5))
-AIMS = (  # (rival, points that the agent is to be ahead)
+AIMS = (  # (rival, points by which the agent should be ahead)
     (BEST, 0.5),
     (RANDOM, 1.0),
 )
-WAY, BEHIND_PLAIN = 0.7, 0.3  # share of the way from the best fixed policy to the oracle; maximum behind plain
+# Share of the way from the best fixed policy to the oracle; maximum number of points behind plain training.
+MIN_WAY, MAX_BEHIND_PLAIN = 0.7, 0.3
 
 
 def summarise_contest(protocol: Mapping[str, Any], lines: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """Summarise the agent's differences to everybody in points, by group and over all groups, and evaluate the aims.
+    """Summarise the agent's differences to all others in points, by group and over all groups, and evaluate the aims.
 
     Args:
         protocol: protocol of the contest.
         lines: lines of its log.
 
     Returns:
-        The content of `results.json`. There is a table for each number of tasks per group, largest first, with all
-        contestants that train at least so many, on the tasks that all of them have finished, at least two of a group.
+        The content of `results.json`. There is a table for each number of tasks per group, largest first. It has all
+        contestants with at least as many tasks, and the tasks that all of them have finished, at least two per group.
         Each aim is evaluated on the first table that has its rival.
     """
     counts = sorted({entry["count"] for entry in protocol["contestants"].values()}, reverse=True)
@@ -50,14 +51,14 @@ def summarise_contest(protocol: Mapping[str, Any], lines: Sequence[Mapping[str, 
 
 
 def _table(protocol: Mapping[str, Any], lines: Sequence[Mapping[str, Any]], count: int) -> dict[str, Any] | None:
-    """Return the table of contestants with at least `count` tasks; None if no group has two that all have finished."""
+    """Return the table of contestants with at least `count` tasks; None if no group has two tasks that all finished."""
     names = [name for name, entry in protocol["contestants"].items() if entry["count"] >= count]
     finished = {(line["group"], line["task"], line["contestant"]): line for line in lines}
     groups: dict[str, dict[str, Any]] = {}
     rights: dict[str, dict[str, NDArray[np.float64]]] = {}
     of_menu = [name for name in names if protocol["contestants"][name].get("of_the_menu")]
-    whole = len(of_menu) == len(Menu.from_json(protocol["menu"]).actions())
-    menu = of_menu if whole else []  # one that knows part of the menu alone would be no oracle
+    complete = len(of_menu) == len(Menu.from_json(protocol["menu"]).actions())
+    menu = of_menu if complete else []  # an oracle needs every policy of the menu
     for group, setting in protocol["groups"].items():
         tasks = [task for task in range(count) if all((group, task, name) in finished for name in names)]
         if len(tasks) < 2:
@@ -67,29 +68,29 @@ def _table(protocol: Mapping[str, Any], lines: Sequence[Mapping[str, Any]], coun
         if menu:
             best = [max(menu, key=lambda name: finished[group, task, name]["validation"]) for task in tasks]
             entries[ORACLE] = [finished[group, task, name] for task, name in zip(tasks, best, strict=True)]
-        rights[group] = {name: np.stack([_right(line, images) for line in of]) for name, of in entries.items()}
+        rights[group] = {name: np.stack([_right(line, images) for line in logged]) for name, logged in entries.items()}
         groups[group] = {
             "title": setting["title"],
             "tasks": len(tasks),
             "images": images,
-            "accuracy": {name: [line["accuracy"] for line in of] for name, of in entries.items()},
+            "accuracy": {name: [line["accuracy"] for line in logged] for name, logged in entries.items()},
             "agent_minus": {
                 name: _points([rights[group][AGENT] - right], [setting["dataset"]])
                 for name, right in rights[group].items()
                 if name != AGENT
             },
-            "diverged": {name: sum(line["diverged"] for line in of) for name, of in entries.items()},
+            "diverged": {name: sum(line["diverged"] for line in logged) for name, logged in entries.items()},
         }
     if not groups:
         return None
     data = [protocol["groups"][group]["dataset"] for group in groups]
-    everybody = [*names, *([ORACLE] if menu else [])]
+    all_names = [*names, *([ORACLE] if menu else [])]
     overall = {
         name: _points([rights[group][AGENT] - rights[group][name] for group in groups], data)
-        for name in everybody
+        for name in all_names
         if name != AGENT
     }
-    accuracies = {name: [value for group in groups.values() for value in group["accuracy"][name]] for name in everybody}
+    accuracies = {name: [value for group in groups.values() for value in group["accuracy"][name]] for name in all_names}
     return {
         "count": count,
         "groups": groups,
@@ -136,36 +137,36 @@ def _points(differences: Sequence[NDArray[np.float64]], data: Sequence[str]) -> 
 
 
 def _aims(groups: Mapping[str, Any], overall: Mapping[str, Mapping[str, float]]) -> dict[str, Any]:
-    """Return the aims whose rivals took part, with the result of each and whether it was reached."""
+    """Return the aims whose rivals took part, with each one's result and whether it was reached."""
     aims: dict[str, Any] = {}
-    alone = list(groups) == [ONE]
-    for rival, points in AIMS_OF_ONE if alone else AIMS:
+    only_one = list(groups) == [ONE]
+    for rival, points in AIMS_OF_ONE if only_one else AIMS:
         if rival in overall:
             gap = overall[rival]
             reached = gap["mean"] >= points and gap["low"] > 0
             aims[f"ahead of {rival} by {points:g} points, interval without zero"] = {"came": gap, "reached": reached}
-    if alone:
+    if only_one:
         return aims
     if BEST in overall and ORACLE in overall:
-        way = overall[BEST]["mean"] - overall[ORACLE]["mean"]  # of the oracle to the best fixed policy
+        way = overall[BEST]["mean"] - overall[ORACLE]["mean"]  # from the best fixed policy to the oracle
         share = overall[BEST]["mean"] / way if way > 0 else None
-        aims[f"{100 * WAY:g} % of the way from the best fixed policy to the oracle"] = {
+        aims[f"{100 * MIN_WAY:g} % of the way from the best fixed policy to the oracle"] = {
             "came": {"share": share, "oracle_minus_best_fixed": way},
-            "reached": overall[BEST]["mean"] >= max(WAY * way, 0.0),
+            "reached": overall[BEST]["mean"] >= max(MIN_WAY * way, 0.0),
         }
     if PLAIN in overall:
         worst = {name: group["agent_minus"][PLAIN]["mean"] for name, group in groups.items()}
-        aims[f"in no group more than {BEHIND_PLAIN:g} points behind plain training"] = {
+        aims[f"in no group more than {MAX_BEHIND_PLAIN:g} points behind plain training"] = {
             "came": worst,
-            "reached": min(worst.values()) >= -BEHIND_PLAIN,
+            "reached": min(worst.values()) >= -MAX_BEHIND_PLAIN,
         }
     return aims
 
 
 def markdown(result: Mapping[str, Any]) -> str:
-    """Format the results as Markdown: how far the agent is ahead of everybody, in every group and overall."""
+    """Format the results as Markdown: the agent's lead over every contestant, in every group and overall."""
     aims = [
-        f"- {aim}: {'reached' if entry['reached'] else '**not reached**'} ({_came(entry['came'])})"
+        f"- {aim}: {'reached' if entry['reached'] else '**not reached**'} ({_format_result(entry['came'])})"
         for aim, entry in result["aims"].items()
     ]
     return "\n".join(
@@ -181,7 +182,7 @@ def markdown(result: Mapping[str, Any]) -> str:
 
 
 def _columns(table: Mapping[str, Any]) -> list[Mapping[str, Any]]:
-    """Return the columns of a table: all groups together, then each of them; a single group alone."""
+    """Return the columns of a table: all groups as one, then each group; for a single group, that group alone."""
     groups = list(table["groups"].values())
     return groups if len(groups) == 1 else [table[ALL], *groups]
 
@@ -192,7 +193,7 @@ def _rows(table: Mapping[str, Any]) -> list[str]:
     heads = [f"{column.get('title', 'all')} ({column['tasks']})" for column in columns]
     rows = []
     for name in order:
-        first, *others = [_shown(column["agent_minus"][name]) for column in columns]
+        first, *others = [_format_points(column["agent_minus"][name]) for column in columns]
         rows.append([name, f"**{first}**", *others])
     accuracy = [float(np.mean(column["accuracy"][AGENT])) for column in columns]
     rows.append(["*accuracy of the agent, %*", *(f"*{100 * value:.2f}*" for value in accuracy)])
@@ -202,11 +203,11 @@ def _rows(table: Mapping[str, Any]) -> list[str]:
         "",
         tabulate(rows, ("the agent, asked live, less", *heads), tablefmt="github", disable_numparse=True),
         "",
-        *([_noise(spread), ""] if spread else []),
+        *([_format_spread(spread), ""] if spread else []),
     ]
 
 
-def _noise(spread: Mapping[str, float]) -> str:
+def _format_spread(spread: Mapping[str, float]) -> str:
     return (
         f"Means of the menu's fixed policies differ with a standard deviation of {spread['policies']:.2f} points; a "
         f"single training is {spread['single_training']:.2f} points from what its policy and its task say of it."
@@ -214,7 +215,7 @@ def _noise(spread: Mapping[str, float]) -> str:
 
 
 def plot_contest(result: Mapping[str, Any]) -> Figure:
-    """Plot everybody's distance to the agent, a panel for each group and one for all of them, a row for each table."""
+    """Plot each contestant's distance to the agent: a row of panels per table, a panel per group and one for all."""
     tables = result["tables"]
     heights = [3 + len(table[ALL]["accuracy"]) for table in tables]
     widest = max(len(_columns(table)) for table in tables)
@@ -240,14 +241,15 @@ def plot_contest(result: Mapping[str, Any]) -> Figure:
     return figure
 
 
-def _shown(points: Mapping[str, float]) -> str:
+def _format_points(points: Mapping[str, float]) -> str:
     return f"{points['mean']:+.2f} ({points['low']:+.2f} to {points['high']:+.2f})"
 
 
-def _came(came: Mapping[str, Any]) -> str:
-    if "low" in came:
-        return _shown(came)
-    if "share" in came:
-        share = "no way to go" if came["share"] is None else f"{100 * came['share']:.0f} %"
-        return f"{share}; the oracle is {came['oracle_minus_best_fixed']:+.2f} ahead of the best fixed policy"
-    return ", ".join(f"{name} {value:+.2f}" for name, value in came.items())
+def _format_result(result: Mapping[str, Any]) -> str:
+    """Format the result of an aim: an interval, a share of the way to the oracle, or points by group."""
+    if "low" in result:
+        return _format_points(result)
+    if "share" in result:
+        share = "no way to go" if result["share"] is None else f"{100 * result['share']:.0f} %"
+        return f"{share}; the oracle is {result['oracle_minus_best_fixed']:+.2f} ahead of the best fixed policy"
+    return ", ".join(f"{name} {value:+.2f}" for name, value in result.items())

@@ -1,6 +1,6 @@
-"""How the figures of LaMix's paper are drawn, from their results.json and runs.jsonl.
+"""Plots of the figures of LaMix's paper, from their results.json and runs.jsonl.
 
-The colour-blind can tell the colours apart; dashes, hatching or marks differ as well.
+Colours are distinct for the colour-blind; dashes, hatching or marks differ as well.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from matplotlib.figure import Figure
 
 from rlmix.agent.plots import interval_plot
 
-# Okabe and Ito's, with olive for their yellow, which is hard to see on white; wine and grey for two more classes.
+# Okabe and Ito's colours, with olive for yellow, which is hard to see on white; wine and grey for two more classes.
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#000000", "#8C8C00", "#882255", "#999999")
 DASHES = ("-", "--", ":", "-.")
 MARKS = "os^DvPX*"
@@ -26,7 +26,7 @@ Runs = Mapping[str, Sequence[Mapping[str, Any]]]
 
 
 def draw_targets(report: Report, runs: Runs) -> Figure:
-    """A row for each pair: first image, mixed image, second image, and the soft target's largest entries."""
+    """Plot a row for each pair: first image, mixed image, second image, and the soft target's largest entries."""
     run = runs["lamix"][0]
     pairs = run["points"][-1]["pairs"]
     figure = Figure(figsize=(8.5, 1.75 * len(pairs) + 0.5), layout="constrained")
@@ -54,7 +54,7 @@ def draw_targets(report: Report, runs: Runs) -> Figure:
 
 
 def draw_labels(report: Report, runs: Runs) -> Figure:
-    """Histograms of soft and global labels, a column for each epoch, means over seeds."""
+    """Plot histograms of soft and global labels, a column for each epoch, means over seeds."""
     lines = runs["lamix"]
     epochs = report["setting"]["epochs"]
     classes = len(lines[0]["class_names"])
@@ -92,7 +92,7 @@ def draw_labels(report: Report, runs: Runs) -> Figure:
 
 
 def draw_beta(report: Report, runs: Runs) -> Figure:
-    """Accuracy against β."""
+    """Plot accuracy against β."""
     arms = report["arms"].values()
     figure, panel = _accuracy_panel()
     _intervals(panel, [arm["policy"]["label_beta"] for arm in arms], [_end(arm) for arm in arms], 0, "LaMix")
@@ -102,7 +102,7 @@ def draw_beta(report: Report, runs: Runs) -> Figure:
 
 
 def draw_smoothing(report: Report, runs: Runs) -> Figure:
-    """Accuracy against label smoothing's factor, with LaMix's as a line."""
+    """Plot accuracy against label smoothing's factor, with LaMix's accuracy as a line."""
     smoothed = [arm for name, arm in report["arms"].items() if name != "lamix"]
     figure, panel = _accuracy_panel()
     factors = [arm["policy"]["label_smoothing"] for arm in smoothed]
@@ -118,7 +118,7 @@ def draw_smoothing(report: Report, runs: Runs) -> Figure:
 
 
 def draw_curves(report: Report, runs: Runs) -> Figure:
-    """Accuracy over the training, an interval around each line."""
+    """Plot accuracy over the training, an interval around each line."""
     figure, panel = _accuracy_panel()
     for number, arm in enumerate(report["arms"].values()):
         epochs = [point["epoch"] for point in arm["points"]]
@@ -127,7 +127,7 @@ def draw_curves(report: Report, runs: Runs) -> Figure:
         style: dict[str, Any] = {"color": COLOURS[number], "linestyle": DASHES[number % len(DASHES)]}
         panel.plot(epochs, mean, marker=MARKS[number], markersize=4, label=arm["title"], **style)
         panel.fill_between(epochs, mean - half_width, mean + half_width, color=COLOURS[number], alpha=0.12)
-    # The first epochs are far below, and their wide intervals would press what matters into a strip.
+    # The first point is left out: it is far below, and would compress the others into a strip.
     ends = [100 * point["accuracy"]["mean"] for arm in report["arms"].values() for point in arm["points"][1:]]
     panel.set_ylim(min(ends) - 2, max(ends) + 2)
     panel.set_xlabel("epochs")
@@ -137,7 +137,7 @@ def draw_curves(report: Report, runs: Runs) -> Figure:
 
 
 def draw_embedding(report: Report, runs: Runs) -> Figure:
-    """A row for each way to train, a column for each epoch; axes are each panel's own."""
+    """Plot embeddings, a row for each training method, a column for each epoch; each panel has axes of its own."""
     epochs = report["setting"]["epochs"]
     figure = Figure(figsize=(2.5 * len(epochs) + 1.4, 2.4 * len(runs) + 0.6), layout="constrained")
     rows = figure.subplots(len(runs), len(epochs), squeeze=False)
@@ -223,9 +223,9 @@ def _plain(panel: Axes) -> None:
     panel.tick_params(labelsize=8)
 
 
-def _title(figure: Figure, report: Report, what: str) -> None:
+def _title(figure: Figure, report: Report, subtitle: str) -> None:
     setting = report["setting"]
-    title = f"{setting['dataset']}, {setting['train_size']:,} training images, network {setting['model']}\n{what}"
+    title = f"{setting['dataset']}, {setting['train_size']:,} training images, network {setting['model']}\n{subtitle}"
     columns = int(TITLE_COLUMNS * figure.get_figwidth())
     lines = [wrapped for line in title.splitlines() for wrapped in textwrap.wrap(line, columns)]
     figure.suptitle("\n".join(lines), fontsize=9)

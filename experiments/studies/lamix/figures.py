@@ -1,4 +1,4 @@
-"""The figures of LaMix's paper (Bypassing the Random Input Mixing in Mixup) on development images, one command each.
+"""Figures of LaMix's paper (Bypassing the Random Input Mixing in Mixup) on development images, one command each.
 
 On 1,000 images, 100 epochs and 3 seeds β from 0.5 to 1 is within noise, 0.3 loses 1.4 ± 0.4 points and 0.1 fails in
 part (results/lamix; 2 cores of an Intel Xeon, about 40 s a training).
@@ -10,9 +10,9 @@ python experiments/studies/lamix/figures.py smoothing  # accuracy against label 
 python experiments/studies/lamix/figures.py curves     # accuracy over a long training
 python experiments/studies/lamix/figures.py embedding  # held-out images at a bottleneck of 2 units
 
-Each leaves figure.png, results.json and runs.jsonl, the trainings finished so far, in its folder. A seed draws training
-images, weights, data order and mixing for everything that is compared. Finished trainings do not run again: the same
-command resumes, and with more seeds it adds to them. The test set is never read.
+Each writes figure.png, results.json and runs.jsonl, the trainings finished so far, into its folder. A seed draws
+training images, weights, data order and mixing for everything that is compared. Finished trainings do not run again:
+the same command resumes, and with more seeds it adds to them. The test set is never read.
 """
 
 from __future__ import annotations
@@ -45,17 +45,17 @@ from rlmix.experiments.studies.lamix import charts
 from rlmix.experiments.studies.lamix.looks import LOOKS
 
 Run = Mapping[str, Any]  # a line of runs.jsonl
-Runs = Mapping[str, Sequence[Run]]  # of each way to train, in the same order of seeds
+Runs = Mapping[str, Sequence[Run]]  # by arm, in the same order of seeds
 
 
 @dataclass(frozen=True, kw_only=True)
 class FigureSetting(Setting):
-    """Setting of every training of a figure: what decides its result, and when it is measured.
+    """Setting of every training of a figure, with the epochs at which it is measured.
 
     Attributes:
         figure: name of the figure.
-        epochs: epochs after which the network is measured, rising.
-        looked_at: number of development images, or pairs of them, of the measurements beyond accuracy.
+        epochs: epochs after which the network is measured, in ascending order.
+        looked_at: number of development images, or of pairs, that measurements beyond accuracy take.
     """
 
     figure: str
@@ -65,30 +65,30 @@ class FigureSetting(Setting):
 
 @dataclass(frozen=True)
 class FigureConfig:
-    """What all figures have in common."""
+    """Options that all figures have."""
 
     dataset: str = "fashion_mnist"
     """Data set by name, or package.module:function that returns a rlmix.classifier.data.Dataset."""
     data_root: str | None = None
-    """Folder where the data set lies; none looks in the usual places, then downloads."""
+    """Folder of the data set; optional, defaults to the usual places, then to a download."""
     model: str = "search"
     """Network by name, or package.module:function for your own function(num_classes, in_channels)."""
     train_size: int = 1000
-    """Training images, drawn by the seed; a multiple of the batch size."""
+    """Number of training images, drawn by the seed; a multiple of the batch size."""
     epochs: int = 100
     """Length of each training, in passes over the training images."""
     batch_size: int = 100
-    """Images per update."""
+    """Number of images per update."""
     processes: int = 2
-    """Trainings at a time, one thread each."""
+    """Number of parallel trainings, one thread each."""
     device: str = "auto"
-    """auto, cpu, cuda or cuda:N."""
+    """Device: auto, cpu, cuda or cuda:N."""
     precision: Literal["auto", "bf16", "fp32"] = "auto"
     """Number format of the network; auto takes bf16 where it is native and agrees with fp32."""
     seeds: int = 3
-    """Trainings of each kind: seeds 0, 1, 2, ..."""
+    """Number of trainings of each arm, with seeds 0, 1, 2, ..."""
     out: str | None = None
-    """Folder of what is written; none is runs/lamix/NAME-OF-THE-FIGURE."""
+    """Folder of the results; optional, defaults to runs/lamix/NAME-OF-THE-FIGURE."""
 
 
 @dataclass(frozen=True)
@@ -96,19 +96,19 @@ class TargetsConfig(FigureConfig):
     """The five largest entries of soft targets (eq. 10), beside the mixed image and the two it is made of."""
 
     seeds: int = 1
-    """Trainings; the first one's targets are drawn."""
+    """Number of trainings; the targets of the first one are drawn."""
     pairs: int = 5
-    """Mixed images."""
+    """Number of mixed images."""
 
 
 @dataclass(frozen=True)
 class LabelsConfig(FigureConfig):
-    """How soft labels (eq. 10) and global labels (eq. 9) of mixed images are distributed over a training."""
+    """Distribution of soft labels (eq. 10) and global labels (eq. 9) of mixed images over a training."""
 
     at: tuple[int, ...] = (1, 10, 30, 100)
-    """Epochs after which the labels are looked at."""
+    """Epochs after which the labels are measured."""
     pairs: int = 1000
-    """Mixed development images whose labels are counted."""
+    """Number of mixed development images whose labels are counted."""
 
 
 @dataclass(frozen=True)
@@ -116,15 +116,15 @@ class BetaConfig(FigureConfig):
     """LaMix's accuracy against β, the local label's weight (eq. 10); β = 1 has no global label."""
 
     betas: tuple[float, ...] = (0.1, 0.3, 0.5, 0.7, 0.9, 1.0)
-    """Values of β, each in [0, 1]; differences are to the last one."""
+    """Values of β, each in [0, 1]; differences are taken to the last one."""
 
 
 @dataclass(frozen=True)
 class SmoothingConfig(FigureConfig):
-    """Label smoothing's accuracy against its factor, beside LaMix; differences are to plain training."""
+    """Label smoothing's accuracy against its factor, beside LaMix; differences are taken to plain training."""
 
     factors: tuple[float, ...] = (0.1, 0.2, 0.4, 0.6, 0.8)
-    """Label smoothing's factors, each above 0 and at most 1; plain training, factor 0, is always there."""
+    """Factors of label smoothing, each above 0 and at most 1; plain training, factor 0, is always included."""
 
 
 @dataclass(frozen=True)
@@ -134,7 +134,7 @@ class CurvesConfig(FigureConfig):
     epochs: int = 400
     """Length of each training, in passes over the training images."""
     points: int = 20
-    """How often accuracy is measured, in even steps."""
+    """Number of times that accuracy is measured, in even steps."""
 
 
 @dataclass(frozen=True)
@@ -144,9 +144,9 @@ class EmbeddingConfig(FigureConfig):
     model: str = "search_bottleneck"
     """Network with an embedding of 2 units, by name, or package.module:function for your own."""
     at: tuple[int, ...] = (10, 30, 100)
-    """Epochs after which the embeddings are looked at."""
+    """Epochs after which the embeddings are measured."""
     images: int = 1000
-    """Development images whose embeddings are measured; half of them are drawn."""
+    """Number of development images whose embeddings are measured; half of them are drawn."""
 
 
 Command = (
@@ -167,8 +167,8 @@ class FigurePlan:
         figure: name of the figure.
         arms: contestants by name.
         baseline: arm that the others are compared with; None if there is one arm.
-        at: epochs after which the network is measured, rising.
-        looked_at: number of development images, or pairs of them, of the measurements beyond accuracy.
+        at: epochs after which the network is measured, in ascending order.
+        looked_at: number of development images, or of pairs, that measurements beyond accuracy take.
     """
 
     figure: str
@@ -193,7 +193,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
             for seed in range(config.seeds)
             for name, arm in plan.arms.items()
         }
-        log.run(jobs, processes=config.processes, describe=_described)
+        log.run(jobs, processes=config.processes, describe=_describe)
         runs = {name: [log.finished[name, seed] for seed in range(config.seeds)] for name in plan.arms}
         report = {
             "kind": f"lamix_{plan.figure}",
@@ -268,10 +268,10 @@ def resolve_setting(config: FigureConfig, plan: FigurePlan) -> FigureSetting:
         RunError: an option is out of range.
         DataError: the data set is not available or too small.
     """
-    least = 1 if plan.baseline is None else 2  # an interval takes two values
-    for name, low in (("seeds", least), ("processes", 1), ("epochs", 1), ("batch_size", 2)):
-        if getattr(config, name) < low:
-            raise RunError(f"--{name.replace('_', '-')} must be at least {low}, got {getattr(config, name)}")
+    min_seeds = 1 if plan.baseline is None else 2  # an interval needs two values
+    for name, minimum in (("seeds", min_seeds), ("processes", 1), ("epochs", 1), ("batch_size", 2)):
+        if getattr(config, name) < minimum:
+            raise RunError(f"--{name.replace('_', '-')} must be at least {minimum}, got {getattr(config, name)}")
     if config.train_size % config.batch_size:
         raise RunError(
             f"--train-size must be a multiple of --batch-size {config.batch_size}, so that an epoch is a whole number "
@@ -306,12 +306,12 @@ def train(name: str, policy: MixPolicy, seed: int, setting: FigureSetting, data_
         data_root: folder of the data set; optional, defaults to the usual places.
 
     Returns:
-        The line of the log; `points` holds accuracy on all development images in [0, 1] (at chance once the training
-        has diverged), and whatever else the figure shows, after each of the setting's epochs; `seconds` are those of
+        The line of the log. `points` has, for each of the setting's epochs, accuracy on all development images in
+        [0, 1] (at chance once the training has diverged) and the figure's other measurements. `seconds` are those of
         the updates alone.
 
     Raises:
-        RunError: a training has diverged whose figure shows more than accuracy.
+        RunError: the training has diverged, and the figure shows more than accuracy.
     """
     data = split(load_dataset(setting.dataset, data_root)).draw(setting.train_size, data_seed=seed)
     trainer = Trainer(setting.training("recycled"), data, seed=seed)
@@ -374,7 +374,7 @@ def summarise_figure(plan: FigurePlan, runs: Runs) -> dict[str, Any]:
 
 
 def _point(seeds: Sequence[Run]) -> dict[str, Any]:
-    """Return means with intervals of what all seeds measured after one epoch."""
+    """Return means with intervals of all seeds' measurements after one epoch."""
     point = {"epoch": seeds[0]["epoch"], "accuracy": _interval([entry["accuracy"] for entry in seeds])}
     if "means" in seeds[0]:
         point["labels"] = {name: _interval([entry["means"][name] for entry in seeds]) for name in seeds[0]["means"]}
@@ -395,7 +395,7 @@ def text_report(report: Mapping[str, Any]) -> str:
     return f"development accuracy in % after epoch {epoch}, {seeds} seeds\n{table}"
 
 
-def _described(run: Run) -> str:
+def _describe(run: Run) -> str:
     accuracy = 100 * run["points"][-1]["accuracy"]
     return f"{run['method']:<14}  seed {run['seed']:<3}  {accuracy:.2f} %  {run['seconds']:.1f} s"
 
@@ -412,7 +412,7 @@ def _at_least_one(value: int, option: str) -> int:
 
 def _checked_epochs(at: Sequence[int], last: int) -> Sequence[int]:
     if not at or list(at) != sorted(set(at)) or at[0] < 1 or at[-1] > last:
-        raise RunError(f"--at must be rising epochs in [1, {last}], the end of the training (--epochs), got {at}")
+        raise RunError(f"--at must be ascending epochs in [1, {last}], the length of the training (--epochs), got {at}")
     return at
 
 

@@ -49,10 +49,10 @@ def mixed_pairs(trainer: Trainer, policy: MixPolicy, count: int) -> MixedPairs:
 
     Args:
         trainer: Trainer whose network has the second head.
-        policy: policy with λ's distribution, drawn for every pair, and β.
+        policy: policy with β, and with the distribution that λ is drawn from for every pair.
         count: maximum number of pairs.
     """
-    images, labels = _development(trainer, 3 * count)  # in about 9 of 10 pairs of 10 classes the classes differ
+    images, labels = _development(trainer, 3 * count)  # with 10 classes, those of about 9 in 10 pairs differ
     images, labels = (tensor[: len(labels) // 2 * 2].unflatten(0, (-1, 2)) for tensor in (images, labels))
     chosen = (labels[:, 0] != labels[:, 1]).nonzero()[:count, 0]
     first, second = images[chosen].float().unbind(1)

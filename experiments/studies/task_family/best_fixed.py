@@ -1,16 +1,16 @@
 """Search the best single fixed policy for the family of tasks, mixtures of methods included: the agent's rival.
 
-Found: 53 % clean, 25 % mixup, 20 % R-Mix and 2 % CutMix updates, 0.35 ± 0.36 points above the next of 24 candidates
+Result: 53 % clean, 25 % mixup, 20 % R-Mix and 2 % CutMix updates, 0.35 ± 0.36 points above the next of 24 candidates
 over 48 tasks (results/fixed; 288 trainings, 15 minutes on 2 cores of an AMD EPYC).
 
 python experiments/studies/task_family/best_fixed.py --out experiments/results/fixed
 python experiments/studies/task_family/best_fixed.py --tasks one --from-menu 16 --out experiments/results/one_task/fixed
 
-Candidates are the policies of the family's menu that its log finds best and mixtures drawn at random: shares of clean
-updates and of every method of the menu, label smoothing, whatever the menu pairs. They are halved successively: each
-round trains those that are left on further tasks of the family, all on the same ones, and keeps the best by mean
-accuracy over all rounds on development images. With `--tasks one` it is the best policy for 1,000 clean images and
-1,000 updates. Finished trainings do not run again: the same command resumes.
+Candidates are the policies of the family's menu that are best in its log, and random mixtures: shares of clean updates
+and of all methods of the menu, and label smoothing. Successive rounds train the remaining candidates on further tasks
+of the family, all on the same ones, and keep the best by mean accuracy over all rounds on development images. With
+`--tasks one` the tasks have 1,000 clean images and 1,000 updates. Finished trainings do not run again: the same command
+resumes.
 """
 
 from __future__ import annotations
@@ -38,10 +38,10 @@ from rlmix.experiments.runs.machine import machine
 from rlmix.experiments.search.task_family import MENU, ONE_TASK, TASKS, environment, part_of
 from rlmix.experiments.studies.task_family.fit_agent import episodes
 
-FIRST_TASK = 100_000  # of the family; those before it are the log's and the agent's
+FIRST_TASK = 100_000  # of the family; the log and the agent use those before it
 SMOOTHING = (0.0, 0.1, 0.3)
 KINDS = {"family": TASKS, "one": ONE_TASK}
-ROUNDS = ((24, 4), (8, 12), (3, 32))  # (candidates, tasks of each): the best of a round go on
+ROUNDS = ((24, 4), (8, 12), (3, 32))  # (candidates, tasks of each); the best of a round are in the next one
 
 
 @dataclass(frozen=True)
@@ -49,17 +49,17 @@ class FixedConfig:
     """Search the best single fixed policy of the family."""
 
     tasks: Literal["family", "one"] = "family"
-    """What it is to be best on: the family's tasks, or 1,000 clean images for 1,000 updates."""
+    """Tasks that the policy is searched for: the family's, or 1,000 clean images for 1,000 updates."""
     log: str = "experiments/results/family/episodes.jsonl"
-    """Log of task_family/collect.py: by it the menu's own candidates are chosen."""
+    """Log of task_family/collect.py, by which the menu's candidates are chosen."""
     from_menu: int = 8
-    """Candidates from the menu; the others are mixtures."""
+    """Number of candidates from the menu; the others are mixtures."""
     seed: int = 0
     """RNG seed for the mixtures."""
     data_root: str | None = None
-    """Folder where the data set lies; none looks in the usual places, then downloads."""
+    """Folder of the data set; optional, defaults to the usual places, then to a download."""
     processes: int = 2
-    """Trainings at a time, one thread each."""
+    """Number of parallel trainings, one thread each."""
     out: str = "runs/fixed"
     """Folder of trainings.jsonl, those finished so far, of results.json, and of policy.json, the best one."""
 
@@ -71,16 +71,16 @@ def main(arguments: Sequence[str] | None = None) -> None:
         config = call.parse(FixedConfig, __doc__)
         if not 0 <= config.from_menu <= min(ROUNDS[0][0], len(MENU.actions())):
             raise RunError(f"--from-menu must be in [0, {len(MENU.actions())}], got {config.from_menu}")
-        for name, least in (("processes", 1), ("seed", 0)):
-            if getattr(config, name) < least:
-                raise RunError(f"--{name} must be at least {least}, got {getattr(config, name)}")
-        out, studied = Path(config.out), Path(config.log)
-        if not studied.is_file():
-            raise RunError(f"--log: there is no file {studied}; task_family/collect.py writes one")
+        for name, minimum in (("processes", 1), ("seed", 0)):
+            if getattr(config, name) < minimum:
+                raise RunError(f"--{name} must be at least {minimum}, got {getattr(config, name)}")
+        out, family_log = Path(config.out), Path(config.log)
+        if not family_log.is_file():
+            raise RunError(f"--log: there is no file {family_log}; task_family/collect.py writes one")
         with with_filename(out):
             out.mkdir(parents=True, exist_ok=True)
-        with reject_incompatible(studied):
-            left = best_of_menu(LineLog(studied).read(), config.from_menu)
+        with reject_incompatible(family_log):
+            left = best_of_menu(LineLog(family_log).read(), config.from_menu)
         left += mixtures(ROUNDS[0][0] - len(left), seed=config.seed)
         log = TrainingLog(
             out / "trainings.jsonl", functools.partial(_index, kind=config.tasks, path=out / "trainings.jsonl")
@@ -125,12 +125,13 @@ def _index(lines: Sequence[Line], *, kind: str, path: Path) -> dict[tuple[str, i
 
 
 def best_of_menu(lines: Sequence[dict[str, Any]], count: int) -> list[MixPolicy]:
-    """The menu's policies whose fixed trainings have the highest mean score in the study's log, for the family proper.
+    """Return the menu's policies with the highest mean score of fixed trainings in the log, for the part `family`.
+
+    Policies without a training come last. An agent's draws do not count: it drew policies for tasks that suit them.
 
     Args:
-        lines: of the log; policies without a training come last. What an agent drew does not count: it was drawn where
-            the agent thought well of it.
-        count: how many.
+        lines: lines of the log.
+        count: number of policies.
     """
     scores: dict[tuple[int, ...], list[float]] = {action: [] for action in MENU.actions()}
     for episode in episodes([line for line in lines if line["kind"] != "drawn"]):
@@ -141,7 +142,7 @@ def best_of_menu(lines: Sequence[dict[str, Any]], count: int) -> list[MixPolicy]
 
 
 def mixtures(count: int, *, seed: int) -> list[MixPolicy]:
-    """Mixtures of the menu's methods with uniformly drawn shares, and label smoothing."""
+    """Draw mixtures of the menu's methods with uniform shares, and label smoothing."""
     random = np.random.default_rng(seed)
     methods = sorted({method for _, shares in MENU.sources for method in shares})
     drawn = []
@@ -154,7 +155,7 @@ def mixtures(count: int, *, seed: int) -> list[MixPolicy]:
 
 
 def ranking(policies: Sequence[MixPolicy], scores: dict[str, list[float]]) -> list[dict[str, Any]]:
-    """Policies from the best on, each with its mean accuracy and how far it is behind the first one."""
+    """Return the policies in the given order, each with its mean accuracy and its distance to the first one."""
     first = scores[_key(policies[0])]
     return [
         {
@@ -168,7 +169,7 @@ def ranking(policies: Sequence[MixPolicy], scores: dict[str, list[float]]) -> li
 
 
 def play(policy: MixPolicy, task: int, kind: str, precision: Precision, data_root: str | None) -> dict[str, Any]:
-    """Train a task of a kind, one of `KINDS`, under one policy; gives the line of the log."""
+    """Train a task of a kind, a key of `KINDS`, under one policy, and return the line of the log."""
     trainer, drawn = _task_trainer(precision, data_root), KINDS[kind].task(task)
     trainer.run(PolicySchedule.fixed(policy), drawn, training_seed(task))
     accuracy = trainer.measure(["development"])

@@ -1,15 +1,15 @@
-"""Which policy is best on which task, and how much of it is chance: 3,292 logged trainings of 310 tasks.
+"""Log trainings of many tasks under many policies, and measure how much of a result is the policy and how much chance.
 
-Of the variance between fixed policies on one task 98 % is the policy, the rest chance (results/family; about three
-hours on 2 cores).
+Over 3,292 trainings of 310 tasks, 98 % of the variance between fixed policies on one task is the policy, the rest
+chance (results/family; about three hours on 2 cores).
 
 python experiments/studies/task_family/collect.py --tasks 100 --out experiments/results/family
 
 Every task of the family (`experiments/search/task_family.py`) is trained under the reference (CutMix on half of the
 updates) and plainly, the first tasks from two seeds. From the first seed it is also trained under fixed policies of the
 menu, under policies that switch once, and under policies that begin as one of those two and switch after the first
-segment. With `--agent`, that agent draws the policy of a task, and draws again at one later segment: such trainings
-correct its values. The log keeps the observation at each segment's end, so that an agent can be fitted to it. Finished
+segment. With `--agent`, that agent draws the policy of a task, and another one at a later segment; such trainings
+correct its values. The log has the observation at each segment's end, so that an agent can be fitted to it. Finished
 trainings do not run again: the same command resumes.
 """
 
@@ -41,9 +41,9 @@ from rlmix.experiments.search.task_family import MENU, PARTS, PLAIN, REFERENCE, 
 from rlmix.experiments.studies.task_family.summary import markdown, plot_family, summarise_family
 
 FIXED, SWITCHING, LOOKING = 2, 3, 2  # trainings of each task under drawn policies of each kind
-DRAWN = 2  # trainings of each task under what an agent draws
-TWICE = 20  # tasks whose reference and plain trainings are run from two seeds, to tell what chance does
-DIGITS = 4  # of a feature, as it is kept
+DRAWN = 2  # trainings of each task under an agent's draws
+TWICE = 20  # tasks whose reference and plain trainings run from two seeds, to measure chance
+DIGITS = 4  # decimals of a logged feature
 
 
 @dataclass(frozen=True)
@@ -51,17 +51,17 @@ class StudyConfig:
     """Train tasks of the family under many policies."""
 
     tasks: int = 100
-    """Tasks 0, 1, 2, ... of the family."""
+    """Number of tasks of the family: 0, 1, 2, ..."""
     slow: int = 0
-    """Number of tasks of the slow part in addition."""
+    """Number of additional tasks of the slow part."""
     bare: int = 0
-    """Number of tasks of the network without normalisation in addition."""
+    """Number of additional tasks of the network without normalisation."""
     data_root: str | None = None
-    """Folder where the data set lies; none looks in the usual places, then downloads."""
+    """Folder of the data set; optional, defaults to the usual places, then to a download."""
     agent: str | None = None
-    """Optional folder of an agent; every task is also trained under its draws."""
+    """Folder of an agent under whose draws every task is also trained; optional, defaults to none."""
     processes: int = 2
-    """Trainings at a time, one thread each."""
+    """Number of parallel trainings, one thread each."""
     out: str = "runs/family"
     """Folder of episodes.jsonl, the trainings finished so far."""
 
@@ -73,7 +73,8 @@ class TrainingPlan:
     Attributes:
         task: number of the task.
         training: seed of the training.
-        kind: reference, plain, fixed, switching, looking (switching after a first segment of the former two) or drawn.
+        kind: reference, plain, fixed, switching, looking (reference or plain, then a switch after the first segment) or
+            drawn.
         actions: action of each segment; empty for kind `drawn`.
         agent: checksum of the agent that draws; None for the other kinds.
         draw: number of the agent's draw.
@@ -92,14 +93,14 @@ def main(arguments: Sequence[str] | None = None) -> None:
     with command("studies/task_family/collect", arguments) as call:
         call.resume = call.line
         config = call.parse(StudyConfig, __doc__)
-        for name, least in (("tasks", 1), ("slow", 0), ("bare", 0), ("processes", 1)):
-            if getattr(config, name) < least:
-                raise RunError(f"--{name} must be at least {least}, got {getattr(config, name)}")
+        for name, minimum in (("tasks", 1), ("slow", 0), ("bare", 0), ("processes", 1)):
+            if getattr(config, name) < minimum:
+                raise RunError(f"--{name} must be at least {minimum}, got {getattr(config, name)}")
         agent = None if config.agent is None else Agent.load(Path(config.agent))
         if agent is not None and ((agent.menu, agent.segments, agent.features) != (MENU, SEGMENTS, DEFAULT_FEATURES)):
             raise RunError(f"--agent: {config.agent} has another menu, other segments or features than the family")
         files = None if agent is None else agent.to_files()
-        # Of the weights alone, as the committed logs name an agent.
+        # Checksum of the weights alone, as in the committed logs.
         checksum = None if files is None else hashlib.sha256(files["agent.safetensors"]).hexdigest()
         out = Path(config.out)
         out.mkdir(parents=True, exist_ok=True)
@@ -115,7 +116,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         }
         try:
             log.run(jobs, processes=config.processes, describe=lambda line: f"task {line['task']:<5} {line['kind']}")
-        finally:  # however far it came
+        finally:  # even if interrupted
             write(out, list(log.finished.values()), call.line)
 
 
@@ -132,7 +133,12 @@ def write(out: Path, lines: Sequence[dict[str, Any]], command: str) -> None:
 
 
 def plans(number: int, agent: str | None = None) -> list[TrainingPlan]:
-    """Return the trainings of a task, always the same ones; with an agent's checksum `DRAWN` more under its draws."""
+    """Return the trainings of a task, always the same ones.
+
+    Args:
+        number: number of the task.
+        agent: checksum of an agent; its draws are `DRAWN` further trainings.
+    """
     random = np.random.default_rng([number, 1])
     choices = MENU.actions()
     count = len(SEGMENTS)
@@ -145,19 +151,17 @@ def plans(number: int, agent: str | None = None) -> list[TrainingPlan]:
         place = int(random.integers(1, count))
         drawn.append(TrainingPlan(number, 0, "switching", (draw(),) * place + (draw(),) * (count - place)))
     for _ in range(LOOKING):
-        look = (REFERENCE, PLAIN)[random.integers(2)]
-        drawn.append(TrainingPlan(number, 0, "looking", (look,) + (draw(),) * (count - 1)))
-    known = [
+        first = (REFERENCE, PLAIN)[random.integers(2)]
+        drawn.append(TrainingPlan(number, 0, "looking", (first,) + (draw(),) * (count - 1)))
+    references = [
         TrainingPlan(number, training, kind, (action,) * count)
         for training in range(2 if number < TWICE else 1)
         for kind, action in (("reference", REFERENCE), ("plain", PLAIN))
     ]
-    distinct = list({(plan.training, plan.actions): plan for plan in (*drawn, *known)}.values())
-    return (
-        distinct
-        if agent is None
-        else [*distinct, *(TrainingPlan(number, 0, "drawn", (), agent, i) for i in range(DRAWN))]
-    )
+    distinct = list({(plan.training, plan.actions): plan for plan in (*drawn, *references)}.values())
+    if agent is None:
+        return distinct
+    return [*distinct, *(TrainingPlan(number, 0, "drawn", (), agent, i) for i in range(DRAWN))]
 
 
 def play(
@@ -172,8 +176,8 @@ def play(
         agent: contents of the agent's files, for a plan of kind `drawn`.
 
     Returns:
-        The line of the log: observations before each choice and at the end, as `DEFAULT_FEATURES`; validation accuracy
-        after each segment and development accuracy at the end, all in [0, 1]; at chance after a diverged training.
+        The line of the log: observations before each choice and at the end, of `DEFAULT_FEATURES`; validation accuracy
+        after each segment and development accuracy at the end, in [0, 1] and at chance after a diverged training.
     """
     env = _environment(part_of(plan.task), precision, data_root)
     drawn = task(plan.task)
@@ -182,12 +186,12 @@ def play(
     actions: list[tuple[int, ...]] = []
     player = None if agent is None or plan.agent is None else Agent.from_files(agent)
     random = np.random.default_rng([plan.task, 2, plan.draw])
-    again = int(random.integers(1, len(SEGMENTS)))  # where a drawn one is drawn once more
+    switch = int(random.integers(1, len(SEGMENTS)))  # segment at which an agent draws again
     for segment in range(len(SEGMENTS)):
         if player is None:
             actions.append(plan.actions[segment])
-        elif segment in (0, again):
-            actions.append(_drawn(player, observation, random))
+        elif segment in (0, switch):
+            actions.append(_draw_action(player, observation, random))
         else:
             actions.append(actions[-1])
         observation, _, terminated, _, info = env.step(actions[-1])
@@ -215,8 +219,8 @@ def _environment(part: str, precision: Precision, data_root: str | None) -> MixP
     return environment(part, precision=precision, data_root=data_root)
 
 
-def _drawn(agent: Agent, observation: NDArray[np.float32], random: np.random.Generator) -> tuple[int, ...]:
-    """Draw an action by the agent's probabilities of each choice of each dimension."""
+def _draw_action(agent: Agent, observation: NDArray[np.float32], random: np.random.Generator) -> tuple[int, ...]:
+    """Draw an action from the agent's probabilities."""
     return tuple(
         int(random.choice(len(choices), p=np.array([*choices.values()]) / sum(choices.values())))
         for choices in agent.probabilities(observation).values()
@@ -224,10 +228,10 @@ def _drawn(agent: Agent, observation: NDArray[np.float32], random: np.random.Gen
 
 
 def _identity(line: Mapping[str, Any]) -> tuple[Any, ...]:
-    """Return what identifies a training of the log: its task, seed and actions, or the agent's draw."""
+    """Return the identity of a logged training: task, seed, and its actions or the agent's draw."""
     agent = line.get("agent")
-    what = tuple(map(tuple, line["actions"])) if agent is None else (agent, line["draw"])
-    return (line["task"], line["training"], what)
+    policy = tuple(map(tuple, line["actions"])) if agent is None else (agent, line["draw"])
+    return (line["task"], line["training"], policy)
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Plot what the agent does on an easy, a short, a noisy task and on few images, and save each task's schedule.
+"""Plot the agent's choices on an easy, a short and a noisy task and on few images, and save each task's schedule.
 
 One training each (results/choices): clean updates where images are many or updates few, CutMix and later LaMix's
 average where images are few, R-Mix and LaMix's average in turn where labels are wrong.
@@ -38,14 +38,14 @@ TASKS = {
 
 @dataclass(frozen=True)
 class DrawConfig:
-    """Draw what an agent does on some tasks."""
+    """Plot the choices of an agent on some tasks."""
 
     agent: str = SHIPPED
-    """The agent: shipped, or a folder; one with the family's menu and segments."""
+    """Agent with the family's menu and segments: shipped, or a folder."""
     seed: int = 0
-    """Of the trainings."""
+    """RNG seed for the trainings."""
     data_root: str | None = None
-    """Folder where the data set lies; none looks in the usual places, then downloads."""
+    """Folder of the data set; optional, defaults to the usual places, then to a download."""
     out: str = "runs/choices"
     """Folder of choices.png, and of a schedule for each task."""
 
@@ -68,11 +68,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
             given = []
             env = agent.environment(family.task_trainer, task)
             observation, _ = env.reset(seed=config.seed, options={"task": task})
-            over, actions = False, []
-            while not over:
+            terminated, actions = False, []
+            while not terminated:
                 given.append(agent.probabilities(observation))
                 actions.append(agent.choose(observation))
-                observation, _, over, _, info = env.step(actions[-1])
+                observation, _, terminated, _, info = env.step(actions[-1])
             if info["diverged"]:
                 raise RunError(f"the training of the {name} task diverged; try another --seed")
             segments = to_schedule(actions, agent.menu, agent.segments).segments
@@ -86,7 +86,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
             }
             PolicySchedule(segments, provenance).save(out / _file(name))
             probabilities[name] = given
-            print(f"{name}: {_described(task)}; validation accuracy {100 * info['validation_accuracy']:.2f} %")
+            print(f"{name}: {_describe(task)}; validation accuracy {100 * info['validation_accuracy']:.2f} %")
             for until, policy in segments:
                 print(f"  until {100 * until:5.1f} %  {policy}")
         write_atomic(out / "choices.png", png(plot_choices(agent, probabilities)))
@@ -111,11 +111,11 @@ def plot_choices(agent: Agent, probabilities: dict[str, list[dict[str, dict[str,
         for row, dimension in enumerate(dimensions):
             panel = panels[row, column]
             names = agent.menu.names(dimension)
-            shares = np.array([[one[dimension][choice] for one in given] for choice in names])
+            shares = np.array([[segment[dimension][choice] for segment in given] for choice in names])
             image = heat_map(panel, shares, names=names, columns=ends)
             for place in range(len(ends)):
                 panel.plot(place, shares[:, place].argmax(), "o", color="#d55e00", markersize=4)
-        title = _described(TASKS[name]).replace(" updates, ", " updates,\n")
+        title = _describe(TASKS[name]).replace(" updates, ", " updates,\n")
         panels[0, column].set_title(f"{name}\n{title}", fontsize=9)
     figure.supxlabel("segment, until this much of the training, %", fontsize=10)
     figure.colorbar(image, ax=panels, label="probability; dots: what was taken", fraction=0.03)
@@ -126,7 +126,7 @@ def _file(name: str) -> str:
     return f"{name.replace(' ', '-')}.json"
 
 
-def _described(task: Task) -> str:
+def _describe(task: Task) -> str:
     noise = f", {100 * task.label_noise:.0f} % wrong labels" if task.label_noise else ""
     return f"{task.train_size:,} images, {task.updates:,} updates{noise}"
 

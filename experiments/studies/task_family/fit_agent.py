@@ -1,12 +1,12 @@
-"""Fit an agent to the log of the study: action values by regression on 3,292 trainings of 310 tasks, no search.
+"""Fit an agent to the family's log without a search: action values by regression on 3,292 trainings of 310 tasks.
 
-The agent that was shipped is ahead of the best fixed policy by 1.69 points (+0.98 to +2.41) on 100 tasks that it has
-not seen (results/rehearsal; development images, 2 cores of an AMD EPYC).
+The shipped agent is ahead of the best fixed policy by 1.69 points (+0.98 to +2.41) on 100 unseen tasks
+(results/rehearsal; development images, 2 cores of an AMD EPYC).
 
 python experiments/studies/task_family/fit_agent.py --log experiments/results/family/episodes.jsonl --out runs/start
 python experiments/train_agent.py --preset family --start runs/start
 
-Cross-validation says how well the values predict held-out tasks and what choosing by them gains there: on tasks of the
+Cross-validation measures how well the values predict held-out tasks, and the gain of choosing by them: on tasks of the
 same kinds, and on each part of the family with values that were learned on the other parts.
 """
 
@@ -41,7 +41,7 @@ from rlmix.experiments.search.task_family import (
 
 FOLDS = 5
 MIN_TASKS = 10
-MIN_TRIED = 3  # policies of a task, for a choice among them
+MIN_POLICIES = 3  # of a task, for a choice among them
 
 
 @dataclass(frozen=True)
@@ -53,7 +53,7 @@ class StartConfig:
     seed: int = 0
     """RNG seed for networks and draws."""
     regression: RegressionConfig = field(default_factory=RegressionConfig)
-    """Regression of the values and of the agent."""
+    """Hyperparameters of the regression, of values and agent."""
     out: str = "runs/start"
     """Folder of agent.safetensors and agent.json, and of start.json, the cross-validation."""
 
@@ -62,24 +62,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """Run the command."""
     with command("studies/task_family/fit_agent", arguments) as call:
         config = call.parse(StartConfig, __doc__)
+        check(config)
         log = Path(config.log)
-        if not log.is_file():
-            raise RunError(f"--log: there is no file {log}; task_family/collect.py writes one")
-        if config.seed < 0:
-            raise RunError(f"--seed must be at least 0, got {config.seed}")
-        for name in ("members", "hidden", "steps"):
-            if getattr(config.regression, name) < 1:
-                raise RunError(f"--regression.{name} must be at least 1, got {getattr(config.regression, name)}")
-        ranges = (
-            *(("temperature", 1e-3, 1e3), ("learning_rate", 1e-9, 1.0)),
-            *(("dropout", 0.0, 0.9), ("caution", 0.0, 1e3)),
-        )
-        for name, low, high in ranges:
-            if not low <= getattr(config.regression, name) <= high:
-                raise RunError(
-                    f"--regression.{name.replace('_', '-')} must be from {low:g} to {high:g}, "
-                    f"got {getattr(config.regression, name)}"
-                )
         with reject_incompatible(log):
             lines = LineLog(log).read()
             logged = episodes(lines)
@@ -127,11 +111,33 @@ def main(arguments: Sequence[str] | None = None) -> None:
         print(f"  the agent's actions against the best by their values: {loss:+.3f}\nwritten: {out}")
 
 
+def check(config: StartConfig) -> None:
+    """Check that the log exists and that the options are in range.
+
+    Raises:
+        RunError: they are not.
+    """
+    if not Path(config.log).is_file():
+        raise RunError(f"--log: there is no file {config.log}; task_family/collect.py writes one")
+    if config.seed < 0:
+        raise RunError(f"--seed must be at least 0, got {config.seed}")
+    for name in ("members", "hidden", "steps"):
+        if getattr(config.regression, name) < 1:
+            raise RunError(f"--regression.{name} must be at least 1, got {getattr(config.regression, name)}")
+    ranges = {"temperature": (1e-3, 1e3), "learning_rate": (1e-9, 1.0), "dropout": (0.0, 0.9), "caution": (0.0, 1e3)}
+    for name, (low, high) in ranges.items():
+        if not low <= getattr(config.regression, name) <= high:
+            raise RunError(
+                f"--regression.{name.replace('_', '-')} must be from {low:g} to {high:g}, "
+                f"got {getattr(config.regression, name)}"
+            )
+
+
 def episodes(lines: Sequence[dict[str, Any]]) -> list[Episode]:
     """Return the logged trainings, each scored against the reference of its task and seed; references score 0.
 
     A score is `MixPolicyEnv`'s reward `standing` on development images: the difference in standard errors of the
-    reference's accuracy on the validation images, limited. A training that diverged counts up to there.
+    reference's accuracy on the validation images, clipped. A diverged training counts up to its divergence.
     """
     references = {
         (line["task"], line["training"]): line["development"] for line in lines if line["kind"] == "reference"
@@ -142,7 +148,7 @@ def episodes(lines: Sequence[dict[str, Any]]) -> list[Episode]:
         if reference is None:
             continue
         actions = [tuple(action) for action in line["actions"]][: len(line["observations"]) - 1]
-        rows = zip(line["observations"], [None, *actions[:-1]], strict=False)  # the last is of the training's end
+        rows = zip(line["observations"], [None, *actions[:-1]], strict=False)  # without the one at the training's end
         observations = np.array([[*row, *one_hot(before, MENU)] for row, before in rows], dtype=np.float32)
         scored = score(line["development"], reference, standard_error(reference, DATA.validation_size or 0))
         logged.append(Episode(line["task"], observations, actions, scored))
@@ -159,7 +165,7 @@ def cross_validate(decisions: Decisions, eval_set: Decisions, config: Regression
 
     Args:
         decisions: decisions to learn values from.
-        eval_set: decisions to evaluate them on, without an agent's draws: that agent had learned from these tasks.
+        eval_set: decisions to evaluate them on, without draws of an agent that had learned from these tasks.
         config: regression of the values.
         seed: RNG seed for folds and networks.
 
@@ -195,7 +201,7 @@ def leave_one_group_out(
     The arguments are those of `cross_validate`.
     """
     tasks = np.unique(decisions.tasks).tolist()
-    found = {}
+    results = {}
     for part in PARTS:
         within = [task for task in tasks if part_of(task) == part]
         others = [task for task in tasks if part_of(task) != part]
@@ -203,8 +209,8 @@ def leave_one_group_out(
             held = eval_set.among(within)
             values = fit_values(decisions.among(others), MENU, config, seed=seed)
             _, cautious = values(held.observations, config.caution)
-            found[part] = _over_tasks(_first_choices(held, cautious))
-    return found
+            results[part] = _over_tasks(_first_choices(held, cautious))
+    return results
 
 
 def _first_choices(held: Decisions, values: torch.Tensor) -> list[dict[str, float]]:
@@ -215,22 +221,22 @@ def _first_choices(held: Decisions, values: torch.Tensor) -> list[dict[str, floa
         values: value of each action at each decision, `[N, A]`.
 
     Returns:
-        For each task the score of the policy with the highest value, the mean over all, and the highest score.
+        For each task the score of the policy with the highest value, the mean score, and the highest score.
     """
-    scored, found = held.scores.numpy(), []
+    scores, choices = held.scores.numpy(), []
     value = values.gather(1, held.actions[:, None])[:, 0].numpy()
     for task in np.unique(held.tasks):
         tried = np.flatnonzero((held.tasks == task) & (held.segments == 0))
         tried = tried[np.unique(held.actions[tried].numpy(), return_index=True)[1]]  # each policy once
-        if len(tried) >= MIN_TRIED:
-            found.append(
+        if len(tried) >= MIN_POLICIES:
+            choices.append(
                 {
-                    "of the highest value": float(scored[tried[value[tried].argmax()]]),
-                    "all": float(scored[tried].mean()),
-                    "the luckiest": float(scored[tried].max()),
+                    "of the highest value": float(scores[tried[value[tried].argmax()]]),
+                    "all": float(scores[tried].mean()),
+                    "the luckiest": float(scores[tried].max()),
                 }
             )
-    return found
+    return choices
 
 
 def _over_tasks(firsts: Sequence[Mapping[str, float]]) -> dict[str, tuple[float, float]]:

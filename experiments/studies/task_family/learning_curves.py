@@ -1,6 +1,6 @@
 """Plot learning curves of searches that differ in their seed: return against episodes, with a band over the seeds.
 
-PPO started at the shipped agent, three searches of 320 trainings: the return of the second half is that of the first
+PPO from the shipped agent, three searches of 320 trainings: the second half's return does not differ from the first's
 (-0.05 ± 0.18 standard errors over 117 tasks; results/learning, about 20 minutes each on 2 cores).
 
 python experiments/studies/task_family/learning_curves.py --runs runs/agent-0 runs/agent-1 --out runs/curves
@@ -26,17 +26,17 @@ from rlmix.experiments.runs.errors import RunError, reject_incompatible
 from rlmix.experiments.runs.options import flatten
 
 MIN_SEARCHES = 2  # searches, for a band
-OWN = ("seed", "out", "workers", "resume")  # options in which searches that are alike may differ
+OWN = ("seed", "out", "workers", "resume")  # options in which the searches may differ
 
 
 @dataclass(frozen=True)
 class CurvesConfig:
-    """Draw learning curves of searches."""
+    """Plot learning curves of searches."""
 
     runs: tuple[str, ...] = ()
-    """Run folders of train_agent.py, alike but for --seed; none takes the logs that --out has already."""
+    """Run folders of train_agent.py that differ only in --seed; optional, defaults to the logs that --out has."""
     episodes_per_update: int = 16
-    """Episodes between two points of a curve."""
+    """Number of episodes between two points of a curve."""
     out: str = "runs/learning"
     """Folder of seed-N.jsonl (each search's log), results.json and results.png."""
 
@@ -54,13 +54,13 @@ def main(arguments: Sequence[str] | None = None) -> None:
         for run in config.runs:
             log, setting = Path(run) / "episodes.jsonl", Path(run) / "config.json"
             if not (log.is_file() and setting.is_file()):
-                raise RunError(f"--runs: {run} is no run folder of train_agent.py with episodes")
+                raise RunError(f"--runs must be run folders of train_agent.py with episodes, got {run}")
             with reject_incompatible(setting):
                 options = flatten(json.loads(setting.read_bytes())["config"])
                 seeds.append(int(options["seed"]))
             settings.append({name: value for name, value in options.items() if name not in OWN})
         if len(set(seeds)) < len(seeds) or any(setting != settings[0] for setting in settings):
-            raise RunError("--runs must be alike but for --seed, and of different seeds")
+            raise RunError("--runs must differ in --seed, and in no other option that changes results")
         for old in out.glob("seed-*.jsonl") if config.runs else ():
             old.unlink()
         for run, seed in zip(config.runs, seeds, strict=True):
@@ -92,20 +92,20 @@ def returns(episodes: Sequence[Mapping[str, Any]]) -> list[tuple[str, float]]:
 
 
 def curves(searches: Mapping[str, Sequence[tuple[str, float]]], episodes_per_point: int) -> dict[str, Any]:
-    """Return the curves of all searches up to the shortest one, and means over them.
+    """Return the curves of all searches, as long as the shortest one, and means over them.
 
     Args:
         searches: task and return of every search's episodes, in order.
         episodes_per_point: number of episodes per point of a curve; those left over are not counted.
 
     Returns:
-        For `results.json`: episodes at each point, every search's mean returns, their mean with the half-width of its
-        95 % Student interval over searches, and means of the first and second half of the episodes. Of these halves'
-        difference also the mean and interval over the tasks of all searches that were played in both, if there are two:
-        it is free of which tasks a half has drawn.
+        Results for `results.json`: episodes at each point, every search's mean returns, their mean with the half-width
+        of its 95 % Student interval over searches, and means of the first and second half of the episodes. The halves'
+        difference is also given over the tasks that were played in both, if there are at least two: this does not
+        depend on which tasks a half has drawn.
 
     Raises:
-        RunError: there are not two points.
+        RunError: there are fewer than two points.
     """
     points = min(len(episodes) // episodes_per_point for episodes in searches.values())
     if points < 2:

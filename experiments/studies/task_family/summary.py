@@ -1,4 +1,4 @@
-"""Summary of the log of `collect.py`: how much of a result is the policy, how much the task, how much chance."""
+"""Summary of the log of `collect.py`: contributions of policy, task and chance to a result."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from rlmix.experiments.comparison.intervals import format_interval, mean_interva
 from rlmix.experiments.search.task_family import MENU, PLAIN, REFERENCE, SEGMENTS, part_of
 
 Line = Mapping[str, Any]
-MIN_TASKS = 3  # tasks, of which anything is said
+MIN_TASKS = 3  # tasks that a mean is taken over
 KINDS = ("clean labels", "wrong labels", "slow", "bare")  # of tasks
 
 
@@ -28,36 +28,38 @@ def summarise_family(lines: Sequence[Line]) -> dict[str, Any]:
         lines: lines of the log.
 
     Returns:
-        tasks, slow, bare, twice, trainings: that were counted: tasks whose reference and plain trainings have finished,
-            those of them that learn slowly, those of the network without normalisation, those where both were trained
-            from two seeds, and all their trainings. What follows is of the others, but for `sources`.
+        tasks, slow, bare, twice, trainings: numbers of tasks whose reference and plain trainings have finished, of
+            those among them that learn slowly, of those with the network without normalisation, of those trained from
+            two seeds, and of all their trainings. All entries below but `sources` leave out slow and bare tasks.
         plain: plain training's differences: mean and interval over tasks (each the mean of its seeds), their
-            standard deviation over tasks, and that of one seed's difference around its task's: the noise.
-        policies: variance between fixed policies of one task, noise taken off; and the noise's, of one training.
-        choosing: what is gained by choosing between plain training and the reference for each task by its first seed,
-            measured on the second seed, against always the one and always the other: mean and interval.
+            standard deviation over tasks, and the noise: that of one seed's difference around its task's.
+        policies: variance between fixed policies of one task without noise, and the noise variance of one training.
+        choosing: gain of choosing between plain training and the reference for each task by its first seed, measured
+            on the second seed, against always taking the one or the other: mean and interval.
         sources: each source's fixed policies on tasks with clean and with wrong labels, and on slow and bare ones:
             mean, interval, tasks.
     """
     accuracy = {(line["task"], line["training"], _key(line)): 100 * line["development"] for line in lines}
     plain: dict[int, list[float]] = {}
-    reference = _constant(REFERENCE)
-    nothing = _constant(PLAIN)
+    reference_actions = _constant(REFERENCE)
+    plain_actions = _constant(PLAIN)
     for task in sorted({line["task"] for line in lines}):
-        both = [(accuracy.get((task, seed, nothing)), accuracy.get((task, seed, reference))) for seed in (0, 1)]
-        known = [ours - theirs for ours, theirs in both if ours is not None and theirs is not None]
+        both = [
+            (accuracy.get((task, seed, plain_actions)), accuracy.get((task, seed, reference_actions)))
+            for seed in (0, 1)
+        ]
         if None not in both[0]:
-            plain[task] = known
-    fast = {task: known for task, known in plain.items() if part_of(task) == "family"}
-    pairs = np.array([known for known in fast.values() if len(known) > 1])
+            plain[task] = [ours - theirs for ours, theirs in both if ours is not None and theirs is not None]
+    fast = {task: gaps for task, gaps in plain.items() if part_of(task) == "family"}
+    pairs = np.array([gaps for gaps in fast.values() if len(gaps) > 1])
     if len(pairs) < MIN_TASKS:
         return {"tasks": len(pairs), "trainings": 0}
     counted = [line for line in lines if line["task"] in plain]
     noise = float(np.mean((pairs[:, 0] - pairs[:, 1]) ** 2) / 2)
-    means = [float(np.mean(known)) for known in fast.values()]
+    means = [float(np.mean(gaps)) for gaps in fast.values()]
     mean, width = mean_interval(means)
     differences = [
-        (line, 100 * line["development"] - accuracy[line["task"], 0, reference])
+        (line, 100 * line["development"] - accuracy[line["task"], 0, reference_actions])
         for line in counted
         if line["kind"] in ("fixed", "plain") and line["training"] == 0
     ]
@@ -67,7 +69,7 @@ def summarise_family(lines: Sequence[Line]) -> dict[str, Any]:
             by_task.setdefault(line["task"], []).append(value)
     within = [float(np.var(values, ddof=1)) for values in by_task.values() if len(values) > 1] or [0.0]
     chosen = np.where(pairs[:, 0] > 0, pairs[:, 1], 0.0)  # against the reference, on the second seed
-    # A difference holds the chance of two trainings, and policies of one task share the reference's.
+    # A difference has the noise of two trainings; the policies of one task share that of the reference.
     return {
         "tasks": len(plain),
         **{part: sum(part_of(task) == part for task in plain) for part in ("slow", "bare")},
