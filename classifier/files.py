@@ -132,20 +132,20 @@ def _put_tensors(value: Any, tensors: dict[str, Tensor]) -> Any:
 class LineLog:
     """Results that are appended one JSON object a line; a torn last line is dropped when it is read.
 
-    A line is on the disk before the next one is written, so a stop can tear the last one only.
+    Lines are on the disk before the next call of `append`, so that an interruption can tear the last one only.
 
     Args:
-        path: of the file; made when the first line is written.
+        path: path of the file, which is made when the first line is written.
     """
 
     def __init__(self, path: Path) -> None:
         self.path = path
 
     def read(self) -> list[dict[str, Any]]:
-        """Every whole line so far.
+        """Return every whole line so far.
 
         Raises:
-            DamagedFileError: a line before the last one is damaged, which no stop of a program does.
+            DamagedFileError: a line before the last one is damaged, which no interruption does.
         """
         lines = self.path.read_bytes().removesuffix(b"\n").split(b"\n") if self.path.exists() else []
         entries = []
@@ -165,7 +165,7 @@ class LineLog:
         return entries
 
     def keep(self, count: int) -> None:
-        """Forget all lines after the first `count`: the search goes on from before they were written.
+        """Remove all lines after the first `count`, to resume from before they were written.
 
         Raises:
             DamagedFileError: there are fewer, or one of them is damaged.
@@ -178,9 +178,9 @@ class LineLog:
             )
         write_atomic(self.path, "".join(json.dumps(entry) + "\n" for entry in entries).encode())
 
-    def append(self, entry: dict[str, Any]) -> None:
-        """Write one more line and flush it to the disk."""
+    def append(self, *entries: dict[str, Any]) -> None:
+        """Append a line for each entry and flush them to the disk together."""
         with with_filename(self.path), open(self.path, "a") as file:
-            file.write(json.dumps(entry) + "\n")
+            file.writelines(json.dumps(entry) + "\n" for entry in entries)
             file.flush()
             os.fsync(file.fileno())
