@@ -1,8 +1,8 @@
 """Start of an agent from logged trainings: values by a bootstrapped ensemble, distilled into an actor and a critic.
 
 An episode gives the value of an action in every segment from which on it was held to the end: all of them if it never
-changed, else those from its last change on. An ensemble of networks regresses that value on observation and action, each
-on tasks drawn with replacement. The ensemble's mean is the value; the actor follows a lower confidence bound.
+changed, else those from its last change on. An ensemble of networks regresses that value on observation and action,
+each on tasks drawn with replacement. The ensemble's mean is the value; the actor follows a lower confidence bound.
 """
 
 from __future__ import annotations
@@ -194,7 +194,7 @@ def follow_values(
     *,
     seed: int,
 ) -> float:
-    """Distil values into an agent: its actor towards a softmax over the bounds, its critic towards that softmax's value.
+    """Distil values into an agent: the actor follows a softmax over the bounds, the critic that softmax's value.
 
     Args:
         policy: actor and critic of an agent with the same menu; changed in place.

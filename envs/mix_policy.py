@@ -38,7 +38,7 @@ class MixPolicyEnv(gym.Env[Any, Any]):
     An episode is one training of a classifier, from new weights to the end of its learning-rate schedule, cut into
     segments. At every step the agent chooses a mixing policy; the environment trains one segment under it and measures
     the classifier on validation images. An episode is a pure function of its seed and its actions (on one kind of
-    machine and number of threads): an episode that was lost is had again by repeating its actions.
+    machine and number of threads): repeating its actions restores an episode that was lost.
 
     ## Action Space
     `MultiDiscrete` over the four dimensions of the `Menu`. With the default menu:
@@ -82,7 +82,7 @@ class MixPolicyEnv(gym.Env[Any, Any]):
     | 20 | `log_gradient_norm` | log10(norm of the gradient over norm of the parameters) / 5 | -1 | 1 |
     | 21... | | the last action, one-hot in each dimension; all 0 at the start | 0 | 1 |
 
-    Values outside are clipped; what is not a number stands at the high end.
+    Values outside are clipped; values that are not a number become the highest one.
 
     ## Rewards
     Episodes have a finite length: use a discount of 1.

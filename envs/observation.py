@@ -1,4 +1,4 @@
-"""What an agent sees of a training: features by name, which carry over between data sets and networks.
+"""Observations of a training: features by name, which carry over between data sets and networks.
 
 A new feature is an entry at the end of `FEATURES`, and a row of `MixPolicyEnv`'s docstring. An agent's file names the
 features that it sees, so that an added one changes nothing for agents learned before.
@@ -20,7 +20,7 @@ from rlmix.envs.tasks import Task
 
 @dataclass(frozen=True)
 class TrainingState:
-    """Where a training stands, as observations are computed from it.
+    """State of a training, from which observations are computed.
 
     Attributes:
         task: the training.
@@ -50,7 +50,7 @@ class Feature:
     """One number of an observation.
 
     Attributes:
-        meaning: what it is, for docstrings and tables.
+        meaning: description, for docstrings and tables.
         low: lowest value; lower ones are clipped.
         high: highest value; higher ones are clipped, and what is not a number stands here.
         value: the feature of a training's state.

@@ -40,7 +40,7 @@ class Outcome:
 
 @dataclass(frozen=True)
 class Reward:
-    """One way to pay an agent.
+    """Reward of an agent.
 
     Attributes:
         meaning: one sentence for docstring and help.

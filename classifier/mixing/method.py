@@ -1,4 +1,4 @@
-"""Parts that a mixing method is declared with: what it is given, its options, and what a training must know of it."""
+"""Declaration of a mixing method: its input, its options, and what it needs from a training."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ Mixed = tuple[Tensor, Tensor]  # mixed images and targets
 
 @dataclass(frozen=True)
 class MixInput:
-    """A batch, and what methods may need besides.
+    """A batch, and further inputs of methods.
 
     Attributes:
         images: `[B, C, H, W]`, normalised as the network sees them.
@@ -75,7 +75,7 @@ class Option:
     whole: bool = False
 
     def allows(self, value: float) -> bool:
-        """Whether a policy may set this option to `value`."""
+        """Return whether a policy may set this option to `value`."""
         return self.low <= value <= self.high and (not self.whole or value == int(value))
 
     def __str__(self) -> str:

@@ -17,7 +17,7 @@ BETAS = (0.9, 0.999)  # torch's default for AdamW
 
 
 def _without_compiler(kind: type[torch.optim.Optimizer]) -> Any:
-    """Return an optimiser's class without the decorators by which torch.compile leaves it alone.
+    """Return the class without the decorators that keep torch.compile from tracing an optimiser.
 
     They import the compiler, 2.7 s of CPU time at the start of every training; here only losses are compiled.
     """
@@ -41,7 +41,7 @@ def _sgd(model: nn.Module, config: TrainConfig) -> torch.optim.Optimizer:
 
 
 def _adamw(model: nn.Module, config: TrainConfig) -> torch.optim.Optimizer:
-    # As timm has it, biases and normalisation layers (all that is not a matrix or a kernel) do not decay.
+    # As in timm, biases and normalisation layers (every parameter that is not a matrix or a kernel) do not decay.
     parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
     groups: list[dict[str, Any]] = [
         {"params": [parameter for parameter in parameters if parameter.ndim > 1]},
@@ -55,7 +55,7 @@ OPTIMISERS = {"sgd": _sgd, "adamw": _adamw}
 
 
 def restart_optimiser(optimiser: torch.optim.Optimizer, config: TrainConfig) -> None:
-    """Forget the moments of an earlier training, and what its schedule made of learning rate and momentum."""
+    """Reset the optimiser: no moments, and the configured learning rate and momentum."""
     optimiser.state.clear()
     for group in optimiser.param_groups:
         group.pop("initial_lr", None)
