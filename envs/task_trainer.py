@@ -60,7 +60,7 @@ class TaskTrainer:
             scales `lr`.
         validation_size: number of validation images; optional, defaults to the data set's.
         validation_limit: number of validation images used before the end of a training; None for all.
-        splits: the data, where it is loaded already; `dataset` is then not read.
+        splits: images that the caller has loaded already; the data set and its options are then not read.
 
     Raises:
         ValueError: an argument is out of range.
@@ -169,7 +169,7 @@ class TaskTrainer:
         return dict.fromkeys(splits, EvalStats.at_chance(self.trainer.num_classes).accuracy)
 
     def snapshot(self) -> Snapshot:
-        """Return a copy of the training as it stands; training on does not change it."""
+        """Return a copy of the training, which further training does not change."""
         state = self.trainer.state_dict()
         assert self._task is not None
         return Snapshot(self._task, state, self.diverged)

@@ -205,7 +205,7 @@ def _find(folder: Path, name: str) -> Path | None:
 
 
 def _download(source: Source) -> Path:
-    # Here, not above: it takes seconds, and only a first download needs it.
+    # Imported here because it takes seconds.
     from torchvision import datasets
 
     target = user_folder() / source.torchvision / "raw"

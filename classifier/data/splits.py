@@ -72,14 +72,14 @@ class Splits:
 
         The images keep their order. The same seed draws the same on every device. For one seed the
         images do not depend on `label_noise`, and less noise spoils a part of the labels that more noise spoils.
-        Unchanged parts are shared, not copied: with all images and no noise, these splits themselves are returned.
+        Unchanged parts are shared, not copied: with all images and no noise these splits themselves are returned.
 
         Args:
             train_size: number of training images, at least K; None for all.
             data_seed: RNG seed for the choice of images and wrong labels, at least 0.
             label_noise: share of the training images, in [0, 1), whose label is replaced by another class.
-            noise: kind of wrong labels. `symmetric`: each of the K - 1 other classes is equally likely; `pair`: the next
-                class, or the first one for the last.
+            noise: kind of wrong labels. `symmetric`: each of the K - 1 other classes is equally likely; `pair`: the
+                next class, or the first one for the last.
 
         Raises:
             DataError: an argument out of range.

@@ -40,7 +40,7 @@ def mix_batch(
             `classifier.mixing.saliency.input_gradient`.
         mean: `[C]`, mean of the colours in [0, 1] that the images were normalised by; read by methods that look at
             colours (Puzzle Mix, SaliencyMix).
-        std: `[C]`, standard deviation, likewise.
+        std: `[C]`, standard deviation of these colours.
 
     Returns:
         Mixed images `[B, C, H, W]` and targets `[B, K]`.

@@ -20,8 +20,8 @@ class MixInput:
         images: `[B, C, H, W]`, normalised as the network sees them.
         targets: `[B, K]`, rows summing to 1.
         gradient: `[B, C, H, W]`, gradient of the loss at the images, for methods that need it.
-        mean: `[C]`, of colours in [0, 1], that the images were normalised by; for methods that look at colours.
-        std: `[C]`, likewise.
+        mean: `[C]`, mean of the colours in [0, 1] that the images were normalised by; for methods that read colours.
+        std: `[C]`, standard deviation of these colours.
     """
 
     images: Tensor
@@ -90,8 +90,8 @@ class Method:
         mix: `(batch, settings, draw) -> (mixed_images, mixed_targets)`, changing nothing it is given.
         options: settings of the method's own, by name.
         needs_gradient: whether `mix` reads the input gradient of the batch.
-        gradient_in_eval: whether that gradient, where it is taken by a pass of its own, is that of the network in
-            evaluation mode, as Puzzle Mix has it; R-Mix takes it with batch statistics.
+        gradient_in_eval: whether that gradient, where it needs a pass of its own, is taken in evaluation mode, as in
+            Puzzle Mix; R-Mix uses batch statistics.
         needs_threshold: whether `mix` reads R-Mix's threshold.
         stage: for methods that mix hidden states: a uniform draw to the stage, 0 the images themselves (which `mix`
             then has mixed), i the output of the network's stage i (which is left to the caller).

@@ -21,7 +21,7 @@ class LabelHead(nn.Module):
             self.global_label = nn.Conv2d(local.in_channels, local.out_channels, 1)
 
     def forward(self, embedding: Tensor) -> Tensor:
-        """Return local, then global logits, `[..., 2 K]`, of embeddings `[..., D]`; of a convolution `[B, 2 K, H, W]`."""
+        """Return local, then global logits, `[..., 2 K]`, of embeddings `[..., D]`; a convolution's in dimension 1."""
         return torch.cat((self.local(embedding), self.global_label(embedding)), dim=self.class_dim)
 
 

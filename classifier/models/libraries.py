@@ -29,7 +29,7 @@ def torchvision_model(
         name: as in `torchvision.models.list_models(torchvision.models)`.
         num_classes: length of the logits.
         in_channels: channels of the images; other than 3, the first convolution is a new one.
-        image_size: (H, W) for networks built for one size (vision transformers); optional, defaults to the published one.
+        image_size: (H, W) for networks built for one size (vision transformers); defaults to the published one.
 
     Raises:
         ValueError: no such classifier, or not for these images.
@@ -64,7 +64,7 @@ def timm_model(name: str, num_classes: int, in_channels: int, image_size: tuple[
         name: as in `timm.list_models()`.
         num_classes: length of the logits.
         in_channels: channels of the images.
-        image_size: (H, W) for networks built for one size (vision transformers); optional, defaults to the published one.
+        image_size: (H, W) for networks built for one size (vision transformers); defaults to the published one.
 
     Raises:
         ValueError: timm is not installed, has no such network, or cannot build it for these images.

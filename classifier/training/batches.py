@@ -52,7 +52,7 @@ class Batch:
         index: `[B]` int64, positions in the training set.
         views: the crops and flips through which the images are seen.
         gradient: `[B, C, H, W]`, input gradient of the loss at `images`; None until it has been taken.
-        logits: `[B, K]` float32 of an exact saliency pass; None where there was none.
+        logits: `[B, K]` float32 of an exact saliency pass; None without one.
     """
 
     images: Tensor
