@@ -1,1 +1,1 @@
-"""Who chooses: PPO, what it is compared with, its workers, and the schedules that its choices become."""
+"""Agents: PPO over mixing policies, its workers, its baselines, and the schedules made from its choices."""

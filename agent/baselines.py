@@ -1,4 +1,4 @@
-"""Who an agent is compared with: fixed policies, and choices drawn at random."""
+"""Baselines of an agent: fixed policies, and choices drawn at random."""
 
 import numpy as np
 
@@ -12,6 +12,6 @@ FIXED = {
 
 
 def random_schedule(menu: Menu, segments: tuple[float, ...], seed: int) -> PolicySchedule:
-    """A schedule of actions drawn uniformly from the menu, one for each segment."""
+    """Return a schedule of actions drawn uniformly from the menu, one for each segment."""
     random = np.random.default_rng(seed)
     return PolicySchedule(tuple((end, menu.policy(random.integers(menu.sizes).tolist())) for end in segments))

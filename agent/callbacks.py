@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-import json
 import math
-import os
 import time
 from collections.abc import Callable
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -20,7 +17,7 @@ from tqdm import tqdm
 from rlmix.agent.ppo import search_state
 from rlmix.agent.tags import Layout, Tag, choice_tag, margin, multiline
 from rlmix.agent.workers import EpisodeCursor
-from rlmix.classifier.files import with_filename
+from rlmix.classifier.files import LineLog
 from rlmix.envs import DIMENSIONS, Menu
 
 if TYPE_CHECKING:
@@ -47,7 +44,7 @@ class SearchLog(BaseCallback):
     Args:
         menu: the menu of choices.
         segments: progress at which each segment ends.
-        episodes_file: JSON lines, one for each finished episode, appended at the end of a rollout.
+        episodes: log to which each finished episode is appended at the end of a rollout.
         positions: position of each worker at the start.
         bar: progress bar of finished episodes.
         rollouts: number of rollouts of the whole search.
@@ -60,7 +57,7 @@ class SearchLog(BaseCallback):
         *,
         menu: Menu,
         segments: tuple[float, ...],
-        episodes_file: Path,
+        episodes: LineLog,
         positions: list[EpisodeCursor],
         bar: tqdm[Any],
         rollouts: int,
@@ -69,7 +66,7 @@ class SearchLog(BaseCallback):
     ) -> None:
         super().__init__()
         self._menu, self._segments = menu, segments
-        self._file, self._bar, self._save = episodes_file, bar, save
+        self._episodes, self._bar, self._save = episodes, bar, save
         self._picture_every = math.ceil(rollouts / MAX_PICTURES)
         self._episode = [position.episode for position in positions]
         self._actions = [list(position.actions) for position in positions]
@@ -134,10 +131,7 @@ class SearchLog(BaseCallback):
 
     def _on_rollout_end(self) -> None:
         if self._finished:
-            with with_filename(self._file), open(self._file, "a") as file:
-                file.writelines(json.dumps(episode) + "\n" for episode in self._finished)
-                file.flush()
-                os.fsync(file.fileno())
+            self._episodes.append(*self._finished)
         finals = [episode["validation_accuracy"][-1] for episode in self._finished]
         if finals:
             returns = self._returns[-len(finals) :]

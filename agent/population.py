@@ -50,7 +50,7 @@ def train_population(
             else:
                 trainer.restore(snapshot)
             segment = trainer.train_segment(menu.policy(choices[member]), round(end * task.updates))
-            scores[member] = -1.0 if segment.diverged else segment.evaluation.accuracy  # below chance: it cannot go on
+            scores[member] = -1.0 if segment.diverged else segment.evaluation.accuracy  # below chance
             snapshots[member] = trainer.snapshot()
             histories[member] = [*histories[member], list(choices[member])]
         if number < len(segments) - 1:

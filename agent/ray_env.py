@@ -1,7 +1,7 @@
-"""Environment workers as Ray actors behind Stable-Baselines3's VecEnv: anywhere on a cluster, and replaced when lost.
+"""Stable-Baselines3 VecEnv whose environments are Ray actors, anywhere on a cluster, and replaced when lost.
 
-A worker's episodes are pure functions of their seeds and actions, so a log of kilobytes, kept here, is all that it
-takes to replace one that died or hangs: a new actor repeats the running episode, then what was asked of the lost one.
+A worker's episodes are pure functions of their seeds and actions. A log of kilobytes, kept here, is therefore enough to
+replace one that died or hangs: a new actor repeats the running episode, then the last request.
 """
 
 from __future__ import annotations
@@ -21,18 +21,18 @@ from rlmix.agent.vec_env import EnvServer, Make, RemoteVecEnv
 from rlmix.agent.workers import EpisodeCursor
 from rlmix.classifier.errors import InputError
 
-NOTICE_SECONDS = 20.0  # a worker that has not started after so long is told about,
-START_SECONDS = 600.0  # and after so long is taken for one that failed
+NOTICE_SECONDS = 20.0  # a warning is printed if a worker has not started after this long
+START_SECONDS = 600.0  # a worker that has not started after this long has failed
 ENDS_EPISODE = ("prepare_reference", "train_under")  # methods of `Worker` that end a running episode
 
 
 @dataclass(frozen=True)
 class WorkerResources:
-    """What each worker has of its machine.
+    """Resources of each worker.
 
     Attributes:
-        cpus: CPUs, above 0; a worker has as many threads, at least one.
-        gpus: GPUs; a fraction shares one with other workers, more than one must be whole.
+        cpus: number of CPUs, above 0; a worker has as many threads, at least one.
+        gpus: number of GPUs; below 1, the share of one that workers have in common; above 1, a whole number.
 
     Raises:
         ValueError: one is out of range.
@@ -49,7 +49,7 @@ class WorkerResources:
 
     @property
     def threads(self) -> int:
-        """Torch's threads in a worker."""
+        """Number of torch's threads in a worker."""
         return max(int(self.cpus), 1)
 
     def __str__(self) -> str:
@@ -57,7 +57,7 @@ class WorkerResources:
 
 
 class WorkerFailedError(RuntimeError):
-    """A worker failed again and again; the message holds its own error."""
+    """A worker failed too often; the message holds its own error."""
 
 
 class RayWorker(EnvServer):
@@ -65,9 +65,9 @@ class RayWorker(EnvServer):
 
     Args:
         make: builds the worker from its number and position.
-        index: its number.
-        position: where it starts.
-        threads: torch's.
+        index: number of the worker.
+        position: position to start at.
+        threads: number of torch's threads.
     """
 
     def __init__(self, make: Make, index: int, position: EpisodeCursor, threads: int) -> None:
@@ -75,17 +75,17 @@ class RayWorker(EnvServer):
         self._make = partial(make, index, position)
 
     def build(self) -> None:
-        """Build the worker: not when the actor is made, since Ray would hide an error's own words."""
+        """Build the worker; in the constructor, Ray would hide an error's own message."""
         super().__init__(self._make())
 
 
 @dataclass
 class _Log:
-    """Where a worker stands: what its replacement is told.
+    """Position of a worker, for its replacement.
 
     Attributes:
-        running: the running episode with its actions so far; none before the first reset and after it was ended.
-        coming: what the next reset starts.
+        running: the running episode with its actions so far; None before the first reset and after it was ended.
+        coming: the episode that the next reset starts.
     """
 
     running: EpisodeCursor | None
@@ -96,19 +96,19 @@ class _Log:
 
 
 class RayVecEnv(RemoteVecEnv):
-    """Environments in Ray actors, one each; Ray must be connected.
+    """Environments in Ray actors, one in each; Ray must be connected.
 
-    A worker that dies, hangs or raises is replaced, its running episode repeated and the question asked again, so that
-    nothing that this class gives depends on it; each time one line on standard error says so. Inside a placement group
-    that captures its children, as a Ray Tune trial's does, the actors are placed in it.
+    A worker that dies, hangs or raises is replaced: its running episode is repeated and the request sent again, so that
+    results stay the same; a line on standard error says so. Inside a placement group that captures its children, as a
+    Ray Tune trial's does, the actors are placed in it.
 
     Args:
-        make: builds a worker from its number and position; it travels to the actor.
-        positions: where each worker starts.
-        share: what each worker has of its machine.
-        timeout: seconds after which a worker that has not answered is taken to hang, at least as long as the longest
-            training under a schedule; the repetition of an episode has as much for each step.
-        max_failures: failures in a row, without an answer between, after which one worker's ends the search.
+        make: builds a worker from its number and position; pickled for the actor.
+        positions: start position of each worker.
+        share: resources of each worker.
+        timeout: seconds after which a worker without an answer has failed; at least the length of the longest training
+            under a schedule. The repetition of an episode may take as long for each step.
+        max_failures: number of failures of one worker in a row that end the search.
         actor: class of the actors, with the methods of `RayWorker`.
 
     Raises:
@@ -131,7 +131,7 @@ class RayVecEnv(RemoteVecEnv):
         self._make, self._share = make, share
         self._timeout, self._max_failures = timeout, max_failures
         self._logs = [_Log(None, position) for position in positions]
-        # An actor that Ray itself started again would have forgotten its episode.
+        # An actor that Ray itself restarted would not know its episode.
         self._remote: Any = ray.remote(num_cpus=share.cpus, num_gpus=share.gpus, max_restarts=0)(actor)
         started = [self._new_actor(index, position) for index, position in enumerate(positions)]
         self._actors, self._born = [actor for actor, _ in started], [born for _, born in started]
@@ -149,7 +149,7 @@ class RayVecEnv(RemoteVecEnv):
         return observations
 
     def step_wait(self) -> VecEnvStepReturn:
-        """Every worker's observation, reward, whether its episode ended, and info."""
+        """Return each worker's observation, reward, whether its episode ended, and info."""
         observations, rewards, dones, infos = super().step_wait()
         for log, action, done in zip(self._logs, self._actions, dones, strict=True):
             if done:
@@ -161,7 +161,7 @@ class RayVecEnv(RemoteVecEnv):
     def env_method(
         self, method_name: str, *method_args: Any, indices: VecEnvIndices = None, **method_kwargs: Any
     ) -> list[Any]:
-        """Call a method of workers; what it changes is kept by a replacement for `Worker`'s own methods only."""
+        """Call a method of workers; a replacement keeps the changes of `Worker`'s own methods only."""
         answers = super().env_method(method_name, *method_args, indices=indices, **method_kwargs)
         for index in self._get_indices(indices):
             if method_name == "seek":
@@ -171,7 +171,7 @@ class RayVecEnv(RemoteVecEnv):
         return answers
 
     def close(self) -> None:
-        """End every worker at once, whatever it is doing."""
+        """Kill every worker at once."""
         for actor in self._actors:
             self._ray.kill(actor)
         self._actors = []
@@ -180,7 +180,7 @@ class RayVecEnv(RemoteVecEnv):
         return getattr(self._actors[index], method).remote(*arguments)
 
     def _receive(self, index: int, method: str, arguments: tuple[Any, ...], sent: Any) -> Any:
-        """What a worker answers; where it fails, what its replacement answers to the same question."""
+        """Return a worker's answer; where it fails, its replacement's answer to the same request."""
         failures = 0
         while True:
             try:
@@ -196,7 +196,7 @@ class RayVecEnv(RemoteVecEnv):
                 _say(f"worker {index}: {reason}; it is replaced and its episode repeated")
 
     def _replace(self, index: int) -> None:
-        """Start a new actor where the old one stood."""
+        """Start a new actor at the position of the old one."""
         log = self._logs[index]
         self._ray.kill(self._actors[index])
         self._actors[index], self._born[index] = self._new_actor(index, log.running or log.coming)
@@ -206,15 +206,15 @@ class RayVecEnv(RemoteVecEnv):
             self._wait(index, actor.call.remote("seek", (log.coming,), {}), self._timeout)
 
     def _new_actor(self, index: int, position: EpisodeCursor) -> tuple[Any, Any]:
-        """An actor, and a future that is there once it has been placed and built."""
+        """Return an actor, and a future that is ready once the actor has been placed and built."""
         actor = self._remote.remote(self._make, index, position, self._share.threads)
         return actor, actor.build.remote()
 
     def _wait(self, index: int, future: Any, timeout: float) -> Any:
-        """The value of a future; says so where the worker still has not started, perhaps for want of a place.
+        """Return the value of a future; warn where the worker has not started, perhaps for lack of resources.
 
         Raises:
-            RayError: the worker died, raised, found no place, or did not answer in time.
+            RayError: the worker died, raised, was not placed, or did not answer in time.
         """
         ray, born = self._ray, self._born[index]
         if born is not None:
@@ -227,7 +227,7 @@ class RayVecEnv(RemoteVecEnv):
         return ray.get(future, timeout=timeout)
 
     def _reason(self, error: Exception) -> str:
-        """A Ray error in one line: the worker's own where it has one."""
+        """Return the message of a Ray error in one line, that of the worker's own error where there is one."""
         exceptions = self._ray.exceptions
         if isinstance(error, exceptions.GetTimeoutError):
             return f"gave no answer in time ({self._timeout:g} seconds a step)"

@@ -1,8 +1,8 @@
-"""An agent before its first search: what logged trainings say of every action, and an actor and critic that follow it.
+"""Start of an agent from logged trainings: values by a bootstrapped ensemble, distilled into an actor and a critic.
 
-A logged training tells what an action is worth wherever it was held to the end: at its start, if it never changed, and
-from its last change on. Networks learn that value from what was seen, several of them from tasks drawn with
-replacement. Their mean is the value; where they disagree, the actor follows the lower end of what they say.
+An episode gives the value of an action in every segment from which on it was held to the end: all of them if it never
+changed, else those from its last change on. An ensemble of networks regresses that value on observation and action,
+each on tasks drawn with replacement. The ensemble's mean is the value; the actor follows a lower confidence bound.
 """
 
 from __future__ import annotations
@@ -21,23 +21,23 @@ from torch.nn.functional import mse_loss
 from rlmix.envs import Menu
 from rlmix.envs.effects import action_effects, action_strides
 
-FEWEST = 1e-3  # spread that an input is divided by at least; one that never changes says nothing
+MIN_SPREAD = 1e-3  # least standard deviation that an input is divided by, for inputs that never change
 BATCH = 256
 
 
 @dataclass(frozen=True)
 class RegressionConfig:
-    """How values are learned, and how sharply the agent follows them.
+    """Hyperparameters of the value networks, and of the agent that follows them.
 
     Attributes:
-        members: networks whose mean is the value.
-        hidden: units of each of their two layers.
-        steps: of Adam, for each network and for the agent.
-        learning_rate: highest, of both.
-        dropout: share of hidden units left out while values are learned, in [0, 1).
-        weight_decay: of values.
-        caution: how many standard deviations among the members an action is taken to be worth less than their mean.
-        temperature: of the softmax over such values that the actor follows, in units of the score.
+        members: number of value networks in the ensemble.
+        hidden: number of units of each of their two hidden layers.
+        steps: number of Adam's steps, for each network and for the agent.
+        learning_rate: highest learning rate, of the networks and of the agent.
+        dropout: dropout probability of the value networks, in [0, 1).
+        weight_decay: weight decay of the value networks.
+        caution: number of the ensemble's standard deviations by which the lower confidence bound is below the mean.
+        temperature: temperature of the softmax over these bounds that the actor follows, in units of the score.
     """
 
     members: int = 8
@@ -56,9 +56,9 @@ class Episode:
 
     Attributes:
         task: number of its task.
-        observations: what was seen before each choice, `[S, O]`.
-        actions: that were taken, S of them.
-        score: what it ended with.
+        observations: observation before each choice, `[S, O]`.
+        actions: action of each of the S segments.
+        score: score at its end.
     """
 
     task: int
@@ -69,15 +69,15 @@ class Episode:
 
 @dataclass(frozen=True)
 class Decisions:
-    """Places where an action was taken and held to the end; N of them.
+    """Dataset of N segments whose action was held to the end of the training.
 
     Attributes:
         observations: `[N, O]`.
         actions: index into the menu's `actions()`, `[N]`.
-        scores: of the training's end, `[N]`.
-        weights: `[N]`; those of one training sum to 1.
-        tasks: `[N]`.
-        segments: `[N]`, from 0.
+        scores: score at the end of the training, `[N]`.
+        weights: weight in the loss, `[N]`; those of one training sum to 1.
+        tasks: number of the task, `[N]`.
+        segments: number of the segment, `[N]`, from 0.
     """
 
     observations: Tensor
@@ -89,7 +89,7 @@ class Decisions:
 
     @classmethod
     def from_episodes(cls, episodes: Sequence[Episode], menu: Menu) -> Decisions:
-        """The decisions of logged trainings, at least one.
+        """Return the decisions of at least one logged training.
 
         Raises:
             ValueError: an action is not one of the menu's `actions()`.
@@ -117,7 +117,7 @@ class Decisions:
         )
 
     def among(self, tasks: Sequence[int]) -> Decisions:
-        """Those of some tasks."""
+        """Return the decisions of the given tasks."""
         kept = np.flatnonzero(np.isin(self.tasks, list(tasks)))
         chosen = torch.from_numpy(kept)
         return Decisions(
@@ -131,26 +131,26 @@ class Decisions:
 
 
 class ActionValues:
-    """The score that holding each action to the end is expected to give.
+    """Expected score of holding each of A actions to the end.
 
     Args:
-        effects: what each action does, `[A, E]`.
-        mean, spread: of each observed value, `[O]`.
-        networks: each from an observation and what an action does to a score.
+        effects: features of each action, `[A, E]`.
+        mean, spread: mean and standard deviation by which observations are standardised, `[O]`.
+        networks: ensemble; each maps `[N, O + E]`, observations and action features, to scores `[N, 1]`.
     """
 
     def __init__(self, effects: Tensor, mean: Tensor, spread: Tensor, networks: Sequence[nn.Module]) -> None:
         self._effects, self._mean, self._spread, self._networks = effects, mean, spread, networks
 
     def __call__(self, observations: Tensor, caution: float) -> tuple[Tensor, Tensor]:
-        """Values, and what is left of them with caution.
+        """Return the values and their lower confidence bounds.
 
         Args:
             observations: `[N, O]`.
-            caution: standard deviations among the networks that are taken off.
+            caution: number of the ensemble's standard deviations between value and bound.
 
         Returns:
-            Both `[N, A]`, of the menu's `actions()` in order.
+            Values and bounds, `[N, A]` each, in the order of the menu's `actions()`.
         """
         seen = (observations - self._mean) / self._spread
         count = len(self._effects)
@@ -162,16 +162,16 @@ class ActionValues:
 
 
 def fit_values(decisions: Decisions, menu: Menu, config: RegressionConfig, *, seed: int) -> ActionValues:
-    """Learn values from decisions; the same seed gives the same values.
+    """Fit the ensemble to decisions; the same seed gives the same values.
 
     Args:
-        decisions: of the menu's actions.
-        menu: what was chosen from.
-        config: how.
-        seed: of everything drawn.
+        decisions: decisions among the menu's actions.
+        menu: menu of choices.
+        config: hyperparameters.
+        seed: RNG seed for weights, bootstrap samples, minibatches and dropout.
     """
     mean = decisions.observations.mean(dim=0)
-    spread = decisions.observations.std(dim=0).clamp(min=FEWEST)
+    spread = decisions.observations.std(dim=0).clamp(min=MIN_SPREAD)
     effects = action_effects(menu)[torch.tensor(menu.actions()) @ action_strides(menu)]
     inputs = torch.cat(((decisions.observations - mean) / spread, effects[decisions.actions]), dim=1)
     tasks = np.unique(decisions.tasks)
@@ -194,25 +194,24 @@ def follow_values(
     *,
     seed: int,
 ) -> float:
-    """Train an agent's actor towards a softmax over values, and its critic towards the value of what it then does.
+    """Distil values into an agent: the actor follows a softmax over the bounds, the critic that softmax's value.
 
     Args:
-        policy: of an agent with the same menu; changed in place.
-        values: of every action.
-        observations: where it learns to follow them, `[N, O]`.
-        menu: what is chosen from.
-        config: how.
-        seed: of the order of the observations.
+        policy: actor and critic of an agent with the same menu; changed in place.
+        values: values of every action.
+        observations: observations to learn on, `[N, O]`.
+        menu: menu of choices.
+        config: hyperparameters.
+        seed: RNG seed for the minibatches.
 
     Returns:
-        What the agent's most probable actions are worth, less the best ones, both with caution, mean over the
-        observations.
+        Mean, over the observations, of the bound of the agent's most probable action less the highest bound; at most 0.
     """
     expected, cautious = values(observations, config.caution)
     wanted = torch.softmax(cautious / config.temperature, dim=1)
     worth = (wanted * expected).sum(dim=1)
     choices = torch.tensor(menu.actions())
-    # The probability of each choice of a dimension, whatever the other dimensions': [N, choices] by dimension.
+    # Marginal probability of each choice, `[N, choices]` for each dimension.
     marginals = [
         torch.stack([wanted[:, choices[:, dimension] == choice].sum(dim=1) for choice in range(size)], dim=1)
         for dimension, size in enumerate(menu.sizes)

@@ -1,4 +1,4 @@
-"""From an agent, which is stochastic and watches, to a schedule, which is neither; and an agent asked live."""
+"""Schedules from an agent's greedy episodes, and functions by which a training asks a schedule or an agent."""
 
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
@@ -14,19 +14,19 @@ from rlmix.classifier.mixing import MixPolicy, PolicyError, PolicySchedule
 from rlmix.envs import Menu
 from rlmix.envs.observation import TrainingState, observe
 
-PROBABILITIES = "probabilities"  # what a schedule's provenance calls those that an agent gave
-DIGITS = 6  # of a probability, as it is kept
+PROBABILITIES = "probabilities"  # field of a schedule's provenance, for those that an agent gave
+DIGITS = 6  # decimals of a stored probability
 
 Probabilities = Mapping[str, Mapping[str, float]]  # by dimension of the menu and choice, each in [0, 1]
 
 
 class Decision(NamedTuple):
-    """What a chooser answers.
+    """Choice for a segment.
 
     Attributes:
-        policy: of the segment.
-        action: the agent's; none from a schedule.
-        probabilities: that the agent gave each choice; none from a schedule.
+        policy: policy of the segment.
+        action: the agent's action; None from a schedule.
+        probabilities: probability that the agent gave each choice; None from a schedule.
     """
 
     policy: MixPolicy
@@ -38,15 +38,15 @@ PolicyFn = Callable[[TrainingState], Decision]
 
 
 def greedy_schedules(agent: Agent, workers: VecEnv, episodes: int) -> list[PolicySchedule]:
-    """What the agent does when it always takes the most probable action, on fresh seeds.
+    """Run episodes in which the agent takes its most probable actions, on seeds of their own.
 
     Args:
-        agent: chooses.
-        workers: moved to the stream of greedy episodes.
-        episodes: how many; rounded up to a multiple of the number of workers.
+        agent: the agent.
+        workers: environments; they are moved to the stream of greedy episodes.
+        episodes: number of episodes; rounded up to a multiple of the number of workers.
 
     Returns:
-        One schedule for each episode that did not diverge, with the probabilities that the agent gave.
+        A schedule for each episode that did not diverge, with the probabilities that the agent gave.
     """
     workers.env_method("seek", EpisodeCursor("greedy"))
     observations = workers.reset()
@@ -74,12 +74,12 @@ def greedy_schedules(agent: Agent, workers: VecEnv, episodes: int) -> list[Polic
 
 
 def to_schedule(actions: Sequence[Sequence[int]], menu: Menu, segments: Sequence[float]) -> PolicySchedule:
-    """The schedule of an episode's actions, one for each segment."""
+    """Return the schedule of an episode's actions, one for each segment."""
     return PolicySchedule(tuple((end, menu.policy(action)) for end, action in zip(segments, actions, strict=True)))
 
 
 def majority(schedules: Sequence[PolicySchedule]) -> PolicySchedule:
-    """Each segment's most frequent policy, the first seen where several are; probabilities are means.
+    """Return the schedule of each segment's most frequent policy, the first one at a tie; probabilities are means.
 
     Args:
         schedules: at least one, all with the same segments.
@@ -92,11 +92,11 @@ def majority(schedules: Sequence[PolicySchedule]) -> PolicySchedule:
 
 
 def candidates(schedules: Sequence[PolicySchedule], most: int) -> dict[str, PolicySchedule]:
-    """The majority of the greedy schedules, and the most frequent of them that differ from it.
+    """Return the majority of the greedy schedules, and the most frequent of them that differ from it, by name.
 
     Args:
-        schedules: what the greedy agent did, at least one.
-        most: how many candidates at most, at least 1.
+        schedules: schedules of the greedy agent, at least one.
+        most: highest number of candidates, at least 1.
     """
     chosen = {"majority": majority(schedules)}
     frequent = Counter(schedule.segments for schedule in schedules).most_common()
@@ -108,7 +108,7 @@ def candidates(schedules: Sequence[PolicySchedule], most: int) -> dict[str, Poli
 
 
 def as_provenance(probabilities: Sequence[Probabilities | None]) -> dict[str, Any]:
-    """What a schedule's provenance keeps of the probabilities of its segments; nothing where no agent was asked."""
+    """Return the provenance of a schedule with its segments' probabilities; empty where one is None."""
     if None in probabilities:
         return {}
     rounded = [
@@ -120,10 +120,10 @@ def as_provenance(probabilities: Sequence[Probabilities | None]) -> dict[str, An
 
 
 def probabilities_of(schedule: PolicySchedule) -> list[Probabilities] | None:
-    """The probabilities that an agent gave in each segment of a schedule; none where the provenance has none.
+    """Return the probabilities that an agent gave in each segment of a schedule; None where none are stored.
 
     Raises:
-        PolicyError: the provenance has something else in their place; names the field.
+        PolicyError: the stored field is not of this form; the message names it.
     """
     kept = schedule.provenance.get(PROBABILITIES)
     if kept is None:
@@ -166,10 +166,10 @@ def _mean_probabilities(schedules: Sequence[PolicySchedule]) -> dict[str, Any]:
 
 
 def from_schedule(schedule: PolicySchedule) -> PolicyFn:
-    """A chooser that reads each segment's policy from a schedule."""
+    """Return a function that reads each segment's policy from a schedule."""
 
     def choose(state: TrainingState) -> Decision:
-        # Progress is a quotient of updates; a segment that ends here is over although rounding may say otherwise.
+        # Compared in updates: in progress, rounding could keep a segment that ends here.
         segments = schedule.segments
         return Decision(next(policy for until, policy in segments if round(until * state.task.updates) > done(state)))
 
@@ -180,7 +180,7 @@ def from_schedule(schedule: PolicySchedule) -> PolicyFn:
 
 
 def from_agent(agent: Agent) -> PolicyFn:
-    """A chooser that asks the agent at every segment."""
+    """Return a function that asks the agent at every segment."""
 
     return lambda state: _choice(agent, observe(state, agent.menu, agent.features))
 

@@ -1,4 +1,4 @@
-"""Environments in other processes behind Stable-Baselines3's VecEnv: what it asks is asked of numbered workers."""
+"""Stable-Baselines3 VecEnvs whose environments live in other processes."""
 
 from __future__ import annotations
 
@@ -21,23 +21,23 @@ from stable_baselines3.common.vec_env.base_vec_env import VecEnvIndices, VecEnvS
 from rlmix.agent.workers import EpisodeCursor, Worker
 from rlmix.classifier.errors import InputError
 
-MAX_HELD = 64  # environments of a process: more answers at a time than a pipe holds would let both its ends wait
-PATIENCE = 10.0  # seconds that a process has to end
-Make = Callable[[int, EpisodeCursor], Worker]  # builds a worker from its number and position, wherever it will live
+MAX_HELD = 64  # environments of a process: more answers at a time than a pipe holds would deadlock
+PATIENCE = 10.0  # seconds for a process to end before it is killed
+Make = Callable[[int, EpisodeCursor], Worker]  # builds a worker from its number and position, in the worker's process
 
 
 class EnvServer:
-    """A `Worker` in the process where it lives, as it answers what `RemoteVecEnv` asks.
+    """Server of a `Worker` in its own process; `RemoteVecEnv` calls the methods by name.
 
     Args:
-        worker: who answers.
+        worker: the worker.
     """
 
     def __init__(self, worker: Worker) -> None:
         self._worker = worker
 
     def spaces(self) -> tuple[gym.Space[Any], gym.Space[Any]]:
-        """Spaces of observations and actions."""
+        """Return the spaces of observations and actions."""
         return self._worker.observation_space, self._worker.action_space
 
     def reset(self) -> tuple[NDArray[np.float32], dict[str, Any]]:
@@ -45,7 +45,7 @@ class EnvServer:
         return self._worker.reset()
 
     def step(self, action: Any) -> tuple[NDArray[np.float32], float, bool, dict[str, Any]]:
-        """Make a step; an episode's end starts the next one, as Stable-Baselines3 has it."""
+        """Make a step; at an episode's end the next one is reset, as Stable-Baselines3 requires."""
         observation, reward, terminated, truncated, info = self._worker.step(action)
         info["TimeLimit.truncated"] = truncated and not terminated
         if terminated or truncated:
@@ -54,7 +54,7 @@ class EnvServer:
         return observation, float(reward), terminated or truncated, info
 
     def attribute(self, name: str) -> Any:
-        """An attribute of the worker or of what it wraps."""
+        """Return an attribute of the worker or of what it wraps."""
         return self._worker.get_wrapper_attr(name)
 
     def call(self, name: str, arguments: tuple[Any, ...], keywords: dict[str, Any]) -> Any:
@@ -62,15 +62,15 @@ class EnvServer:
         return self._worker.get_wrapper_attr(name)(*arguments, **keywords)
 
     def is_wrapped(self, wrapper: type[gym.Wrapper[Any, Any, Any, Any]]) -> bool:
-        """Whether the environment has a wrapper of this kind."""
+        """Return whether the environment has a wrapper of this class."""
         return is_wrapped(self._worker, wrapper)
 
 
 class RemoteVecEnv(VecEnv, ABC):
-    """Environments that live elsewhere; each question is a method of `EnvServer`, by name.
+    """Environments in other processes; each request names a method of `EnvServer`.
 
     Args:
-        count: number of environments, which can be asked already.
+        count: number of environments; all must be ready for requests.
     """
 
     def __init__(self, count: int) -> None:
@@ -79,11 +79,11 @@ class RemoteVecEnv(VecEnv, ABC):
 
     @abstractmethod
     def _send(self, index: int, method: str, arguments: tuple[Any, ...]) -> Any:
-        """Ask environment `index`; gives what `_receive` needs to get the answer."""
+        """Send a request to environment `index`; return what `_receive` needs to get the answer."""
 
     @abstractmethod
     def _receive(self, index: int, method: str, arguments: tuple[Any, ...], sent: Any) -> Any:
-        """Wait for an answer; those of one environment are waited for in the order of their questions."""
+        """Wait for an answer; called in the order of the requests to an environment."""
 
     def reset(self) -> NDArray[np.float32]:
         """Start the next episode of every environment; seeds and options are not used."""
@@ -96,7 +96,7 @@ class RemoteVecEnv(VecEnv, ABC):
         self._sent = [self._send(index, "step", (action,)) for index, action in enumerate(actions)]
 
     def step_wait(self) -> VecEnvStepReturn:
-        """Every environment's observation, reward, whether its episode ended, and info."""
+        """Return each environment's observation, reward, whether its episode ended, and info."""
         answers = [
             self._receive(index, "step", (action,), sent)
             for index, (action, sent) in enumerate(zip(self._actions, self._sent, strict=True))
@@ -111,11 +111,11 @@ class RemoteVecEnv(VecEnv, ABC):
         return self._call("call", method_name, method_args, method_kwargs, indices=indices)
 
     def get_attr(self, attr_name: str, indices: VecEnvIndices = None) -> list[Any]:
-        """An attribute of environments."""
+        """Return an attribute of environments."""
         return self._call("attribute", attr_name, indices=indices)
 
     def set_attr(self, attr_name: str, value: Any, indices: VecEnvIndices = None) -> None:
-        """Refused: what an environment is follows from what makes it, so that it can be made again.
+        """Not supported: an environment is defined by its constructor, so that it can be rebuilt.
 
         Raises:
             NotImplementedError: always.
@@ -125,7 +125,7 @@ class RemoteVecEnv(VecEnv, ABC):
     def env_is_wrapped(
         self, wrapper_class: type[gym.Wrapper[Any, Any, Any, Any]], indices: VecEnvIndices = None
     ) -> list[bool]:
-        """Whether environments have a wrapper of this kind."""
+        """Return whether each environment has a wrapper of this class."""
         return self._call("is_wrapped", wrapper_class, indices=indices)
 
     def _get_indices(self, indices: VecEnvIndices) -> list[int]:
@@ -138,17 +138,17 @@ class RemoteVecEnv(VecEnv, ABC):
 
 
 class ProcessVecEnv(RemoteVecEnv):
-    """Environments in processes of this machine, which may hold several each; none is forked from this process.
+    """Environments in processes of this machine, one or several in each; processes are spawned, not forked.
 
-    An environment's answers do not depend on how many a process holds, nor on the number of processes.
+    Results do not depend on the number of processes.
 
     Args:
-        make: builds a worker from its number and position; it travels to the process.
-        positions: where each environment starts.
-        processes: number of processes, each with one thread; environments go to them in turn.
+        make: builds a worker from its number and position; pickled for the processes.
+        positions: start position of each environment.
+        processes: number of processes, each with one thread; environments are dealt to them in turn.
 
     Raises:
-        ValueError: a process would hold more than `MAX_HELD`.
+        ValueError: a process would hold more than `MAX_HELD` environments.
         EOFError, ConnectionError: a process ended, here or in any method; its own error is on standard error.
     """
 
@@ -174,7 +174,7 @@ class ProcessVecEnv(RemoteVecEnv):
             raise
 
     def close(self) -> None:
-        """End every process, whatever it is doing; one that does not end by itself is killed."""
+        """End every process at once; one that does not end within `PATIENCE` is killed."""
         for process in self.processes:
             process.terminate()
         for process, pipe in zip(self.processes, self._pipes, strict=True):
@@ -188,12 +188,12 @@ class ProcessVecEnv(RemoteVecEnv):
         self._pipes[index % len(self._pipes)].send((index, method, arguments))
 
     def _receive(self, index: int, _method: str, _arguments: tuple[Any, ...], _sent: None) -> Any:
-        # A process answers in the order in which it was asked.
+        # A process answers in the order of the requests.
         return self._pipes[index % len(self._pipes)].recv()
 
 
 def _exit(*_: Any) -> None:
-    # As an exit, so that what the process holds (semaphores of a compiler's) is given back; that is not disturbed.
+    # An exit, so that resources such as a compiler's semaphores are released; a second signal must not disturb that.
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
     sys.exit(128 + signal.SIGTERM)
 

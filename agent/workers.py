@@ -1,4 +1,4 @@
-"""Environment workers: which episodes they play, and trainings that they are given."""
+"""Environment workers: the order of their episodes, and trainings that they are sent."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
@@ -14,7 +14,7 @@ from rlmix.classifier.mixing import PolicySchedule
 from rlmix.envs import MixPolicyEnv, Task
 from rlmix.envs.seeds import derive_seed, training_seed
 
-STREAMS = ("search", "greedy", "candidates", "contest")  # seeds of one never meet those of another
+STREAMS = ("search", "greedy", "candidates", "contest")  # no two share a seed
 
 
 def episode_seed(search_seed: int, stream: str, *numbers: int) -> int:
@@ -24,12 +24,12 @@ def episode_seed(search_seed: int, stream: str, *numbers: int) -> int:
 
 @dataclass(frozen=True)
 class EpisodeCursor:
-    """Where a worker stands in its row of episodes.
+    """Position of a worker in its sequence of episodes.
 
     Attributes:
-        stream: what the episodes are for, one of `STREAMS`.
-        episode: number of the running episode.
-        actions: what has been chosen in it so far.
+        stream: purpose of the episodes, one of `STREAMS`.
+        episode: number of the running episode, from 0.
+        actions: actions taken in it so far.
     """
 
     stream: str = "search"
@@ -38,13 +38,13 @@ class EpisodeCursor:
 
 
 class Worker(gym.Wrapper[NDArray[np.float32], Any, NDArray[np.float32], Any]):
-    """Gives each episode its seed, so that a search can be resumed, and runs trainings under given schedules.
+    """Wrapper that gives each episode its seed, so that a search can be resumed, and runs trainings under schedules.
 
     Args:
         env: the environment.
-        search_seed: of the search.
+        search_seed: RNG seed of the search.
         index: number of this worker.
-        position: where it starts; the actions of an unfinished episode are repeated at the first reset.
+        position: position to start at; the actions of an unfinished episode are repeated at the first reset.
     """
 
     def __init__(self, env: MixPolicyEnv, search_seed: int, index: int, position: EpisodeCursor) -> None:
@@ -54,7 +54,7 @@ class Worker(gym.Wrapper[NDArray[np.float32], Any, NDArray[np.float32], Any]):
         self.seek(position)
 
     def seek(self, position: EpisodeCursor) -> None:
-        """Let the next reset start at `position`."""
+        """Set the position at which the next reset starts."""
         self._stream, self._next_episode, self._repeat = position.stream, position.episode, position.actions
 
     def reset(
@@ -70,18 +70,18 @@ class Worker(gym.Wrapper[NDArray[np.float32], Any, NDArray[np.float32], Any]):
         return observation, info
 
     def render(self) -> NDArray[np.uint8] | None:
-        """The environment's picture of its last mixed images."""
+        """Return the environment's picture of its last mixed images."""
         return self.mix_policy_env.render()
 
     def prepare_reference(self, tasks: Sequence[int]) -> None:
-        """Measure the reference on task `tasks[index]`, if this worker's index is in the list."""
+        """Measure the reference on task `tasks[index]`, if there is one."""
         if self._index < len(tasks):
             env = self.mix_policy_env
             if env.references is not None:
                 env.references.prepare(env.tasks.task(tasks[self._index]))
 
     def train_under(self, jobs: Sequence["Job"]) -> dict[str, float] | None:
-        """Run job `jobs[index]`, if this worker's index is in the list; gives accuracy by split."""
+        """Run `jobs[index]` and return accuracy by split; None where there is no such job."""
         if self._index >= len(jobs):
             return None
         job, trainer = jobs[self._index], self.mix_policy_env.task_trainer
@@ -97,15 +97,15 @@ class Worker(gym.Wrapper[NDArray[np.float32], Any, NDArray[np.float32], Any]):
 
 @dataclass(frozen=True)
 class Job:
-    """A training under a schedule, or under an agent that is asked live, as it travels to a worker.
+    """A training under a schedule, or under an agent that chooses at every segment, as it is sent to a worker.
 
     Attributes:
-        name: of whose training it is.
-        schedule: `PolicySchedule.to_json()`; none for an agent.
+        name: name of the contestant or candidate.
+        schedule: `PolicySchedule.to_json()`; None for an agent.
         task: fields of the `Task`.
-        seed: of the training.
-        splits: what to measure at the end.
-        agent: `Agent.to_files()`; none for a schedule.
+        seed: RNG seed of the training.
+        splits: splits to measure at the end.
+        agent: `Agent.to_files()`; None for a schedule.
     """
 
     name: str
@@ -119,26 +119,26 @@ class Job:
     def from_chooser(
         cls, name: str, chooser: PolicySchedule | Agent, task: Task, seed: int, splits: Sequence[str]
     ) -> "Job":
-        """Return the job that trains under a schedule or an agent, made ready to be sent."""
+        """Return the job that trains under a schedule or an agent."""
         if isinstance(chooser, Agent):
             return cls(name, None, asdict(task), seed, tuple(splits), chooser.to_files())
         return cls(name, PolicySchedule(chooser.segments).to_json(), asdict(task), seed, tuple(splits))
 
 
 def make_worker(environment: dict[str, Any], search_seed: int, index: int, position: EpisodeCursor) -> Worker:
-    """A worker with an environment of its own.
+    """Return a worker with an environment of its own.
 
     Args:
         environment: arguments of `MixPolicyEnv`.
-        search_seed: of the search.
+        search_seed: RNG seed of the search.
         index: number of the worker.
-        position: where it starts.
+        position: position to start at.
     """
     return Worker(MixPolicyEnv(**environment), search_seed, index, position)
 
 
 def run_jobs(workers: VecEnv, jobs: Sequence[Job]) -> Iterator[tuple[Job, dict[str, float]]]:
-    """Run every job, as many at a time as there are workers; gives each with its accuracies, in order."""
+    """Run every job, one on each worker at a time; yield each with its accuracies, in order."""
     for start in range(0, len(jobs), workers.num_envs):
         together = jobs[start : start + workers.num_envs]
         results = workers.env_method("train_under", together)

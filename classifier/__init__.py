@@ -1,1 +1,1 @@
-"""What is trained: data, networks, mixing, trainer and measurements. Knows nothing of reinforcement learning."""
+"""Classifiers: data, networks, mixing, training and evaluation; independent of reinforcement learning."""

@@ -36,7 +36,7 @@ def resolve_machine(config: Setting, data: Splits, *, planned_updates: int) -> S
 
 
 def compiling_pays(config: TrainConfig, data: Splits, *, planned_updates: int) -> bool:
-    """Measure whether to compile, for a run of so many updates; no rule holds for every network.
+    """Measure whether compiling pays, for a run of `planned_updates`; no rule holds for every network.
 
     Compilation is tried on CUDA and on processors with AMX, whose fast convolutions leave most of an eager step to
     memory traffic. Elsewhere it gained 0 to 4 % (experiments/results/benchmark_speed.json) and is left out.

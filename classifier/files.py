@@ -16,16 +16,16 @@ from torch import Tensor
 from rlmix.classifier.errors import InputError
 
 STATE_VERSION = 1
-PART = ".part"  # how the names of files end that are being written
+PART = ".part"  # ending of files that are being written
 
 
 class DamagedFileError(InputError):
-    """A state file that is torn, altered, or of another version; the message names it."""
+    """A file is torn, altered, or of another version; the message names it."""
 
 
 @contextmanager
 def with_filename(path: Path) -> Iterator[None]:
-    """Let an OSError say which file it is about: those of a write and a flush do not."""
+    """Name the file in an OSError raised inside; those of a write and a flush do not."""
     try:
         yield
     except OSError as error:
@@ -33,10 +33,10 @@ def with_filename(path: Path) -> Iterator[None]:
 
 
 def write_atomic(path: Path, content: bytes) -> None:
-    """Write `content` so that `path` holds it whole, or what it held before: write beside, flush, rename.
+    """Write a file atomically: into a file beside `path`, which is flushed and then renamed.
 
     Raises:
-        OSError: it cannot be written; names `path`.
+        OSError: the file cannot be written; the message names `path`.
     """
     beside = path.with_name(f".{path.name}.{os.getpid()}{PART}")
     with with_filename(path):
@@ -59,8 +59,8 @@ def save_state(path: Path, state: dict[str, Any]) -> None:
     """Save nested dictionaries, lists, numbers, texts and tensors as one safetensors file with a checksum.
 
     Args:
-        path: of the file, written whole or not at all.
-        state: dictionaries may have text or integer keys; tuples come back as lists.
+        path: path of the file, written atomically.
+        state: the state; dictionaries may have text or integer keys, and tuples are read back as lists.
     """
     tensors: dict[str, Tensor] = {}
     structure = json.dumps(_take_tensors(state, tensors), allow_nan=True)
@@ -69,7 +69,7 @@ def save_state(path: Path, state: dict[str, Any]) -> None:
 
 
 def load_state(path: Path) -> dict[str, Any]:
-    """What `save_state` wrote, tensors on the CPU.
+    """Return the state that `save_state` wrote, with tensors on the CPU.
 
     Raises:
         DamagedFileError: the file is missing, torn, altered or of another version.
@@ -130,22 +130,22 @@ def _put_tensors(value: Any, tensors: dict[str, Tensor]) -> Any:
 
 
 class LineLog:
-    """Results that are appended one JSON object a line; a torn last line is dropped when it is read.
+    """Log with a JSON object on each line; a torn last line is ignored.
 
-    A line is on the disk before the next one is written, so a stop can tear the last one only.
+    Lines are on the disk before the next call of `append`, so that an interruption can tear the last one only.
 
     Args:
-        path: of the file; made when the first line is written.
+        path: path of the file, which is made when the first line is written.
     """
 
     def __init__(self, path: Path) -> None:
         self.path = path
 
     def read(self) -> list[dict[str, Any]]:
-        """Every whole line so far.
+        """Return every whole line so far.
 
         Raises:
-            DamagedFileError: a line before the last one is damaged, which no stop of a program does.
+            DamagedFileError: a line before the last one is damaged, which no interruption does.
         """
         lines = self.path.read_bytes().removesuffix(b"\n").split(b"\n") if self.path.exists() else []
         entries = []
@@ -165,7 +165,7 @@ class LineLog:
         return entries
 
     def keep(self, count: int) -> None:
-        """Forget all lines after the first `count`: the search goes on from before they were written.
+        """Remove all lines after the first `count`, to resume from before they were written.
 
         Raises:
             DamagedFileError: there are fewer, or one of them is damaged.
@@ -178,9 +178,9 @@ class LineLog:
             )
         write_atomic(self.path, "".join(json.dumps(entry) + "\n" for entry in entries).encode())
 
-    def append(self, entry: dict[str, Any]) -> None:
-        """Write one more line and flush it to the disk."""
+    def append(self, *entries: dict[str, Any]) -> None:
+        """Append a line for each entry and flush them to the disk together."""
         with with_filename(self.path), open(self.path, "a") as file:
-            file.write(json.dumps(entry) + "\n")
+            file.writelines(json.dumps(entry) + "\n" for entry in entries)
             file.flush()
             os.fsync(file.fileno())

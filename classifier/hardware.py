@@ -1,4 +1,4 @@
-"""What this machine can do: device, bf16 and torch.compile, each checked before it is trusted."""
+"""Capabilities of this machine: device, bf16 and torch.compile, each tested before use, and memory."""
 
 import contextlib
 import functools
@@ -20,10 +20,10 @@ MAX_STORED_THREADS = 4096
 
 
 def resolve_device(name: str) -> torch.device:
-    """`auto` is CUDA where there is one, else the CPU; `cpu`, `cuda` and `cuda:N` are as torch reads them.
+    """Return the device of a name: `auto` (CUDA if available, else the CPU), `cpu`, `cuda` or `cuda:N`.
 
     Raises:
-        InputError: the name is another one, or the device is not there.
+        InputError: the name is not one of these, or the device is not available.
     """
     if name == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
@@ -39,13 +39,13 @@ def resolve_device(name: str) -> torch.device:
 
 
 def has_amx(device: torch.device) -> bool:
-    """Whether a CPU multiplies bf16 matrices in tiles (AMX), where torch.compile pays most."""
+    """Return whether the device is a CPU with AMX (bf16 matrix tiles), where torch.compile gains most."""
     return device.type == "cpu" and torch.cpu._is_amx_tile_supported()
 
 
 @functools.cache
 def bf16_works(device: torch.device) -> bool:
-    """Whether bf16 is native on the device and a convolution and its gradients agree with fp32.
+    """Return whether bf16 is native on the device, and a convolution and its gradients agree with fp32.
 
     On a processor without bf16 instructions it is emulated, many times slower than fp32.
     """
@@ -75,7 +75,7 @@ def _bf16_agrees(device: torch.device) -> bool:
 
 
 def resolve_precision(name: str, device: torch.device) -> Literal["bf16", "fp32"]:
-    """`auto` is bf16 where it is native and agrees with fp32, else fp32.
+    """Return the number format of a name; `auto` is bf16 where it is native and agrees with fp32, else fp32.
 
     Raises:
         InputError: the name is neither `auto`, `bf16` nor `fp32`.
@@ -88,7 +88,7 @@ def resolve_precision(name: str, device: torch.device) -> Literal["bf16", "fp32"
 
 
 def why_not_compile(device: torch.device) -> str | None:
-    """Why torch.compile cannot be used on the device, or none where it can."""
+    """Return the reason why torch.compile is not available on the device, or None if it is."""
     if device.type == "cpu" and shutil.which("g++") is None:
         return "torch.compile needs g++ on a CPU, and none was found"
     if device.type == "cuda" and torch.cuda.get_device_capability(device) < (7, 0):
@@ -100,8 +100,8 @@ def set_threads(threads: int, *, stored: bool = False) -> None:
     """Set torch's threads on the CPU; 0 leaves them as they are.
 
     Args:
-        threads: their number.
-        stored: whether it is that of a training that goes on, perhaps from a larger machine.
+        threads: number of threads.
+        stored: whether the number is that of a resumed training, perhaps from a larger machine.
 
     Raises:
         InputError: the number is out of range.
@@ -114,14 +114,14 @@ def set_threads(threads: int, *, stored: bool = False) -> None:
 
 
 def require_memory(needed: int, what: str) -> None:
-    """Refuse what will not fit into memory, or into this process's limit, before anything is allocated.
+    """Raise, before anything is allocated, if it will not fit into memory or this process's limit.
 
     Args:
-        needed: bytes.
-        what: they are for.
+        needed: number of bytes.
+        what: their purpose, for the error.
 
     Raises:
-        InputError: fewer are free.
+        InputError: fewer bytes are available.
     """
     free = available_memory()
     limit, _ = resource.getrlimit(resource.RLIMIT_AS)
@@ -134,25 +134,25 @@ def require_memory(needed: int, what: str) -> None:
 
 
 def available_memory(*, system: Path = Path("/proc"), groups: Path = Path("/sys/fs/cgroup")) -> int:
-    """Bytes of memory that can be taken without swapping, within the control groups (v2 or v1) of this process.
+    """Return the bytes of memory available without swapping, within this process's control groups (v2 or v1).
 
     Args:
-        system: where Linux tells of memory and processes.
-        groups: where it tells of control groups.
+        system: mount point of Linux's proc file system.
+        groups: mount point of its control groups.
     """
     free = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
     with contextlib.suppress(OSError, ValueError, KeyError):  # not Linux
         free = _counts(system / "meminfo")["MemAvailable:"] * 1024
     for limit, used, cache in _memory_groups(system, groups):
-        with contextlib.suppress(OSError, ValueError, KeyError):  # "max": no limit; or no such group to be seen here
-            # Cached files count as used, but make room; as container runtimes reckon it.
+        with contextlib.suppress(OSError, ValueError, KeyError):  # "max": no limit; or the group is not visible here
+            # Cached files count as used but can be dropped; container runtimes subtract them too.
             taken = int(used.read_text()) - _counts(used.parent / "memory.stat")[cache]
             free = min(free, int(limit.read_text()) - taken)
     return max(free, 0)
 
 
 def _memory_groups(system: Path, groups: Path) -> Iterator[tuple[Path, Path, str]]:
-    """Files with the limit and use of every control group around this process, and the name of its cache's size."""
+    """Yield the files with limit and use of each control group of this process, and the name of its cache size."""
     try:
         lines = (system / "self/cgroup").read_text().splitlines()
     except OSError:
@@ -173,6 +173,6 @@ def _memory_groups(system: Path, groups: Path) -> Iterator[tuple[Path, Path, str
 
 
 def _counts(path: Path) -> dict[str, int]:
-    """The numbers of a file whose lines are a name and a number."""
+    """Return the numbers, by name, of a file whose lines are a name and a number."""
     entries = (line.split() for line in path.read_text().splitlines())
     return {entry[0]: int(entry[1]) for entry in entries if len(entry) > 1}

@@ -1,4 +1,4 @@
-"""Menu: what an agent can choose from, and the MixPolicy that a choice stands for."""
+"""Menu: the choices of an agent, and the MixPolicy of each."""
 
 from __future__ import annotations
 
@@ -22,9 +22,9 @@ class Dimension:
     Attributes:
         field: name of the field of `Menu`, and of its JSON.
         name: name of a choice in tables and plots.
-        settings: arguments of `MixPolicy` that a choice stands for, none where it has no effect on the shares given.
-        to_json: a choice as `json` writes it.
-        from_json: the choice that `to_json` wrote.
+        settings: arguments of `MixPolicy` for a choice and shares; empty where it has no effect on these.
+        to_json: JSON value of a choice.
+        from_json: choice of a JSON value.
     """
 
     field: str
@@ -88,7 +88,7 @@ class Menu:
 
     Attributes:
         sources: name and shares of each method mixture.
-        thresholds: R-Mix's τ; none for one drawn for each image.
+        thresholds: R-Mix's τ; None draws one for each image.
         labels: pairs of LaMix's β and label smoothing.
         lams: λ distributions, as text (`beta(1)`, `uniform`, `fixed(0.5)`).
     """

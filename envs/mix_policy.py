@@ -38,7 +38,7 @@ class MixPolicyEnv(gym.Env[Any, Any]):
     An episode is one training of a classifier, from new weights to the end of its learning-rate schedule, cut into
     segments. At every step the agent chooses a mixing policy; the environment trains one segment under it and measures
     the classifier on validation images. An episode is a pure function of its seed and its actions (on one kind of
-    machine and number of threads): an episode that was lost is had again by repeating its actions.
+    machine and number of threads): repeating its actions restores an episode that was lost.
 
     ## Action Space
     `MultiDiscrete` over the four dimensions of the `Menu`. With the default menu:
@@ -82,7 +82,7 @@ class MixPolicyEnv(gym.Env[Any, Any]):
     | 20 | `log_gradient_norm` | log10(norm of the gradient over norm of the parameters) / 5 | -1 | 1 |
     | 21... | | the last action, one-hot in each dimension; all 0 at the start | 0 | 1 |
 
-    Values outside are clipped; what is not a number stands at the high end.
+    Values outside are clipped; values that are not a number become the highest one.
 
     ## Rewards
     Episodes have a finite length: use a discount of 1.
@@ -134,11 +134,11 @@ class MixPolicyEnv(gym.Env[Any, Any]):
         reference_seeds: number of trainings of the reference on each task; 0 for one, from the episode's own seed.
         reference_cache: folder where references are kept between runs and shared by workers.
         validation_size: number of validation images; optional, defaults to the data set's.
-        validation_limit: number of validation images used before the end of training; none for all.
-        splits: the data, where it is loaded already; `dataset` is then not read.
-        task_trainer: trains the episodes' tasks; optional, by default made of data set, training and validation, which
-            are otherwise not read. Environments that share one must not be played in turn: starting an episode of one
-            ends that of another.
+        validation_limit: number of validation images used before the end of training; None for all.
+        splits: images that the caller has loaded already; the data set and its options are then not read.
+        task_trainer: trainer of the tasks; optional, by default built from data set, training and validation, which
+            are otherwise not read. Environments that share one must not alternate: starting an episode of one ends
+            that of another.
         render_mode: `rgb_array` for `render()`: the last mixed images with their targets.
 
     Raises:
@@ -203,7 +203,7 @@ class MixPolicyEnv(gym.Env[Any, Any]):
 
         Args:
             seed: seed of the episode.
-            options: `task`, the task to train instead of the one that the seed stands for.
+            options: `task`, the task to train instead of that of the seed.
         """
         super().reset(seed=seed)
         self._episode_seed = int(self.np_random.integers(2**31)) if seed is None else seed
@@ -228,7 +228,7 @@ class MixPolicyEnv(gym.Env[Any, Any]):
     def step(
         self, action: NDArray[np.int64] | Sequence[int]
     ) -> tuple[NDArray[np.float32], float, bool, bool, dict[str, Any]]:
-        """Train one segment under the policy that `action` stands for; see the class."""
+        """Train one segment under the policy of `action`; see the class."""
         if self.state is None or self.task_trainer.trainings != self._training:
             raise RuntimeError("there is no episode to step: call reset() first, also after the end of an episode")
         trainer, task = self.trainer, self.state.task
@@ -267,7 +267,7 @@ class MixPolicyEnv(gym.Env[Any, Any]):
 
     @property
     def trainer(self) -> Trainer:
-        """The classifier's training, as the last step left it.
+        """Trainer of the classifier, after the last step.
 
         Raises:
             RuntimeError: there has been no episode.
@@ -275,7 +275,7 @@ class MixPolicyEnv(gym.Env[Any, Any]):
         return self.task_trainer.trainer
 
     def render(self) -> NDArray[np.uint8] | None:
-        """Return the last mixed images with their targets, `[H, W, 3]`; none before there were any."""
+        """Return the last mixed images with their targets, `[H, W, 3]`; None before the first."""
         if self.render_mode != "rgb_array" or self._training == 0 or self.trainer.last_mixed is None:
             return None
         images, targets = self.trainer.last_mixed
@@ -285,7 +285,7 @@ class MixPolicyEnv(gym.Env[Any, Any]):
     def _reward(self, accuracy: float, terminated: bool) -> float:
         before, self._score = self._score, 0.0
         if self._curve is not None:
-            # A training that diverged is compared with the reference's end, where it would have been compared.
+            # A training that diverged is compared with the reference's end, as if it had finished.
             segment = -1 if terminated else self._segment
             self._score = score(accuracy, self._curve.accuracies[segment], self._curve.scales[segment])
         return self.reward.function(Outcome(accuracy, self._accuracy, self._score, before, terminated))
@@ -332,7 +332,7 @@ def segment_ends(segments: int | Sequence[float]) -> tuple[float, ...]:
 
 
 def require_updates(segments: Sequence[float], fewest: int, most: int) -> None:
-    """Refuse segments that some training of `fewest` to `most` updates would leave without an update.
+    """Raise if a training of `fewest` to `most` updates would have a segment without an update.
 
     Raises:
         ValueError: there is such a training.

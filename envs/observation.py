@@ -1,4 +1,4 @@
-"""What an agent sees of a training: features by name, which carry over between data sets and networks.
+"""Observations of a training: features by name, which carry over between data sets and networks.
 
 A new feature is an entry at the end of `FEATURES`, and a row of `MixPolicyEnv`'s docstring. An agent's file names the
 features that it sees, so that an added one changes nothing for agents learned before.
@@ -20,18 +20,18 @@ from rlmix.envs.tasks import Task
 
 @dataclass(frozen=True)
 class TrainingState:
-    """Where a training stands, as observations are computed from it.
+    """State of a training, from which observations are computed.
 
     Attributes:
         task: the training.
         num_classes: number of classes of the data set.
-        batch_size: images per update.
+        batch_size: number of images per update.
         progress: share of the training that is done, in [0, 1].
         relative_lr: learning rate of the next update over the highest one.
-        segment: statistics of the last segment; none at the start.
-        evaluation: validation after it; none at the start, where a classifier is taken to be at chance.
+        segment: statistics of the last segment; None at the start.
+        evaluation: validation after it; None at the start, where accuracy is assumed to be at chance.
         accuracy_before: validation accuracy before it.
-        action: the last action; none at the start.
+        action: the last action; None at the start.
     """
 
     task: Task
@@ -50,10 +50,10 @@ class Feature:
     """One number of an observation.
 
     Attributes:
-        meaning: what it is, for docstrings and tables.
+        meaning: description, for docstrings and tables.
         low: lowest value; lower ones are clipped.
-        high: highest value; higher ones are clipped, and what is not a number stands here.
-        value: the feature of a training's state.
+        high: highest value; higher ones are clipped, and values that are not a number become this one.
+        value: function from a training's state to the feature.
     """
 
     meaning: str
@@ -215,7 +215,7 @@ def observation_space(menu: Menu, features: Sequence[str] = DEFAULT_FEATURES) ->
 
 
 def one_hot(action: tuple[int, ...] | None, menu: Menu) -> list[float]:
-    """Return an action one-hot in each dimension of the menu, as observations have it; all 0 for none."""
+    """Return an action one-hot in each dimension of the menu, as in observations; all 0 for None."""
     return [
         float(action is not None and action[dimension] == choice)
         for dimension, size in enumerate(menu.sizes)

@@ -36,14 +36,14 @@ class ReferenceCurve:
 
 
 class References:
-    """The reference policy's curve on every task, each measured once, or read from what an earlier run measured.
+    """Curves of the reference policy on tasks, each measured once, or read from an earlier run's cache.
 
     Args:
         trainer: trains the reference; a training that it has begun is lost when a curve is measured.
         policy: the reference.
         segments: progress at which each segment ends.
         seeds: number of trainings on each task; 0 for one, from the seed of the training that is compared.
-        cache: folder of earlier results; none keeps nothing. A damaged or unwritable cache is ignored.
+        cache: folder of earlier results; None for no cache. A damaged or unwritable cache is ignored.
 
     Raises:
         ValueError: the number of seeds is below 0.
@@ -113,7 +113,7 @@ def standard_error(accuracy: float, images: int) -> float:
 
 
 def _read(file: Path, key: str, segments: int) -> ReferenceCurve | None:
-    """Return what an earlier run wrote, or none; warn where it is there and cannot be used."""
+    """Return the curve that an earlier run wrote, or None; warn about a file that cannot be used."""
     try:
         entry = json.loads(file.read_bytes())
         curve = ReferenceCurve(tuple(map(float, entry["accuracies"])), tuple(map(float, entry["scales"])))

@@ -40,7 +40,7 @@ class Outcome:
 
 @dataclass(frozen=True)
 class Reward:
-    """One way to pay an agent.
+    """Reward of an agent.
 
     Attributes:
         meaning: one sentence for docstring and help.
@@ -79,7 +79,7 @@ def require_reward(name: str) -> Reward:
     """Return the reward of this name.
 
     Raises:
-        ValueError: there is none.
+        ValueError: there is no such reward.
     """
     if name not in REWARDS:
         raise InputError(f"reward must be one of {', '.join(REWARDS)}, got {name!r}")

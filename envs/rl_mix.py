@@ -60,7 +60,7 @@ class RLMixEnv(gym.Env[Any, Any]):
     batch will be mixed by, and repeated where these are larger. As published, an agent sees and is rewarded on 8 x 8
     patches while mixing happens on 4 x 4 or 2 x 2, drawn for each batch.
 
-    What is not a number (a diverged classifier) is seen as 0, its saliency as uniform.
+    Values that are not a number (a diverged classifier) are replaced by 0, and its saliency is uniform.
 
     ## Rewards
     - `saliency` (default, as published): at every step the cosine similarity, in [0, 1], of the clean and the mixed
@@ -70,15 +70,15 @@ class RLMixEnv(gym.Env[Any, Any]):
       chance, in [-1, 1]; 0 before. The first `validation_limit` images of the split are used.
 
     ## Starting State
-    `reset(seed=s)` starts a new classifier; s is the `Trainer`'s seed. Without a seed, `reset()` goes on with the next
-    epoch of the same classifier, or with a new one, whose seed the environment draws, where there is none or its
-    training is over. `info["classifier_seed"]` tells which it is, `info["updates_done"]` where it stands.
+    `reset(seed=s)` starts a new classifier; s is the `Trainer`'s seed. Without a seed, `reset()` starts the next epoch
+    of the same classifier, or, if there is none or its training is over, a new one whose seed the environment draws.
+    `info["classifier_seed"]` is the classifier's seed, `info["updates_done"]` the number of its updates so far.
 
     ## Episode End
-    Truncated after the updates of one epoch, `training images // B`: training goes on. (Images that fill no batch are
-    not dropped as they were in the authors' program: they begin the next epoch, so that the order is that of every
-    other training.) Truncated too when the classifier's updates are used up (`info["training_over"]`). Terminated at
-    once when a loss is not finite (`info["diverged"]`).
+    Truncated after the updates of one epoch, `training images // B`: training continues. (Images that do not fill a
+    batch are not dropped, as they were in the authors' program: they begin the next epoch, so that the order is that
+    of every other training.) Truncated too when the classifier's updates are used up (`info["training_over"]`).
+    Terminated at once when a loss is not finite (`info["diverged"]`).
 
     ## Arguments
     ```python
@@ -91,16 +91,16 @@ class RLMixEnv(gym.Env[Any, Any]):
 
     Args:
         dataset: name for `classifier.data.load_dataset`.
-        data_root: folder where the data set lies; none = looked for.
+        data_root: folder of the data set; optional, defaults to the usual places.
         training: the classifier's setting, a `TrainConfig` or a dictionary of its fields; its `saliency` is not read.
-        train_size: training images; none = all.
-        data_seed: which images.
+        train_size: number of training images; None for all.
+        data_seed: RNG seed for the choice of training images.
         reward: `saliency` or `validation`.
         grid: `published` or `mixing`.
         lam: distribution of the mixing ratio λ, one for each batch: `beta(A)`, `uniform` or `fixed(V)`.
-        validation_size: validation images; none = the data set's default.
-        validation_limit: how many of them the reward `validation` is measured on; none = all.
-        splits: the images, where the caller has drawn them already; the data set and its options are then not read.
+        validation_size: number of validation images; optional, defaults to the data set's.
+        validation_limit: number of them that the reward `validation` is measured on; None for all.
+        splits: images that the caller has drawn already; the data set and its options are then not read.
         render_mode: `rgb_array` for `render()`: the last mixed images with their targets.
 
     Raises:
@@ -129,7 +129,7 @@ class RLMixEnv(gym.Env[Any, Any]):
             if value not in choices:
                 raise InputError(f"{name} must be one of {', '.join(choices)}, got {value!r}")
         if validation_limit is not None and validation_limit < 1:
-            raise InputError(f"validation_limit must be at least 1 image or none, got {validation_limit}")
+            raise InputError(f"validation_limit must be at least 1 image or None, got {validation_limit}")
         if splits is None:
             whole = split(load_dataset(dataset, data_root), validation_size=validation_size)
             splits = whole.draw(train_size, data_seed=data_seed)
@@ -160,13 +160,13 @@ class RLMixEnv(gym.Env[Any, Any]):
 
     @property
     def training_over(self) -> bool:
-        """Whether the classifier's updates are used up, or it has diverged."""
+        """True once the classifier's updates are used up, or it has diverged."""
         return self._diverged or self.trainer.updates_done == self.trainer.config.updates
 
     def reset(
         self, *, seed: int | None = None, options: dict[str, Any] | None = None
     ) -> tuple[Observation, dict[str, Any]]:
-        """Go on with the next epoch, or start a new classifier; see the class. `options` is not used."""
+        """Start the next epoch, or a new classifier; see the class. `options` is not used."""
         super().reset(seed=seed)
         if seed is not None or not self._started or self.training_over:
             self.trainer.reset(int(self.np_random.integers(2**31)) if seed is None else seed)
@@ -189,7 +189,7 @@ class RLMixEnv(gym.Env[Any, Any]):
         grid, clean = self.trainer.next_clean().grid, self._saliency
         mixed = self.trainer.train_mixed(self._levels[torch.from_numpy(levels)], lam=self._lam)
         similarity = cosine(clean, self._pooled(mixed.gradient, grid))
-        # All that is needed of this step comes to the host in one copy.
+        # One copy from the device for all that this step needs.
         (likeness, loss), observation = self._observe(torch.stack((similarity, mixed.loss)))
         self._left -= 1
         self._diverged = not math.isfinite(loss)
@@ -206,7 +206,7 @@ class RLMixEnv(gym.Env[Any, Any]):
         return observation, reward, self._diverged, truncated, info
 
     def render(self) -> NDArray[np.uint8] | None:
-        """The last mixed images with their targets, `[H, W, 3]`; white before there were any."""
+        """Return a picture of the last mixed images with their targets, `[H, W, 3]`; white before the first."""
         if self.render_mode != "rgb_array":
             return None
         data = self.trainer.data
@@ -215,7 +215,7 @@ class RLMixEnv(gym.Env[Any, Any]):
         return mixed_picture(images, targets, class_names=data.class_names, mean=data.mean, std=data.std)
 
     def state_dict(self) -> dict[str, Any]:
-        """Everything of a classifier's training, the batch that is being looked at included."""
+        """Return the state of the classifier's training, including the batch that was observed."""
         return {
             "trainer": self.trainer.state_dict(),
             "left": self._left,
@@ -224,7 +224,7 @@ class RLMixEnv(gym.Env[Any, Any]):
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> Observation:
-        """Go on from what `state_dict` gave, with the same arguments; gives the observation that came before it."""
+        """Resume from `state_dict` of an environment with the same arguments; return its last observation."""
         self.trainer.load_state_dict(state["trainer"])
         self._started = True
         self._left, self._diverged, self._accuracy = state["left"], state["diverged"], state["accuracy"]
@@ -243,7 +243,7 @@ class RLMixEnv(gym.Env[Any, Any]):
         return reward
 
     def _observe(self, *numbers: Tensor) -> tuple[list[float], Observation]:
-        """Look at the next batch; its observation and what else is wanted, `[n]` each, in one copy from the device."""
+        """Return `numbers`, `[n]` each, and the observation of the next batch, in one copy from the device."""
         batch = self.trainer.next_clean()
         self._saliency = self._pooled(batch.gradient, batch.grid)
         logits = batch.logits.nan_to_num(nan=0.0).clamp(-LOGIT_LIMIT, LOGIT_LIMIT)
@@ -253,7 +253,7 @@ class RLMixEnv(gym.Env[Any, Any]):
         return rest[0].tolist(), observation
 
     def _pooled(self, gradient: Tensor, grid: int) -> Tensor:
-        """A gradient's saliency over the agent's patches, `[B, side, side]`, for a batch that is mixed on `grid`."""
+        """Return a gradient's saliency on the agent's patches, `[B, side, side]`, for a batch mixed on `grid`."""
         if self.grid == "published":
             return pooled_saliency(gradient, PUBLISHED_SIDE)
         repeats = self._side // grid
@@ -261,13 +261,13 @@ class RLMixEnv(gym.Env[Any, Any]):
 
 
 def cosine(one: Tensor, other: Tensor) -> Tensor:
-    """Cosine similarity of two tensors as long vectors; 0-d, and 0 where one of them is 0.
+    """Return the cosine similarity of two flattened tensors, 0-d; 0 where one of them is 0.
 
     Args:
-        one: of any shape; values however small, as gradients are late in a training.
-        other: likewise, with as many values.
+        one: tensor of any shape; its values may be very small, as gradients are late in a training.
+        other: tensor with as many values.
     """
-    # Scaled first: the squares of such values would be lost in float32.
+    # Scaled first: the squares of small values would underflow in float32.
     tiny = torch.finfo(torch.float32).tiny
     one, other = (values.flatten() / values.abs().max().clamp(min=tiny) for values in (one, other))
     return one @ other / (one.norm() * other.norm()).clamp(min=tiny)

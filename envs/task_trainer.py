@@ -34,7 +34,7 @@ class Segment:
 
 @dataclass(frozen=True)
 class Snapshot:
-    """A training as it stood, in memory; several continuations can start from it.
+    """Copy of a training, in memory; several continuations can start from it.
 
     Attributes:
         task: the task that is trained.
@@ -59,8 +59,8 @@ class TaskTrainer:
         training: the classifier's setting, a `TrainConfig` or a dictionary of its fields; a task sets `updates` and
             scales `lr`.
         validation_size: number of validation images; optional, defaults to the data set's.
-        validation_limit: number of validation images used before the end of a training; none for all.
-        splits: the data, where it is loaded already; `dataset` is then not read.
+        validation_limit: number of validation images used before the end of a training; None for all.
+        splits: images that the caller has loaded already; the data set and its options are then not read.
 
     Raises:
         ValueError: an argument is out of range.
@@ -78,12 +78,12 @@ class TaskTrainer:
         splits: Splits | None = None,
     ) -> None:
         if validation_limit is not None and validation_limit < 1:
-            raise InputError(f"validation_limit must be at least 1 image or none, got {validation_limit}")
+            raise InputError(f"validation_limit must be at least 1 image or None, got {validation_limit}")
         self.training = TrainConfig(**training) if isinstance(training, Mapping) else training or TrainConfig()
         self.validation_limit = validation_limit
         self.diverged = False
         self.trainings = 0
-        """Number of trainings begun so far, restored ones included: one that was left is not gone on with unnoticed."""
+        """Number of trainings begun so far, restored ones included; tells a caller that its own was replaced."""
         self._dataset, self._data_root, self._image_size = dataset, data_root, image_size
         self._validation_size = validation_size
         self._splits = splits
@@ -92,7 +92,7 @@ class TaskTrainer:
 
     @property
     def trainer(self) -> Trainer:
-        """The training as it stands.
+        """Trainer of the current training.
 
         Raises:
             RuntimeError: no task has been prepared.
@@ -151,7 +151,7 @@ class TaskTrainer:
         return Segment(stats, EvalStats.at_chance(trainer.num_classes), diverged=True)
 
     def run(self, schedule: PolicySchedule, task: Task, seed: int) -> None:
-        """Train `task` from start to end under a schedule; `diverged` says whether it came there.
+        """Train `task` under a schedule; `diverged` is then True if it did not reach its end.
 
         Args:
             schedule: mixing policy for each part of the training.
@@ -169,13 +169,13 @@ class TaskTrainer:
         return dict.fromkeys(splits, EvalStats.at_chance(self.trainer.num_classes).accuracy)
 
     def snapshot(self) -> Snapshot:
-        """Return a copy of the training as it stands; training on does not change it."""
+        """Return a copy of the training, which further training does not change."""
         state = self.trainer.state_dict()
         assert self._task is not None
         return Snapshot(self._task, state, self.diverged)
 
     def restore(self, snapshot: Snapshot) -> None:
-        """Continue from a snapshot, bit for bit as the training that it was taken of would have (on one machine)."""
+        """Resume from a snapshot; on one machine the results are identical to those of its training."""
         self.prepare(snapshot.task).load_state_dict(snapshot.state)
         self._begin()
         self.diverged = snapshot.diverged

@@ -1,4 +1,4 @@
-"""Which training an episode is: its images, its length and its wrong labels, drawn by a seed."""
+"""Tasks: the training of an episode, its images, length and wrong labels, drawn by a seed."""
 
 import math
 from dataclasses import dataclass, replace
@@ -12,15 +12,15 @@ from rlmix.classifier.training.config import TrainConfig
 
 @dataclass(frozen=True)
 class Task:
-    """One training to be mixed for.
+    """Training of an episode.
 
     Attributes:
-        train_size: training images.
-        updates: length of the training.
-        label_noise: share of the training labels that is wrong, in [0, 1).
-        data_seed: which images and which wrong labels.
-        noise: what wrong labels are, `symmetric` or `pair`, as `Splits.draw` has it.
-        lr_scale: highest learning rate, over that of the environment's training; a low one learns slowly.
+        train_size: number of training images.
+        updates: length of the training, in updates.
+        label_noise: share of wrong training labels, in [0, 1).
+        data_seed: RNG seed for the choice of images and wrong labels.
+        noise: kind of wrong labels, `symmetric` or `pair`, as in `Splits.draw`.
+        lr_scale: highest learning rate over that of the environment's training; a low one learns slowly.
     """
 
     train_size: int
@@ -31,11 +31,15 @@ class Task:
     lr_scale: float = 1.0
 
     def training(self, config: TrainConfig) -> TrainConfig:
-        """An environment's training as this task has it."""
+        """Return the configuration of this task's training.
+
+        Args:
+            config: configuration of the environment's training.
+        """
         return replace(config, updates=self.updates, lr=config.lr * self.lr_scale)
 
     def draw(self, splits: Splits) -> Splits:
-        """A data set's splits with the training images and labels of this task.
+        """Return a data set's splits with the training images and labels of this task.
 
         Raises:
             DataError: the data set has too few images.
@@ -45,20 +49,20 @@ class Task:
 
 @dataclass(frozen=True)
 class TaskDistribution:
-    """Where tasks come from; the defaults with `low == high` are one fixed task.
+    """Distribution of tasks; by default, where `low == high`, one fixed task.
 
     Attributes:
         train_size: lowest and highest number of training images, drawn log-uniformly.
         updates: lowest and highest number of updates, drawn log-uniformly.
         label_noise: lowest and highest share of wrong labels, drawn uniformly.
-        pool: number of distinct tasks; none = every episode has a task of its own.
-        seed: of the tasks; the same seed gives the same pool.
+        pool: number of distinct tasks; None for a new task in every episode.
+        seed: RNG seed of the tasks; the same seed gives the same pool.
         clean: probability in [0, 1] that a task has no wrong labels instead.
-        noise: what wrong labels are, `symmetric` or `pair`, as `Splits.draw` has it.
+        noise: kind of wrong labels, `symmetric` or `pair`, as in `Splits.draw`.
         lr_scale: lowest and highest `Task.lr_scale`, drawn log-uniformly.
 
     Raises:
-        ValueError: a range is empty or leaves what it can be.
+        ValueError: a range is empty, or an argument is out of range.
     """
 
     train_size: tuple[int, int] = (1000, 1000)
@@ -87,10 +91,10 @@ class TaskDistribution:
         if not 0 <= self.clean <= 1:
             raise InputError(f"clean must be a probability in [0, 1], got {self.clean}")
         if self.pool is not None and self.pool < 1:
-            raise InputError(f"pool must be at least 1 task, or none for a new one every episode, got {self.pool}")
+            raise InputError(f"pool must be at least 1 task, or None for a new one in every episode, got {self.pool}")
 
     def task(self, number: int) -> Task:
-        """Task `number` of the distribution, always the same; with a pool, numbers wrap around."""
+        """Return task `number` of the distribution, always the same one; with a pool, numbers wrap around."""
         if self.pool is not None:
             number %= self.pool
         random = np.random.default_rng([self.seed, number])

@@ -38,7 +38,7 @@ class RLMixLearner:
         seed: RNG seed for weights and sampling; seeds torch's, NumPy's and Python's global generators, as
             Stable-Baselines3 does.
         updates: number of updates of the classifier's training, over which the learning rate falls.
-        logger: logger of PPO's own figures; optional, defaults to none.
+        logger: logger of PPO's own figures; optional, defaults to no logging.
 
     Raises:
         InputError: the configuration is out of range.

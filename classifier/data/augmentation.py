@@ -6,11 +6,11 @@ from torch.nn import functional
 
 
 def pad_images(images: Tensor, padding: int) -> Tensor:
-    """Put a black border around images, once, so that `augment` has nothing left to pad.
+    """Add a black border to images, once, for `augment`.
 
     Args:
         images: `[N, C, H, W]`, uint8 or any other type.
-        padding: width p of the border in pixels, 0 or more.
+        padding: width p of the border in pixels, at least 0.
 
     Returns:
         `[N, C, H + 2p, W + 2p]`, of the same type, contiguous.
@@ -21,15 +21,15 @@ def pad_images(images: Tensor, padding: int) -> Tensor:
 def augment(padded: Tensor, *, index: Tensor, top: Tensor, left: Tensor, flip: Tensor, size: tuple[int, int]) -> Tensor:
     """Choose images (or maps of them) from a padded set, crop each at its own place and flip some, in one gather.
 
-    Nothing is checked, because a check would make the processor wait for the device: places outside the padded
-    image give other pixels, not an error.
+    Nothing is checked, because a check would synchronise with the device: places outside the padded image give wrong
+    pixels, not an error.
 
     Args:
         padded: `[N, C, H + 2p, W + 2p]`, uint8 or any other type, as `pad_images` returns it.
-        index: `[B]`, int64, which images.
+        index: `[B]`, int64, positions of the images.
         top: `[B]`, int64 in [0, 2p], first row of each crop.
         left: `[B]`, int64 in [0, 2p], first column of each crop.
-        flip: `[B]`, bool, which crops are mirrored left to right.
+        flip: `[B]`, bool, whether each crop is mirrored left to right.
         size: (H, W) of the crops.
 
     Returns:

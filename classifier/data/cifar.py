@@ -17,7 +17,7 @@ STATISTICS = {
 
 
 def load_cifar(name: str, root: Path | None = None) -> Dataset:
-    """Load CIFAR-10 or CIFAR-100, downloading it if it is nowhere to be found.
+    """Load CIFAR-10 or CIFAR-100, downloading it if it is not found.
 
     Args:
         name: `cifar10` or `cifar100`.
@@ -26,7 +26,7 @@ def load_cifar(name: str, root: Path | None = None) -> Dataset:
     Raises:
         DataError: a file is missing or damaged (its MD5 is not the published one), or the download failed.
     """
-    # Here, not above: it takes seconds, and only CIFAR needs it.
+    # Imported here because it takes seconds.
     from torchvision.datasets import CIFAR10, CIFAR100
 
     kind = {"cifar10": CIFAR10, "cifar100": CIFAR100}[name]

@@ -1,4 +1,4 @@
-"""What a data set is here: images or their files, labels, and what is needed to train on them."""
+"""Data sets: images or their files, labels, and properties that training needs."""
 
 import math
 from dataclasses import dataclass, replace
@@ -16,17 +16,17 @@ RESIZE_CHUNK = 4_096  # images resized at once, so that no second copy of the da
 
 @dataclass(frozen=True, eq=False)
 class Dataset:
-    """Everything known of a data set before it is split.
+    """A data set before it is split.
 
     Args:
-        name: the name it is loaded by.
-        pool: the images that training, validation and development are taken from.
-        test: the images that are kept apart.
-        class_names: one name for each class, two classes or more.
-        mean: per channel, of images scaled to [0, 1].
-        std: per channel, of images scaled to [0, 1]; above 0.
+        name: name that it is loaded by.
+        pool: images that training, validation and development are taken from.
+        test: test images.
+        class_names: name of each of at least two classes.
+        mean: mean of each channel of images scaled to [0, 1].
+        std: standard deviation of each channel of images scaled to [0, 1]; above 0.
         flip: whether a mirrored image still shows its class.
-        crop_padding: pixels of black border that random crops are taken from; 0 or more.
+        crop_padding: width of the black border for random crops, in pixels; at least 0.
 
     Raises:
         DataError: a value that contradicts the images, a label out of range, or a class without an image in the pool.
@@ -79,15 +79,15 @@ class Dataset:
 
     @property
     def num_classes(self) -> int:
-        """How many classes there are, K."""
+        """Number of classes, K."""
         return len(self.class_names)
 
 
 def resized(dataset: Dataset, size: int) -> Dataset:
-    """A data set with images of `size` x `size` pixels: LaMix trains MNIST at 32 x 32, say.
+    """Return the data set with images of `size` x `size` pixels: LaMix trains MNIST at 32 x 32, for example.
 
-    Bilinear and antialiased; of images that are not square, the shorter side is made `size` and the middle is kept.
-    Of files, the size is noted. Mean, std and crop padding stay.
+    Bilinear and antialiased; of images that are not square, the shorter side becomes `size` and the middle is kept.
+    Image files are resized when they are read. Mean, std and crop padding do not change.
 
     Raises:
         DataError: a size below 1.
@@ -103,7 +103,7 @@ def _resized(images: Images, size: int) -> Images:
     channels, height, width = images.image_shape
     if height == width == size:
         return images
-    # Here, not above: it takes seconds, and only resizing needs it.
+    # Imported here because it takes seconds.
     from torchvision.transforms.v2 import functional
 
     try:

@@ -27,7 +27,7 @@ MAX_PIXELS = 89_478_485  # where Pillow begins to warn; what it lets through bey
 
 
 def printable(path: str | Path) -> str:
-    """A path that can be printed, with \\x.. for bytes that are no UTF-8 and for line ends."""
+    """Return a path that can be printed, with \\x.. for line ends and bytes that are not UTF-8."""
     text = os.fsencode(path).decode("utf-8", "backslashreplace")
     return text.replace("\n", "\\x0a").replace("\r", "\\x0d")
 
@@ -68,7 +68,7 @@ def read_rgb(path: str | Path) -> Image.Image:
 
 
 def read_size(path: str | Path) -> tuple[int, int]:
-    """(height, width) from a file's header alone.
+    """Return (height, width) from a file's header alone.
 
     Raises:
         DataError: the file cannot be read or is no image.
@@ -81,7 +81,7 @@ def read_size(path: str | Path) -> tuple[int, int]:
 
 
 def unreadable(path: str | Path, error: Exception) -> DataError:
-    """The error of a file that is no whole image."""
+    """Return the error for a file that is not a whole image."""
     if isinstance(error, UnidentifiedImageError):
         came = "no kind of image that Pillow knows"
     else:
@@ -92,9 +92,9 @@ def unreadable(path: str | Path, error: Exception) -> DataError:
 
 
 def centre_square(image: Image.Image, size: int, *, shorter: int) -> Image.Image:
-    """The middle `size` x `size` pixels once the shorter side is `shorter` pixels (bilinear, antialiased).
+    """Resize the shorter side to `shorter` pixels (bilinear, antialiased); return the middle `size` x `size`.
 
-    As `torchvision.transforms.Resize(shorter)` and `CenterCrop(size)`; `size` is `shorter` at most.
+    As `torchvision.transforms.Resize(shorter)` and `CenterCrop(size)`; `size` is at most `shorter`.
     """
     width, height = image.size
     if width <= height:
@@ -108,7 +108,7 @@ def centre_square(image: Image.Image, size: int, *, shorter: int) -> Image.Image
 
 
 def decode_squares(paths: Sequence[str | Path], size: int) -> Tensor:
-    """Decode files in as many threads as there are cores, the shorter side `size`, the middle kept.
+    """Decode files in a thread for each core; the shorter side becomes `size`, and the middle is kept.
 
     Returns:
         `[N, 3, size, size]`, uint8.

@@ -20,7 +20,7 @@ STD = (0.3759,)
 
 def load_digits(root: Path | None = None) -> Dataset:
     """Load the digits that come with scikit-learn; `root` is not needed."""
-    # Here, not above: it takes two seconds, which whoever trains on something else should not pay.
+    # Imported here because it takes two seconds.
     from sklearn import datasets
 
     source = datasets.load_digits()

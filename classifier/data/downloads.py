@@ -1,4 +1,4 @@
-"""Where downloaded data is kept, and a download that is there whole or not at all."""
+"""Folder of downloaded data, and atomic downloads into it."""
 
 import os
 import tempfile
@@ -12,21 +12,21 @@ from rlmix.classifier.data.image_set import DataError
 
 
 def user_folder() -> Path:
-    """Where downloaded data is kept: `$RLMIX_DATA`, or `~/.cache/rlmix/data` where that is not set."""
+    """Return the folder of downloaded data: `$RLMIX_DATA`, or `~/.cache/rlmix/data` where that is not set."""
     return Path(os.environ.get("RLMIX_DATA") or "~/.cache/rlmix/data").expanduser()
 
 
 def download_whole(
     title: str, target: Path, fetch: Callable[[Path], Path], *, complete: Callable[[], bool], otherwise: str
 ) -> None:
-    """Download into a folder beside `target`'s, then rename: the files are there all at once or not at all.
+    """Download into a folder beside `target`, then rename it, so that no part of a download is ever used.
 
     Args:
-        title: what is downloaded, for the error.
-        target: the folder that shall be there.
+        title: name of the data, for the error.
+        target: folder to create.
         fetch: downloads, checks and unpacks into the folder it is given; returns the one to be renamed to `target`.
-        complete: whether `target` holds everything, asked when another process has made it in the meantime.
-        otherwise: what a user can do without the network, for the error.
+        complete: tells whether `target` holds everything, if another process has created it in the meantime.
+        otherwise: advice for a user without the network, for the error.
 
     Raises:
         DataError: no network, no space, no right to write, or other files than the published ones.

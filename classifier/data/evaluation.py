@@ -14,20 +14,20 @@ from rlmix.classifier.data.streaming import stream_evaluation
 def evaluation_chunks(
     part: Images, *, count: int, batch_size: int, device: torch.device, workers: int
 ) -> Iterator[tuple[Tensor, Tensor]]:
-    """The first `count` images of a split and their labels, in order.
+    """Yield the first `count` images of a split and their labels, in order.
 
     Args:
         part: the split.
-        count: how many images, 1 to all of them.
-        batch_size: images in a chunk; the last one has what is left.
-        device: where chunks are sent.
-        workers: processes that read images from files; 0 reads in this one.
+        count: number of images, at least 1 and at most all of them.
+        batch_size: number of images in a chunk; the last one may have fewer.
+        device: device that chunks are sent to.
+        workers: number of processes that read images from files; 0 reads in this one.
 
     Yields:
         Images `[B, C, H, W]`, uint8, and labels `[B]`.
 
     Raises:
-        DataError: a file cannot be read; it names the file.
+        DataError: a file cannot be read; the message names it.
     """
     if isinstance(part, ImageFiles):
         pin = device.type == "cuda"

@@ -33,14 +33,14 @@ LABELS_MAGIC = 0x0801  # unsigned bytes in 1 dimension
 
 @dataclass(frozen=True)
 class Source:
-    """What tells one of the data sets from the other.
+    """Properties of one of the two data sets.
 
     Args:
-        title: its name as its authors write it.
-        torchvision: its class in `torchvision.datasets`, which names the download's folder too.
-        layouts: where in a folder the files may lie: Debian's and torchvision's names, or the folder itself. Both data
-            sets have files of the same names, so the folder itself comes last where there is no older custom.
-        elsewhere: where else to get it, for errors.
+        title: name as its authors write it.
+        torchvision: name of its class in `torchvision.datasets`, and of the download's folder.
+        layouts: folders to look in, below a given one: Debian's and torchvision's names, or the folder itself. Both
+            data sets have files of the same names, so the folder itself comes last where there is no older custom.
+        elsewhere: another source of the files, for errors.
     """
 
     title: str
@@ -88,7 +88,7 @@ SOURCES = {
 
 
 def load_idx(name: str, root: Path | None = None) -> Dataset:
-    """Load MNIST or Fashion-MNIST, downloading it if it is nowhere to be found.
+    """Load MNIST or Fashion-MNIST, downloading it if it is not found.
 
     The first folder that holds any of the four files must hold all of them, whole: a damaged copy is an error, never
     passed over for another.
@@ -205,7 +205,7 @@ def _find(folder: Path, name: str) -> Path | None:
 
 
 def _download(source: Source) -> Path:
-    # Here, not above: it takes seconds, and only a first download needs it.
+    # Imported here because it takes seconds.
     from torchvision import datasets
 
     target = user_folder() / source.torchvision / "raw"

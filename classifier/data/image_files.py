@@ -1,4 +1,4 @@
-"""Images that stay in their files until they are trained on, for data sets that memory cannot hold."""
+"""Images that are read from their files during training, for data sets that do not fit into memory."""
 
 from dataclasses import dataclass
 
@@ -46,14 +46,14 @@ class ImageFiles:
 
     @property
     def image_shape(self) -> tuple[int, int, int]:
-        """(C, H, W) as the network is given them."""
+        """Shape (C, H, W) of an image as the network gets it."""
         return (3, self.size, self.size)
 
     def take(self, positions: NDArray[np.int64]) -> "ImageFiles":
-        """The files at these positions, in this order."""
+        """Return the files at these positions, in this order."""
         paths = tuple(self.paths[position] for position in positions.tolist())
         return ImageFiles(paths, self.labels[torch.from_numpy(positions)], self.size)
 
     def to(self, device: torch.device | str) -> "ImageFiles":
-        """These files themselves: neither files nor labels move, batches do."""
+        """Return the same files: only batches are moved to a device."""
         return self

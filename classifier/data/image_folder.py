@@ -20,13 +20,13 @@ from rlmix.classifier.hardware import available_memory
 
 TEST_NAMES = ("test", "val", "valid", "validation")
 
-# Where there is no test folder, a fixed fifth of each class is taken, by a seed that is fixed for good.
+# Without a test folder, a fixed fifth of each class is the test set; the seed must never change.
 TEST_SEED = 1_797
 TEST_SHARE = 0.2
 
 MAX_GUESSED_SIZE = 64  # pixels, where images differ in size: what a search on one machine can afford
-MEMORY_SHARE = 0.25  # of what is free, for the images; the rest is the network's and the other copies'
-SAMPLE = 5_000  # images whose headers, and of streamed sets whose pixels, are looked at beforehand
+MEMORY_SHARE = 0.25  # of the free memory, for the images; the rest is for the network and other copies
+SAMPLE = 5_000  # images whose headers, and in streamed sets whose pixels, are read beforehand
 
 LAYOUT = "PATH/train/CLASS/*.jpg with PATH/test/CLASS/*.jpg (or val), or PATH/CLASS/*.jpg alone"
 
@@ -35,15 +35,16 @@ def load_image_folder(path: str | Path, *, image_size: int | None = None, stream
     """Load a folder of images: PATH/train/CLASS/* with PATH/test/CLASS/* (or val), or PATH/CLASS/* alone.
 
     Without a test folder, a fixed stratified fifth is the test set. Classes are in alphabetical order and images are
-    looked for in sub-folders too, as by torchvision's `ImageFolder`; hidden files and folders and other endings than
-    images' are passed over, links are followed but never in circles. Every image becomes RGB, its shorter side
+    searched in sub-folders too, as by torchvision's `ImageFolder`; hidden files and folders and files with other
+    endings are ignored, links are followed but never in circles. Every image becomes RGB, its shorter side
     `image_size`, its middle kept. Mean and std are those of the pool's images (streamed: of up to 5,000 of them).
 
     Args:
-        path: the folder.
-        image_size: side in pixels; None: the images' own if all have one size, else the median shorter side but no
-            more than 64, with a warning that says so.
-        streamed: whether images stay in their files; None: where they would take a quarter of the free memory.
+        path: path of the folder.
+        image_size: side in pixels; optional, defaults to the images' own if all have one size, else to the median
+            shorter side but at most 64, with a warning.
+        streamed: whether images stay in their files; optional, defaults to whether they would take more than a quarter
+            of the free memory.
 
     Raises:
         DataError: another layout, one class only, a class without an image, classes in which train and test differ,
@@ -109,7 +110,7 @@ def load_image_folder(path: str | Path, *, image_size: int | None = None, stream
 
 
 def class_folders(folder: Path) -> list[str]:
-    """Names of a folder's own folders in alphabetical order, without hidden ones.
+    """Return the names of a folder's own folders in alphabetical order, without hidden ones.
 
     Raises:
         DataError: the folder cannot be read.
@@ -125,7 +126,7 @@ def class_folders(folder: Path) -> list[str]:
 
 
 def image_files(folder: Path, classes: Sequence[str]) -> tuple[list[str], Tensor]:
-    """The image files of each class folder and below, in the order of torchvision's `ImageFolder`.
+    """Return the image files of each class folder and below, in the order of torchvision's `ImageFolder`.
 
     Returns:
         N paths and their labels `[N]`, int64.
@@ -148,9 +149,9 @@ def image_files(folder: Path, classes: Sequence[str]) -> tuple[list[str], Tensor
 
 
 def mean_and_std(images: Tensor) -> tuple[tuple[float, ...], tuple[float, ...]]:
-    """Mean and standard deviation of each channel, of uint8 images `[N, C, H, W]` scaled to [0, 1].
+    """Return mean and standard deviation of each channel of uint8 images `[N, C, H, W]` scaled to [0, 1].
 
-    Exact, from each channel's histogram. A channel of one value gets 1 / 255, the least that can be told apart.
+    Exact, from each channel's histogram. A channel of one value gets the deviation 1 / 255.
     """
     means, stds = [], []
     values = torch.arange(256, dtype=torch.float64) / 255
@@ -166,7 +167,7 @@ def mean_and_std(images: Tensor) -> tuple[tuple[float, ...], tuple[float, ...]]:
 
 
 def _parts(folder: Path) -> tuple[Path, Path | None]:
-    """The folders that hold training and test classes; no test folder if it is to be set apart."""
+    """Return the folders of training and test classes; None where the test set is a part of the training folder."""
     names = class_folders(folder)
     tests = [name for name in TEST_NAMES if name in names]
     if "train" in names and tests:
@@ -189,7 +190,7 @@ def _images_below(folder: Path) -> list[str]:
     while open_folders:
         current = open_folders.pop()
         real = os.path.realpath(current)
-        if real in seen:  # a link to where we have been
+        if real in seen:  # a link to a folder that was searched already
             continue
         seen.add(real)
         try:

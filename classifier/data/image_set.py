@@ -55,20 +55,20 @@ class ImageSet:
 
     @property
     def image_shape(self) -> tuple[int, int, int]:
-        """(C, H, W)."""
+        """Shape (C, H, W) of an image."""
         _, channels, height, width = self.images.shape
         return (channels, height, width)
 
     def take(self, positions: NDArray[np.int64]) -> "ImageSet":
-        """The images at these positions, in this order."""
+        """Return the images at these positions, in this order."""
         index = torch.from_numpy(positions).to(self.labels.device)
         return ImageSet(self.images.index_select(0, index), self.labels.index_select(0, index))
 
     def to(self, device: torch.device | str) -> "ImageSet":
-        """The same images on `device`; nothing is copied if they are there already."""
+        """Return the images on `device`; nothing is copied if they are there already."""
         return ImageSet(self.images.to(device), self.labels.to(device))
 
 
 def describe(tensor: Tensor) -> str:
-    """Type and shape, for errors."""
+    """Return type and shape of a tensor, for errors."""
     return f"{str(tensor.dtype).removeprefix('torch.')} {list(tensor.shape)}"

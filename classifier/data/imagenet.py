@@ -20,7 +20,7 @@ COUNTS = {"train": 1_281_167, "val": 50_000}
 SIZE = 224
 
 DEVKIT = "ILSVRC2012_devkit_t12.tar.gz"
-META = "meta.bin"  # what torchvision makes of the devkit
+META = "meta.bin"  # written by torchvision from the devkit
 ARCHIVES = (DEVKIT, "ILSVRC2012_img_train.tar", "ILSVRC2012_img_val.tar")
 
 
@@ -76,7 +76,7 @@ def load_imagenet(root: Path | None = None) -> Dataset:
 
 
 def _by_torchvision(folder: Path) -> tuple[list[str], tuple[str, ...], ImageFiles, ImageFiles]:
-    # Here, not above: it takes seconds.
+    # Imported here because it takes seconds.
     from torchvision.datasets import ImageNet
 
     try:

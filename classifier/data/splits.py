@@ -11,8 +11,8 @@ from rlmix.classifier.data.image_files import ImageFiles
 from rlmix.classifier.data.image_set import DataError, ImageSet
 from rlmix.classifier.data.stratify import IntArray, apportion, interleave, positions_by_class, random_stream
 
-# Fixed for good: were it a setting, one task's validation images would be another's training images, and whatever is
-# learned over many tasks would have seen what it is judged by.
+# Never to be changed or made a setting: one task's validation images would be another's training images, and an agent
+# that learns over many tasks would have seen the images that it is evaluated on.
 SPLIT_SEED = 20_221_204
 
 MAX_VALIDATION_SIZE = 5_000
@@ -42,11 +42,11 @@ class Splits:
 
     @property
     def num_classes(self) -> int:
-        """How many classes there are, K."""
+        """Number of classes, K."""
         return len(self.class_names)
 
     def to(self, device: torch.device | str) -> "Splits":
-        """The same splits with all images and labels on `device`; images in files stay there, with their labels."""
+        """Return the splits with images and labels on `device`; image files and their labels stay on the host."""
         return replace(
             self,
             train=self.train.to(device),
@@ -56,7 +56,7 @@ class Splits:
         )
 
     def trained_on_validation(self) -> "Splits":
-        """Splits that train on the validation images too; nothing may then be chosen by them."""
+        """Return splits that train on the validation images too; these must then not be used for selection."""
         train, validation = self.train, self.validation
         if isinstance(train, ImageFiles) and isinstance(validation, ImageFiles):
             labels = torch.cat((train.labels, validation.labels))
@@ -68,19 +68,18 @@ class Splits:
     def draw(
         self, train_size: int | None, *, data_seed: int, label_noise: float = 0.0, noise: str = "symmetric"
     ) -> "Splits":
-        """Splits whose training set is a stratified subset of this one's, with a share of its labels made wrong.
+        """Return splits whose training set is a stratified subset of this one's, with some wrong labels.
 
-        The images keep the order they have here. The same seed draws the same on every device. For one seed the
+        The images keep their order. The same seed draws the same on every device. For one seed the
         images do not depend on `label_noise`, and less noise spoils a part of the labels that more noise spoils.
-        Whatever is not changed is shared with these splits, not copied: asking for all images without noise gives
-        these splits themselves.
+        Unchanged parts are shared, not copied: with all images and no noise these splits themselves are returned.
 
         Args:
-            train_size: number of training images, K to all of them; None takes all.
-            data_seed: what the images and the wrong labels are drawn by, 0 or above.
+            train_size: number of training images, at least K; None for all.
+            data_seed: RNG seed for the choice of images and wrong labels, at least 0.
             label_noise: share of the training images, in [0, 1), whose label is replaced by another class.
-            noise: by which one: with `symmetric` each of the K - 1 others is equally likely; `pair` takes the next
-                class, and the first one after the last.
+            noise: kind of wrong labels. `symmetric`: each of the K - 1 other classes is equally likely; `pair`: the
+                next class, or the first one for the last.
 
         Raises:
             DataError: an argument out of range.
@@ -119,12 +118,12 @@ class Splits:
 
     @cached_property
     def _train_by_class(self) -> tuple[IntArray, ...]:
-        # Kept, because an episode's draw would otherwise spend most of its time on finding each class's images.
+        # Cached: finding each class's images would take most of the time of a draw.
         return positions_by_class(self.train.labels.cpu().numpy(), self.num_classes)
 
 
 def split(dataset: Dataset, *, validation_size: int | None = None, development_size: int | None = None) -> Splits:
-    """Part a data set's pool into training, validation and development images, each class by its share.
+    """Split a data set's pool into training, validation and development images, stratified by class.
 
     The split depends on nothing but the pool and the two sizes. Validation and development hold each class's share to
     within one image; training is what remains. Every prefix of validation and of development is nearly stratified,
@@ -132,8 +131,8 @@ def split(dataset: Dataset, *, validation_size: int | None = None, development_s
 
     Args:
         dataset: the data set.
-        validation_size: number of validation images, 1 or more; None: 5,000, but no more than a fifth of the pool.
-        development_size: number of development images, 0 or more; None: 10,000, but no more than a fifth of the pool.
+        validation_size: number of validation images, at least 1; defaults to 5,000, but at most a fifth of the pool.
+        development_size: number of development images; defaults to 10,000, but at most a fifth of the pool.
 
     Raises:
         DataError: a size out of range, or sizes that leave a class without a training image.
@@ -170,7 +169,7 @@ def split(dataset: Dataset, *, validation_size: int | None = None, development_s
             f"({counts[short]} in the pool) with validation_size {validation_size} and development_size "
             f"{development_size}; lower one of them, or bring more images of this class"
         )
-    # Taken from the two ends, so that another size of one leaves the other as it is.
+    # Taken from the two ends, so that the size of one does not change the other.
     ends = counts - for_development
     validation = interleave([group[:end] for group, end in zip(by_class, for_validation, strict=True)])
     development = interleave([group[start:] for group, start in zip(by_class, ends, strict=True)])
@@ -194,7 +193,7 @@ def _with_wrong_labels(
 ) -> Images:
     labels = images.labels
     index = torch.from_numpy(random.permutation(len(labels))[:wrong]).to(labels.device)
-    # Going 1 to K - 1 classes on reaches each other class equally often and never the true one.
+    # A step of 1 to K - 1 classes reaches each other class equally often and never the true one.
     most = num_classes if noise == "symmetric" else 2
     step = torch.from_numpy(random.randint(1, most, size=wrong)).to(labels.device)
     spoiled = labels.index_copy(0, index, (labels[index] + step) % num_classes)

@@ -9,21 +9,21 @@ IntArray = NDArray[np.int64]  # one-dimensional: labels, counts, or positions in
 
 
 def random_stream(seed: int) -> np.random.RandomState:
-    """A random stream for draws that must never change.
+    """Return a random stream for draws that must never change.
 
-    NumPy freezes `RandomState`'s streams for good (NEP 19) and promises this of no newer generator; PyTorch promises
-    it of none. A split is part of a published result, so it may not move with a library's version or a device.
+    NumPy guarantees that `RandomState`'s streams do not change (NEP 19); it does not for newer generators, nor PyTorch
+    for any. A split is part of a published result, and must not depend on a library's version or a device.
     """
     return np.random.RandomState(np.random.MT19937(seed))
 
 
 def apportion(size: int, counts: IntArray, *, at_least: int = 0) -> IntArray:
-    """How many of `size` images each class gives, in proportion to what it has (largest remainder).
+    """Distribute `size` images over the classes in proportion to their counts (largest remainder).
 
     Args:
-        size: how many in all, 0 to the sum of `counts`.
-        counts: `[K]`, how many images each class has.
-        at_least: how many each class gives in any case, as far as it has them; at most `size / K`.
+        size: number of images in all, from 0 to the sum of `counts`.
+        counts: `[K]`, number of images of each class.
+        at_least: lowest number from each class that has as many; at most `size / K`.
 
     Returns:
         `[K]`, summing to `size`; each within 1 of its exact share, unless `at_least` takes from the larger classes.
@@ -40,12 +40,12 @@ def apportion(size: int, counts: IntArray, *, at_least: int = 0) -> IntArray:
 
 
 def positions_by_class(labels: IntArray, num_classes: int) -> tuple[IntArray, ...]:
-    """The positions of each class's images, ascending: K arrays for `labels` `[N]`."""
+    """Return the positions of each class's images, ascending: K arrays for `labels` `[N]`."""
     return tuple(np.flatnonzero(labels == label) for label in range(num_classes))
 
 
 def interleave(groups: Sequence[IntArray]) -> IntArray:
-    """One order of all groups' members in which every prefix holds nearly each group's share.
+    """Return all groups' members in an order in which every prefix holds nearly each group's share.
 
     The j-th of a group's n members comes at (j + 1/2) / n of the way, so groups of one size simply take turns.
     """
@@ -54,7 +54,7 @@ def interleave(groups: Sequence[IntArray]) -> IntArray:
 
 
 def set_apart(labels: IntArray, num_classes: int, *, share: float, seed: int) -> tuple[IntArray, IntArray]:
-    """Positions that remain (ascending) and positions set apart: a fixed share of each class, by a seed.
+    """Draw a share of each class; return the positions that remain (ascending) and those set apart.
 
     A class of one image keeps it.
     """

@@ -1,4 +1,4 @@
-"""Batches of images read from files ahead of training, by worker processes, as given draws say.
+"""Batches of images that worker processes read from files ahead of training, by given random draws.
 
 The caller draws everything random, so a batch is a pure function of its draw: the same bytes for any number of
 workers, in the order of the draws. Batches are uint8 on the host; normalising and mixing stay on the device.
@@ -30,12 +30,12 @@ ATTEMPTS = 10
 
 @dataclass(frozen=True, eq=False)
 class StreamDraw:
-    """What is random about one batch, on the host.
+    """Random draws of one batch, on the host.
 
     Args:
-        index: `[B]`, int64, which files.
+        index: `[B]`, int64, positions of the files.
         crop: `[B, 4]`, float64 in [0, 1]: area, aspect ratio, top and left of each crop.
-        flip: `[B]`, bool, which crops are mirrored left to right.
+        flip: `[B]`, bool, whether each crop is mirrored left to right.
     """
 
     index: Tensor
@@ -52,25 +52,25 @@ def stream_batches(
     scale: tuple[float, float] = SCALE,
     pin: bool = False,
 ) -> Iterator[Tensor]:
-    """Random crops of image files, each scaled to a square, one batch for each draw, in order.
+    """Yield random crops of image files, each scaled to a square, a batch for each draw, in order.
 
-    Draws are taken ahead of the batches, two for each worker, so `batches` may not depend on what comes out. Another
-    size is another stream. Closing the iterator, or dropping it, ends its workers.
+    Draws are taken ahead of the batches, two for each worker, so `batches` must not depend on the results. Closing or
+    dropping the iterator ends its workers.
 
     Args:
         files: the files.
         batches: the draws, endless or not.
         size: side of the squares in pixels.
-        workers: processes that read; 0 reads in this one, when a batch is asked for.
-        scale: least and most share of an image's area that a crop covers.
-        pin: whether batches lie in pinned memory, for copies to a CUDA device beside its work.
+        workers: number of processes that read; 0 reads in this one, when a batch is requested.
+        scale: lowest and highest share of an image's area that a crop covers.
+        pin: whether batches are in pinned memory, for asynchronous copies to a CUDA device.
 
     Yields:
         `[B, 3, size, size]`, uint8, in channels-last memory.
 
     Raises:
         DataError: an argument out of range (at once), a draw that does not fit the files, or a file that cannot be
-            read (when its batch's turn comes); it names the file.
+            read (at its batch); the message names the file.
     """
     if not 0 < scale[0] <= scale[1] <= 1:
         raise DataError(f"expected a scale of two rising shares of the area in (0, 1], got {scale}; {SCALE} is usual")
@@ -80,20 +80,20 @@ def stream_batches(
 def stream_evaluation(
     files: ImageFiles, *, size: int, batch_size: int, workers: int, pin: bool = False
 ) -> Iterator[Tensor]:
-    """The middle of each file in turn: the shorter side is made `size` * 256 / 224 pixels, then the middle cut out.
+    """Yield the middle square of each file, once the shorter side is resized to `size` * 256 / 224 pixels.
 
     Args:
         files: the files.
         size: side of the squares in pixels.
         batch_size: images in a batch; the last one has what is left.
         workers: processes that read; 0 reads in this one.
-        pin: whether batches lie in pinned memory.
+        pin: whether batches are in pinned memory.
 
     Yields:
         `[B, 3, size, size]`, uint8, in channels-last memory.
 
     Raises:
-        DataError: an argument out of range (at once), or a file that cannot be read; it names the file.
+        DataError: an argument out of range (at once), or a file that cannot be read; the message names it.
     """
     if batch_size < 1:
         raise DataError(f"expected a batch_size of 1 or more, got {batch_size}; 256 is usual")
@@ -105,16 +105,16 @@ def stream_evaluation(
 def random_crop(
     height: int, width: int, draw: Sequence[float], *, scale: tuple[float, float] = SCALE
 ) -> tuple[int, int, int, int]:
-    """Where a random crop lies: torchvision's `RandomResizedCrop`, from a draw instead of a global generator.
+    """Return the place of a random crop: torchvision's `RandomResizedCrop`, by a draw instead of a global generator.
 
     Area is uniform over `scale`, the logarithm of width / height over that of 3/4 to 4/3. A crop that is too large
     is drawn again up to nine times, by numbers that follow from the draw; then the middle is taken, as large as the
     ratios allow.
 
     Args:
-        height, width: the image's, in pixels.
+        height, width: sides of the image, in pixels.
         draw: four numbers in [0, 1]: area, aspect ratio, top, left.
-        scale: least and most share of the area.
+        scale: lowest and highest share of the area.
 
     Returns:
         (top, left, height, width) of the crop, in pixels.
@@ -144,8 +144,8 @@ def _attempts(draw: Sequence[float]) -> Iterator[Sequence[float]]:
         yield [more.random() for _ in range(4)]
 
 
-# What the worker processes are sent: nothing but this module's functions, sizes, and each batch's paths and draws. So
-# they start quickly, also where they are spawned, and hold no list of a million paths each.
+# Worker processes are sent only this module's functions, sizes, and each batch's paths and draws: so they start
+# quickly, also where they are spawned, and do not each hold a list of a million paths.
 
 
 class _Squares(MapDataset[Tensor]):
@@ -207,7 +207,7 @@ def _stream(
         num_workers=workers,
         collate_fn=_as_it_is,
         pin_memory=pin,
-        generator=torch.Generator(),  # else it would draw a seed, which nothing needs, from the global one
+        generator=torch.Generator(),  # otherwise it draws an unneeded seed from the global one
     )
     return _in_turn(iter(loader))
 

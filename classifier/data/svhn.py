@@ -14,7 +14,7 @@ FOLDER = "svhn"
 
 
 def load_svhn(root: Path | None = None) -> Dataset:
-    """Load SVHN's training and test set, downloading them if they are nowhere to be found.
+    """Load SVHN's training and test set, downloading them if they are not found.
 
     Labels are as torchvision gives them: the digit 0, which the files number 10, is class 0.
 
@@ -24,7 +24,7 @@ def load_svhn(root: Path | None = None) -> Dataset:
     Raises:
         DataError: a file is missing or damaged (its MD5 is not the published one), or the download failed.
     """
-    # Here, not above: it takes seconds, and only SVHN needs it.
+    # Imported here because it takes seconds.
     from torchvision.datasets import SVHN
 
     home = user_folder() / FOLDER

@@ -23,7 +23,7 @@ SIZE = 64
 
 
 def load_tiny_imagenet(root: Path | None = None, *, image_size: int = SIZE) -> Dataset:
-    """Load Tiny-ImageNet, downloading it (237 MB) if it is nowhere to be found.
+    """Load Tiny-ImageNet, downloading it (237 MB) if it is not found.
 
     Classes are ordered by their WordNet numbers, as torchvision's `ImageFolder` orders them.
 
@@ -108,7 +108,7 @@ def _damaged(path: Path, expected: str, came: str) -> DataError:
 
 
 def _download(target: Path) -> None:
-    # Here, not above: it takes seconds, and only a first download needs it.
+    # Imported here because it takes seconds.
     from torchvision.datasets.utils import download_and_extract_archive
 
     def fetch(folder: Path) -> Path:

@@ -1,11 +1,11 @@
-"""Evaluation: what accuracy alone does not say of a trained classifier.
+"""Evaluation of a trained classifier, beyond its accuracy.
 
 network = PixelNetwork(model, last_layer="head", mean=(0.5,), std=(0.25,))
 predictions = predict(network, [(images, labels)])
 print(accuracy(predictions.logits, predictions.labels), calibration(predictions.logits, predictions.labels))
 
 Everything is measured in float32 on a `PixelNetwork`, which takes pixels in [0, 1]. Libraries beyond this project's
-dependencies are imported when they are first used; `pip install 'rl-mix[evaluation]'` brings them.
+dependencies are imported when they are first used; `pip install 'rl-mix[evaluation]'` installs them.
 """
 
 from rlmix.classifier.evaluation.accuracy import Accuracy, Calibration, accuracy, calibration

@@ -1,4 +1,4 @@
-"""Accuracy, and calibration: whether a network is right as often as it says."""
+"""Accuracy, and calibration: agreement between a network's confidence and its accuracy."""
 
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -15,11 +15,11 @@ METRICS = "torchmetrics.functional.classification"
 
 @dataclass(frozen=True)
 class Accuracy:
-    """How often the network is right.
+    """Top-1 and top-5 accuracy.
 
     Attributes:
         top1: share of images whose largest logit is that of their class, in [0, 1].
-        top5: share of images whose class is among the five largest logits; none with five classes or fewer.
+        top5: share of images whose class is among the five largest logits; None with five classes or fewer.
         images: number of images.
     """
 
@@ -30,13 +30,13 @@ class Accuracy:
 
 @dataclass(frozen=True)
 class Calibration:
-    """How well confidence, the largest probability, tells how often the network is right.
+    """Agreement between confidence, the largest probability, and accuracy.
 
     Attributes:
         error: expected calibration error in [0, 1]: the mean over images of |accuracy - confidence| in their bin.
         confidence: mean confidence, in [0, 1].
-        bins: the reliability diagram, equal bins of confidence from 0 to 1: (images, mean confidence, accuracy); the
-            last two are none in a bin without an image.
+        bins: reliability diagram, equal bins of confidence from 0 to 1: (images, mean confidence, accuracy); the last
+            two are None in a bin without an image.
     """
 
     error: float
@@ -45,7 +45,7 @@ class Calibration:
 
 
 def accuracy(logits: Tensor, labels: Tensor) -> Accuracy:
-    """Top-1 and top-5 accuracy.
+    """Return top-1 and top-5 accuracy.
 
     Args:
         logits: `[N, K]`.
@@ -65,7 +65,7 @@ def accuracy(logits: Tensor, labels: Tensor) -> Accuracy:
 
 
 def calibration(logits: Tensor, labels: Tensor) -> Calibration:
-    """Expected calibration error and reliability diagram (Guo et al. 2017, https://arxiv.org/abs/1706.04599).
+    """Return expected calibration error and reliability diagram (Guo et al. 2017, https://arxiv.org/abs/1706.04599).
 
     Args:
         logits: `[N, K]`.

@@ -1,8 +1,8 @@
 """Accuracy under attack: FGSM (https://arxiv.org/abs/1412.6572) and PGD (https://arxiv.org/abs/1706.06083).
 
 The attacks are torchattack's. Both know network and class, act on pixels in [0, 1] and stay within an L∞ ball: what
-they leave of the accuracy is an upper bound of the network's robustness, and that of networks whose gradient vanishes
-is a loose one.
+they leave of the accuracy is an upper bound of the network's robustness, and a loose one for networks whose gradient
+vanishes.
 """
 
 from collections.abc import Callable, Iterable
@@ -29,15 +29,15 @@ ATTACKS: dict[str, tuple[str, dict[str, Any]]] = {
 def adversarial(
     network: PixelNetwork, pixels: Tensor, labels: Tensor, *, attack: str, epsilon: float = EPSILON, seed: int = 0
 ) -> Tensor:
-    """Images as an attack changes them, at most `epsilon` in each pixel.
+    """Return images as an attack changes them, by at most `epsilon` in each pixel.
 
     Args:
-        network: the one that is attacked.
+        network: the network that is attacked.
         pixels: `[B, C, H, W]` in [0, 1], on the network's device.
-        labels: `[B]`, whose loss is made larger.
+        labels: `[B]`, the classes whose loss is increased.
         attack: a key of `ATTACKS`.
         epsilon: radius of the L∞ ball, above 0.
-        seed: of PGD's random start.
+        seed: RNG seed for PGD's random start.
 
     Returns:
         `[B, C, H, W]` in [0, 1].
@@ -60,15 +60,14 @@ def adversarial(
 
 
 def attacked_accuracy(
-    network: PixelNetwork, chunks: Iterable[tuple[Tensor, Tensor]], *, epsilon: float = EPSILON, seed: int = 0
+    network: PixelNetwork, chunks: Iterable[tuple[Tensor, Tensor]], *, seed: int = 0
 ) -> dict[str, float]:
-    """Accuracy in [0, 1] on images that each attack has changed.
+    """Return the accuracy in [0, 1] under each attack.
 
     Args:
-        network: the one that is attacked.
+        network: the network that is attacked.
         chunks: images `[B, C, H, W]`, uint8, and labels `[B]`, at least one chunk.
-        epsilon: radius of the L∞ ball, above 0.
-        seed: of PGD's random starts.
+        seed: RNG seed for PGD's random starts.
 
     Raises:
         ImportError: torchattack is not installed.
@@ -78,9 +77,7 @@ def attacked_accuracy(
     for number, (images, labels) in enumerate(chunks):
         count += len(labels)
         for attack in ATTACKS:
-            changed = adversarial(
-                network, images / 255, labels, attack=attack, epsilon=epsilon, seed=(seed << 32) + number
-            )
+            changed = adversarial(network, images / 255, labels, attack=attack, seed=(seed << 32) + number)
             with torch.no_grad():
                 hits[attack] = hits[attack] + (network(changed).argmax(dim=1) == labels).sum()
     return {attack: float(number) / count for attack, number in hits.items()}

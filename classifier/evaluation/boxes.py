@@ -1,4 +1,4 @@
-"""Images whose objects' boxes are known: items on a larger canvas, and folders in the layout of CUB-200-2011."""
+"""Images with known object boxes: items on a larger canvas, and folders in the layout of CUB-200-2011."""
 
 import math
 import warnings
@@ -13,7 +13,7 @@ from torch import Tensor
 from rlmix.classifier.data import DataError, ImageSet
 from rlmix.classifier.data.decoding import centre_square, printable, read_rgb
 
-CANVAS = 2  # sides of the item that the canvas measures
+CANVAS = 2  # side of the canvas over that of the item
 FRAGMENTS = 6
 FRAGMENT_SIDE = 1 / 3  # of the item's shorter side
 BACKGROUND = 25  # values up to a tenth of white are background, around an item
@@ -35,7 +35,7 @@ class BoxedImages:
     boxes: Tensor
 
     def split(self, batch_size: int) -> list["BoxedImages"]:
-        """Batches of so many images; the last one has what is left."""
+        """Return batches of `batch_size` images; the last one may have fewer."""
         parts = (values.split(batch_size) for values in (self.images, self.labels, self.boxes))
         return [BoxedImages(*part) for part in zip(*parts, strict=True)]
 
@@ -51,7 +51,7 @@ def on_canvas(items: ImageSet, pool: ImageSet, *, generator: torch.Generator) ->
     Args:
         items: N images on the CPU.
         pool: images of the same size, on the CPU, that fragments are cut from; of two classes or more.
-        generator: of places, fragments and the images they are cut from.
+        generator: a CPU generator for places, fragments and the images they are cut from.
 
     Raises:
         DataError: all images of the pool are of one class.
@@ -65,7 +65,7 @@ def on_canvas(items: ImageSet, pool: ImageSet, *, generator: torch.Generator) ->
     side = max(1, round(FRAGMENT_SIDE * min(height, width)))
 
     def draw(limit: Tensor | int, *shape: int) -> Tensor:
-        """Whole numbers from 0 to below `limit`."""
+        """Draw whole numbers from 0 to below `limit`."""
         return (torch.rand(shape, generator=generator, dtype=torch.float64) * limit).long()
 
     # Sorted by class, the images of other classes are those before and those behind a class's own.
@@ -94,7 +94,7 @@ def on_canvas(items: ImageSet, pool: ImageSet, *, generator: torch.Generator) ->
 
 
 def _item_boxes(images: Tensor) -> Tensor:
-    """The least box around all that is brighter than the background, `[N, 4]`; the whole image where nothing is."""
+    """Return the box around all pixels above the background, `[N, 4]`; the whole image where there are none."""
     height, width = images.shape[2:]
     bright = (images > BACKGROUND).any(dim=1)
     bright |= ~bright.any(dim=(1, 2), keepdim=True)
@@ -116,9 +116,9 @@ def load_boxed_folder(path: str | Path, class_names: Sequence[str], *, size: int
 
     Args:
         path: the folder.
-        class_names: the network's, in its order; the folder may have fewer classes.
+        class_names: names of the network's classes, in its order; the folder may have fewer.
         size: side of the square in pixels.
-        shorter: length that an image's shorter side is given before the square is cut out; at least `size`.
+        shorter: length that an image's shorter side is resized to before the square is cut out; at least `size`.
 
     Raises:
         DataError: a file is missing or damaged, or a class is not the network's.
@@ -167,7 +167,7 @@ def load_boxed_folder(path: str | Path, class_names: Sequence[str], *, size: int
 
 
 def _read_lines(path: Path) -> dict[str, list[str]]:
-    """The fields of each line by its first one."""
+    """Return the fields of each line by its first one."""
     try:
         rows = [line.split() for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
     except (OSError, UnicodeDecodeError) as error:
@@ -181,7 +181,7 @@ def _read_lines(path: Path) -> dict[str, list[str]]:
 def _in_square(
     box: tuple[float, float, float, float], image_size: tuple[int, int], *, size: int, shorter: int
 ) -> tuple[float, float, float, float] | None:
-    """Where x, y, width and height of an image lie in its middle square, as `centre_square` cuts it; none = outside."""
+    """Return a box (x, y, width, height) in the middle square of `centre_square`; None if it is outside."""
     width, height = image_size
     scaled = (shorter, int(shorter * height / width)) if width <= height else (int(shorter * width / height), shorter)
     (left, right), (top, bottom) = (

@@ -22,8 +22,8 @@ def gaussian_noise(pixels: Tensor, strength: float, generator: torch.Generator) 
 
 
 def gaussian_blur(pixels: Tensor, strength: float, _generator: torch.Generator) -> Tensor:
-    """Blur by a normal kernel whose standard deviation is `strength` of the image's shorter side."""
-    # Here, not above: it takes seconds, and only blurring needs it.
+    """Blur by a Gaussian kernel; `strength` is its standard deviation over the image's shorter side."""
+    # Imported here because it takes seconds.
     from torchvision.transforms.v2 import functional
 
     sigma = strength * min(pixels.shape[-2:])
@@ -38,13 +38,13 @@ def brightness(pixels: Tensor, strength: float, _generator: torch.Generator) -> 
 
 
 def contrast(pixels: Tensor, strength: float, _generator: torch.Generator) -> Tensor:
-    """Keep `strength` of each pixel's distance to the mean of its image and channel."""
+    """Multiply each pixel's distance to the mean of its image and channel by `strength`."""
     mean = pixels.mean(dim=(2, 3), keepdim=True)
     return mean + strength * (pixels - mean)
 
 
 def occlusion(pixels: Tensor, strength: float, generator: torch.Generator) -> Tensor:
-    """Cover a square of `strength` of the shorter side, at a random place within the image, with middle grey."""
+    """Cover a square with grey, at a random place; `strength` is its side over the image's shorter side."""
     height, width = pixels.shape[-2:]
     side = round(strength * min(height, width))
     top = torch.randint(height - side + 1, (len(pixels), 1), generator=generator).to(pixels.device)
@@ -55,7 +55,7 @@ def occlusion(pixels: Tensor, strength: float, generator: torch.Generator) -> Te
     return torch.where((down[:, :, None] & across[:, None, :])[:, None], 0.5, pixels)
 
 
-# Each with its five strengths, from the weakest on.
+# Each with its five strengths, from the weakest to the strongest.
 CORRUPTIONS: dict[str, tuple[Callable[[Tensor, float, torch.Generator], Tensor], tuple[float, ...]]] = {
     "noise": (gaussian_noise, (0.08, 0.12, 0.18, 0.26, 0.38)),
     "blur": (gaussian_blur, (0.015, 0.025, 0.035, 0.05, 0.07)),
@@ -71,7 +71,7 @@ def corrupt(pixels: Tensor, *, corruption: str, level: int, generator: torch.Gen
     Args:
         pixels: `[B, C, H, W]` in [0, 1].
         corruption: a key of `CORRUPTIONS`.
-        level: 1, the weakest, to 5.
+        level: strength, from 1 (weakest) to 5.
         generator: a CPU generator; the draws are the same on every device.
 
     Returns:
@@ -85,12 +85,12 @@ def corrupt(pixels: Tensor, *, corruption: str, level: int, generator: torch.Gen
 def corrupted_accuracy(
     network: PixelNetwork, chunks: Iterable[tuple[Tensor, Tensor]], *, seed: int = 0
 ) -> dict[str, list[float]]:
-    """Accuracy in [0, 1] under each corruption, from the weakest strength to the strongest.
+    """Return the accuracy in [0, 1] under each corruption, from the weakest strength to the strongest.
 
     Args:
-        network: on the images' device.
+        network: network on the images' device.
         chunks: images `[B, C, H, W]`, uint8, and labels `[B]`, at least one chunk.
-        seed: of noise and of the places of occlusion.
+        seed: RNG seed for noise and the places of occlusion.
     """
     generator = torch.Generator().manual_seed(seed)
     places = [(name, level) for name, (_, strengths) in CORRUPTIONS.items() for level in range(1, len(strengths) + 1)]

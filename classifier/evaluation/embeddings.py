@@ -1,4 +1,4 @@
-"""How tight the classes lie in the space of embeddings, what LaMix's paper shows in two dimensions."""
+"""Distances within and between classes in the space of embeddings, which LaMix's paper shows in two dimensions."""
 
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -26,11 +26,11 @@ class Distances:
 
 
 def class_distances(embeddings: Tensor, labels: Tensor) -> Distances:
-    """Mean distances within and between classes.
+    """Return the mean distances within and between classes.
 
     Args:
         embeddings: `[N, D]`.
-        labels: `[N]`, of at least two different classes.
+        labels: `[N]`, with at least two different classes.
 
     Raises:
         ValueError: there are fewer classes.

@@ -8,11 +8,11 @@ def library(name: str, purpose: str) -> ModuleType:
     """Import a library of the extra `rl-mix[evaluation]`.
 
     Args:
-        name: of the module.
-        purpose: what needs it, for the error.
+        name: name of the module.
+        purpose: the measure that needs it, for the error.
 
     Raises:
-        ImportError: it is not installed; says how to install it.
+        ImportError: it is not installed; the message tells how to install it.
     """
     try:
         return importlib.import_module(name)

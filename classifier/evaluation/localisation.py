@@ -27,16 +27,16 @@ OVERLAP = 0.5  # intersection over union from which a box is right
 
 @dataclass(frozen=True)
 class Localisation:
-    """How well a network's evidence tells where the object is; shares of images in [0, 1].
+    """Localisation of objects by class activation maps; shares of images in [0, 1].
 
     Attributes:
         known_class: boxes that are right, from the map of the true class, at a threshold of a fifth.
-        top1: as `known_class`, and the network names the class.
+        top1: as `known_class`, and the predicted class is right.
         best_known_class: as `known_class` at the best of all thresholds, MaxBoxAcc of Choe et al. 2020
             (https://arxiv.org/abs/2001.07437): an upper bound, since the boxes choose the threshold.
-        best_threshold: that threshold.
+        best_threshold: threshold of `best_known_class`.
         overlap: mean intersection over union of the boxes of `known_class`.
-        accuracy: images whose class the network names.
+        accuracy: images whose predicted class is right.
         chance: boxes that are right if each has its object's size and lies anywhere in the image, equally likely.
         whole_image: boxes that are right if each is the whole image.
         images: number of images.
@@ -57,7 +57,7 @@ def localise(network: PixelNetwork, batches: Iterable[BoxedImages]) -> Localisat
     """Localise objects by class activation maps.
 
     Args:
-        network: any whose last feature map is an image.
+        network: network whose last feature map is an image.
         batches: images of one size, classes and boxes; at least one batch.
 
     Raises:
@@ -91,10 +91,10 @@ def localise(network: PixelNetwork, batches: Iterable[BoxedImages]) -> Localisat
 
 
 def class_activation_maps(network: PixelNetwork, images: Tensor, labels: Tensor) -> tuple[np.ndarray, Tensor]:
-    """The Grad-CAM of each image's class in the network's last feature map, and what the network says.
+    """Return the Grad-CAM of each image's class in the network's last feature map, and the predicted classes.
 
     Args:
-        network: any whose last feature map is an image.
+        network: network whose last feature map is an image.
         images: `[B, C, H, W]`, uint8.
         labels: `[B]`.
 
@@ -107,7 +107,7 @@ def class_activation_maps(network: PixelNetwork, images: Tensor, labels: Tensor)
     """
     gradcam = library("pytorch_grad_cam", "localisation")
     device = network.mean.device
-    # Parameters are constants: what asks for a gradient is the image.
+    # Parameters are constants, so that the image must require a gradient.
     pixels = (images.to(device) / 255).requires_grad_()
     cam = gradcam.GradCAM(network, [last_feature_map(network, pixels[:1])])
     targets = [gradcam.utils.model_targets.ClassifierOutputTarget(category) for category in labels.tolist()]
@@ -120,7 +120,7 @@ def class_activation_maps(network: PixelNetwork, images: Tensor, labels: Tensor)
 
 @torch.no_grad()
 def last_feature_map(network: PixelNetwork, pixels: Tensor) -> nn.Module:
-    """The last module of the network whose output is an image of channels, more than a pixel wide.
+    """Return the network's last module whose output is `[B, C, H, W]` with more than one pixel per side.
 
     Args:
         network: the network.
@@ -155,7 +155,7 @@ def last_feature_map(network: PixelNetwork, pixels: Tensor) -> nn.Module:
 
 
 def boxes_of_maps(maps: np.ndarray, threshold: float) -> Tensor:
-    """The box around each map's largest connected part (by sides) of at least `threshold` of its highest value.
+    """Return the box around each map's largest 4-connected part of at least `threshold` of its highest value.
 
     Args:
         maps: `[N, H, W]`, from 0.
@@ -174,7 +174,7 @@ def boxes_of_maps(maps: np.ndarray, threshold: float) -> Tensor:
 
 
 def overlap(boxes: Tensor, others: Tensor) -> Tensor:
-    """Intersection over union of two boxes each.
+    """Return the intersection over union of pairs of boxes.
 
     Args:
         boxes: `[N, 4]`: top, left, bottom and right.
@@ -190,7 +190,7 @@ def overlap(boxes: Tensor, others: Tensor) -> Tensor:
 
 
 def chance(boxes: Tensor, size: tuple[int, int]) -> float:
-    """Share of right boxes among those of each object's own size at every whole-pixel place within the image.
+    """Return the share of right boxes, if each has its object's size and any whole-pixel place in the image.
 
     Args:
         boxes: `[N, 4]`: top, left, bottom and right.

@@ -1,4 +1,4 @@
-"""What a measure of a trained network is: how it is taken, and how tables, pages and charts show it."""
+"""Measures of a trained network: how they are taken, and how tables, pages and charts show them."""
 
 from __future__ import annotations
 
@@ -105,7 +105,7 @@ class Chart:
     """Data of a line chart.
 
     Attributes:
-        title: what the chart shows.
+        title: title of the chart.
         lines: points (x, y) of each line, by its name.
         x_label: name and unit of the horizontal axis.
         y_label: name and unit of the vertical axis.

@@ -24,8 +24,8 @@ class PixelNetwork(nn.Module):
     Args:
         model: maps normalised images `[B, C, H, W]` to logits `[B, K]`; put into evaluation mode.
         last_layer: name of the layer whose input is the embedding, as `find_last_layer` gives it.
-        mean: per channel, of images scaled to [0, 1].
-        std: per channel, likewise.
+        mean: mean of each channel of images scaled to [0, 1].
+        std: standard deviation of each channel of images scaled to [0, 1].
     """
 
     mean: Tensor
@@ -40,11 +40,11 @@ class PixelNetwork(nn.Module):
         self.eval()
 
     def forward(self, pixels: Tensor) -> Tensor:
-        """Pixels `[B, C, H, W]` in [0, 1] to logits `[B, K]`."""
+        """Return logits `[B, K]` of pixels `[B, C, H, W]` in [0, 1]."""
         return self.model((pixels - self.mean) / self.std)
 
     def embed(self, pixels: Tensor) -> tuple[Tensor, Tensor]:
-        """Pixels `[B, C, H, W]` in [0, 1] to logits `[B, K]` and embeddings `[B, D]`, what the last layer reads."""
+        """Return logits `[B, K]` and embeddings `[B, D]`, the last layer's input, of `[B, C, H, W]` in [0, 1]."""
         seen: list[Tensor] = []
         layer = self.model.get_submodule(self.last_layer)
         hook = layer.register_forward_pre_hook(lambda _module, inputs: seen.append(inputs[0]))
@@ -52,19 +52,19 @@ class PixelNetwork(nn.Module):
             logits = self(pixels)
         finally:
             hook.remove()
-        # Under a convolution the network averages what it gives over the image, and so the mean is what counts.
+        # A 1 x 1 convolution's outputs are averaged over the image, which is the same as averaging its input.
         embedding = seen[0].mean(dim=(2, 3)) if seen[0].ndim == 4 else seen[0]
         return logits, embedding.flatten(1)
 
 
 @dataclass(frozen=True, eq=False)
 class Predictions:
-    """What a network makes of N images.
+    """Outputs of a network for N images.
 
     Attributes:
         logits: `[N, K]`.
         embeddings: `[N, D]`.
-        labels: `[N]`, the truth.
+        labels: `[N]`, the true classes.
     """
 
     logits: Tensor
@@ -73,15 +73,15 @@ class Predictions:
 
     @property
     def right(self) -> NDArray[np.bool_]:
-        """Which images have their largest logit at the truth, `[N]`."""
+        """True for images whose predicted class is right, `[N]`."""
         return (self.logits.argmax(dim=1) == self.labels).cpu().numpy()
 
 
 def load_weights(path: Path) -> dict[str, Tensor]:
-    """Weights that a training has saved, on the CPU.
+    """Return the weights that a training has saved, on the CPU.
 
     Args:
-        path: `model.safetensors`.
+        path: path of a `model.safetensors`.
 
     Raises:
         DamagedFileError: there is no such file, or it is not whole.
@@ -102,16 +102,16 @@ def trained_network(
     std: Sequence[float],
     embedding: str | None = None,
 ) -> PixelNetwork:
-    """A network with the weights of a training, on the CPU.
+    """Return a network with the weights of a training, on the CPU.
 
     Args:
-        weights: of the network as its author wrote it, as `Trainer.network_state` gives them.
-        model: its name, as `build_model` takes it.
-        num_classes: K.
+        weights: weights of the network as its author wrote it, from `Trainer.network_state`.
+        model: name of the network, as for `build_model`.
+        num_classes: number of classes, K.
         image_shape: (C, H, W) of the images.
-        mean: what they were normalised by, per channel, in [0, 1].
-        std: likewise.
-        embedding: name of the network's last layer; none = found.
+        mean: mean of each channel, in [0, 1], that they were normalised by.
+        std: standard deviation of each channel, in [0, 1], that they were normalised by.
+        embedding: name of the network's last layer; optional, defaults to the one found.
 
     Raises:
         ValueError: the weights are those of another network, or the network cannot be built.
@@ -132,7 +132,7 @@ def predict(network: PixelNetwork, chunks: Iterable[tuple[Tensor, Tensor]]) -> P
     """Run the network over images.
 
     Args:
-        network: on the images' device.
+        network: network on the images' device.
         chunks: images `[B, C, H, W]`, uint8, and labels `[B]`, at least one chunk.
     """
     parts = [(*network.embed(images / 255), labels) for images, labels in chunks]

@@ -1,4 +1,4 @@
-"""mix_batch: the one call for a training loop of one's own."""
+"""mix_batch: mixing for your own training loop."""
 
 from collections.abc import Callable
 
@@ -24,7 +24,7 @@ def mix_batch(
     mean: Tensor | None = None,
     std: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """Mix one batch as `policy` says, with every random draw from `generator`.
+    """Mix one batch under `policy`, with every random draw from `generator`.
 
     The global label (`policy.label_beta` below 1) needs the network's second head and is added by
     `classifier.mixing.targets.lamix_target` in the loss.
@@ -40,7 +40,7 @@ def mix_batch(
             `classifier.mixing.saliency.input_gradient`.
         mean: `[C]`, mean of the colours in [0, 1] that the images were normalised by; read by methods that look at
             colours (Puzzle Mix, SaliencyMix).
-        std: `[C]`, standard deviation, likewise.
+        std: `[C]`, standard deviation of these colours.
 
     Returns:
         Mixed images `[B, C, H, W]` and targets `[B, K]`.

@@ -1,4 +1,4 @@
-"""The one formula that most mixers share: image and partner blended by a weight per pixel."""
+"""Formula that most mixers share: image and partner blended by a weight per pixel."""
 
 from torch import Tensor
 

@@ -13,7 +13,7 @@ Box = tuple[int, int, int, int]  # top, bottom, left, right; bottom and right ar
 
 
 def cutmix_box(height: int, width: int, *, lam: float, centre: tuple[float, float]) -> Box:
-    """Box of area ratio `1 - lam` around `centre`, clipped to the image (CutMix, eq. 2 and appendix A).
+    """Return the box of area ratio `1 - lam` around `centre`, clipped to the image (CutMix, eq. 2 and appendix A).
 
     Args:
         height: height of the image in pixels.

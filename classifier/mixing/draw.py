@@ -1,4 +1,4 @@
-"""Random draws of mixing: what two policies trained from one seed have in common."""
+"""Random draws of mixing, the same for all policies that are trained from one seed."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ class MixDraw:
         centre: row and column of CutMix's box, as fractions in [0, 1).
         choice: uniform in [0, 1), for a method's own alternatives: R-Mix's patch grids, Puzzle Mix's block counts,
             Manifold Mixup's stages, FMix's rounding.
-        key: whole numbers from 0 that `generator` is seeded from, e.g. (seed, number of the update).
+        key: whole numbers from 0, seed of `generator`, e.g. (seed, number of the update).
     """
 
     partner: Tensor
@@ -63,7 +63,7 @@ class MixDraw:
         """Draw for several batches at once, one for each of `keys`.
 
         Args:
-            batch_size: images in each batch.
+            batch_size: number of images in each batch.
             keys: the draws' `key`.
             generator: a CPU generator.
             part: images of each batch that this process trains on; partners are found among them.

@@ -36,14 +36,14 @@ def low_frequency_image(height: int, width: int, *, decay: float, generator: tor
 
 
 def binary_mask(image: Tensor, *, lam: float, max_soft: float, round_up: bool) -> Tensor:
-    """Mask that is 1 on the brightest share `lam` of an image's pixels and 0 elsewhere.
+    """Return a mask that is 1 on the brightest share `lam` of an image's pixels and 0 elsewhere.
 
     Args:
         image: `[H, W]`.
         lam: mean of the mask up to rounding, in [0, 1].
         max_soft: share of the pixels to either side of the edge, in [0, 0.5], over which the mask falls linearly from
             1 to 0; at most `lam` and `1 - lam`.
-        round_up: whether a part of a pixel counts as one, or as none.
+        round_up: whether the number of pixels is rounded up, or down.
 
     Returns:
         `[H, W]` float32.

@@ -1,4 +1,4 @@
-"""Parts that a mixing method is declared with: what it is given, its options, and what a training must know of it."""
+"""Declaration of a mixing method: its input, its options, and what it needs from a training."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ Mixed = tuple[Tensor, Tensor]  # mixed images and targets
 
 @dataclass(frozen=True)
 class MixInput:
-    """A batch, and what methods may need besides.
+    """A batch, and further inputs of methods.
 
     Attributes:
         images: `[B, C, H, W]`, normalised as the network sees them.
         targets: `[B, K]`, rows summing to 1.
         gradient: `[B, C, H, W]`, gradient of the loss at the images, for methods that need it.
-        mean: `[C]`, of colours in [0, 1], that the images were normalised by; for methods that look at colours.
-        std: `[C]`, likewise.
+        mean: `[C]`, mean of the colours in [0, 1] that the images were normalised by; for methods that read colours.
+        std: `[C]`, standard deviation of these colours.
     """
 
     images: Tensor
@@ -75,7 +75,7 @@ class Option:
     whole: bool = False
 
     def allows(self, value: float) -> bool:
-        """Whether a policy may set this option to `value`."""
+        """Return whether a policy may set this option to `value`."""
         return self.low <= value <= self.high and (not self.whole or value == int(value))
 
     def __str__(self) -> str:
@@ -90,8 +90,8 @@ class Method:
         mix: `(batch, settings, draw) -> (mixed_images, mixed_targets)`, changing nothing it is given.
         options: settings of the method's own, by name.
         needs_gradient: whether `mix` reads the input gradient of the batch.
-        gradient_in_eval: whether that gradient, where it is taken by a pass of its own, is that of the network in
-            evaluation mode, as Puzzle Mix has it; R-Mix takes it with batch statistics.
+        gradient_in_eval: whether that gradient, where it needs a pass of its own, is taken in evaluation mode, as in
+            Puzzle Mix; R-Mix uses batch statistics.
         needs_threshold: whether `mix` reads R-Mix's threshold.
         stage: for methods that mix hidden states: a uniform draw to the stage, 0 the images themselves (which `mix`
             then has mixed), i the output of the network's stage i (which is left to the caller).

@@ -1,4 +1,4 @@
-"""The registry of mixing methods: a new one is its own file and one line in METHODS."""
+"""Registry of mixing methods: a new one is its own file and one line in METHODS."""
 
 from rlmix.classifier.mixing.average import AVERAGE
 from rlmix.classifier.mixing.cutmix import CUTMIX

@@ -24,7 +24,7 @@ def mixed_picture(
         targets: `[B, K]`, rows summing to 1.
         class_names: name of each class.
         mean: mean of each channel that the images were normalised by.
-        std: standard deviation of each channel, likewise.
+        std: standard deviation of each channel that the images were normalised by.
 
     Returns:
         `[142, 896, 3]` uint8; unused places are white.

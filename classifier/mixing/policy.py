@@ -1,4 +1,4 @@
-"""MixPolicy: one value that says how a segment of a training mixes."""
+"""MixPolicy: the mixing policy of a segment of training."""
 
 from __future__ import annotations
 
@@ -139,7 +139,7 @@ class MixPolicy:
         return hash((tuple(self.shares.items()), *rest, options))
 
     def settings(self, method: str, draw: MixDraw) -> MixSettings:
-        """Return what `method` mixes a batch by."""
+        """Return the settings that `method` mixes a batch with."""
         defaults = {name: option.default for name, option in METHODS[method].options.items()}
         lam = self.lam.quantile(draw.lam_quantile)
         return MixSettings(lam, self.threshold, {**defaults, **self.options.get(method, {})})
@@ -185,7 +185,7 @@ class MixPolicy:
         return cls(**{**value, "lam": LamDistribution.parse(value["lam"])})
 
     def __str__(self) -> str:
-        """A short name for tables and pictures, e.g. `clean 50 % + cutmix 50 %, λ beta(1)`."""
+        """Short name for tables and pictures, e.g. `clean 50 % + cutmix 50 %, λ beta(1)`."""
         text = " + ".join(f"{method} {100 * share:.3g} %" for method, share in self.shares.items())
         if set(self.shares) != {"clean"}:
             text += f", λ {self.lam}"
@@ -201,7 +201,7 @@ class MixPolicy:
 
 
 def _changed_options(options: Any, shares: Mapping[str, float]) -> dict[str, dict[str, float]]:
-    """Options that differ from their defaults, of methods with a share, in the order in which they are declared."""
+    """Return the options that differ from their defaults, of methods with a share, in the order declared."""
     if not isinstance(options, Mapping) or not all(isinstance(values, Mapping) for values in options.values()):
         raise PolicyError(f"options must map methods to their options, got {options!r:.80}")
     for method, values in options.items():
@@ -229,10 +229,10 @@ def _changed_options(options: Any, shares: Mapping[str, float]) -> dict[str, dic
 
 
 def require_fields(where: str, value: Any, names: Sequence[str], *, optional: Sequence[str] = ()) -> None:
-    """Refuse what is not a dictionary of the fields `names`, and no others but those of `optional`.
+    """Raise unless the value is a dictionary with the fields `names`, and no others but those of `optional`.
 
     Raises:
-        PolicyError: naming the missing or unknown field.
+        PolicyError: a field is missing or unknown; the message names it.
     """
     if not isinstance(value, dict):
         raise PolicyError(f"{where} must be an object with the fields {', '.join(names)}, got {value!r:.80}")

@@ -33,7 +33,7 @@ PRECISION = 1000  # costs become whole numbers after times 1000 n^2, as publishe
 
 
 def block_counts(height: int, width: int) -> tuple[int, ...]:
-    """Blocks per side that images of this size are drawn with: the divisors of the side nearest to `BLOCKS`.
+    """Return the blocks per side for images of this size: the divisors of the side nearest to `BLOCKS`.
 
     32 pixels give 2, 4, 8 and 16, 28 pixels 2, 4, 7 and 14.
 
@@ -60,7 +60,7 @@ def mask_costs(
     gamma: float,
     eta: float,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Costs of a mask (eq. 4 to 6): whole numbers, for each block and for each pair of neighbours.
+    """Return the costs of a mask (eq. 4 to 6): whole numbers, for each block and for each pair of neighbours.
 
     Arguments are those of `puzzlemix`.
 
@@ -95,7 +95,7 @@ def mask_costs(
 
 
 def mask_energy(levels: Tensor, cost: Tensor, down: Tensor, right: Tensor) -> Tensor:
-    """Total costs of masks, `[B]`, in quarters of the unit of `mask_costs`.
+    """Return the total costs of masks, `[B]`, in quarters of the unit of `mask_costs`.
 
     Args:
         levels: `[B, n, n]` long, twice the mask: 0, 1 or 2.
@@ -126,7 +126,7 @@ def graph_cuts() -> ModuleType:
 
 
 def solve_mask(cost: Tensor, down: Tensor, right: Tensor) -> Tensor:
-    """Masks of low cost by alpha-beta swap, `[B, n, n]` long levels 0, 1 or 2, on the device of the costs.
+    """Return masks of low cost by alpha-beta swap, `[B, n, n]` long levels 0, 1 or 2, on the device of the costs.
 
     Arguments are those of `mask_energy`.
 
@@ -154,7 +154,7 @@ def solve_mask(cost: Tensor, down: Tensor, right: Tensor) -> Tensor:
 
 @lru_cache(maxsize=16)
 def _neighbours(batch: int, blocks: int) -> tuple[NDArray[np.int32], NDArray[np.int32]]:
-    """Numbers of the blocks that lie above, then of those left of, another; and of these others."""
+    """Return the numbers of blocks that have one below or to the right of them, and those of these neighbours."""
     number = np.arange(batch * blocks**2, dtype=np.int32).reshape(batch, blocks, blocks)
     first = np.concatenate([number[:, :-1].ravel(), number[:, :, :-1].ravel()])
     return first, np.concatenate([number[:, 1:].ravel(), number[:, :, 1:].ravel()])
@@ -168,7 +168,7 @@ def transported(images: Tensor, *, mask: Tensor, saliency: Tensor, t_eps: float)
 
     Args:
         images: `[B, C, H, W]`.
-        mask: `[B, n, n]`, how much of these images each block shows, in [0, 1].
+        mask: `[B, n, n]`, weight of these images in each block, in [0, 1].
         saliency: `[B, n, n]`, each map summing to 1.
         t_eps: cost of a move across the whole grid.
     """
@@ -177,7 +177,7 @@ def transported(images: Tensor, *, mask: Tensor, saliency: Tensor, t_eps: float)
     places, size = blocks**2, height // blocks
     worth, wanted = saliency.reshape(batch, places, 1), (mask > 0).reshape(batch, 1, places).to(saliency.dtype)
     cost = torch.addcmul(_distances(blocks, images.device).to(saliency.dtype).mul(t_eps), worth, wanted, value=-1)
-    price, choice = cost.min(dim=-1)  # of places that cost the same, the first
+    price, choice = cost.min(dim=-1)  # at a tie, the first place
     number = torch.arange(places, device=images.device).expand(batch, -1)
     for _ in range(blocks):
         lowest = torch.full_like(price, torch.inf).scatter_reduce(1, choice, price, "amin")
@@ -297,12 +297,12 @@ PUZZLEMIX = replace(PUZZLEMIX_NO_TRANSPORT, options={**_MASK, **_MOVES})
 
 
 def _block_saliency(saliency: Tensor, blocks: int) -> Tensor:
-    """Saliency of each block, `[B, n, n]`, summing to 1; the same everywhere for an image without any."""
+    """Return the saliency of each block, `[B, n, n]`, summing to 1; uniform for an image without any."""
     return summing_to_one(functional.avg_pool2d(saliency[:, None], saliency.shape[-1] // blocks)[:, 0])
 
 
 def _border_differences(colours: Tensor, partner: Tensor, cells: int, axis: int) -> Tensor:
-    """Mean absolute colour difference along each border between neighbours, `[B, 2, 2, ...]`.
+    """Return the mean absolute colour difference along each border between neighbours, `[B, 2, 2, ...]`.
 
     Indexed by what the first and what the second block shows, 0 the partner and 1 the image. `axis` 1 pairs each block
     with the one below, 2 with the one to the right; `cells` are the colours along a block's side.
@@ -320,7 +320,7 @@ def _border_differences(colours: Tensor, partner: Tensor, cells: int, axis: int)
 
 
 def _distances(blocks: int, device: torch.device) -> Tensor:
-    """Squared distance of each two places, `[n^2, n^2]`, that of a whole side being 1."""
+    """Return the squared distance of each two places, `[n^2, n^2]`, in units of the side."""
     number = torch.arange(blocks**2, device=device)
     row, column = number // blocks, number % blocks
     squared = (row[:, None] - row) ** 2 + (column[:, None] - column) ** 2

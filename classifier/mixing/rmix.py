@@ -27,7 +27,7 @@ def rmix_grids(height: int, width: int) -> list[int]:
 
 
 def salient_patches(saliency: Tensor, threshold: Tensor) -> Tensor:
-    """Mask of the patches that reach their image's saliency quantile `threshold` (interpolated between patches).
+    """Return the mask of patches at or above their image's saliency quantile `threshold` (interpolated).
 
     Args:
         saliency: `[B, h, w]`.

@@ -9,7 +9,7 @@ from torch.nn.functional import adaptive_avg_pool2d
 
 
 def pixel_saliency(gradient: Tensor) -> Tensor:
-    """Saliency of each pixel, `S = sqrt(mean over channels of g^2)`, relative to the image's largest gradient.
+    """Return each pixel's saliency `S = sqrt(mean over channels of g^2)`, relative to the image's largest gradient.
 
     Args:
         gradient: `[B, C, H, W]`, gradient of the loss at the input.
@@ -25,7 +25,7 @@ def pixel_saliency(gradient: Tensor) -> Tensor:
 
 
 def patch_saliency(gradient: Tensor, grid: int) -> Tensor:
-    """Saliency of each patch: the mean over its pixels, summing to 1 per image.
+    """Return the saliency of each patch: the mean over its pixels, summing to 1 per image.
 
     An image without any gradient (the network is sure of it) gets a uniform map.
 
@@ -50,7 +50,7 @@ def patch_saliency(gradient: Tensor, grid: int) -> Tensor:
 
 
 def pooled_saliency(gradient: Tensor, grid: int) -> Tensor:
-    """Saliency averaged over patches and not normalised.
+    """Return the saliency averaged over patches, not normalised.
 
     Where `grid` does not divide the image, neighbouring patches overlap by a pixel (adaptive pooling).
 
@@ -66,7 +66,7 @@ def pooled_saliency(gradient: Tensor, grid: int) -> Tensor:
 
 
 def summing_to_one(maps: Tensor) -> Tensor:
-    """Maps `[B, h, w]`, from 0, each divided by its sum; uniform where the sum is 0 or not finite, never NaN."""
+    """Return maps `[B, h, w]`, each divided by its sum; uniform where the sum is 0 or not finite."""
     total = maps.sum(dim=(1, 2), keepdim=True)
     usable = (total > 0) & total.isfinite()
     return torch.where(usable, maps / total.where(usable, 1.0), 1.0 / maps[0].numel())
@@ -74,7 +74,7 @@ def summing_to_one(maps: Tensor) -> Tensor:
 
 @contextmanager
 def buffers_unchanged(model: nn.Module) -> Iterator[None]:
-    """Put every buffer of `model` (BatchNorm's running statistics) back to its earlier value when the block ends."""
+    """Restore every buffer of `model` (BatchNorm's running statistics) when the block ends."""
     buffers = list(model.buffers())
     saved = [buffer.clone() for buffer in buffers]
     try:
@@ -86,14 +86,14 @@ def buffers_unchanged(model: nn.Module) -> Iterator[None]:
 
 
 def input_gradient(loss: Callable[[Tensor], Tensor], images: Tensor, model: nn.Module) -> Tensor:
-    """Gradient of a loss at the input, leaving the model's parameters' gradients and running statistics alone.
+    """Return the gradient of a loss at the input; the model's own gradients and running statistics do not change.
 
     This is the *exact* pass of the R-Mix paper: a second forward and backward through the network.
 
     Args:
         loss: maps images `[B, C, H, W]` to a scalar, calling `model`.
         images: `[B, C, H, W]`, floating point.
-        model: the network whose buffers are kept as they are.
+        model: the network, whose buffers are restored.
 
     Returns:
         `[B, C, H, W]`.

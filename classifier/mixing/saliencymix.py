@@ -20,7 +20,7 @@ SURROUNDS = (12, 24, 28, 48, 56, 112)  # pixels from the centre to the edge of a
 
 
 def fine_grained_saliency(images: Tensor) -> Tensor:
-    """Difference in intensity between each pixel and its surroundings, at six scales (Montabone and Soto 2010).
+    """Return each pixel's difference in intensity from its surroundings, at six scales (Montabone and Soto 2010).
 
     Intensity is smoothed twice and compared with the mean of ever larger squares around the pixel; brighter and darker
     differences are summed over the scales, each relative to its highest value in the image, and added. Values are
@@ -89,13 +89,13 @@ SALIENCYMIX = Method(_mix)
 
 
 def _within(centre: Tensor, half: int, side: int) -> Tensor:
-    """`[B, side]` bool: places from `half` before the centre to just before `half` after it."""
+    """Return `[B, side]` bool: places from `half` before the centre to just before `half` after it."""
     place = torch.arange(side, device=centre.device)
     return (place >= centre[:, None] - half) & (place < centre[:, None] + half)
 
 
 def _smoothed(grey: Tensor) -> Tensor:
-    """The mean with weights 1, 2, 1 in both directions, mirrored at the edges, rounded."""
+    """Return the mean with weights 1, 2, 1 in both directions, mirrored at the edges, rounded."""
     # Fewer than two pixels have nothing to mirror.
     padded = functional.pad(grey[:, None], (1, 1, 1, 1), mode="reflect" if min(grey.shape[1:]) > 1 else "replicate")[
         :, 0
@@ -106,7 +106,7 @@ def _smoothed(grey: Tensor) -> Tensor:
 
 
 def _window(side: int, surround: int, device: torch.device) -> tuple[Tensor, Tensor]:
-    """First place of each pixel's square, and the first after it, clipped to the image."""
+    """Return the first place of each pixel's square, and the first after it, clipped to the image."""
     place = torch.arange(side, device=device)
     return (place - surround + 1).clamp(min=0), (place + surround + 1).clamp(max=side)
 

@@ -1,4 +1,4 @@
-"""PolicySchedule: which MixPolicy at which progress of a training; readable JSON in and out."""
+"""PolicySchedule: the mixing policy at each progress of a training, as readable JSON."""
 
 from __future__ import annotations
 
@@ -20,11 +20,11 @@ MAX_SEGMENTS = 10_000
 
 @dataclass(frozen=True)
 class PolicySchedule:
-    """Mixing policies in the order of a training's progress; a fixed policy is a schedule of one segment.
+    """Mixing policies over the progress of a training; a fixed policy is a schedule of one segment.
 
     Attributes:
         segments: pairs of the progress in (0, 1] until which a policy holds, rising to exactly 1, and the policy.
-        provenance: where it comes from: how and on what it was learned, its validation score; any JSON object.
+        provenance: origin, e.g. how and on which data it was learned, and its validation score; any JSON object.
 
     Raises:
         PolicyError: the progress values do not rise to 1.
@@ -76,7 +76,7 @@ class PolicySchedule:
         """Return the schedule that `to_json` wrote.
 
         Raises:
-            PolicyError: a field is missing, unknown or out of range, or the version is not known; names the field.
+            PolicyError: a field is missing, unknown or out of range, or the version is not known; the message names it.
         """
         if not isinstance(value, dict) or value.get("format") != FORMAT:
             raise PolicyError(f"format must be {FORMAT!r}: this is not a policy schedule")
@@ -103,7 +103,7 @@ class PolicySchedule:
         return cls(tuple(segments), value["provenance"])
 
     def save(self, path: str | Path) -> None:
-        """Write the schedule to a JSON file, whole or not at all.
+        """Write the schedule to a JSON file, atomically.
 
         Raises:
             PolicyError: the provenance holds a number that JSON has not (NaN, infinity).
@@ -119,7 +119,7 @@ class PolicySchedule:
         """Read a schedule; runs no code from the file.
 
         Raises:
-            PolicyError: the file is missing, not JSON, or not a valid schedule; names the file and the field.
+            PolicyError: the file is missing, not JSON, or not a valid schedule; the message names file and field.
         """
         try:
             with open(path, "rb") as file:

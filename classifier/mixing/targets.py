@@ -10,7 +10,7 @@ def one_hot(labels: Tensor, num_classes: int) -> Tensor:
 
 
 def smooth(targets: Tensor, label_smoothing: float) -> Tensor:
-    """Label smoothing: `(1 - e) y + e / K` (Szegedy et al. 2016, section 7).
+    """Apply label smoothing: `(1 - e) y + e / K` (Szegedy et al. 2016, section 7).
 
     Args:
         targets: `[B, K]`, rows summing to 1.
@@ -20,7 +20,7 @@ def smooth(targets: Tensor, label_smoothing: float) -> Tensor:
 
 
 def global_label(global_logits: Tensor) -> Tensor:
-    """LaMix's global soft label `p = softmax(sigmoid(W_t e))` (eq. 9); no class gets more than e / (e + K - 1).
+    """Return LaMix's global soft label `p = softmax(sigmoid(W_t e))` (eq. 9); no class gets more than e / (e + K - 1).
 
     Args:
         global_logits: `[B, K]`, `W_t e` of the second head.
@@ -29,7 +29,7 @@ def global_label(global_logits: Tensor) -> Tensor:
 
 
 def lamix_target(local: Tensor, global_logits: Tensor, beta: Tensor | float, attached: Tensor | float = 1.0) -> Tensor:
-    """LaMix's target `t = beta y_lam + (1 - beta) p` (eq. 10); gradients flow through `p` to the second head.
+    """Return LaMix's target `t = beta y_lam + (1 - beta) p` (eq. 10); gradients flow through `p` to the second head.
 
     Args:
         local: `[B, K]`, local soft label `y_lam`, rows summing to 1.

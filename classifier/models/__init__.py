@@ -38,14 +38,14 @@ MODELS: dict[str, Callable[[int, int], nn.Module]] = {
     "densenet121_small": densenet121_small,
     "densenet121": densenet121,
 }
-# Whose every image classifier is a model as `library/name`.
+# Libraries whose image classifiers are available as `library/name`.
 LIBRARIES = {"torchvision": torchvision_model, "timm": timm_model}
 
 
 def build_model(
     name: str, *, num_classes: int, in_channels: int, image_size: tuple[int, int] | None = None
 ) -> nn.Module:
-    """A new network with random weights, on the CPU.
+    """Return a new network with random weights, on the CPU.
 
     Args:
         name: one of `MODELS`; `torchvision/name` or `timm/name` for a classifier of these libraries; or

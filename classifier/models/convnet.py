@@ -29,5 +29,5 @@ class ConvNet(nn.Module):
         self.head = nn.Linear(128, num_classes)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Images `[B, C, H, W]` of at least 4 x 4 pixels to logits `[B, K]`."""
+        """Return logits `[B, K]` of images `[B, C, H, W]` of at least 4 x 4 pixels."""
         return self.head(torch.relu(self.hidden(self.pool(self.stages(x)).flatten(1))))

@@ -21,7 +21,7 @@ class LabelHead(nn.Module):
             self.global_label = nn.Conv2d(local.in_channels, local.out_channels, 1)
 
     def forward(self, embedding: Tensor) -> Tensor:
-        """Embedding `[..., D]` to local and global logits side by side, `[..., 2 K]`; under a convolution, channels."""
+        """Return local, then global logits, `[..., 2 K]`, of embeddings `[..., D]`; a convolution's in dimension 1."""
         return torch.cat((self.local(embedding), self.global_label(embedding)), dim=self.class_dim)
 
 
@@ -36,7 +36,8 @@ def attach_label_head(
         model: maps `[B, C, H, W]` to logits `[B, K]`, or, in another shape, to the values of its last layer.
         num_classes: K.
         image_shape: (C, H, W) of an image the model accepts.
-        embedding: name of the last layer, as in `model.named_modules()`; none = found by a trial forward pass.
+        embedding: name of the last layer, as in `model.named_modules()`; optional, defaults to the one that a trial
+            forward pass finds.
 
     Returns:
         The layer's name.
@@ -56,13 +57,14 @@ def attach_label_head(
 def find_last_layer(
     model: nn.Module, *, num_classes: int, image_shape: tuple[int, int, int], embedding: str | None = None
 ) -> str:
-    """The name of the layer, linear or a 1 x 1 convolution, whose outputs are the logits; its input is the embedding.
+    """Return the name of the layer, linear or a 1 x 1 convolution, whose outputs are the logits.
 
     Args:
         model: maps `[B, C, H, W]` to logits `[B, K]`, or, in another shape, to the values of its last layer.
         num_classes: K.
         image_shape: (C, H, W) of an image the model accepts.
-        embedding: the name, as in `model.named_modules()`, where it is known; none = found by a trial forward pass.
+        embedding: the name, as in `model.named_modules()`, if it is known; optional, defaults to the one that a trial
+            forward pass finds.
 
     Raises:
         ValueError: no such layer (the message says how to name it), or the model does not take such images.
@@ -79,11 +81,11 @@ def find_last_layer(
 
 
 def without_label_head(state: dict[str, Tensor], layer: str) -> dict[str, Tensor]:
-    """The state of the network as its author wrote it: `layer` back under its own name, the second head left out.
+    """Return the state of the network as its author wrote it: `layer` under its own name, without the second head.
 
     Args:
         state: `model.state_dict()` of a model that `attach_label_head` changed.
-        layer: what `attach_label_head` returned.
+        layer: name that `attach_label_head` returned.
     """
     own = f"{layer}.local."
     return {
@@ -110,7 +112,7 @@ def _replace(model: nn.Module, name: str, layer: nn.Module) -> None:
 
 
 def _trial(model: nn.Module, image_shape: tuple[int, int, int]) -> Tensor:
-    """What the model makes of two images, in evaluation mode."""
+    """Return the model's output for two images, in evaluation mode."""
     training = model.training
     # Not zeros: through layers without biases they stay zeros, and every layer's output looks like the last one's.
     images = torch.rand(2, *image_shape, generator=torch.Generator().manual_seed(0))

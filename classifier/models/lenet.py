@@ -32,7 +32,7 @@ class LeNet(nn.Module):
         self.head = nn.Linear(84, num_classes)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Images `[B, C, H, W]` of at most 32 x 32 pixels to logits `[B, K]`.
+        """Return logits `[B, K]` of images `[B, C, H, W]` of at most 32 x 32 pixels.
 
         Raises:
             ValueError: the images are larger.

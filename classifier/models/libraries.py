@@ -23,13 +23,13 @@ TORCHVISION_ARGUMENTS: dict[str, dict[str, Any]] = {
 def torchvision_model(
     name: str, num_classes: int, in_channels: int, image_size: tuple[int, int] | None = None
 ) -> nn.Module:
-    """A classifier of `torchvision.models`, e.g. `resnet50`.
+    """Return a classifier of `torchvision.models`, e.g. `resnet50`.
 
     Args:
         name: as in `torchvision.models.list_models(torchvision.models)`.
         num_classes: length of the logits.
         in_channels: channels of the images; other than 3, the first convolution is a new one.
-        image_size: (H, W) for networks built for one size (vision transformers); none = the published one.
+        image_size: (H, W) for networks built for one size (vision transformers); defaults to the published one.
 
     Raises:
         ValueError: no such classifier, or not for these images.
@@ -58,13 +58,13 @@ def torchvision_model(
 
 
 def timm_model(name: str, num_classes: int, in_channels: int, image_size: tuple[int, int] | None = None) -> nn.Module:
-    """A classifier of timm, e.g. `resnet50d`.
+    """Return a classifier of timm, e.g. `resnet50d`.
 
     Args:
         name: as in `timm.list_models()`.
         num_classes: length of the logits.
         in_channels: channels of the images.
-        image_size: (H, W) for networks built for one size (vision transformers); none = the published one.
+        image_size: (H, W) for networks built for one size (vision transformers); defaults to the published one.
 
     Raises:
         ValueError: timm is not installed, has no such network, or cannot build it for these images.
@@ -91,13 +91,13 @@ def timm_model(name: str, num_classes: int, in_channels: int, image_size: tuple[
 
 
 def torchvision_classifiers() -> list[str]:
-    """Names of torchvision's image classifiers: not its segmentation, detection, video, flow and quantised networks."""
+    """Return the names of torchvision's image classifiers, without quantised ones."""
     import torchvision.models
 
     return torchvision.models.list_models(torchvision.models)
 
 
 def near_matches(name: str, known: Iterable[str]) -> str:
-    """`; did you mean a, b?` for the names most like `name`, or nothing where none is."""
+    """Return `; did you mean a, b?` for the names most similar to `name`, or an empty text."""
     close = difflib.get_close_matches(name, known)
     return f"; did you mean {', '.join(close)}?" if close else ""

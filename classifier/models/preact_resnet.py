@@ -36,7 +36,7 @@ class PreActResNet(nn.Module):
         widths: channels of each stage.
         blocks: blocks of each stage.
         stem_stride: stride of the first convolution; 1 as published, 2 to see a quarter of the pixels.
-        bottleneck: units of a linear layer before the last one, the embedding; none = the embedding is the pooled
+        bottleneck: units of a linear layer before the last one, the embedding; None: the embedding is the pooled
             channels, as published.
     """
 
@@ -68,7 +68,7 @@ class PreActResNet(nn.Module):
         self.head = nn.Linear(channels if bottleneck is None else bottleneck, num_classes)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Images `[B, C, H, W]` to logits `[B, K]`."""
+        """Return logits `[B, K]` of images `[B, C, H, W]`."""
         pooled = torch.relu(self.norm(self.stages(self.stem(x)))).mean(dim=(2, 3))
         return self.head(pooled if self.bottleneck is None else self.bottleneck(pooled))
 

@@ -84,7 +84,7 @@ class ResNeXt(nn.Module):
         nn.init.zeros_(self.head.bias)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Images `[B, C, H, W]` to logits `[B, K]`."""
+        """Return logits `[B, K]` of images `[B, C, H, W]`."""
         return self.head(self.stages(self.stem(x)).mean(dim=(2, 3)))
 
 

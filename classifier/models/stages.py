@@ -1,4 +1,4 @@
-"""Where a network's hidden states lie, for Manifold Mixup (Verma et al. 2019), https://arxiv.org/abs/1806.05236."""
+"""Hidden states of a network, for Manifold Mixup (Verma et al. 2019), https://arxiv.org/abs/1806.05236."""
 
 from torch import nn
 
@@ -9,12 +9,12 @@ from rlmix.classifier.models.preact_resnet import PreActResNet
 from rlmix.classifier.models.resnext import ResNeXt
 from rlmix.classifier.models.wide_resnet import WideResNet
 
-# Their classes of ResNets, by name: neither library need be there, or imported, to tell that a network is none of its.
+# Names of the libraries' ResNet classes: neither library needs to be installed or imported for the check.
 RESNETS = {("torchvision.models.resnet", "ResNet"), ("timm.models.resnet", "ResNet")}
 
 
 def hidden_stages(model: nn.Module) -> list[nn.Module]:
-    """The modules whose outputs are the hidden states after the first and after the second stage.
+    """Return the modules whose outputs are the hidden states after the first and after the second stage.
 
     They are the network's own modules, to put a forward hook on, before or after `attach_label_head`.
 

@@ -61,7 +61,7 @@ class WideResNet(nn.Module):
         self.head = nn.Linear(channels, num_classes)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Images `[B, C, H, W]` to logits `[B, K]`."""
+        """Return logits `[B, K]` of images `[B, C, H, W]`."""
         return self.head(torch.relu(self.norm(self.stages(self.stem(x)))).mean(dim=(2, 3)))
 
 

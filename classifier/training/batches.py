@@ -32,7 +32,7 @@ class Views:
     Attributes:
         top: `[B]` int64, first row of each crop.
         left: `[B]` int64, first column of each crop.
-        flip: `[B]` bool, which crops are mirrored left to right.
+        flip: `[B]` bool, whether each crop is mirrored left to right.
     """
 
     top: Tensor
@@ -52,7 +52,7 @@ class Batch:
         index: `[B]` int64, positions in the training set.
         views: the crops and flips through which the images are seen.
         gradient: `[B, C, H, W]`, input gradient of the loss at `images`; None until it has been taken.
-        logits: `[B, K]` float32 of an exact saliency pass; None where there was none.
+        logits: `[B, K]` float32 of an exact saliency pass; None without one.
     """
 
     images: Tensor
@@ -94,7 +94,7 @@ class BatchSource:
         config: setting of the training.
         data: the images, on `device`.
         seed: RNG seed for data order, crops, flips and mixing draws.
-        device: where batches live.
+        device: device of the batches.
         rank: number of this process; it gets its slice of every batch.
         world: number of processes that train the network.
 
@@ -143,7 +143,7 @@ class BatchSource:
         """Return batch `number`, not mixed.
 
         Args:
-            number: place in the data order, from 0.
+            number: number of the batch in the data order, from 0.
             side: side of streamed images in pixels; optional, defaults to the data set's own.
 
         Raises:
@@ -182,14 +182,14 @@ class BatchSource:
         _, blocks, row = self._mixing(update)
         views = blocks[row]
         if self._padded is None:
-            # Another crop of a file would be another file to read: a flip is what the pixels at hand allow.
+            # Another crop would need the file again: only a flip is possible with these pixels.
             mirrored = (views.flip ^ batch.views.flip)[:, None, None, None]
             images, gradient = (
                 torch.where(mirrored, tensor.flip(-1), tensor) for tensor in (batch.images, batch.gradient)
             )
             return Batch(images, batch.index, replace(batch.views, flip=views.flip), gradient)
         anew = self._view(self._padded, batch.index, views)
-        # Two crops lie at most twice the padding apart; what the first did not show has no saliency.
+        # Two crops are at most twice the padding apart; pixels outside the first one have no saliency.
         margin = 2 * self._padding
         across = views.left - batch.views.left
         anew.gradient = augment(
@@ -207,7 +207,7 @@ class BatchSource:
         return Batch(normalise(pixels, self.mean, self.std), index, views)
 
     def _streamed(self, number: int, side: int) -> Tensor:
-        """Pixels of batch `number`, `[B, 3, side, side]` uint8, read ahead while numbers ascend."""
+        """Return the pixels of batch `number`, `[B, 3, side, side]` uint8, read ahead while numbers ascend."""
         if self._stream is None or self._stream_next != (number, side):
             files, readers = self._data.train, self._config.readers
             assert isinstance(files, ImageFiles)
@@ -294,7 +294,7 @@ def _channels_last(images: Tensor) -> Tensor:
 
 
 def recycled_updates(plan: Sequence[str], policy: MixPolicy) -> list[bool]:
-    """Tell for each update if its gradient serves another: it is clean, and a saliency method follows before the next.
+    """Return for each update whether its gradient is reused: a clean one with a saliency method before the next.
 
     The updates after the plan are not known: its last clean update counts if the policy has a saliency method at all.
     """

@@ -15,7 +15,6 @@ from rlmix.classifier.mixing.rmix import rmix_grids
 from rlmix.classifier.mixing.targets import one_hot
 from rlmix.classifier.training.batches import Batch
 from rlmix.classifier.training.config import TrainConfig
-from rlmix.classifier.training.stats import TrainStats
 from rlmix.classifier.training.trainer import Trainer
 
 
@@ -72,12 +71,6 @@ class RMixTrainer(Trainer):
         super().reset(seed, data=data, updates=updates, lr=lr)
         self._clean = None
 
-    def train(self, policy: MixPolicy, updates: int, *, probe: bool = True) -> TrainStats:
-        """Train a segment under one policy; see `Trainer.train`."""
-        stats = super().train(policy, updates, probe=probe)
-        self._clean = None  # stale: its gradient was taken before this segment's updates
-        return stats
-
     def next_clean(self) -> CleanBatch:
         """Look at the batch that `train_mixed` will mix, by an exact pass; the same until it has been trained on.
 
@@ -107,7 +100,7 @@ class RMixTrainer(Trainer):
             raise ValueError(f"the training of {self.config.updates} updates is over; reset it")
         if threshold.shape != (self.config.batch_size,):
             raise ValueError(f"threshold must be [{self.config.batch_size}], got {tuple(threshold.shape)}")
-        batch, self._clean = self._looked_at(), None
+        batch = self._looked_at()
         draw = replace(self.batches.draw(self.updates_done), threshold=threshold.to(self.device))
         targets = one_hot(self.batches.labels(batch), self.num_classes)
         one = torch.ones((), device=self.device)
@@ -128,6 +121,10 @@ class RMixTrainer(Trainer):
         super().load_state_dict(state)
         clean = state["processes"][self.rank].get("next_clean")
         self._clean = None if clean is None else Batch.from_state(clean, self.device)
+
+    def _end_update(self) -> None:
+        super()._end_update()
+        self._clean = None  # stale: its gradient is that of the weights before this update
 
     def _looked_at(self) -> Batch:
         """Return the next batch with its gradient and logits, taken once."""

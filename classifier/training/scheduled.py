@@ -1,4 +1,4 @@
-"""A training under a schedule, from where it stands to its end."""
+"""Training under a schedule, from its current update to its end."""
 
 from rlmix.classifier.mixing import PolicySchedule
 from rlmix.classifier.training.stats import TrainStats, merge_stats

@@ -16,8 +16,8 @@ class UpdateStats:
 
     Attributes:
         loss: cross-entropy against the targets, in nats.
-        target_entropy: entropy of the targets themselves, in nats: the least the loss can be.
-        accuracy: share of images whose largest logit is the largest target.
+        target_entropy: entropy of the targets, in nats: the lower bound of the loss.
+        accuracy: share of images, in [0, 1], whose largest logit is at the largest target.
     """
 
     loss: float
@@ -26,25 +26,25 @@ class UpdateStats:
 
     @classmethod
     def from_sums(cls, sums: Sequence[float], updates: int) -> UpdateStats | None:
-        """Return the means from sums over `updates` updates, in the order of the attributes; none without an update."""
+        """Return the means from sums over `updates` updates, in the order of the attributes; None without an update."""
         return cls(*(value / updates for value in sums)) if updates else None
 
 
 @dataclass(frozen=True)
 class TrainStats:
-    """What a segment of training was like.
+    """Statistics of a segment of training.
 
     Attributes:
         updates: number of updates.
-        images: images consumed, updates times batch size.
-        seconds: wall-clock time; the one value that differs between two runs of one seed.
-        methods: updates of each method.
-        clean: means over clean updates; none if there was none.
-        mixed: means over the other updates; none if there was none.
+        images: number of images trained on, updates times batch size.
+        seconds: wall-clock time; the only value that differs between two runs of one seed.
+        methods: number of updates of each method.
+        clean: means over clean updates; None without one.
+        mixed: means over the other updates; None without one.
         saliency_entropy: mean entropy of the last clean batches' patch saliency, over its highest value, in [0, 1].
         gradient_norm: norm of the parameters' gradient over that of the parameters, at the last clean updates.
-        diverged: a loss was not finite, or a weight after the last update, which is where a gradient that was not
-            finite shows.
+        diverged: whether a loss, or a weight after the last update, was not finite; a gradient that was not finite
+            shows in the weights.
     """
 
     updates: int
@@ -59,7 +59,7 @@ class TrainStats:
 
 
 def merge_stats(parts: Sequence[TrainStats]) -> TrainStats:
-    """The stats of consecutive segments as of one; saliency and gradient are those of the last."""
+    """Return the statistics of consecutive segments as one; saliency and gradient are those of the last."""
     counts: Counter[str] = Counter()
     for part in parts:
         counts.update(part.methods)
@@ -88,12 +88,12 @@ def _weighted(parts: Sequence[tuple[UpdateStats | None, int]]) -> UpdateStats | 
 
 @dataclass(frozen=True)
 class EvalStats:
-    """How well the network does on held-out images.
+    """Performance of the network on a split.
 
     Attributes:
-        accuracy: top-1, in [0, 1].
-        loss: cross-entropy in nats.
-        confidence: mean largest probability.
+        accuracy: top-1 accuracy, in [0, 1].
+        loss: mean cross-entropy, in nats.
+        confidence: mean largest probability, in [0, 1].
         calibration_error: expected calibration error over 15 equal bins of confidence, in [0, 1].
         images: number of images.
     """
@@ -106,6 +106,6 @@ class EvalStats:
 
     @classmethod
     def at_chance(cls, num_classes: int) -> EvalStats:
-        """Return what guessing gives, which stands for a network before its training and after one that diverged."""
+        """Return the values of guessing, used for a network before its training and after one that diverged."""
         chance = 1 / num_classes
         return cls(chance, math.log(num_classes), chance, 0.0, 0)

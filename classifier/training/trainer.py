@@ -131,14 +131,14 @@ class Trainer:
 
     @property
     def relative_lr(self) -> float:
-        """The learning rate of the next update over the highest one."""
+        """Learning rate of the next update over the highest one."""
         return self.optimizer.param_groups[0]["lr"] / self.config.lr if self.config.lr else 0.0
 
     def train(self, policy: MixPolicy, updates: int, *, probe: bool = True) -> TrainStats:
         """Train a segment under one policy.
 
         Args:
-            policy: how to mix.
+            policy: mixing policy of the segment.
             updates: length of the segment, at least 1 and not past the end of the training.
             probe: whether saliency and gradient are measured at the last clean updates.
 
@@ -177,7 +177,7 @@ class Trainer:
                 if recycle or probed:
                     batch.gradient = leaf.grad
                 if method == "clean":
-                    # Or none: a batch from before this one has the saliency of a network that is no more.
+                    # None otherwise: the gradient of an earlier batch is stale.
                     self._waiting = batch if recycle else None
                 if probed:
                     probe_sums += self._probe(batch)
@@ -185,7 +185,7 @@ class Trainer:
         counts = Counter(plan)
         self._average(*sums.values(), probe_sums)
         weights = [parameter.detach() for parameter in self.model.parameters()]
-        # The largest weight, for a sum of squares can overflow though every weight is finite.
+        # The largest weight: a sum of squares could overflow although every weight is finite.
         largest = nn.utils.get_total_norm(weights, math.inf)
         clean, other, probed_means, weight = _to_host(sums["clean"], sums["mixed"], probe_sums, largest[None])
         finite = all(math.isfinite(value) for value in (*clean, *other, *weight))
@@ -215,13 +215,13 @@ class Trainer:
             factor: above 0.
         """
         for group in self.optimizer.param_groups:
-            # Where it stands, and what `onecycle` moves between; the other schedules reckon from their own base.
+            # The current rate and `onecycle`'s limits; the other schedules compute from `base_lrs`.
             for name in {"lr", "initial_lr", "max_lr", "min_lr"} & group.keys():
                 group[name] *= factor
         self._lr_schedule.base_lrs = [factor * lr for lr in self._lr_schedule.base_lrs]
 
     def check(self, policy: MixPolicy) -> None:
-        """Refuse a policy that this network or these images cannot be trained under.
+        """Raise for a policy that this network or these images cannot be trained under.
 
         Raises:
             ValueError: it mixes hidden states of a network whose stages are not known, has no grid for images of this
@@ -244,8 +244,8 @@ class Trainer:
         """Measure the network on `train`, `validation`, `development` or `test`, without augmentation.
 
         Args:
-            split: name of the split; `test` is asked for once, at the very end.
-            limit: how many images, from the start of the split; none = all.
+            split: name of the split; measure `test` only once, at the very end.
+            limit: number of images, from the start of the split; None for all.
 
         Raises:
             ValueError: the split is not known or empty, or the limit is below 1.
@@ -253,7 +253,7 @@ class Trainer:
         if split not in ("train", "validation", "development", "test"):
             raise ValueError(f"split must be train, validation, development or test, got {split!r}")
         if limit is not None and limit < 1:
-            raise ValueError(f"limit must be at least 1 image, or none for all, got {limit}")
+            raise ValueError(f"limit must be at least 1 image, or None for all, got {limit}")
         part = getattr(self.data, split)
         count = len(part) if limit is None else min(limit, len(part))
         if not count:
@@ -303,7 +303,7 @@ class Trainer:
             "updates_done": self.updates_done,
             "fresh_batches": self._fresh_batches,
             "credit": self._interleaver.credit,
-            # Copies: training goes on in place, and must not change what was kept.
+            # Copies: training changes the network and the optimiser in place.
             "model": {name: tensor.clone() for name, tensor in self.model.state_dict().items()},
             "optimizer": copy.deepcopy(self.optimizer.state_dict()),
             "lr_schedule": self._lr_schedule.state_dict(),
@@ -345,7 +345,7 @@ class Trainer:
         return {"waiting": waiting, "random_state": self._random_state}
 
     def network_state(self) -> dict[str, Tensor]:
-        """Weights of the network as its author wrote it, without the global-label head."""
+        """Return the weights of the network as its author wrote it, without the global-label head."""
         return without_label_head(dict(self.model.state_dict()), self.head_layer)
 
     def _new_model(self) -> tuple[nn.Module, str]:
@@ -360,7 +360,7 @@ class Trainer:
 
     def _new_lr_schedule(self) -> torch.optim.lr_scheduler.LRScheduler:
         with warnings.catch_warnings():
-            # The optimiser has made steps before, in the training that this one replaces.
+            # The optimiser has made steps in the training that this one replaces.
             warnings.filterwarnings("ignore", message="Detected call of `lr_scheduler.step")
             return LR_SCHEDULES[self.config.lr_schedule](self.optimizer, self.config)
 
@@ -373,7 +373,7 @@ class Trainer:
         self._evaluation_sums = torch.compile(self._batch_sums, dynamic=False)
 
     def _logits(self, network: nn.Module, images: Tensor) -> tuple[Tensor, Tensor]:
-        """Images `[B, C, H, W]` to local and global logits, `[B, K]` float32 each."""
+        """Return local and global logits, `[B, K]` float32 each, of images `[B, C, H, W]`."""
         with torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=self.precision == "bf16"):
             logits = network(images)
         local, global_logits = logits.float().chunk(2, dim=1)
@@ -382,7 +382,7 @@ class Trainer:
     def _loss_and_stats(
         self, images: Tensor, targets: Tensor, beta: Tensor, attached: Tensor
     ) -> tuple[Tensor, Tensor, Tensor]:
-        """The mean loss (LaMix, eq. 11); off the graph (loss, target entropy, accuracy) `[3]`, and logits `[B, K]`."""
+        """Return the mean loss (LaMix, eq. 11); detached, (loss, target entropy, accuracy) `[3]`; logits `[B, K]`."""
         local, global_logits = self._logits(self._network, images)
         target = lamix_target(targets, global_logits, beta, attached)
         loss = soft_cross_entropy(local, target).mean()
@@ -393,13 +393,13 @@ class Trainer:
         return loss, torch.stack((loss.detach(), entropy, hits)), seen
 
     def _batch_sums(self, images: Tensor, labels: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
-        """Sums over a batch: (hits, loss, confidence) `[3]`, and (hits, confidence) per bin of confidence `[2, 15]`."""
+        """Return sums of (hits, loss, confidence) `[3]`, and of (hits, confidence) per bin of confidence `[2, 15]`."""
         local, _ = self._logits(self.model, images)
         loss = nn.functional.cross_entropy(local, labels, reduction="none")
         confidence, answer = local.softmax(dim=1).max(dim=1)
         hits = (answer == labels).float() * weight
         confidence = confidence * weight
-        # Clamped from below too: a diverged network's NaN becomes some number, and must not be an index out of range.
+        # Clamped from below too: a diverged network's NaN may become an index out of range.
         place = (confidence * CALIBRATION_BINS).long().clamp(0, CALIBRATION_BINS - 1)
         member = nn.functional.one_hot(place, CALIBRATION_BINS).float()
         values = torch.stack((hits, confidence))
@@ -408,7 +408,7 @@ class Trainer:
     def _mixed_loss(
         self, method: str, policy: MixPolicy, draw: MixDraw
     ) -> Callable[..., tuple[Tensor, Tensor, Tensor]]:
-        """The training loss; of a network whose hidden states are mixed on the way where the method says so."""
+        """Return the training loss; it mixes hidden states of the network where the method does."""
         drawn = METHODS[method].stage
         number = drawn(draw.choice) if drawn else 0
         if number == 0:
@@ -416,14 +416,14 @@ class Trainer:
         stage = hidden_stages(self.model)[number - 1]
 
         def loss(*arguments: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-            # Eager: a hook that comes and goes would have the step compiled again each time.
+            # Eager: torch.compile would compile again each time that the hook is added or removed.
             with mixed_stage(stage, partner=draw.partner, lam=policy.lam.quantile(draw.lam_quantile)):
                 return self._loss_and_stats(*arguments)
 
         return loss
 
     def _next_batch(self, method: str) -> Batch:
-        """The waiting clean batch where a saliency method can use it, else a fresh one (with an exact pass for it)."""
+        """Return the waiting clean batch if the method can use it, else a fresh one, with its gradient if needed."""
         needs_gradient = METHODS[method].needs_gradient
         if needs_gradient and self._waiting is not None:
             batch, self._waiting = self._waiting, None
@@ -434,7 +434,7 @@ class Trainer:
         return batch
 
     def _take_gradient(self, batch: Batch, method: str) -> None:
-        """Give a batch its input gradient and logits by an exact pass, as a method of `METHODS` has it."""
+        """Set a batch's input gradient and logits by a pass of their own, in the mode that the method needs."""
         targets = one_hot(self.batches.labels(batch), self.num_classes)
         one = torch.ones((), device=self.device)
 
@@ -448,11 +448,11 @@ class Trainer:
         self.model.train()
 
     def _unsynchronised(self) -> AbstractContextManager[None]:
-        """No gradient of the parameters is made inside, so there is none for the processes to wait for."""
+        """Return a context without synchronisation: no gradient of the parameters is computed inside."""
         return self._network.no_sync() if isinstance(self._network, DistributedDataParallel) else nullcontext()
 
     def _average(self, *tensors: Tensor) -> None:
-        """Put the mean over all processes into tensors, in place."""
+        """Replace tensors by their mean over all processes, in place."""
         if self.world > 1:
             for tensor in tensors:
                 dist.all_reduce(tensor)
@@ -468,7 +468,7 @@ class Trainer:
         return BatchSource(self.config, self.data, seed=seed, device=self.device, rank=self.rank, world=self.world)
 
     def _probe(self, batch: Batch) -> Tensor:
-        """Relative saliency entropy of a clean batch and relative norm of its parameter gradient, `[2]`."""
+        """Return relative saliency entropy of a clean batch and relative norm of its parameter gradient, `[2]`."""
         assert batch.gradient is not None
         height, width = batch.gradient.shape[-2:]
         grid = next((grid for grid in GRIDS if height % grid == 0 and width % grid == 0), 1)
@@ -481,7 +481,7 @@ class Trainer:
 
     @contextmanager
     def _own_random_state(self) -> Iterator[None]:
-        """Let layers that draw (dropout) draw from this training's own state, and leave everybody else's alone."""
+        """Use this training's own random state, as layers such as dropout draw, and restore the global one."""
         devices = [self.device] if self.device.type == "cuda" else []
         with torch.random.fork_rng(devices=devices):
             torch.set_rng_state(self._random_state)
@@ -492,7 +492,7 @@ class Trainer:
 
 
 def _to_host(*tensors: Tensor) -> list[list[float]]:
-    """The values of 1-d tensors, brought to the host in one copy."""
+    """Return the values of 1-d tensors, copied to the host in one transfer."""
     values = torch.cat(tensors).tolist()
     ends = np.cumsum([len(tensor) for tensor in tensors])
     return [values[end - len(tensor) : end] for end, tensor in zip(ends, tensors, strict=True)]

@@ -192,7 +192,7 @@ def learn(
             callback = SearchLog(
                 menu=search.menu,
                 segments=search.segments,
-                episodes_file=log.path,
+                episodes=log,
                 positions=positions,
                 bar=bar,
                 rollouts=math.ceil(config.episodes / config.ppo.episodes_per_update),

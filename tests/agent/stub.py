@@ -20,7 +20,7 @@ from rlmix.agent.callbacks import SearchLog
 from rlmix.agent.config import PPOConfig
 from rlmix.agent.ppo import build_agent, start_search
 from rlmix.agent.workers import EpisodeCursor, Worker
-from rlmix.classifier.files import load_state, save_state
+from rlmix.classifier.files import LineLog, load_state, save_state
 from rlmix.envs import Menu
 from rlmix.envs.observation import observation_space
 
@@ -106,7 +106,7 @@ def search(
         log = SearchLog(
             menu=Menu(),
             segments=SEGMENTS,
-            episodes_file=folder / "episodes.jsonl",
+            episodes=LineLog(folder / "episodes.jsonl"),
             positions=positions,
             bar=tqdm(disable=True),
             rollouts=rollouts,

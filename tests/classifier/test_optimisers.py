@@ -1,6 +1,8 @@
 """Optimisers and learning-rate schedules beside SGD with OneCycle: AdamW, and a cosine with warm-up."""
 
 import math
+import subprocess
+import sys
 from dataclasses import replace
 from typing import Any
 
@@ -136,3 +138,20 @@ def test_a_vision_transformer_of_timm_trains(digits: Splits) -> None:
 def test_wrong_options_are_refused(options: dict[str, Any], said: str) -> None:
     with pytest.raises(InputError, match=said):
         replace(CONFIG, **options)
+
+
+def test_training_and_its_checkpoints_do_not_import_the_compiler() -> None:
+    code = (
+        "import sys\n"
+        "from rlmix.classifier.data import load_dataset, split\n"
+        "from rlmix.classifier.mixing import MixPolicy\n"
+        "from rlmix.classifier.training.config import TrainConfig\n"
+        "from rlmix.classifier.training.trainer import Trainer\n"
+        "for optimizer in ('sgd', 'adamw'):\n"
+        "    trainer = Trainer(TrainConfig(updates=2, optimizer=optimizer), split(load_dataset('digits')))\n"
+        "    trainer.train(MixPolicy({'clean': 0.5, 'rmix': 0.5}), 2)\n"
+        "    trainer.load_state_dict(trainer.state_dict())\n"
+        "print('torch._dynamo' in sys.modules)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout.strip()) == (0, "False"), done.stderr

@@ -881,6 +881,28 @@ def test_a_batch_looked_at_before_other_training_is_not_mixed_by_its_old_salienc
     assert len(seen) == 1
 
 
+def test_a_refused_segment_keeps_the_batch_looked_at_and_an_interrupted_one_does_not(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    trainer = rmix_trainer_of()
+    old = trainer.next_clean()
+    with pytest.raises(ValueError, match="updates must be in"):
+        trainer.train(CLEAN, 10**6)
+    assert trainer.next_clean().gradient is old.gradient
+
+    next_batch = trainer._next_batch
+
+    def interrupted(method: str) -> Any:
+        if trainer.updates_done:
+            raise KeyboardInterrupt
+        return next_batch(method)
+
+    monkeypatch.setattr(trainer, "_next_batch", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        trainer.train(CLEAN, 2)
+    assert trainer.next_clean().gradient is not old.gradient
+
+
 def test_nothing_is_read_from_the_device_in_updates_with_given_thresholds() -> None:
     trainer = rmix_trainer_of()
     train_by_thresholds(trainer, 1, LamDistribution())

@@ -130,7 +130,7 @@ def test_an_action_that_is_none_is_refused(action: Any) -> None:
         ({"reward": "best"}, "reward must be one of saliency, validation, got 'best'"),
         ({"grid": "fine"}, "grid must be one of published, mixing, got 'fine'"),
         ({"lam": "x"}, "lam must read"),
-        ({"validation_limit": 0}, "validation_limit must be at least 1 image or none, got 0"),
+        ({"validation_limit": 0}, "validation_limit must be at least 1 image or None, got 0"),
         ({"training": {"batch_size": 101}}, "got 100 training images for batches of 101"),
     ],
 )
