@@ -146,7 +146,7 @@ class SurrogateEpisodes:
         model, everyone = self.model, self.trainings
         playing = Trainings(*(getattr(everyone, name)[which] for name in everyone.__dataclass_fields__))
         segment, task = playing.segment.clone(), playing.task
-        noise = _normal(self.seeds[which], segment, len(PREDICTED))
+        noise = standard_normal(self.seeds[which], segment, len(PREDICTED))
         penalty = torch.zeros(len(which))
         if self.caution:
             penalty = self.caution * model.disagreement(playing, action)[:, ACCURACY]
@@ -441,9 +441,9 @@ def _draw(seeds: Tensor, purpose: int) -> Tensor:
     return _hash(_hash(seeds) + purpose) & (MAX_SEED - 1)
 
 
-def _normal(seeds: Tensor, segment: Tensor, count: int) -> Tensor:
+def standard_normal(seeds: Tensor, segment: Tensor, count: int) -> Tensor:
     """Return `count` standard normal numbers for each seed and segment, `[N, count]`."""
     place = (1 + segment)[:, None] * 4096 + torch.arange(count)
     bits = _hash(_hash(seeds)[:, None] + place * _GOLDEN)
-    uniform = (((bits >> 40) & 0xFFFFFF).float() + 0.5) * 2**-24
+    uniform = (((bits >> 41) & 0x7FFFFF).float() + 0.5) * 2**-23  # exact in float32, and never 0 or 1
     return torch.erfinv(2 * uniform - 1) * math.sqrt(2)

@@ -10,6 +10,7 @@ import torch
 from gymnasium.utils.env_checker import check_env as gymnasium_check
 from gymnasium.vector import AutoresetMode
 from safetensors.torch import load_file, save_file
+from scipy import stats
 from stable_baselines3.common.env_checker import check_env as sb3_check
 
 from rlmix.classifier.errors import InputError
@@ -17,7 +18,7 @@ from rlmix.classifier.files import DamagedFileError
 from rlmix.envs import FlatMixPolicyEnv, Menu, MixPolicyEnv
 from rlmix.envs.observation import DEFAULT_FEATURES
 from rlmix.envs.rewards import REWARDS
-from rlmix.envs.surrogate import SurrogateEnv, SurrogateVectorEnv
+from rlmix.envs.surrogate import SurrogateEnv, SurrogateVectorEnv, standard_normal
 from rlmix.envs.surrogate_fit import fit_surrogate
 from rlmix.envs.surrogate_model import FILE, SurrogateModel
 from rlmix.envs.surrogate_tasks import SPLITS, Recording, split_of
@@ -259,6 +260,19 @@ def test_what_cannot_be_played_is_refused() -> None:
     flat.reset(seed=0)
     with pytest.raises(ValueError, match=r"in \[0, 5\]"):
         flat.step(6)
+
+
+def test_noise_is_standard_normal_and_a_function_of_seed_and_segment_alone() -> None:
+    seeds, segment = torch.arange(400_000), torch.zeros(400_000, dtype=torch.int64)
+    noise = standard_normal(seeds, segment, 10)
+    assert torch.isfinite(noise).all()
+    assert noise.abs().max() < 6
+    columns = torch.cat((noise, standard_normal(seeds, segment + 1, 10)), dim=1)
+    np.testing.assert_allclose(columns.mean(dim=0), 0, atol=0.01)
+    np.testing.assert_allclose(torch.cov(columns.T), np.eye(20), atol=0.01)
+    for level in (-2.0, -0.5, 1.0):
+        assert float((noise < level).float().mean()) == pytest.approx(stats.norm.cdf(level), abs=1e-3)
+    assert torch.equal(standard_normal(seeds[5:9], segment[5:9], 10), noise[5:9])
 
 
 # Files

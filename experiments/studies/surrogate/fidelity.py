@@ -41,7 +41,8 @@ def measure_fidelity(model: SurrogateModel, lines: Sequence[Mapping[str, Any]]) 
         if split == "test":
             for name in GROUPS:
                 rows = [place for place, line in enumerate(chosen) if _group(line) == name]
-                groups[name] = _compare([chosen[row] for row in rows], told[rows], seed_std)
+                if rows:
+                    groups[name] = _compare([chosen[row] for row in rows], told[rows], seed_std)
             for name in dict.fromkeys(line["kind"] for line in chosen):
                 rows = [place for place, line in enumerate(chosen) if line["kind"] == name]
                 kinds[name] = _compare([chosen[row] for row in rows], told[rows], seed_std)
@@ -58,16 +59,16 @@ def distinct(lines: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
 
 
 def surrogate_accuracies(
-    model: SurrogateModel, lines: Sequence[Mapping[str, Any]], *, episodes: int = EPISODES, seed: int = 0
+    model: SurrogateModel, lines: Sequence[Mapping[str, Any]], *, seed: int = 0
 ) -> NDArray[np.float64]:
-    """Return the surrogate's validation accuracy after each segment of recorded trainings, `[N, episodes, S]`."""
+    """Return the surrogate's validation accuracy after each segment of recorded trainings, `[N, EPISODES, S]`."""
     chosen = recordings(lines)
-    count = len(chosen) * episodes
+    count = len(chosen) * EPISODES
     vector = SurrogateVectorEnv(count, model=model, reward="final", autoreset_mode=AutoresetMode.DISABLED)
-    vector.reset(seed=seed, options={"task": np.repeat([recording.task for recording in chosen], episodes)})
-    actions = np.array([recording.actions for recording in chosen]).repeat(episodes, axis=0)
+    vector.reset(seed=seed, options={"task": np.repeat([recording.task for recording in chosen], EPISODES)})
+    actions = np.array([recording.actions for recording in chosen]).repeat(EPISODES, axis=0)
     after = [vector.step(actions[:, segment])[4]["validation_accuracy"] for segment in range(len(SEGMENTS))]
-    return np.stack(after, axis=1).reshape(len(chosen), episodes, len(SEGMENTS))
+    return np.stack(after, axis=1).reshape(len(chosen), EPISODES, len(SEGMENTS))
 
 
 def repeated_seeds(lines: Sequence[Mapping[str, Any]], model: SurrogateModel | None = None) -> dict[str, Any]:
@@ -182,7 +183,6 @@ def markdown(result: Mapping[str, Any]) -> str:
                 f"{100 * part['bias']:+.2f}",
             ]
             for name, part in parts.items()
-            if part["trainings"]
         ]
         return tabulate(lines, head, tablefmt="pipe", disable_numparse=True)
 
