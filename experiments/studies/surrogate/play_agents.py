@@ -23,6 +23,7 @@ from tabulate import tabulate
 from rlmix.agent.ppo import Agent
 from rlmix.classifier.files import with_filename, write_atomic
 from rlmix.classifier.hardware import resolve_device, resolve_precision
+from rlmix.classifier.training.config import Precision
 from rlmix.envs import MixPolicyEnv
 from rlmix.envs.observation import DEFAULT_FEATURES
 from rlmix.envs.surrogate_model import SHIPPED, SurrogateModel
@@ -113,7 +114,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 def train(
-    files: Mapping[str, bytes], checksum: str, number: int, draw: int, precision: str, data_root: str | None
+    files: Mapping[str, bytes], checksum: str, number: int, draw: int, precision: Precision, data_root: str | None
 ) -> dict[str, Any]:
     """Train a task as an agent chooses; give the line of the log, as `task_family/collect.py` has it.
 
@@ -224,7 +225,7 @@ RESULTS = ("validation", "development", "surrogate")
 
 
 @functools.cache
-def _environment(part: str, precision: str, data_root: str | None) -> MixPolicyEnv:
+def _environment(part: str, precision: Precision, data_root: str | None) -> MixPolicyEnv:
     return environment(part, precision=precision, data_root=data_root)
 
 

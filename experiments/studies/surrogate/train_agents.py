@@ -210,8 +210,9 @@ def _learn(
         episodes = config.episodes
         workers = SurrogateVecEnv(config.ppo.episodes_per_update, **options)
         learner = build_agent(config.ppo, workers, segments=segments, seed=seed, start=REFERENCE)
-        with torch.no_grad():
-            learner.policy.action_net.bias.zero_()  # type: ignore[union-attr]  # starts at random
+        head = learner.policy.action_net
+        assert isinstance(head, torch.nn.Linear)
+        torch.nn.init.zeros_(head.bias)  # starts at random
     elif kind == "A2C":
         workers = SurrogateVecEnv(256, **options)
         learner = A2C(
