@@ -1,6 +1,8 @@
 """Schedules from an agent's greedy episodes, and functions by which a training asks a schedule or an agent."""
 
-from collections import Counter
+import itertools
+import math
+from collections import Counter, defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -71,6 +73,33 @@ def greedy_schedules(agent: Agent, workers: VecEnv, episodes: int) -> list[Polic
         for choices in of_one[:rounds]
         if choices
     ]
+
+
+def likeliest_schedules(agent: Agent, workers: VecEnv, most: int) -> dict[str, PolicySchedule]:
+    """Return the most probable policies of an agent that chooses once, at the start of a training.
+
+    Args:
+        agent: an agent with one segment.
+        workers: environments; they are moved to the stream of greedy episodes, and the first one is observed.
+        most: largest number of schedules.
+
+    Returns:
+        Schedules by name, the most probable first, with the probabilities that the agent gave.
+    """
+    workers.env_method("seek", EpisodeCursor("greedy"))
+    observations = workers.reset()
+    assert isinstance(observations, np.ndarray)
+    given = agent.probabilities(observations[0])
+    choices = [list(shares.values()) for shares in given.values()]
+    probability: dict[MixPolicy, float] = defaultdict(float)
+    for action in itertools.product(*map(range, agent.menu.sizes)):
+        policy = agent.menu.policy(action)
+        probability[policy] += math.prod(shares[index] for shares, index in zip(choices, action, strict=True))
+    likeliest = sorted(probability, key=lambda policy: -probability[policy])[:most]
+    return {
+        f"choice {place}": PolicySchedule(((1.0, policy),), as_provenance([given]))
+        for place, policy in enumerate(likeliest, start=1)
+    }
 
 
 def to_schedule(actions: Sequence[Sequence[int]], menu: Menu, segments: Sequence[float]) -> PolicySchedule:

@@ -130,6 +130,7 @@ PRESETS = {
         menu="family",
         reference_seeds=4,  # two would tell the spread between seeds, the unit of the return, badly
         episodes=0,
+        candidate_seeds=6,
         contest_seeds=16,
         ppo=PPOConfig(
             episodes_per_update=16,

@@ -40,8 +40,8 @@ from rlmix.experiments.search.selection import (
     LIVE,
     Trainings,
     compare_contestants,
+    find_candidates,
     provenance,
-    roll_out_candidates,
     select_best,
     shipped_agent,
 )
@@ -75,7 +75,7 @@ def execute(search: Search, run: RunFolder) -> None:
         search_seconds = time.monotonic() - searching
         agent.save(run.path)
         trainings = Trainings(run, workers)
-        schedule = select_best(search, run, trainings, roll_out_candidates(run, workers, agent), agent.provenance)
+        schedule = select_best(search, run, trainings, find_candidates(search, run, workers, agent), agent.provenance)
         live = {} if search.one_decision else {LIVE: agent}  # the learned policy, where the agent chooses once
         contest = compare_contestants(search, schedule, trainings, {**live, **shipped_agent(search)})
     except (EOFError, ConnectionError):

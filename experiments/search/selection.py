@@ -15,7 +15,7 @@ from tqdm import tqdm
 from rlmix.agent.baselines import FIXED, random_schedule
 from rlmix.agent.files import SHIPPED
 from rlmix.agent.ppo import Agent
-from rlmix.agent.replay import candidates, greedy_schedules
+from rlmix.agent.replay import candidates, greedy_schedules, likeliest_schedules
 from rlmix.agent.tags import Tag
 from rlmix.agent.workers import Job, episode_seed, run_jobs
 from rlmix.classifier.errors import InputError
@@ -42,18 +42,23 @@ LIVE, SHIPPED_AGENT = "its agent, live", "shipped agent, live"  # contestants
 CONTEST_SEED_OFFSET = 1  # added to the tasks' seed, for images that the search has not trained on
 
 
-def roll_out_candidates(run: RunFolder, workers: VecEnv, agent: Agent) -> dict[str, PolicySchedule]:
-    """Return the candidates by name: greedy rollouts of the agent, or those that the run folder already has.
+def find_candidates(search: Search, run: RunFolder, workers: VecEnv, agent: Agent) -> dict[str, PolicySchedule]:
+    """Return the candidates by name, or those that the run folder already has.
+
+    They are greedy rollouts of the agent; where it decides once, its most probable choices.
 
     Raises:
         RunError: all of these trainings diverged.
     """
     if (run.path / "candidates.json").exists():
         return {name: PolicySchedule.from_json(value) for name, value in run.read_json("candidates.json").items()}
-    schedules = greedy_schedules(agent, workers, GREEDY_EPISODES)
-    if not schedules:
-        raise RunError("every training under the greedy agent diverged: search longer, or with a lower --lr")
-    named = candidates(schedules, MAX_CANDIDATES)
+    if search.one_decision:
+        named = likeliest_schedules(agent, workers, MAX_CANDIDATES)
+    else:
+        schedules = greedy_schedules(agent, workers, GREEDY_EPISODES)
+        if not schedules:
+            raise RunError("every training under the greedy agent diverged: search longer, or with a lower --lr")
+        named = candidates(schedules, MAX_CANDIDATES)
     run.write_json("candidates.json", {name: schedule.to_json() for name, schedule in named.items()})
     return named
 
@@ -142,9 +147,9 @@ def compare_contestants(
 
 def trainings_after(search: Search) -> tuple[int, int, int]:
     """Return the maximum number of trainings after the search: greedy rollouts, candidates, contestants."""
-    candidates = 1 if search.one_decision else MAX_CANDIDATES
+    greedy = 0 if search.one_decision else GREEDY_EPISODES
     contestants = 2 + len(FIXED) + len(shipped_agent(search)) + (not search.one_decision)
-    return GREEDY_EPISODES, candidates * search.config.candidate_seeds, contestants * search.config.contest_seeds
+    return greedy, MAX_CANDIDATES * search.config.candidate_seeds, contestants * search.config.contest_seeds
 
 
 def shipped_agent(search: Search) -> dict[str, Agent]:

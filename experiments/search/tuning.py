@@ -39,7 +39,7 @@ from rlmix.experiments.search.selection import (
     MAX_CANDIDATES,
     Trainings,
     compare_contestants,
-    roll_out_candidates,
+    find_candidates,
     select_best,
     shipped_agent,
 )
@@ -194,7 +194,7 @@ def agent_trial(parameters: dict[str, Any], base: dict[str, Any]) -> None:
             agent, _ = learn(search, run, workers, positions, checkpoint, learned)
             agent.save(run.path)
             trainings = Trainings(run, workers)
-            select_best(search, run, trainings, roll_out_candidates(run, workers, agent), agent.provenance)
+            select_best(search, run, trainings, find_candidates(search, run, workers, agent), agent.provenance)
         finally:
             workers.close()
     policy = PolicySchedule.load(run.path / "policy.json")

@@ -1,5 +1,6 @@
 """From an agent to a schedule and back: greedy episodes, majorities, and what policy holds at which progress."""
 
+from collections import Counter
 from fractions import Fraction
 from itertools import pairwise
 from typing import Any
@@ -18,13 +19,14 @@ from rlmix.agent.replay import (
     from_agent,
     from_schedule,
     greedy_schedules,
+    likeliest_schedules,
     majority,
     probabilities_of,
     to_schedule,
 )
 from rlmix.agent.workers import EpisodeCursor, episode_seed
 from rlmix.classifier.mixing import MixPolicy, PolicyError, PolicySchedule
-from rlmix.envs import Menu
+from rlmix.envs import DIMENSIONS, Menu
 from rlmix.envs.mix_policy import segment_ends
 from rlmix.envs.observation import TrainingState, observe
 from rlmix.envs.tasks import Task
@@ -116,6 +118,34 @@ def test_greedy_schedules_are_what_the_agent_does_on_fresh_seeds(
     for schedule, seen in zip(found, [seen for _, seen, diverged in rolled if not diverged], strict=True):
         shares = [[one["source"]["one"], one["source"]["other"]] for one in probabilities_of(schedule) or []]
         np.testing.assert_allclose(shares, [[share, 1 - share] for share in seen], atol=1e-6)
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_the_likeliest_schedules_are_those_drawn_most_often(seed: int) -> None:
+    random = np.random.default_rng(seed)
+    shares = [random.dirichlet(np.ones(size)) for size in MENU.sizes]
+    given = {
+        name: dict(zip(MENU.names(name), one.tolist(), strict=True))
+        for name, one in zip(DIMENSIONS, shares, strict=True)
+    }
+
+    class Once(FixedAgent):
+        menu = MENU
+
+        def probabilities(self, _observation: np.ndarray) -> Probabilities:
+            return given
+
+    found = likeliest_schedules(Once(), stub_workers([EpisodeCursor()]), 3)  # type: ignore[arg-type]
+    drawn = Counter(
+        MENU.policy(tuple(int(random.choice(len(one), p=one)) for one in shares)) for _ in range(20_000)
+    ).most_common(8)
+    often = {policy: count / 20_000 for policy, count in drawn}
+    assert list(found) == ["choice 1", "choice 2", "choice 3"]
+    for (expected, _), chosen in zip(drawn, found.values(), strict=False):
+        ((until, policy),) = chosen.segments
+        assert until == 1.0 and probabilities_of(chosen) == as_provenance([given])["probabilities"]
+        # Policies of almost the same probability may change places in a sample.
+        assert often.get(policy, 0.0) == pytest.approx(often[expected], abs=0.02)
 
 
 def test_an_episode_that_diverges_at_its_very_end_gives_no_schedule() -> None:
