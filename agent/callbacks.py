@@ -27,13 +27,16 @@ if TYPE_CHECKING:
 # TensorBoard's custom scalars: charts side by side, by category. Each choice is a run of its own below the search's
 # (`add_scalars`), because TensorBoard colours lines by run.
 LAYOUT: Layout = {
-    "Learning curve, accuracy and choices over the search": {
+    # A category of its own: within one, TensorBoard shows charts with a band after those with lines.
+    "Learning curve": {
         "return of a training: mean of a rollout, with its 95 % interval": margin(
             Tag.RETURN_MEAN, Tag.RETURN_LOWER, Tag.RETURN_UPPER
         ),
+    },
+    "Accuracy and choices over the search": {
         "validation accuracy, mean and best": multiline(Tag.ACCURACY_MEAN, Tag.ACCURACY_MAX),
         **{f"{dimension}: share of choices": multiline(choice_tag(dimension)) for dimension in DIMENSIONS},
-    }
+    },
 }
 MAX_PICTURES = 16  # of each kind over a search, evenly spread: drawing takes longer than learning, and 80 kB each
 
