@@ -64,8 +64,8 @@ def _search_html(path: Path) -> str:
             raise ValueError(f"episode {entry['number']} of worker {entry['worker']}: a choice is not in the menu")
     seeds = len(contest["learned"]["accuracies"])
     lead = (
-        f"An agent chose the mixing of {len(episodes):,} trainings of the network {config['model']!r}. The learned policy "
-        f"reaches {100 * contest['learned']['mean']:.2f} % on development images, over {seeds} fresh trainings."
+        f"An agent chose the mixing of {len(episodes):,} trainings of the network {config['model']!r}. The learned "
+        f"policy reaches {100 * contest['learned']['mean']:.2f} % on development images, over {seeds} fresh trainings."
     )
     sections: list[Section] = [
         ("What the agent learned", _learning(episodes)),
