@@ -23,6 +23,8 @@ from rlmix.experiments.runs.command import Call, command, spelling
 from rlmix.experiments.runs.options import TUNE
 from rlmix.experiments.search.config import TuneConfig, preset
 
+EPISODES = 256  # of an agent whose preset is given minutes instead
+
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run the command."""
@@ -72,6 +74,7 @@ def parse(call: Call) -> TuneConfig:
     """
     search = preset(call.value("--preset") or TuneConfig.preset)
     one_each = replace(search, backend="ray", environments=0)  # each of Ray's workers holds one environment
+    one_each = replace(one_each, episodes=search.episodes or EPISODES)
     return call.parse(TuneConfig, __doc__, default=TuneConfig(preset=search.preset, agent=one_each))
 
 

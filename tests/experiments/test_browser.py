@@ -139,7 +139,7 @@ def opened(browser: Any, report: Path, **context: Any) -> tuple[Any, list[str]]:
         ),
         (
             "search",
-            ["The learned schedule.", "Probability, %, that the agent gave to each choice", "Return: sum"],
+            ["The learned schedule.", "Probability, %, that the agent gave to each choice", "Learning curve: return"],
             ["Development accuracy, 2 fresh trainings each", "The schedule", "source: share of choices"],
         ),
         ("comparison", ["Development accuracy, 95 % intervals.", "Accuracy by seed."], ["95 % intervals over 2"]),

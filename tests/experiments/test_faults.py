@@ -142,7 +142,7 @@ def test_a_log_that_is_shorter_than_what_was_counted_is_an_error(tmp_path: Path)
         ({"updates": [8]}, "updates"),
         ({"train_size": [100, "120"]}, "train_size"),
         ({"lr": None}, "lr"),
-        ({"reward": "nothing"}, "reward"),
+        ({"reward": 3}, "reward"),
         ({"ppo": {"hidden": "x"}}, "hidden"),
         ({"ppo": 3}, "ppo"),
         ({"unknown": 1}, "unknown"),

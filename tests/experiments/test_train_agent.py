@@ -548,6 +548,7 @@ def test_own_data_and_network_and_no_look_at_the_test_set(
         ("--preset nonsense", "--preset must be one of default, clean, fashion"),
         ("--preset=nonsense", "--preset must be one of default, clean, fashion"),
         ("--episodes -1", "episodes"),
+        ("--reward nothing", "reward must be one of relative, standing"),
         ("--episodes 0 --minutes 0", "--minutes must be above 0, got 0"),
         ("--episodes 0 --minutes nan", "--minutes must be above 0"),
         ("--candidate-seeds 0", "candidate_seeds"),

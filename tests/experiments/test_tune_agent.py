@@ -125,7 +125,9 @@ def test_trials_differ_and_are_the_same_again() -> None:
 
 @pytest.mark.parametrize("name", PRESETS)
 def test_every_preset_can_be_searched_many_times(name: str) -> None:
-    Search.from_config(tune_agent.parse(Call("tune_agent", ["--preset", name])).agent)
+    agent = tune_agent.parse(Call("tune_agent", ["--preset", name])).agent
+    assert agent.episodes == (PRESETS[name].episodes or tune_agent.EPISODES)
+    Search.from_config(agent)
 
 
 @pytest.mark.parametrize(
@@ -134,6 +136,7 @@ def test_every_preset_can_be_searched_many_times(name: str) -> None:
         ("--trials 0", "trials must be at least 1"),
         ("--trainings 1", "trainings must be at least 2"),
         ("--seed -1", "seed must be at least 0"),
+        ("--agent.episodes 0", "--agent.episodes must be at least 1, got 0"),
         ("--preset nonsense", "--preset"),
         ("--agent.backend local", "--agent.backend"),
         ("--agent.out here", "--agent.out"),
