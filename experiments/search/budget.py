@@ -67,7 +67,7 @@ def _seconds_per_round(search: Search, workers: VecEnv) -> float:
     for number in range(TIMED_ROUNDS * workers.num_envs):
         seed = episode_seed(search.config.seed, "search", number)
         schedule = random_schedule(search.menu, search.segments, seed)
-        jobs.append(Job.from_chooser("timed", schedule, search.tasks.task(number), seed, ["validation"]))
+        jobs.append(Job.from_chooser("timed", schedule, search.tasks.task(number), seed, ["validation", "development"]))
     started = time.monotonic()
     for _ in run_jobs(workers, jobs):
         pass
