@@ -20,7 +20,8 @@ class PPOConfig:
         gae_lambda: λ of generalised advantage estimation; the discount is 1, since an episode has an end.
         target_kl: an update ends early where the KL divergence exceeds 1.5 times this; None sets no limit.
         hidden: units of the two hidden layers, of policy and value each.
-        start_probability: probability that the untrained agent gives each choice of the policy it starts at.
+        start_probability: probability that the untrained agent gives each choice of the policy it starts at; never less
+            than that of the other choices.
 
     Raises:
         InputError: a number of passes or minibatches is below 1, or the learning rate not in (0, 1).

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -36,15 +37,18 @@ OBSERVATION_VERSION = 1  # the default features; an agent that sees others names
 MAX_UNITS, MAX_LAYERS = 4096, 8  # units of a hidden layer, and number of such layers
 
 
-def build_agent(config: PPOConfig, workers: VecEnv, *, segments: int, seed: int, start: Sequence[int]) -> PPO:
-    """Return a PPO agent with new weights whose first choices lean to one action.
+def build_agent(
+    config: PPOConfig, workers: VecEnv, *, segments: int, seed: int, start: Sequence[int] | None = None
+) -> PPO:
+    """Return a PPO agent with new weights.
 
     Args:
         config: hyperparameters.
         workers: environments to learn from.
         segments: number of steps of an episode.
         seed: RNG seed for weights and sampling; seeds torch's and NumPy's global generators, as Stable-Baselines3 does.
-        start: action that is likely at first, as an index into each dimension of the menu.
+        start: action that is likely at first, as an index into each dimension of the menu; optional, defaults to all
+            being about equally likely.
 
     Raises:
         InputError: the episodes are not divisible among the workers or the steps among the minibatches, a rollout does
@@ -84,22 +88,22 @@ def build_agent(config: PPOConfig, workers: VecEnv, *, segments: int, seed: int,
         device="cpu",
     )
     assert isinstance(workers.action_space, spaces.MultiDiscrete)
-    bias_action_head(model.policy, start, workers.action_space.nvec.tolist(), config.start_probability)
+    if start is not None:
+        bias_action_head(model.policy, start, workers.action_space.nvec.tolist(), config.start_probability)
     return model
 
 
 def bias_action_head(
     policy: ActorCriticPolicy, action: Sequence[int], sizes: Sequence[int], probability: float
 ) -> None:
-    """Set the bias of an untrained action head so that each choice of `action` has about the given probability."""
-    bias = torch.cat(
-        [
-            torch.where(torch.arange(size) == choice, math.log(probability * (size - 1) / (1 - probability)), 0.0)
-            if size > 1
-            else torch.zeros(1)
-            for choice, size in zip(action, sizes, strict=True)
-        ]
-    )
+    """Set the bias of an untrained action head so that it prefers an action.
+
+    Each choice of `action` has about the given probability, and never less than the others of its dimension.
+    """
+    bias = torch.zeros(sum(sizes))
+    for first, choice, size in zip(itertools.accumulate(sizes, initial=0), action, sizes, strict=False):
+        if size > 1:
+            bias[first + choice] = max(math.log(probability * (size - 1) / (1 - probability)), 0.0)
     assert isinstance(policy.action_net, torch.nn.Linear)
     with torch.no_grad():
         policy.action_net.bias.copy_(bias)

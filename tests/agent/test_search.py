@@ -44,7 +44,7 @@ def probabilities(model: PPO, observations: np.ndarray) -> list[np.ndarray]:
 
 
 @pytest.mark.parametrize("start", [(2, 0, 0, 0), (6, 3, 1, 2)])
-@pytest.mark.parametrize("probability", [0.5, 0.9, 0.2])
+@pytest.mark.parametrize("probability", [0.5, 0.9, 0.4])
 def test_an_untrained_agent_leans_to_its_start(start: tuple[int, ...], probability: float) -> None:
     workers = DummyVecEnv([tiny])
     config = PPOConfig(start_probability=probability)
@@ -55,6 +55,23 @@ def test_an_untrained_agent_leans_to_its_start(start: tuple[int, ...], probabili
         expected[choice] = probability
         # The weights start with a gain of 0.01, so that what is seen moves the probabilities by little.
         np.testing.assert_allclose(shares, np.broadcast_to(expected, shares.shape), atol=0.02)
+
+
+def test_the_start_is_never_less_likely_than_the_others() -> None:
+    menu = Menu(labels=((1.0, 0.0), (1.0, 0.3)))  # two choices: a tenth for the start would be nine for the other
+    workers = DummyVecEnv([partial(tiny, menu=menu)])
+    model = build_agent(PPOConfig(start_probability=0.1), workers, segments=4, seed=0, start=(2, 0, 0, 0))
+    observations = np.stack([workers.observation_space.sample() for _ in range(50)])
+    for shares, size in zip(probabilities(model, observations), menu.sizes, strict=True):
+        np.testing.assert_allclose(shares, np.full(shares.shape, 1 / size), atol=0.02)
+
+
+def test_without_a_start_all_choices_are_equally_likely() -> None:
+    workers = DummyVecEnv([tiny])
+    model = build_agent(PPOConfig(start_probability=0.9), workers, segments=4, seed=0)
+    observations = np.stack([workers.observation_space.sample() for _ in range(50)])
+    for shares, size in zip(probabilities(model, observations), Menu().sizes, strict=True):
+        np.testing.assert_allclose(shares, np.full(shares.shape, 1 / size), atol=0.02)
 
 
 def test_a_dimension_of_one_choice_is_always_chosen() -> None:

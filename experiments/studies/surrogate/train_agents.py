@@ -30,7 +30,6 @@ from rlmix.experiments.comparison.runner import Line, TrainingLog
 from rlmix.experiments.runs.command import command
 from rlmix.experiments.runs.errors import RunError
 from rlmix.experiments.runs.machine import machine
-from rlmix.experiments.search.task_family import REFERENCE
 from rlmix.experiments.studies.surrogate.double_dqn import DoubleDQN
 from rlmix.experiments.studies.surrogate.scores import (
     Choose,
@@ -209,10 +208,7 @@ def _learn(
     if kind == "PPO":
         episodes = config.episodes
         workers = SurrogateVecEnv(config.ppo.episodes_per_update, **options)
-        learner = build_agent(config.ppo, workers, segments=segments, seed=seed, start=REFERENCE)
-        head = learner.policy.action_net
-        assert isinstance(head, torch.nn.Linear)
-        torch.nn.init.zeros_(head.bias)  # starts at random
+        learner = build_agent(config.ppo, workers, segments=segments, seed=seed)
     elif kind == "A2C":
         workers = SurrogateVecEnv(256, **options)
         learner = A2C(
