@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from torch.nn.functional import mse_loss
 
 from rlmix.envs import Menu
-from rlmix.envs.effects import action_effects, action_strides
+from rlmix.envs.effects import action_effects, combination_numbers
 
 MIN_SPREAD = 1e-3  # least standard deviation that an input is divided by, for inputs that never change
 BATCH = 256
@@ -172,7 +172,7 @@ def fit_values(decisions: Decisions, menu: Menu, config: RegressionConfig, *, se
     """
     mean = decisions.observations.mean(dim=0)
     spread = decisions.observations.std(dim=0).clamp(min=MIN_SPREAD)
-    effects = action_effects(menu)[torch.tensor(menu.actions()) @ action_strides(menu)]
+    effects = action_effects(menu)[combination_numbers(menu.actions(), menu)]
     inputs = torch.cat(((decisions.observations - mean) / spread, effects[decisions.actions]), dim=1)
     tasks = np.unique(decisions.tasks)
     networks = []

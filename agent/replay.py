@@ -1,6 +1,5 @@
 """Schedules from an agent's greedy episodes, and functions by which a training asks a schedule or an agent."""
 
-import itertools
 import math
 from collections import Counter, defaultdict
 from collections.abc import Callable, Mapping, Sequence
@@ -92,7 +91,7 @@ def likeliest_schedules(agent: Agent, workers: VecEnv, most: int) -> dict[str, P
     given = agent.probabilities(observations[0])
     choices = [list(shares.values()) for shares in given.values()]
     probability: dict[MixPolicy, float] = defaultdict(float)
-    for action in itertools.product(*map(range, agent.menu.sizes)):
+    for action in agent.menu.combinations():
         policy = agent.menu.policy(action)
         probability[policy] += math.prod(shares[index] for shares, index in zip(choices, action, strict=True))
     likeliest = sorted(probability, key=lambda policy: -probability[policy])[:most]

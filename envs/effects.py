@@ -1,37 +1,39 @@
-"""What the actions of a menu do, as numbers that models learn from."""
+"""Effects of the actions of a menu, as numbers that models learn from."""
 
 from __future__ import annotations
 
-import itertools
-import math
-
+import numpy as np
 import torch
+from numpy.typing import ArrayLike
 from torch import Tensor
 
 from rlmix.classifier.mixing import METHODS
 from rlmix.envs.menu import DIMENSIONS, Menu
 
 
-def combinations(menu: Menu) -> list[tuple[int, ...]]:
-    """Return every combination of a menu's choices, A of them, the last dimension running fastest."""
-    return list(itertools.product(*(range(size) for size in menu.sizes)))
+def combination_numbers(actions: ArrayLike, menu: Menu) -> Tensor:
+    """Return the number of each action among the menu's `combinations()`, `[...]`.
 
+    Args:
+        actions: `[..., D]`, an index into each of the menu's D dimensions.
+        menu: menu of the actions.
 
-def action_strides(menu: Menu) -> Tensor:
-    """Return the factors of an action's indices that sum to its row among `combinations`, `[D]`."""
-    sizes = menu.sizes
-    return torch.tensor([math.prod(sizes[place + 1 :]) for place in range(len(sizes))])
+    Raises:
+        ValueError: an index is out of range.
+    """
+    return torch.from_numpy(
+        np.asarray(np.ravel_multi_index(tuple(np.moveaxis(np.asarray(actions), -1, 0)), menu.sizes))
+    )
 
 
 def action_effects(menu: Menu) -> Tensor:
-    """Return what each action does, as numbers of about 0 to 1, `[A, E]`: actions that do alike are alike.
+    """Return the effect of each of the menu's `combinations()`, `[A, E]`, numbers of about 0 to 1.
 
-    Args:
-        menu: menu of the actions; A is the number of combinations of its choices, the last dimension running fastest.
+    Actions of similar policies have similar effects.
     """
     offered = [method for method in METHODS if any(method in shares for _, shares in menu.sources)]
     rows = []
-    for action in combinations(menu):
+    for action in menu.combinations():
         policy = menu.policy(action)
         shares = [policy.shares.get(method, 0.0) for method in offered]
         threshold = 0.5 if policy.threshold is None else policy.threshold

@@ -112,7 +112,7 @@ class Menu:
                 raise InputError(f"a menu needs at least one choice in {dimension.field}, got none")
         if math.prod(self.sizes) > MAX_ACTIONS:
             raise InputError(f"a menu holds at most {MAX_ACTIONS:,} combinations of choices, got {self.sizes}")
-        for action in itertools.product(*(range(size) for size in self.sizes)):
+        for action in self.combinations():
             self.policy(action)  # raises PolicyError for a choice that is out of range
 
     def including(self, methods: Sequence[str]) -> Menu:
@@ -147,7 +147,7 @@ class Menu:
         return [entry.name(choice) for choice in getattr(self, entry.field)]
 
     def policy(self, action: Sequence[int]) -> MixPolicy:
-        """Return the policy of an action; what has no effect is left at its default, so that equal effect is equal.
+        """Return the policy of an action; settings without effect keep their defaults, so that equal effects are equal.
 
         Args:
             action: index into each dimension of `DIMENSIONS`.
@@ -164,10 +164,14 @@ class Menu:
             settings |= dimension.settings(getattr(self, dimension.field)[index], shares)
         return MixPolicy(**settings)
 
+    def combinations(self) -> list[tuple[int, ...]]:
+        """Return every combination of choices as an action, the last dimension running fastest."""
+        return list(itertools.product(*map(range, self.sizes)))
+
     def actions(self) -> list[tuple[int, ...]]:
         """Return one action for each distinct policy, the first of those with equal effect."""
         first: dict[MixPolicy, tuple[int, ...]] = {}
-        for action in itertools.product(*(range(size) for size in self.sizes)):
+        for action in self.combinations():
             first.setdefault(self.policy(action), action)
         return list(first.values())
 

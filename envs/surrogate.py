@@ -17,7 +17,7 @@ from numpy.typing import ArrayLike, NDArray
 from torch import Tensor
 
 from rlmix.classifier.errors import InputError
-from rlmix.envs.effects import action_strides, combinations
+from rlmix.envs.effects import combination_numbers
 from rlmix.envs.menu import Menu
 from rlmix.envs.mix_policy import segment_ends
 from rlmix.envs.observation import DEFAULT_FEATURES, observation_space, one_hot, require_features
@@ -78,9 +78,8 @@ class SurrogateEpisodes:
             raise InputError(f"features must be among those that were recorded, got {', '.join(unknown)}")
         self.reward, self.caution = require_reward(reward), caution
         self.rows = self.model.tasks.rows(split)
-        actions = combinations(self.menu)
-        self._strides = action_strides(self.menu)
-        self._flat = torch.tensor(self.menu.actions()) @ self._strides if flat else None
+        actions = self.menu.combinations()
+        self._flat = combination_numbers(self.menu.actions(), self.menu) if flat else None
         self.action_space: spaces.Space[Any] = (
             spaces.MultiDiscrete(list(self.menu.sizes)) if self._flat is None else spaces.Discrete(len(self._flat))
         )
@@ -126,13 +125,13 @@ class SurrogateEpisodes:
         Raises:
             ValueError: an action is outside the action space.
         """
-        given = torch.from_numpy(np.asarray(actions, dtype=np.int64))
+        given = np.asarray(actions, dtype=np.int64)
         if self._flat is None:
-            sizes = torch.tensor(self.menu.sizes)
-            if given.shape != (len(self.seeds), len(sizes)) or not bool(((given >= 0) & (given < sizes)).all()):
-                raise ValueError(f"an action must be one index for each of {self.menu.sizes} choices, from 0")
-            return given @ self._strides
-        if given.shape != (len(self.seeds),) or not bool(((given >= 0) & (given < len(self._flat))).all()):
+            sizes = self.menu.sizes
+            if given.shape != (len(self.seeds), len(sizes)) or not ((given >= 0) & (given < sizes)).all():
+                raise ValueError(f"an action must be one index for each of {sizes} choices, from 0")
+            return combination_numbers(given, self.menu)
+        if given.shape != (len(self.seeds),) or not ((given >= 0) & (given < len(self._flat))).all():
             raise ValueError(f"an action must be in [0, {len(self._flat) - 1}]")
         return self._flat[given]
 
@@ -178,7 +177,7 @@ class SurrogateEpisodes:
 
     @property
     def over(self) -> Tensor:
-        """Whether each episode is at its end, `[N]`."""
+        """Boolean for each episode, true at its end, `[N]`."""
         return self.trainings.segment == len(self.segments)
 
     @property
@@ -401,7 +400,7 @@ class SurrogateEnv(gym.Env[Any, Any]):
         reward = float(self.episodes.step(torch.zeros(1, dtype=torch.int64), row)[0])
         terminated = bool(self.episodes.over[0])
         self._playing = not terminated
-        policy = self.episodes.menu.policy(combinations(self.episodes.menu)[int(row)])
+        policy = self.episodes.menu.policy(self.episodes.menu.combinations()[int(row)])
         info = {**self._info(), "policy": policy.to_json(), "diverged": False}
         return self.episodes.observe()[0], reward, terminated, False, info
 

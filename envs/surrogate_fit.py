@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.nn.functional import huber_loss
 
 from rlmix.classifier.errors import InputError, require_at_least
-from rlmix.envs.effects import action_effects, action_strides
+from rlmix.envs.effects import action_effects, combination_numbers
 from rlmix.envs.menu import Menu
 from rlmix.envs.surrogate_model import (
     LAYERS,
@@ -86,8 +86,7 @@ def recorded_segments(model: SurrogateModel, recordings: Sequence[Recording]) ->
     """
     seen = torch.from_numpy(np.stack([recording.observations for recording in recordings])).float()
     values = seen[:, :, columns(tuple(PREDICTED))]
-    strides = action_strides(model.menu)
-    actions = torch.tensor(np.array([recording.actions for recording in recordings])) @ strides
+    actions = combination_numbers([recording.actions for recording in recordings], model.menu)
     trainings = model.start(torch.tensor([model.tasks.row(recording.task) for recording in recordings]))
     rows = []
     for segment in range(len(model.segments)):

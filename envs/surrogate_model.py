@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from rlmix.classifier.files import DamagedFileError, load_state, save_state
-from rlmix.envs.effects import action_effects, combinations
+from rlmix.envs.effects import action_effects
 from rlmix.envs.menu import Menu
 from rlmix.envs.mix_policy import segment_ends
 from rlmix.envs.observation import FEATURES
@@ -29,7 +29,7 @@ MIN_LOG_STD, MAX_LOG_STD = math.log(0.1), math.log(10.0)  # over the usual devia
 def measured_features(menu: Menu) -> Tensor:
     """Return which features of `PREDICTED` a segment under each action measures, `[A, P]`, bool."""
     rows = []
-    for action in combinations(menu):
+    for action in menu.combinations():
         methods = set(menu.policy(action).shares)
         there = {"clean": "clean" in methods, "mixed": bool(methods - {"clean"}), "all": True}
         rows.append([there[kind] for kind in PREDICTED.values()])

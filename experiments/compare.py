@@ -1,9 +1,9 @@
 """Compare ways to train over paired seeds: mean accuracy with intervals, and the difference to a baseline.
 
-python experiments/compare.py --updates 10000 --seeds 5 --out experiments/results/methods
-python experiments/compare.py --contestants rmix rmix-exact --baseline rmix-exact --updates 1000 --out runs/saliency
-python experiments/compare.py --contestants plain cutmix --schedules learned=runs/agent-20260101-120000/policy.json
-python experiments/compare.py --contestants plain cutmix --measures accuracy attacks corruptions localisation
+    python experiments/compare.py --updates 10000 --seeds 5 --out experiments/results/methods
+    python experiments/compare.py --contestants rmix rmix-exact --baseline rmix-exact --updates 1000 --out runs/saliency
+    python experiments/compare.py --contestants plain cutmix --schedules learned=runs/agent-20260101-120000/policy.json
+    python experiments/compare.py --contestants plain cutmix --measures accuracy attacks corruptions localisation
 
 All contestants (`experiments/comparison/contestants.py`, and schedules from files) train the same network for the same
 number of updates. A seed draws training images, weights, data order and mixing draws for all of them, and a difference

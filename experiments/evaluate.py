@@ -1,9 +1,9 @@
 """Measure what accuracy alone does not say of a trained network: calibration, robustness, embeddings, localisation.
 
-python experiments/evaluate.py --run runs/classifier-20260101-120000
-python experiments/evaluate.py --run runs/classifier-20260101-120000 --measures accuracy attacks --images 1000
-python experiments/evaluate.py --run runs/classifier-20260101-120000 --measures localisation --boxes CUB_200_2011
-python experiments/evaluate.py --run runs/classifier-20260101-120000 --test-set
+    python experiments/evaluate.py --run runs/classifier-20260101-120000
+    python experiments/evaluate.py --run runs/classifier-20260101-120000 --measures accuracy attacks --images 1000
+    python experiments/evaluate.py --run runs/classifier-20260101-120000 --measures localisation --boxes CUB_200_2011
+    python experiments/evaluate.py --run runs/classifier-20260101-120000 --test-set
 
 On development images, which neither training nor a search has seen, in float32. The test set needs --test-set, and
 every reading is recorded in the run folder. Attacks, calibration and class activation maps need

@@ -1,10 +1,10 @@
 """Train a classifier under a learned policy: a schedule from a file, or an agent that chooses at every segment.
 
-python experiments/replay_policy.py --agent shipped
-python experiments/replay_policy.py --policy runs/agent-20260101-120000/policy.json
-python experiments/replay_policy.py --agent runs/agent-20260101-120000 --model preact_resnet18 --updates 20000
-python experiments/replay_policy.py --policy runs/agent-20260101-120000/policy.json --num-workers 4 --address auto
-python experiments/replay_policy.py --resume runs/replay-20260101-130000
+    python experiments/replay_policy.py --agent shipped
+    python experiments/replay_policy.py --policy runs/agent-20260101-120000/policy.json
+    python experiments/replay_policy.py --agent runs/agent-20260101-120000 --model preact_resnet18 --updates 20000
+    python experiments/replay_policy.py --policy runs/agent-20260101-120000/policy.json --num-workers 4 --address auto
+    python experiments/replay_policy.py --resume runs/replay-20260101-130000
 
 With `--num-workers` Ray Train runs the training in several processes (gloo on CPUs, NCCL on GPUs, one each). The batch
 of `--batch-size` is divided evenly, and gradients are averaged. Each process mixes and normalises within its own part

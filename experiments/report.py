@@ -1,8 +1,8 @@
 """Write the report of a run again: one HTML file, which needs no network.
 
-python experiments/report.py --run runs/classifier-20260101-120000
-python experiments/report.py --run runs/agent-20260101-120000
-python experiments/report.py --run experiments/results/methods
+    python experiments/report.py --run runs/classifier-20260101-120000
+    python experiments/report.py --run runs/agent-20260101-120000
+    python experiments/report.py --run experiments/results/methods
 
 Trainings, searches and comparisons write it themselves when they end. Written again after `evaluate.py`, the report of
 a training shows what that has measured.

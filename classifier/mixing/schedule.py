@@ -50,7 +50,9 @@ class PolicySchedule:
         return cls(((1.0, policy),))
 
     def ends(self, updates: int) -> list[tuple[int, MixPolicy]]:
-        """Return the schedule in updates: pairs of a policy's last update and the policy, without empty ones.
+        """Return the schedule in updates: pairs (end, policy), where the policy holds up to update `end`, exclusive.
+
+        Segments too short for an update are left out.
 
         Args:
             updates: length of the training, at least 1.

@@ -1,7 +1,7 @@
 """Measure the speed of mixing alone: against torchvision and timm, and Puzzle Mix against dense transport plans.
 
-python experiments/benchmarks/mixing_speed.py
-python experiments/benchmarks/mixing_speed.py --threads 2 --channels 1 --side 28
+    python experiments/benchmarks/mixing_speed.py
+    python experiments/benchmarks/mixing_speed.py --threads 2 --channels 1 --side 28
 
 In every round each operation runs in turn, in rotated order, and a ratio is the median of the rounds' own ratios. The
 libraries' operations draw their ratio, make one-hot targets and mix; ours is measured in the same way ("from labels",

@@ -1,7 +1,7 @@
 """Measure the cost of RL-Mix's per-batch agent: an update of its classifier against one of exact R-Mix.
 
-python experiments/benchmarks/rl_mix_cost.py
-python experiments/benchmarks/rl_mix_cost.py --model search --rounds 15
+    python experiments/benchmarks/rl_mix_cost.py
+    python experiments/benchmarks/rl_mix_cost.py --model search --rounds 15
 
 Both sides mix every batch with saliency from a pass of its own, in one process and on the same images. Each runs a
 segment of updates in every round, in alternating order; a ratio is the median of the rounds' own ratios, so that other

@@ -20,6 +20,7 @@ import torch
 from tabulate import tabulate
 
 from rlmix.agent.surrogate_vec_env import SurrogateVecEnv
+from rlmix.classifier.errors import require_at_least
 from rlmix.classifier.files import write_atomic
 from rlmix.envs.surrogate import SurrogateVectorEnv
 from rlmix.envs.surrogate_model import SHIPPED, SurrogateModel
@@ -46,14 +47,14 @@ class SpeedConfig:
     out: str = "experiments/results/benchmark_surrogate.json"
     """The report, JSON."""
 
+    def __post_init__(self) -> None:
+        require_at_least(self, steps=1, rounds=1)
+
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run the command."""
     with command("benchmarks/surrogate_speed", arguments) as call:
         config = call.parse(SpeedConfig, __doc__)
-        for name in ("steps", "rounds"):
-            if getattr(config, name) < 1:
-                raise RunError(f"--{name} must be at least 1, got {getattr(config, name)}")
         if not config.games or min(config.games) < 1:
             raise RunError(f"--games must be at least 1 each, got {' '.join(map(str, config.games)) or 'none'}")
         out = Path(config.out)

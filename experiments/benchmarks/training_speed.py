@@ -1,8 +1,8 @@
 """Measure training images per second under each mixing method, and the environment's overhead.
 
-python experiments/benchmarks/training_speed.py
-python experiments/benchmarks/training_speed.py --model search --threads 2 --rounds 15
-python experiments/benchmarks/training_speed.py --model search --profile rmix
+    python experiments/benchmarks/training_speed.py
+    python experiments/benchmarks/training_speed.py --model search --threads 2 --rounds 15
+    python experiments/benchmarks/training_speed.py --model search --profile rmix
 
 Every contestant runs a short segment of updates in every round, in rotated order, and a ratio is the median of the
 rounds' own ratios, so that other load of a shared machine affects both sides alike. All are measured in one process, on

@@ -27,7 +27,7 @@ class RunFolder:
     """A folder that one process at a time owns.
 
     Args:
-        path: of the folder; made if it is not there.
+        path: path of the folder, which is made if it does not exist.
 
     Raises:
         RunError: another process owns it, or it cannot be written.
@@ -85,11 +85,11 @@ class RunFolder:
 
     @classmethod
     def open(cls, path: str, kind: str, *, trust: bool) -> tuple["RunFolder", dict[str, Any]]:
-        """The folder of an earlier run of the same kind, and its configuration.
+        """Return the folder of an earlier run, and its configuration.
 
         Args:
-            path: of the folder.
-            kind: of the run.
+            path: path of the folder.
+            kind: expected kind of the run.
             trust: whether the folder is the user's own, and code that it names or holds may run.
 
         Raises:
@@ -163,11 +163,11 @@ def stop_file(run: Path) -> Path:
 
 
 def read_config(path: str, kinds: Sequence[str] | None, *, trust: bool) -> tuple[str, dict[str, Any]]:
-    """The kind of a run, one of `kinds`, and its configuration.
+    """Return the kind of a run, one of `kinds`, and its configuration.
 
     Args:
-        path: of the run's folder.
-        kinds: that are expected; none = any.
+        path: path of the run's folder.
+        kinds: expected kinds; None for any.
         trust: whether the folder is the user's own, and code that it names or holds may run.
 
     Raises:
@@ -194,7 +194,7 @@ def read_config(path: str, kinds: Sequence[str] | None, *, trust: bool) -> tuple
 
 
 def code_of(kind: str, config: Mapping[str, Any]) -> list[str]:
-    """What would run as code if a run went on or were looked at: names of a user's functions, and Ray's files."""
+    """Return what would run as code if a run were resumed or reported: names of a user's functions, and Ray's files."""
     code = ["files of Ray in it"] if kind == TUNE else []
     for part in (config, config.get("agent")):
         options = flatten(part) if isinstance(part, dict) else {}

@@ -13,7 +13,7 @@ PACKAGES = ("torch", "torchvision", "gymnasium", "stable-baselines3", "numpy")
 
 
 def machine() -> dict[str, Any]:
-    """What a run is made on: processor, its number formats, cores, threads, GPU, versions and the load before."""
+    """Return a description of this machine: processor, number formats, cores, threads, GPU, versions and load."""
     try:
         lines = Path("/proc/cpuinfo").read_text().splitlines()
     except OSError:

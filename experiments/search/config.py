@@ -49,23 +49,26 @@ class SearchConfig:
     segments: tuple[float, ...] = (0.25, 0.5, 0.75, 1.0)
     """Number of equal segments (1: one choice for the whole training), or the progress at which each one ends."""
     menu: Literal["default", "family"] = "default"
-    """Name of the menu that the agent chooses from."""
+    """Menu that the agent chooses from. family: 8 mixtures with and without label smoothing, 16 policies; default: 7
+    mixtures with R-Mix's threshold, LaMix's label and the distribution of the mixing ratio."""
     also: tuple[str, ...] = ()
     """Methods that the agent can choose besides those of its menu, each on half of the updates, e.g. puzzlemix."""
     reward: str = "relative"
-    """Reward. relative: gain over the CutMix-half reference per segment; standing: the same, paid at the end; change:
-    change in validation accuracy; final: final validation accuracy. rlmix.envs.rewards has the list."""
+    """Reward. relative: change over the segment of the lead over CutMix on half the updates, in standard deviations
+    over seeds; standing: the final lead, given at the end; change: change of validation accuracy; final: final
+    validation accuracy."""
     reference_seeds: int = 2
     """Number of trainings of the relative reward's reference on each task; 0 takes one with each episode's own seed."""
     validation_limit: int = 1000
     """Number of validation images used before the end of a training."""
     episodes: int = 120
     """Number of classifier trainings in the search, rounded up to whole updates of the agent; 0 takes as many as fit
-    into --minutes."""
+    into --minutes, at least 6 updates' and about 1,024 at most."""
     minutes: float = 10.0
-    """Minutes that the whole job takes with --episodes 0: trainings are timed first."""
+    """Minutes that the whole job should take with --episodes 0: trainings are timed first."""
     workers: int = 0
-    """Number of worker processes, one thread each; 0 takes as many as cores allow and divide an update's episodes."""
+    """Number of worker processes, one thread each; 0 takes the largest number, at most that of the cores, that
+    divides --ppo.episodes-per-update evenly."""
     environments: int = 0
     """Number of parallel environments, divided among --workers (0: one per worker). Changing this changes results;
     changing --workers does not."""
@@ -79,7 +82,7 @@ class SearchConfig:
     gpus_per_worker: float = 0.0
     """Number of GPUs of each Ray worker; with 0.25 four share one."""
     worker_timeout: float = 3600.0
-    """Seconds after which a Ray worker that has not answered is replaced; longer than any training takes."""
+    """Seconds without an answer after which a Ray worker is replaced; must be longer than any training takes."""
     candidate_seeds: int = 4
     """Number of fresh trainings by which the learned schedule is chosen among its candidates."""
     contest_seeds: int = 5

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any
 
 from stable_baselines3 import PPO
@@ -154,7 +153,7 @@ def resolve(config: SearchConfig) -> tuple[Search, Splits]:
     for action in search.menu.actions():
         tried.check(search.menu.policy(action))
     environments = DummyVecEnv([lambda: MixPolicyEnv(**search.environment(None))] * config.environment_count)
-    new_agent(search, environments, None if config.start is None else Path(config.start))
+    new_agent(search, environments, None if config.start is None else Agent.load(config.start))
     training = resolve_machine(search.training, largest, planned_updates=config.episodes * config.updates[1])
     return Search.from_config(replace(config, train=training, workers=config.worker_count)), data
 
@@ -189,30 +188,28 @@ def print_data(data: Splits, search: Search) -> None:
     )
 
 
-def new_agent(search: Search, workers: VecEnv, start: Path | None = None) -> PPO:
-    """Return the agent before the search: that of a folder, or one that prefers CutMix on half the updates.
+def new_agent(search: Search, workers: VecEnv, start: Agent | None = None) -> PPO:
+    """Return the learner before the search: with an agent's weights, or one that prefers CutMix on half the updates.
 
     Args:
         search: setting of the search.
         workers: environments.
-        start: folder of the agent; optional, defaults to a new one.
+        start: agent whose weights it has; optional, defaults to new weights.
 
     Raises:
-        InputError: the options do not fit each other, the number of workers, or the agent of the folder.
-        DamagedFileError: the agent of the folder cannot be used.
+        InputError: the options do not fit each other, the number of workers, or the agent.
     """
     config, preferred = search.config, search.menu.find(FIXED[START])
     model = build_agent(config.ppo, workers, segments=len(search.segments), seed=config.seed, start=preferred)
     if start is not None:
-        known = Agent.load(start)
-        if (known.menu, known.segments, known.features) != (search.menu, search.segments, DEFAULT_FEATURES):
+        if (start.menu, start.segments, start.features) != (search.menu, search.segments, DEFAULT_FEATURES):
             raise RunError(f"--start: {config.start} holds an agent of another menu or of other segments or features")
-        if known.policy.net_arch != model.policy.net_arch:
+        if start.policy.net_arch != model.policy.net_arch:
             raise RunError(
-                f"--start: {config.start} has hidden layers of {known.policy.net_arch}, not {model.policy.net_arch}; "
+                f"--start: {config.start} has hidden layers of {start.policy.net_arch}, not {model.policy.net_arch}; "
                 "set --ppo.hidden"
             )
-        model.policy.load_state_dict(known.policy.state_dict())
+        model.policy.load_state_dict(start.policy.state_dict())
     return model
 
 

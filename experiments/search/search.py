@@ -161,11 +161,8 @@ def learn(
     config = search.config
     log = LineLog(run.path / "episodes.jsonl")
     log.keep(0 if checkpoint is None else checkpoint["episodes_done"])
-    start = run.path / "start"
-    if config.start is not None and not (start / "agent.json").exists():
-        start.mkdir(exist_ok=True)
-        Agent.load(Path(config.start)).save(start)  # so that the run can be resumed without the original
-    model = new_agent(search, workers, None if config.start is None else start)
+    start = _load_start(search, run)
+    model = new_agent(search, workers, start)
     model.set_logger(configure(str(run.events), ["tensorboard"]))
     model.logger.record("hparams", HParam(_flat(asdict(config)), {Tag.RETURN_MEAN: 0.0}))
     observations = workers.reset()
@@ -202,9 +199,22 @@ def learn(
             # Timesteps are not reset, so PPO counts this total from the present one.
             model.learn(left, callback=callback, reset_num_timesteps=False)
             learning_seconds = callback.learning_seconds
-    start_checksum = None if config.start is None else Agent.load(start).checksum  # a path means nothing elsewhere
+    start_checksum = None if start is None else start.checksum  # a path means nothing elsewhere
     facts = {"learned_by": "ppo", "episodes": len(log.read()), "start_sha256": start_checksum, **provenance(search)}
     return Agent(model.policy, search.menu, search.segments, facts), learning_seconds
+
+
+def _load_start(search: Search, run: RunFolder) -> Agent | None:
+    """Return the agent that the search starts from, and copy it so that the run can be resumed without the original."""
+    if search.config.start is None:
+        return None
+    copy = run.path / "start"
+    if (copy / "agent.json").exists():
+        return Agent.load(copy)
+    agent = Agent.load(Path(search.config.start))
+    copy.mkdir(exist_ok=True)
+    agent.save(copy)
+    return agent
 
 
 def _flat(config: dict[str, Any]) -> dict[str, Any]:

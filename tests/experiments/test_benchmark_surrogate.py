@@ -29,8 +29,8 @@ def test_figures_follow_from_the_rounds(tmp_path: Path, capsys: pytest.CaptureFi
 @pytest.mark.parametrize(
     ("option", "named"),
     [
-        ("--rounds 0", "--rounds must be at least 1"),
-        ("--steps 0", "--steps must be at least 1"),
+        ("--rounds 0", "rounds must be at least 1, got 0"),
+        ("--steps 0", "steps must be at least 1, got 0"),
         ("--games 4 0", "--games must be at least 1 each, got 4 0"),
         ("--model no/such", "no/such"),
     ],

@@ -18,7 +18,7 @@ from rlmix.classifier.files import LineLog
 from rlmix.classifier.mixing import MixPolicy
 from rlmix.envs.observation import observation_space
 from rlmix.experiments.search.task_family import MENU, PARTS, PLAIN, REFERENCE, SEGMENTS, part_of
-from rlmix.experiments.studies.task_family import collect
+from rlmix.experiments.studies.task_family import collect, recording
 from rlmix.experiments.studies.task_family.collect import DRAWN, FIXED, LOOKING, SWITCHING, TWICE, plans
 from rlmix.experiments.studies.task_family.summary import markdown, plot_family, summarise_family
 from tests.experiments.inline import run_inline
@@ -75,7 +75,7 @@ def test_an_agent_draws_once_and_once_again_and_its_draws_are_not_repeated(
 ) -> None:
     env, tasks = Recorded(), 60
     parts: list[str] = []
-    monkeypatch.setattr(collect, "_environment", lambda part, *_: parts.append(part) or env)
+    monkeypatch.setattr(recording, "shared_environment", lambda part, *_: parts.append(part) or env)
     run_inline(monkeypatch)
     for folder, probability in (("sure", 0.9999), ("open", None)):
         policy = new_policy(MENU, [8])

@@ -199,13 +199,13 @@ def test_real_play_is_compared_with_the_recorded(
 @pytest.mark.parametrize(
     ("main", "option", "named"),
     [
-        (train_model.main, "--seed -1", "--seed must be at least 0"),
+        (train_model.main, "--seed -1", "seed must be at least 0, got -1"),
         (train_model.main, "--logs no_such.jsonl", "no_such.jsonl"),
         (train_model.main, "--ensemble.members 0", "members must be at least 1"),
-        (train_agents.main, "--seeds 0", "--seeds must be at least 1"),
-        (train_agents.main, "--episodes 0", "--episodes must be at least 1"),
+        (train_agents.main, "--seeds 0", "seeds must be at least 1, got 0"),
+        (train_agents.main, "--episodes 0", "episodes must be at least 1, got 0"),
         (train_agents.main, "--model no/such", "no/such"),
-        (play_agents.main, "--tasks 1", "--tasks must be at least 2"),
+        (play_agents.main, "--tasks 1", "tasks must be at least 2, got 1"),
         (play_agents.main, "--tasks 99", "--tasks must be at most 62"),
         (play_agents.main, "--agents no/such", "no/such"),
     ],

@@ -3,12 +3,12 @@
 On 1,000 images, 100 epochs and 3 seeds β from 0.5 to 1 is within noise, 0.3 loses 1.4 ± 0.4 points and 0.1 fails in
 part (results/lamix; 2 cores of an Intel Xeon, about 40 s a training).
 
-python experiments/studies/lamix/figures.py targets    # the five largest entries of soft targets beside mixed images
-python experiments/studies/lamix/figures.py labels     # soft and global labels at several epochs
-python experiments/studies/lamix/figures.py beta       # accuracy against β (eq. 10)
-python experiments/studies/lamix/figures.py smoothing  # accuracy against label smoothing's factor, beside LaMix
-python experiments/studies/lamix/figures.py curves     # accuracy over a long training
-python experiments/studies/lamix/figures.py embedding  # held-out images at a bottleneck of 2 units
+    python experiments/studies/lamix/figures.py targets    # five largest entries of soft targets beside mixed images
+    python experiments/studies/lamix/figures.py labels     # soft and global labels at several epochs
+    python experiments/studies/lamix/figures.py beta       # accuracy against β (eq. 10)
+    python experiments/studies/lamix/figures.py smoothing  # accuracy against label smoothing's factor, beside LaMix
+    python experiments/studies/lamix/figures.py curves     # accuracy over a long training
+    python experiments/studies/lamix/figures.py embedding  # held-out images at a bottleneck of 2 units
 
 Each writes figure.png, results.json and runs.jsonl, the trainings finished so far, into its folder. A seed draws
 training images, weights, data order and mixing for everything that is compared. Finished trainings do not run again:

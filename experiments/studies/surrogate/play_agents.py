@@ -1,7 +1,7 @@
 """Play agents on recorded tasks for real, and compare with what the surrogate says of them.
 
-python experiments/studies/surrogate/play_agents.py --agents experiments/results/surrogate/agents/ppo-0 shipped \\
-    --out runs/played
+    python experiments/studies/surrogate/play_agents.py --agents experiments/results/surrogate/agents/ppo-0 shipped \\
+        --out runs/played
 
 Each agent trains tasks of the family by its most probable actions (or by draws, with `--draws`), from the seed of
 the recorded reference. The log has the lines of task_family/collect.py: train_model.py learns from it too (`--logs`),
@@ -13,18 +13,19 @@ from __future__ import annotations
 import functools
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
+from numpy.typing import NDArray
 from tabulate import tabulate
 
 from rlmix.agent.ppo import Agent
+from rlmix.classifier.errors import require_at_least
 from rlmix.classifier.files import with_filename, write_atomic
 from rlmix.classifier.hardware import resolve_device, resolve_precision
 from rlmix.classifier.training.config import Precision
-from rlmix.envs import MixPolicyEnv
 from rlmix.envs.observation import DEFAULT_FEATURES
 from rlmix.envs.surrogate_model import SHIPPED, SurrogateModel
 from rlmix.experiments.comparison.intervals import format_interval, mean_interval
@@ -32,11 +33,12 @@ from rlmix.experiments.comparison.runner import TrainingLog
 from rlmix.experiments.runs.command import command
 from rlmix.experiments.runs.errors import RunError
 from rlmix.experiments.runs.machine import machine
-from rlmix.experiments.search.task_family import MENU, SEGMENTS, environment, part_of, task
+from rlmix.experiments.search.task_family import MENU, SEGMENTS
 from rlmix.experiments.studies.surrogate.fidelity import surrogate_accuracies
 from rlmix.experiments.studies.surrogate.recordings import LOG, group_of, read_log
+from rlmix.experiments.studies.task_family.recording import draw_action, record_training
 
-DIGITS = 4  # of a feature, as it is kept
+RESULTS = ("validation", "development", "surrogate")  # differences that are compared
 
 
 @dataclass(frozen=True)
@@ -64,15 +66,15 @@ class PlayConfig:
     out: str = "runs/played"
     """Folder of episodes.jsonl, played.json and played.md."""
 
+    def __post_init__(self) -> None:
+        require_at_least(self, tasks=2, first=0, processes=1)
+
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run the command."""
     with command("studies/surrogate/play_agents", arguments) as call:
         call.resume = call.line
         config = call.parse(PlayConfig, __doc__)
-        for name, least in (("tasks", 2), ("first", 0), ("processes", 1)):
-            if getattr(config, name) < least:
-                raise RunError(f"--{name} must be at least {least}, got {getattr(config, name)}")
         agents = {folder: Agent.load(folder) for folder in config.agents}
         for folder, agent in agents.items():
             if (agent.menu, agent.segments, agent.features) != (MENU, SEGMENTS, DEFAULT_FEATURES):
@@ -126,32 +128,13 @@ def train(
         precision: number format of the network.
         data_root: folder of the data set; optional, defaults to the usual places.
     """
-    agent, env, drawn = Agent.from_files(files), _environment(part_of(number), precision, data_root), task(number)
-    random = np.random.default_rng([number, 3, draw])
-    observation, _ = env.reset(seed=0, options={"task": drawn})
-    observations, accuracies, actions, over, diverged = [observation], [], [], False, False
-    while not over:
-        action = agent.choose(observation)
-        if draw:
-            shares = agent.probabilities(observation).values()
-            action = tuple(
-                int(random.choice(len(share), p=np.array([*share.values()]) / sum(share.values()))) for share in shares
-            )
-        actions.append(action)
-        observation, _, over, _, info = env.step(action)
-        observations.append(observation)
-        accuracies.append(info["validation_accuracy"])
-        diverged = info["diverged"]
-    return {
-        **{"task": number, "training": 0, "kind": "played", "agent": checksum, "draw": draw, "actions": actions},
-        "task_drawn": asdict(drawn),
-        "observations": [
-            [round(float(value), DIGITS) for value in row[: len(DEFAULT_FEATURES)]] for row in observations
-        ],
-        "validation": [round(accuracy, 5) for accuracy in accuracies],
-        "development": round(env.task_trainer.measure(["development"])["development"], 5),
-        "diverged": diverged,
-    }
+    agent, random = Agent.from_files(files), np.random.default_rng([number, 3, draw])
+
+    def choose(_segment: int, observation: NDArray[np.float32]) -> tuple[int, ...]:
+        return draw_action(agent, observation, random) if draw else agent.choose(observation)
+
+    identity = {"task": number, "training": 0, "kind": "played", "agent": checksum, "draw": draw}
+    return {**identity, **record_training(number, 0, choose, precision, data_root)}
 
 
 def compare(
@@ -219,14 +202,6 @@ def markdown(result: Mapping[str, Any]) -> str:
             "",
         ]
     )
-
-
-RESULTS = ("validation", "development", "surrogate")
-
-
-@functools.cache
-def _environment(part: str, precision: Precision, data_root: str | None) -> MixPolicyEnv:
-    return environment(part, precision=precision, data_root=data_root)
 
 
 if __name__ == "__main__":

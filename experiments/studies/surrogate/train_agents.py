@@ -24,6 +24,7 @@ from rlmix.agent.config import PPOConfig
 from rlmix.agent.plots import png
 from rlmix.agent.ppo import Agent, build_agent
 from rlmix.agent.surrogate_vec_env import SurrogateVecEnv
+from rlmix.classifier.errors import require_at_least
 from rlmix.classifier.files import with_filename, write_atomic
 from rlmix.envs.surrogate_model import SHIPPED, SurrogateModel
 from rlmix.experiments.comparison.runner import Line, TrainingLog
@@ -68,6 +69,9 @@ class AgentsConfig:
     """Hyperparameters of PPO; its parallel environments are as many as its episodes of an update."""
     out: str = "runs/surrogate_agents"
     """Folder of scores.json, scores.md, learning.png, the agents, ppo-0 and so on, and agents.jsonl, those finished."""
+
+    def __post_init__(self) -> None:
+        require_at_least(self, seeds=1, reference_seeds=0, episodes=1, reference_episodes=1)
 
 
 class Curve(BaseCallback):
@@ -127,9 +131,6 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """Run the command."""
     with command("studies/surrogate/train_agents", arguments) as call:
         config = call.parse(AgentsConfig, __doc__)
-        for name, least in (("seeds", 1), ("reference_seeds", 0), ("episodes", 1), ("reference_episodes", 1)):
-            if getattr(config, name) < least:
-                raise RunError(f"--{name.replace('_', '-')} must be at least {least}, got {getattr(config, name)}")
         torch.set_num_threads(1)
         model, out = SurrogateModel.load(config.model), Path(config.out)
         with with_filename(out):

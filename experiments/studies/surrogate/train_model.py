@@ -3,8 +3,8 @@
 On 62 tasks that it has not seen, the rank correlation with 595 recorded trainings is 0.961 over tasks and 0.710 within
 a task, where 0.735 is the most that seeds allow (results/surrogate; two CPU minutes on an AMD EPYC).
 
-python experiments/studies/surrogate/train_model.py --model experiments/policies/surrogate \\
-    --out experiments/results/surrogate
+    python experiments/studies/surrogate/train_model.py --model experiments/policies/surrogate \\
+        --out experiments/results/surrogate
 
 Tasks are parted by the last digit of their number: 0 to 6 train the ensemble, 7 is for choices such as its size,
 8 and 9 are the test that the report is about.
@@ -21,6 +21,7 @@ from pathlib import Path
 import torch
 
 from rlmix.agent.plots import png
+from rlmix.classifier.errors import require_at_least
 from rlmix.classifier.files import with_filename, write_atomic
 from rlmix.envs.surrogate_fit import SurrogateConfig, fit_surrogate
 from rlmix.envs.surrogate_model import FILE
@@ -50,13 +51,14 @@ class ModelConfig:
     out: str = "runs/surrogate"
     """Folder of the report: results.json, results.md and results.png."""
 
+    def __post_init__(self) -> None:
+        require_at_least(self, seed=0)
+
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run the command."""
     with command("studies/surrogate/train_model", arguments) as call:
         config = call.parse(ModelConfig, __doc__)
-        if config.seed < 0:
-            raise RunError(f"--seed must be at least 0, got {config.seed}")
         lines = [line for log in config.logs for line in read_log(log)]
         with reject_incompatible(" ".join(config.logs)):
             tasks = recorded_tasks(lines)

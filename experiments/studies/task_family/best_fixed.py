@@ -3,8 +3,9 @@
 Result: 53 % clean, 25 % mixup, 20 % R-Mix and 2 % CutMix updates, 0.35 ± 0.36 points above the next of 24 candidates
 over 48 tasks (results/fixed; 288 trainings, 15 minutes on 2 cores of an AMD EPYC).
 
-python experiments/studies/task_family/best_fixed.py --out experiments/results/fixed
-python experiments/studies/task_family/best_fixed.py --tasks one --from-menu 16 --out experiments/results/one_task/fixed
+    python experiments/studies/task_family/best_fixed.py --out experiments/results/fixed
+    python experiments/studies/task_family/best_fixed.py --tasks one --from-menu 16 \\
+        --out experiments/results/one_task/fixed
 
 Candidates are the policies of the family's menu that are best in its log, and random mixtures: shares of clean updates
 and of all methods of the menu, and label smoothing. Successive rounds train the remaining candidates on further tasks

@@ -3,7 +3,7 @@
 Over 3,292 trainings of 310 tasks, 98 % of the variance between fixed policies on one task is the policy, the rest
 chance (results/family; about three hours on 2 cores).
 
-python experiments/studies/task_family/collect.py --tasks 100 --out experiments/results/family
+    python experiments/studies/task_family/collect.py --tasks 100 --out experiments/results/family
 
 Every task of the family (`experiments/search/task_family.py`) is trained under the reference (CutMix on half of the
 updates) and plainly, the first tasks from two seeds. From the first seed it is also trained under fixed policies of the
@@ -31,19 +31,18 @@ from rlmix.agent.ppo import Agent
 from rlmix.classifier.files import write_atomic
 from rlmix.classifier.hardware import resolve_device, resolve_precision
 from rlmix.classifier.training.config import Precision
-from rlmix.envs import MixPolicyEnv
 from rlmix.envs.observation import DEFAULT_FEATURES
 from rlmix.experiments.comparison.runner import TrainingLog
 from rlmix.experiments.runs.command import command
 from rlmix.experiments.runs.errors import RunError
 from rlmix.experiments.runs.machine import machine
-from rlmix.experiments.search.task_family import MENU, PARTS, PLAIN, REFERENCE, SEGMENTS, environment, part_of, task
+from rlmix.experiments.search.task_family import MENU, PARTS, PLAIN, REFERENCE, SEGMENTS
+from rlmix.experiments.studies.task_family.recording import draw_action, record_training
 from rlmix.experiments.studies.task_family.summary import markdown, plot_family, summarise_family
 
 FIXED, SWITCHING, LOOKING = 2, 3, 2  # trainings of each task under drawn policies of each kind
 DRAWN = 2  # trainings of each task under an agent's draws
 TWICE = 20  # tasks whose reference and plain trainings run from two seeds, to measure chance
-DIGITS = 4  # decimals of a logged feature
 
 
 @dataclass(frozen=True)
@@ -167,64 +166,27 @@ def plans(number: int, agent: str | None = None) -> list[TrainingPlan]:
 def play(
     plan: TrainingPlan, precision: Precision, data_root: str | None, agent: Mapping[str, bytes] | None = None
 ) -> dict[str, Any]:
-    """Train a task under a plan.
+    """Train a task under a plan, and return the line of the log.
 
     Args:
         plan: the training.
         precision: number format of the network.
         data_root: folder of the data set; optional, defaults to the usual places.
         agent: contents of the agent's files, for a plan of kind `drawn`.
-
-    Returns:
-        The line of the log: observations before each choice and at the end, of `DEFAULT_FEATURES`; validation accuracy
-        after each segment and development accuracy at the end, in [0, 1] and at chance after a diverged training.
     """
-    env = _environment(part_of(plan.task), precision, data_root)
-    drawn = task(plan.task)
-    observation, _ = env.reset(seed=plan.training, options={"task": drawn})
-    observations, accuracies, diverged = [observation], [], False
-    actions: list[tuple[int, ...]] = []
     player = None if agent is None or plan.agent is None else Agent.from_files(agent)
     random = np.random.default_rng([plan.task, 2, plan.draw])
     switch = int(random.integers(1, len(SEGMENTS)))  # segment at which an agent draws again
-    for segment in range(len(SEGMENTS)):
+    drawn: list[tuple[int, ...]] = []
+
+    def choose(segment: int, observation: NDArray[np.float32]) -> tuple[int, ...]:
         if player is None:
-            actions.append(plan.actions[segment])
-        elif segment in (0, switch):
-            actions.append(_draw_action(player, observation, random))
-        else:
-            actions.append(actions[-1])
-        observation, _, terminated, _, info = env.step(actions[-1])
-        observations.append(observation)
-        accuracies.append(info["validation_accuracy"])
-        diverged = info["diverged"]
-        if terminated:
-            break
-    development = env.task_trainer.measure(["development"])["development"]
-    return {
-        **asdict(plan),
-        "actions": actions if plan.agent is not None else plan.actions,
-        "task_drawn": asdict(drawn),
-        "observations": [
-            [round(float(value), DIGITS) for value in row[: len(DEFAULT_FEATURES)]] for row in observations
-        ],
-        "validation": [round(accuracy, 5) for accuracy in accuracies],
-        "development": round(development, 5),
-        "diverged": diverged,
-    }
+            return plan.actions[segment]
+        drawn.append(draw_action(player, observation, random) if segment in (0, switch) else drawn[-1])
+        return drawn[-1]
 
-
-@functools.cache
-def _environment(part: str, precision: Precision, data_root: str | None) -> MixPolicyEnv:
-    return environment(part, precision=precision, data_root=data_root)
-
-
-def _draw_action(agent: Agent, observation: NDArray[np.float32], random: np.random.Generator) -> tuple[int, ...]:
-    """Draw an action from the agent's probabilities."""
-    return tuple(
-        int(random.choice(len(choices), p=np.array([*choices.values()]) / sum(choices.values())))
-        for choices in agent.probabilities(observation).values()
-    )
+    line = {**asdict(plan), **record_training(plan.task, plan.training, choose, precision, data_root)}
+    return line if plan.agent is not None else {**line, "actions": plan.actions}
 
 
 def _identity(line: Mapping[str, Any]) -> tuple[Any, ...]:

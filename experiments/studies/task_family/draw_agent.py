@@ -3,7 +3,7 @@
 One training each (results/choices): clean updates where images are many or updates few, CutMix and later LaMix's
 average where images are few, R-Mix and LaMix's average in turn where labels are wrong.
 
-python experiments/studies/task_family/draw_agent.py --out experiments/results/choices
+    python experiments/studies/task_family/draw_agent.py --out experiments/results/choices
 """
 
 from __future__ import annotations

@@ -3,8 +3,8 @@
 The shipped agent is ahead of the best fixed policy by 1.69 points (+0.98 to +2.41) on 100 unseen tasks
 (results/rehearsal; development images, 2 cores of an AMD EPYC).
 
-python experiments/studies/task_family/fit_agent.py --log experiments/results/family/episodes.jsonl --out runs/start
-python experiments/train_agent.py --preset family --start runs/start
+    python experiments/studies/task_family/fit_agent.py --log experiments/results/family/episodes.jsonl --out runs/start
+    python experiments/train_agent.py --preset family --start runs/start
 
 Cross-validation measures how well the values predict held-out tasks, and the gain of choosing by them: on tasks of the
 same kinds, and on each part of the family with values that were learned on the other parts.
