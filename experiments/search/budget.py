@@ -8,7 +8,7 @@ from dataclasses import replace
 
 from stable_baselines3.common.vec_env import VecEnv
 
-from rlmix.agent.baselines import random_schedule
+from rlmix.agent.baselines import balanced_schedules
 from rlmix.agent.workers import Job, episode_seed, run_jobs
 from rlmix.experiments.runs.folder import RunFolder
 from rlmix.experiments.search.plan import Search
@@ -63,10 +63,11 @@ def fit_to_time(search: Search, run: RunFolder, workers: VecEnv, spent: float) -
 
 def _seconds_per_round(search: Search, workers: VecEnv) -> float:
     """Return the seconds of one training in every environment at the same time, under policies drawn from the menu."""
+    count = TIMED_ROUNDS * workers.num_envs
+    schedules = balanced_schedules(search.menu, search.segments, count, search.config.seed)
     jobs = []
-    for number in range(TIMED_ROUNDS * workers.num_envs):
+    for number, schedule in enumerate(schedules):
         seed = episode_seed(search.config.seed, "search", number)
-        schedule = random_schedule(search.menu, search.segments, seed)
         jobs.append(Job.from_chooser("timed", schedule, search.tasks.task(number), seed, ["validation", "development"]))
     started = time.monotonic()
     for _ in run_jobs(workers, jobs):

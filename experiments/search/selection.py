@@ -12,7 +12,7 @@ from tabulate import tabulate
 from torch.utils.tensorboard.writer import SummaryWriter
 from tqdm import tqdm
 
-from rlmix.agent.baselines import FIXED, random_schedule
+from rlmix.agent.baselines import FIXED, balanced_schedules
 from rlmix.agent.files import SHIPPED
 from rlmix.agent.ppo import Agent
 from rlmix.agent.replay import candidates, greedy_schedules, likeliest_schedules
@@ -116,6 +116,7 @@ def compare_contestants(
     config = search.config
     tasks = replace(search.tasks, pool=None, seed=search.tasks.seed + CONTEST_SEED_OFFSET)
     names = ["learned", *agents, *FIXED, "random"]
+    random = balanced_schedules(search.menu, search.segments, config.contest_seeds, _seed(config, "contest", 0))
     jobs = []
     for number in range(config.contest_seeds):
         seed = _seed(config, "contest", number)
@@ -123,7 +124,7 @@ def compare_contestants(
             "learned": schedule,
             **agents,
             **{name: PolicySchedule.fixed(policy) for name, policy in FIXED.items()},
-            "random": random_schedule(search.menu, search.segments, seed),
+            "random": random[number],
         }
         splits = ["validation", "development"]
         jobs += [Job.from_chooser(name, contestants[name], tasks.task(seed), seed, splits) for name in names]

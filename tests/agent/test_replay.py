@@ -11,7 +11,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rlmix.agent.baselines import FIXED, random_schedule
+from rlmix.agent.baselines import FIXED, balanced_schedules, random_schedule
 from rlmix.agent.replay import (
     Probabilities,
     as_provenance,
@@ -273,6 +273,21 @@ def test_random_schedules_are_reproducible_and_cover_the_menu() -> None:
     # 900 draws out of 7 sources: 129 each, with a standard deviation of 10.5
     assert len(chosen) == 7
     assert all(abs(count - 900 / 7) < 50 for count in chosen.values())
+
+
+def test_balanced_schedules_hold_every_combination_equally_often_in_every_segment() -> None:
+    policies = [MENU.policy(action) for action in MENU.combinations()]
+    count = 2 * len(policies) + 5
+    schedules = balanced_schedules(MENU, (0.5, 1.0), count, seed=3)
+    assert schedules == balanced_schedules(MENU, (0.5, 1.0), count, seed=3)
+    assert schedules != balanced_schedules(MENU, (0.5, 1.0), count, seed=4)
+    for segment in (0, 1):
+        drawn = [schedule.segments[segment][1] for schedule in schedules]
+        for policy in policies:
+            # Several combinations may have the same effect.
+            least = 2 * policies.count(policy)
+            assert least <= drawn.count(policy) <= least + policies.count(policy)
+    assert any(first[1] != second[1] for first, second in (schedule.segments for schedule in schedules))
 
 
 def test_fixed_baselines_can_be_chosen_by_the_agent() -> None:
