@@ -1,6 +1,6 @@
 """Search a mixing policy with PPO, then compare it with fixed policies.
 
-The default is a problem on which the agent visibly learns in about ten minutes: 150 small Fashion-MNIST images, four
+The default is a problem on which the agent visibly learns in about ten minutes: 100 small Fashion-MNIST images, four
 in ten with a wrong label. Trainings are timed first, and the search makes as many as fit; then the learned policy is
 compared with plain training, CutMix on half the updates, the shipped agent and a random policy, over fresh seeds and
 images. On a data set of your own no labels are changed (preset clean).
