@@ -55,6 +55,9 @@ class RLMixAgentConfig:
         batch_size: steps of each of the agent's minibatches; n_steps must be divisible by it.
         epochs: passes over each rollout.
         learning_rate: step size of Adam at the start; it falls to 0 with the 0.9th power of the remaining progress.
+
+    Raises:
+        InputError: a number is too small, or batch_size does not divide n_steps.
     """
 
     extractor: str = "batch"
@@ -62,3 +65,12 @@ class RLMixAgentConfig:
     batch_size: int = 250
     epochs: int = 10
     learning_rate: float = 3e-4
+
+    def __post_init__(self) -> None:
+        require_at_least(self, n_steps=2, batch_size=2, epochs=1)
+        if self.n_steps % self.batch_size:
+            raise InputError(
+                f"n_steps of the agent must be divisible by its batch_size, got {self.n_steps} and {self.batch_size}"
+            )
+        if not 0 < self.learning_rate < 1:
+            raise InputError(f"learning_rate of the agent must be in (0, 1), got {self.learning_rate}")

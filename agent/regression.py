@@ -18,11 +18,13 @@ from stable_baselines3.common.policies import ActorCriticPolicy
 from torch import Tensor, nn
 from torch.nn.functional import mse_loss
 
+from rlmix.classifier.errors import InputError, require_at_least
 from rlmix.envs import Menu
 from rlmix.envs.effects import action_effects, combination_numbers
 
 MIN_SPREAD = 1e-3  # least standard deviation that an input is divided by, for inputs that never change
 BATCH = 256
+RANGES = {"temperature": (1e-3, 1e3), "learning_rate": (1e-9, 1.0), "dropout": (0.0, 0.9), "caution": (0.0, 1e3)}
 
 
 @dataclass(frozen=True)
@@ -38,6 +40,9 @@ class RegressionConfig:
         weight_decay: weight decay of the value networks.
         caution: number of the ensemble's standard deviations by which the lower confidence bound is below the mean.
         temperature: temperature of the softmax over these bounds that the actor follows, in units of the score.
+
+    Raises:
+        InputError: a value is out of range.
     """
 
     members: int = 8
@@ -48,6 +53,12 @@ class RegressionConfig:
     weight_decay: float = 0.1
     caution: float = 1.0
     temperature: float = 0.3
+
+    def __post_init__(self) -> None:
+        require_at_least(self, members=1, hidden=1, steps=1)
+        for name, (low, high) in RANGES.items():
+            if not low <= getattr(self, name) <= high:
+                raise InputError(f"{name} must be from {low:g} to {high:g}, got {getattr(self, name)}")
 
 
 @dataclass(frozen=True)

@@ -41,7 +41,7 @@ class RLMixLearner:
         logger: logger of PPO's own figures; optional, defaults to no logging.
 
     Raises:
-        InputError: the configuration is out of range.
+        InputError: the extractor is not known, or a rollout does not fit into memory.
     """
 
     def __init__(
@@ -49,19 +49,9 @@ class RLMixLearner:
     ) -> None:
         if config.extractor not in POLICIES:
             raise InputError(f"extractor must be one of {', '.join(POLICIES)}, got {config.extractor!r}")
-        for name, minimum in (("n_steps", 2), ("batch_size", 2), ("epochs", 1)):
-            if getattr(config, name) < minimum:
-                raise InputError(f"{name} of the agent must be at least {minimum}, got {getattr(config, name)}")
-        if config.n_steps % config.batch_size:
-            raise InputError(
-                "n_steps of the agent must be divisible by its batch_size, "
-                f"got {config.n_steps} and {config.batch_size}"
-            )
         shapes = [space.shape or () for space in env.observation_space.spaces.values()]
         rollout = 4 * config.n_steps * sum(math.prod(shape) for shape in shapes)
         require_memory(rollout, f"a rollout of n_steps {config.n_steps:,}")
-        if not 0 < config.learning_rate < 1:
-            raise InputError(f"learning_rate of the agent must be in (0, 1), got {config.learning_rate}")
         self.model = PPO(
             POLICIES[config.extractor],
             env,

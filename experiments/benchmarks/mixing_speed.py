@@ -23,6 +23,7 @@ import torch
 from tabulate import tabulate
 from torch import Tensor
 
+from rlmix.classifier.errors import require_at_least
 from rlmix.classifier.files import write_atomic
 from rlmix.classifier.mixing import MixPolicy, mix_batch, one_hot
 from rlmix.classifier.mixing.cutmix import cutmix, cutmix_box
@@ -35,7 +36,7 @@ from rlmix.classifier.mixing.puzzlemix import (
     solve_mask,
     transported,
 )
-from rlmix.experiments.benchmarks.timing import prepare_output, ratios, rotated, spread, summary
+from rlmix.experiments.benchmarks.timing import prepare_output, ratios, require_seconds, rotated, spread, summary
 from rlmix.experiments.runs.command import command
 from rlmix.experiments.runs.errors import RunError
 from rlmix.experiments.runs.machine import machine
@@ -66,17 +67,15 @@ class MixingBenchmarkConfig:
     out: str = "experiments/results/benchmark_mixing.json"
     """File of the report, JSON."""
 
+    def __post_init__(self) -> None:
+        require_at_least(self, batch_size=2, channels=1, side=8, threads=1, rounds=1)
+        require_seconds(self.seconds)
+
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run the command."""
     with command("benchmarks/mixing_speed", arguments) as call:
         config = call.parse(MixingBenchmarkConfig, __doc__)
-        for name, minimum in (("batch_size", 2), ("channels", 1), ("side", 8), ("threads", 1), ("rounds", 1)):
-            if getattr(config, name) < minimum:
-                option = name.replace("_", "-")
-                raise RunError(f"--{option} must be at least {minimum}, got {getattr(config, name)}")
-        if not 0 < config.seconds < float("inf"):
-            raise RunError(f"--seconds must be a finite number above 0, got {config.seconds:g}")
         torch.set_num_threads(config.threads)
         counts = block_counts(config.side, config.side)
         try:

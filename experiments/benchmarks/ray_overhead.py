@@ -16,10 +16,10 @@ import statistics
 import tempfile
 import time
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import gymnasium as gym
 import numpy as np
@@ -30,13 +30,13 @@ from rlmix.agent.config import PPOConfig
 from rlmix.agent.ppo import build_agent
 from rlmix.agent.ray_env import RayVecEnv, WorkerResources
 from rlmix.agent.workers import EpisodeCursor, make_worker
+from rlmix.classifier.errors import require_at_least
 from rlmix.classifier.files import write_atomic
 from rlmix.envs import Menu
 from rlmix.envs.observation import observation_space
 from rlmix.experiments.runs.command import command
-from rlmix.experiments.runs.errors import RunError
 from rlmix.experiments.runs.machine import machine
-from rlmix.experiments.runs.options import DatasetConfig
+from rlmix.experiments.runs.options import UNPREFIXED, DatasetConfig, flatten
 from rlmix.experiments.search.cluster import ray_session
 from rlmix.experiments.search.config import SearchConfig, TaskTrainConfig
 from rlmix.experiments.search.plan import START, Search, resolve
@@ -49,10 +49,7 @@ DECLARED_CPUS = 128  # more than available: waiting workers need none
 class BenchmarkConfig:
     """Measure scaling, the driver's cost, bytes and a perturbation's cost on this machine."""
 
-    dataset: str = "fashion_mnist"
-    """Data set by name, or package.module:function that returns a rlmix.classifier.data.Dataset."""
-    data_root: str | None = None
-    """Folder of the data set; optional, defaults to the usual places, then to a download."""
+    data: Annotated[DatasetConfig, UNPREFIXED] = field(default_factory=DatasetConfig)
     train_size: int = 500
     """Number of training images of an episode."""
     updates: int = 250
@@ -69,6 +66,9 @@ class BenchmarkConfig:
     """Number of measured perturbations."""
     out: str = "experiments/results/benchmark_ray.json"
     """File of the report, JSON."""
+
+    def __post_init__(self) -> None:
+        require_at_least(self, rounds=1, waiting_steps=1, perturbations=1)
 
 
 @dataclass(frozen=True)
@@ -122,7 +122,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         report: dict[str, Any] = {
             "kind": "benchmark_ray",
             "command": call.line,
-            "config": asdict(config),
+            "config": flatten(asdict(config)),
             "machine": machine(),
         }
         with ray_session(None, cpus=DECLARED_CPUS):
@@ -148,12 +148,9 @@ def setting(config: BenchmarkConfig) -> Search:
     Raises:
         RunError: an option is out of range.
     """
-    for name in ("rounds", "waiting_steps", "perturbations"):
-        if getattr(config, name) < 1:
-            raise RunError(f"--{name.replace('_', '-')} must be at least 1, got {getattr(config, name)}")
     search, _ = resolve(
         SearchConfig(
-            data=DatasetConfig(config.dataset, config.data_root),
+            data=config.data,
             train=TaskTrainConfig(compile="off"),
             train_size=(config.train_size, config.train_size),
             updates=(config.updates, config.updates),

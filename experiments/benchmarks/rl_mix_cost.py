@@ -17,29 +17,37 @@ import os
 import time
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import torch
 from tabulate import tabulate
 
 from rlmix.agent.config import RLMixAgentConfig
 from rlmix.agent.rl_mix.learner import RLMixLearner
-from rlmix.classifier.data import load_dataset, split
+from rlmix.classifier.errors import require_at_least
 from rlmix.classifier.files import write_atomic
 from rlmix.classifier.hardware import resolve_device
 from rlmix.classifier.mixing import MixPolicy
-from rlmix.classifier.training.config import TrainConfig
 from rlmix.classifier.training.rmix_trainer import RMixTrainer
 from rlmix.classifier.training.trainer import Trainer
 from rlmix.envs import RLMixEnv
-from rlmix.experiments.benchmarks.timing import clocked, prepare_output, say, set_threads_for, spread, summary
+from rlmix.experiments.benchmarks.timing import (
+    BenchmarkTrainConfig,
+    clocked,
+    prepare_output,
+    require_seconds,
+    say,
+    set_threads_for,
+    spread,
+    summary,
+)
 from rlmix.experiments.runs.command import command
 from rlmix.experiments.runs.errors import RunError
 from rlmix.experiments.runs.machine import machine
+from rlmix.experiments.runs.options import UNPREFIXED, DataConfig, flatten
 
-UPDATES = 10**6  # of the learning-rate schedule; no segment gets far into it
 WARM_UP = 2  # updates before the clock starts: first draws, the optimiser's state
 EVERY_BATCH = MixPolicy({"rmix": 1.0})
 PUBLISHED_RATIO = 2.0  # 8 hours against 4 on a P100 (arXiv 2212.04875)
@@ -55,28 +63,22 @@ PARTS = {  # of an update of RL-Mix: name, and the method that is timed
 class CostConfig:
     """Measure the cost of RL-Mix's per-batch agent beside exact R-Mix."""
 
-    dataset: str = "fashion_mnist"
-    """Data set by name, or package.module:function that returns a rlmix.classifier.data.Dataset."""
-    data_root: str | None = None
-    """Folder of the data set; optional, defaults to the usual places, then to a download."""
+    data: Annotated[DataConfig, UNPREFIXED] = field(default_factory=lambda: DataConfig(image_size=32, train_size=1000))
+    train: Annotated[BenchmarkTrainConfig, UNPREFIXED] = field(default_factory=BenchmarkTrainConfig)
     model: tuple[str, ...] = ("search", "preact_resnet18")
-    """Networks by name."""
-    image_size: int = 32
-    """Side that images are resized to, for every network but search."""
-    train_size: int = 1000
-    """Number of training images."""
-    batch_size: int = 100
-    """Number of images per update."""
+    """Networks by name; search sees images of their own size, others those of --image-size."""
     threads: int | None = None
     """Number of threads on a CPU; optional, defaults to 1 for the network search and 2 for others."""
     seconds: float = 5.0
     """Approximate seconds of each side in a round, at least 2 updates."""
     rounds: int = 9
     """Number of rounds."""
-    device: str = "auto"
-    """Device: auto, cpu, cuda or cuda:N."""
     out: str = "experiments/results/rl_mix_cost.json"
     """File of the report, JSON."""
+
+    def __post_init__(self) -> None:
+        require_at_least(self, threads=1, rounds=1)
+        require_seconds(self.seconds)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -89,10 +91,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
         report = {
             "kind": "rl_mix_cost",
             "command": call.line,
-            "config": asdict(config),
+            "config": flatten(asdict(config)),
             "agent": asdict(RLMixAgentConfig()),
             "machine": machine(),
-            "device": str(resolve_device(config.device)),
+            "device": str(resolve_device(config.train.device)),
             "models": [measure(config, model) for model in config.model],
             "load_average_after": os.getloadavg(),
         }
@@ -106,18 +108,12 @@ def check(config: CostConfig) -> None:
     Raises:
         RunError: an option is out of range.
     """
-    for name, value in (("rounds", config.rounds), ("threads", config.threads)):
-        if value is not None and value < 1:
-            raise RunError(f"--{name} must be at least 1, got {value}")
-    if not 0 < config.seconds < float("inf"):
-        raise RunError(f"--seconds must be a finite number above 0, got {config.seconds:g}")
     if not config.model:
         raise RunError("--model must name at least one network, got none")
-    if config.train_size <= WARM_UP * config.batch_size:
-        raise RunError(
-            f"--train-size must be above {WARM_UP * config.batch_size}, {WARM_UP} batches, got {config.train_size}"
-        )
-    resolve_device(config.device)
+    least, train_size = WARM_UP * config.train.batch_size, config.data.train_size
+    if train_size is not None and train_size <= least:
+        raise RunError(f"--train-size must be above {least}, {WARM_UP} batches, got {train_size}")
+    resolve_device(config.train.device)
 
 
 def measure(config: CostConfig, model: str) -> dict[str, Any]:
@@ -127,16 +123,12 @@ def measure(config: CostConfig, model: str) -> dict[str, Any]:
         RunError: network and images do not fit, or there are fewer images than a batch holds.
     """
     set_threads_for(model, config.threads)
-    dataset = load_dataset(
-        config.dataset, config.data_root, image_size=None if model == "search" else config.image_size
-    )
-    data = split(dataset).draw(config.train_size, data_seed=0)
-    training = TrainConfig(
-        model=model, updates=UPDATES, batch_size=config.batch_size, saliency="exact", device=config.device
-    )
+    image_size = None if model == "search" else config.data.image_size
+    data = replace(config.data, image_size=image_size).draw(0)
+    training = replace(config.train, model=model, saliency="exact")
     env, trainer = RLMixEnv(training=training, splits=data), Trainer(training, data)
     published = RLMixAgentConfig()
-    agent = RLMixLearner(replace(published, epochs=1), env, seed=0, updates=UPDATES)
+    agent = RLMixLearner(replace(published, epochs=1), env, seed=0, updates=training.updates)
     say(f"{model}: warming up")
     time_exact(trainer, 2)
     length = max(2, int(config.seconds / time_exact(trainer, 2)))

@@ -3,18 +3,44 @@
 from __future__ import annotations
 
 import functools
+import math
 import os
 import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
+from tyro.conf import Suppress
 
+from rlmix.classifier.errors import InputError
+from rlmix.classifier.training.config import Precision, TrainConfig
 from rlmix.experiments.runs.errors import RunError
+
+
+@dataclass(frozen=True)
+class BenchmarkTrainConfig(TrainConfig):
+    """Setting of the timed updates; the benchmark says which networks, and how each of its contestants trains."""
+
+    model: Suppress[str] = "search"
+    updates: Suppress[int] = 10**6  # of the learning-rate schedule; no segment gets far into it
+    saliency: Suppress[Literal["recycled", "exact"]] = "recycled"
+    precision: Suppress[Precision] = "auto"
+    compile: Suppress[Literal["auto", "on", "off"]] = "off"
+
+
+def require_seconds(seconds: float) -> None:
+    """Refuse seconds of a round that are not a finite number above 0.
+
+    Raises:
+        InputError: they are not.
+    """
+    if not 0 < seconds < math.inf:
+        raise InputError(f"seconds must be a finite number above 0, got {seconds:g}")
 
 
 def prepare_output(path: Path) -> None:

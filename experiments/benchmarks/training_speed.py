@@ -15,29 +15,31 @@ import json
 import os
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, Literal
 
 import numpy as np
 import torch
 from tabulate import tabulate
 from torch.profiler import ProfilerActivity, profile
 
-from rlmix.classifier.data import Dataset, Splits, load_dataset, resized, split
-from rlmix.classifier.errors import InputError
+from rlmix.classifier.data import Splits, split
+from rlmix.classifier.errors import InputError, require_at_least
 from rlmix.classifier.files import write_atomic
 from rlmix.classifier.hardware import resolve_device, resolve_precision, why_not_compile
 from rlmix.classifier.mixing import MixPolicy
 from rlmix.classifier.models import build_model
 from rlmix.classifier.training.batches import BLOCK
-from rlmix.classifier.training.config import Precision, TrainConfig
+from rlmix.classifier.training.config import Precision
 from rlmix.classifier.training.trainer import Trainer
 from rlmix.envs import MixPolicyEnv, TaskDistribution
 from rlmix.experiments.benchmarks.timing import (
+    BenchmarkTrainConfig,
     clocked,
     prepare_output,
     ratios,
+    require_seconds,
     rotated,
     say,
     set_threads_for,
@@ -48,8 +50,8 @@ from rlmix.experiments.comparison.contestants import CONTESTANTS, Saliency, only
 from rlmix.experiments.runs.command import command
 from rlmix.experiments.runs.errors import RunError
 from rlmix.experiments.runs.machine import machine
+from rlmix.experiments.runs.options import UNPREFIXED, DatasetConfig, flatten
 
-UPDATES = 10**6  # of the learning-rate schedule; no segment gets far into it
 WARM_UP = 2  # updates before the clock starts: first draws, the optimiser's state
 PROFILED = 10  # updates
 TASKS = 2  # of the episodes, so that a reset draws other images, as in a search
@@ -59,19 +61,15 @@ TASKS = 2  # of the episodes, so that a reset draws other images, as in a search
 class BenchmarkConfig:
     """Measure training images per second under each mixing method, and the environment's overhead."""
 
-    dataset: str = "fashion_mnist"
-    """Data set by name, or package.module:function that returns a rlmix.classifier.data.Dataset."""
-    data_root: str | None = None
-    """Folder of the data set; optional, defaults to the usual places, then to a download."""
+    data: Annotated[DatasetConfig, UNPREFIXED] = field(
+        default_factory=lambda: DatasetConfig(image_size=32, validation_size=3000)
+    )
+    train: Annotated[BenchmarkTrainConfig, UNPREFIXED] = field(default_factory=BenchmarkTrainConfig)
     model: tuple[str, ...] = ("search", "preact_resnet18")
-    """Networks by name."""
-    image_size: int = 32
-    """Side that images are resized to, for every network but search; 0 keeps their size."""
+    """Networks by name; search sees images of their own size, others those of --image-size."""
     contestants: tuple[str, ...] = ()
     """Training methods, e.g. plain rmix rmix-exact; optional, defaults to all. The two that ratios refer to are always
     measured."""
-    batch_size: int = 100
-    """Number of images per update."""
     threads: int | None = None
     """Number of threads on a CPU; optional, defaults to 1 for the network search (as in a search) and 2 for others."""
     seconds: float = 5.0
@@ -80,18 +78,18 @@ class BenchmarkConfig:
     """Number of rounds, and of episodes of the environment."""
     compile: bool = True
     """Measure the compiled fast path too; compiling takes a minute or more for each network."""
-    device: str = "auto"
-    """Device: auto, cpu, cuda or cuda:N."""
     episode_train_size: int = 500
     """Number of training images of an episode, at most those available."""
     episode_updates: int = 250
     """Number of updates of an episode's training."""
-    validation_size: int = 3000
-    """Number of validation images, at most a fifth of the pool; the first 1000 are used before an episode's end."""
     profile: str | None = None
     """Contestant whose torch.profiler table is printed, instead of a measurement, e.g. plain or rmix; optional."""
     out: str = "experiments/results/benchmark_speed.json"
     """File of the report, JSON."""
+
+    def __post_init__(self) -> None:
+        require_at_least(self, threads=1, rounds=1, episode_train_size=1, episode_updates=1)
+        require_seconds(self.seconds)
 
 
 @dataclass(frozen=True)
@@ -134,8 +132,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     with command("benchmarks/training_speed", arguments) as call:
         config = call.parse(BenchmarkConfig, __doc__)
         check(config)
-        dataset = load_dataset(config.dataset, config.data_root)
-        data = split(dataset, validation_size=_validation_size(config, dataset))
+        data = images_for(config, "search")
         check_models(config, data)
         if config.profile is not None:
             for model in config.model:
@@ -146,9 +143,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
         report = {
             "kind": "benchmark_speed",
             "command": call.line,
-            "config": asdict(config),
+            "config": flatten(asdict(config)),
             "machine": machine(),
-            "device": str(resolve_device(config.device)),
+            "device": str(resolve_device(config.train.device)),
             "models": [measure_model(config, model, data) for model in config.model],
             "episode": measure_episodes(config, data) if "search" in config.model else None,
             "load_average_after": os.getloadavg(),
@@ -163,12 +160,6 @@ def check(config: BenchmarkConfig) -> None:
     Raises:
         RunError: an option is out of range.
     """
-    for name, value in (("rounds", config.rounds), ("threads", config.threads), ("batch-size", config.batch_size)):
-        minimum = 2 if name == "batch-size" else 1
-        if value is not None and value < minimum:
-            raise RunError(f"--{name} must be at least {minimum}, got {value}")
-    if not 0 < config.seconds < float("inf"):
-        raise RunError(f"--seconds must be a finite number above 0, got {config.seconds:g}")
     if not config.model:
         raise RunError("--model must name at least one network, got none")
     for name in config.contestants:
@@ -176,11 +167,22 @@ def check(config: BenchmarkConfig) -> None:
             raise RunError(f"--contestants must be among {', '.join(VARIANTS)}, got {name!r}")
     if config.profile is not None and config.profile not in VARIANTS:
         raise RunError(f"--profile must be one of {', '.join(VARIANTS)}, got {config.profile!r}")
-    device = resolve_device(config.device)
+    device = resolve_device(config.train.device)
     reason = why_not_compile(device)
     compiles = config.profile is None or VARIANTS[config.profile].compile
     if config.compile and compiles and reason is not None:
         raise RunError(f"{reason}; install it, or leave the compiled contestant out with --no-compile")
+
+
+def images_for(config: BenchmarkConfig, model: str) -> Splits:
+    """Return the images that a network is timed on: of their own size for `search`, of --image-size for others.
+
+    Raises:
+        DataError: the data set is not available or too small.
+    """
+    image_size = None if model == "search" else config.data.image_size
+    dataset, size = replace(config.data, image_size=image_size).load(), config.data.validation_size
+    return split(dataset, validation_size=None if size is None else min(size, len(dataset.pool) // 5))
 
 
 def check_models(config: BenchmarkConfig, data: Splits) -> None:
@@ -204,7 +206,7 @@ def measure_model(config: BenchmarkConfig, model: str, data: Splits) -> dict[str
     Raises:
         RunError: the network cannot be built for these images.
     """
-    data = _images_for(config, model, data)
+    data = data if model == "search" else images_for(config, model)
     set_threads_for(model, config.threads)
     wanted = {*config.contestants, PLAIN, SLOW, FAST[0]} if config.contestants else set(VARIANTS)
     names = [name for name, variant in VARIANTS.items() if name in wanted and (config.compile or not variant.compile)]
@@ -283,7 +285,7 @@ def measure_episodes(config: BenchmarkConfig, data: Splits) -> dict[str, Any]:
     size = min(config.episode_train_size, len(data.train))
     length = config.episode_updates
     env = MixPolicyEnv(
-        training=TrainConfig(batch_size=config.batch_size, device=config.device),
+        training=replace(config.train, updates=length),
         tasks=TaskDistribution(train_size=(size, size), updates=(length, length), pool=TASKS),
         reference_seeds=1,
         splits=data,
@@ -312,7 +314,7 @@ def measure_episodes(config: BenchmarkConfig, data: Splits) -> dict[str, Any]:
         "validation_images": len(data.validation),
         "validation_limit": env.task_trainer.validation_limit,
         "threads": torch.get_num_threads(),
-        "precision": resolve_precision("auto", resolve_device(config.device)),
+        "precision": resolve_precision("auto", resolve_device(config.train.device)),
         "compiled": False,
         "seconds": episodes,
         "step_overhead_percent": percent(own, [episode["step"] for episode in episodes]),
@@ -388,7 +390,7 @@ def print_profile(config: BenchmarkConfig, model: str, data: Splits) -> None:
         RunError: the network cannot be built for these images.
     """
     assert config.profile is not None
-    data = _images_for(config, model, data)
+    data = data if model == "search" else images_for(config, model)
     set_threads_for(model, config.threads)
     contestant = VARIANTS[config.profile]
     trainer = _build_trainers(config, model, data, [config.profile])[config.profile]
@@ -409,25 +411,10 @@ def _build_trainers(config: BenchmarkConfig, model: str, data: Splits, names: Se
         contestant = VARIANTS[name]
         key = (contestant.precision, contestant.compile)
         if key not in built:
-            training = TrainConfig(
-                model=model,
-                updates=UPDATES,
-                batch_size=config.batch_size,
-                device=config.device,
-                precision=contestant.precision,
-                compile="on" if contestant.compile else "off",
-            )
+            compiled: Literal["on", "off"] = "on" if contestant.compile else "off"
+            training = replace(config.train, model=model, precision=contestant.precision, compile=compiled)
             built[key] = Trainer(training, data)
     return {name: built[VARIANTS[name].precision, VARIANTS[name].compile] for name in names}
-
-
-def _images_for(config: BenchmarkConfig, model: str, data: Splits) -> Splits:
-    """Return the images, resized for every network but `search`."""
-    if model == "search" or config.image_size == 0:
-        return data
-    size = config.image_size
-    # Only training images are read, but all splits must have one shape.
-    return split(resized(load_dataset(config.dataset, config.data_root), size), validation_size=len(data.validation))
 
 
 def _trainable(trainer: Trainer, name: str) -> bool:
@@ -438,10 +425,6 @@ def _trainable(trainer: Trainer, name: str) -> bool:
         say(f"{trainer.config.model}: {name} is left out ({error})")
         return False
     return True
-
-
-def _validation_size(config: BenchmarkConfig, dataset: Dataset) -> int:
-    return min(config.validation_size, len(dataset.pool) // 5)
 
 
 if __name__ == "__main__":

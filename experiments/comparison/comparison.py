@@ -18,6 +18,7 @@ from rlmix.experiments.comparison.results import as_csv, markdown, plot_comparis
 from rlmix.experiments.comparison.trainings import collect_trainings, open_log, resolve, select_contestants, train
 from rlmix.experiments.runs.errors import reject_incompatible
 from rlmix.experiments.runs.machine import machine
+from rlmix.experiments.runs.options import flatten
 
 
 def compare(config: ComparisonConfig, command: str) -> dict[str, Any]:
@@ -53,15 +54,15 @@ def compare(config: ComparisonConfig, command: str) -> dict[str, Any]:
     }
     if config.test_set and log.missing(jobs):
         record_test_read(out, command, images=images)
-    log.run(jobs, processes=config.processes, describe=_describe)
+    log.run(jobs, processes=config.parallel.processes, describe=_describe)
     runs = {name: [log.finished[name, seed] for seed in range(config.seeds)] for name in contestants}
     with reject_incompatible(log.path):
         compared = summarise_comparison(contestants, runs, config.baseline, images)
     return {
         "kind": "comparison",
         "command": command,
-        "config": asdict(replace(config, contestants=config.contestants or tuple(CONTESTANTS))),
-        "setting": asdict(setting),
+        "config": flatten(asdict(replace(config, contestants=config.contestants or tuple(CONTESTANTS)))),
+        "setting": setting.to_json(),
         "machine": machine(),
         "seeds": list(range(config.seeds)),
         "measured_images": count,

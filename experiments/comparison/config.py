@@ -2,8 +2,25 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Literal
+from dataclasses import dataclass, field
+from typing import Annotated, Literal
+
+from tyro.conf import Suppress
+
+from rlmix.classifier.errors import require_at_least
+from rlmix.classifier.training.config import TrainConfig
+from rlmix.experiments.runs.options import UNPREFIXED, DataConfig, ParallelConfig
+
+# Options that every stored setting names; others only where they are not the default.
+NAMED = ("dataset", "model", "train_size", "updates", "batch_size", "device", "precision")
+
+
+@dataclass(frozen=True)
+class ComparisonTrainConfig(TrainConfig):
+    """Setting of the trainings of a comparison, whose contestants say how saliency is computed."""
+
+    saliency: Suppress[Literal["recycled", "exact"]] = "recycled"
+    compile: Suppress[Literal["auto", "on", "off"]] = "off"
 
 
 @dataclass(frozen=True)
@@ -25,28 +42,13 @@ class ComparisonConfig:
     """Number of images that --measures are taken on, from the start of the split; optional, defaults to all."""
     test_set: bool = False
     """Read the test set instead of the development images; every reading is recorded."""
-
-    dataset: str = "fashion_mnist"
-    """Data set by name, or package.module:function that returns a rlmix.classifier.data.Dataset."""
-    data_root: str | None = None
-    """Folder of the data set; optional, defaults to the usual places, then to a download."""
-    model: str = "search"
-    """Network by name, or package.module:function for your own function(num_classes, in_channels)."""
-    train_size: int = 1000
-    """Number of training images, drawn by the seed."""
-    development_size: int | None = None
-    """Number of development images; optional, defaults to 10,000, at most a fifth of the data set's pool."""
-    updates: int = 1000
-    """Number of updates of each training."""
-    batch_size: int = 100
-    """Number of images per update."""
+    data: Annotated[DataConfig, UNPREFIXED] = field(default_factory=lambda: DataConfig(train_size=1000))
+    train: Annotated[ComparisonTrainConfig, UNPREFIXED] = field(default_factory=ComparisonTrainConfig)
     seeds: int = 10
     """Number of trainings of each contestant, at least 2, with seeds 0, 1, 2, ..."""
-    processes: int = 2
-    """Number of parallel trainings, one thread each."""
-    device: str = "auto"
-    """Device: auto, cpu, cuda or cuda:N."""
-    precision: Literal["auto", "bf16", "fp32"] = "auto"
-    """Number format of the network; auto takes bf16 where it is native and agrees with fp32."""
+    parallel: Annotated[ParallelConfig, UNPREFIXED] = field(default_factory=ParallelConfig)
     out: str = "runs/comparison"
     """Folder of results.json, results.md, results.csv, results.png and runs.jsonl, the trainings finished so far."""
+
+    def __post_init__(self) -> None:
+        require_at_least(self, seeds=2, measured_images=2)

@@ -17,6 +17,7 @@ from tabulate import tabulate
 
 from rlmix.classifier.evaluation.measure import Column
 from rlmix.classifier.evaluation.measures import MEASURES
+from rlmix.experiments.comparison.config import NAMED
 from rlmix.experiments.comparison.contestants import Contestant
 from rlmix.experiments.comparison.intervals import (
     crossed_interval,
@@ -127,8 +128,8 @@ def markdown(report: Mapping[str, Any]) -> str:
         f"# {setting['dataset']}: {setting['train_size']:,} training images, {setting['updates']:,} updates",
         "",
         f"Network {setting['model']}, batches of {setting['batch_size']}, {setting['precision']} on "
-        f"{setting['device']}, {len(report['seeds'])} seeds (0 to {report['seeds'][-1]}); a seed draws training "
-        "images, weights, order and mixing for every row. Accuracy on "
+        f"{setting['device']}{_others(setting)}, {len(report['seeds'])} seeds (0 to {report['seeds'][-1]}); a seed "
+        "draws training images, weights, order and mixing for every row. Accuracy on "
         f"{report['images']:,} {setting['split']} images in %; means with 95 % Student t intervals over seeds"
         f"{'; in brackets over seeds and images' if any_with_images(report) else ''}. "
         f"Differences to *{baseline}* are paired by seed, p-values are those of paired t tests{corrected}. Methods mix "
@@ -144,6 +145,15 @@ def markdown(report: Mapping[str, Any]) -> str:
         "",
     ]
     return "\n".join(lines)
+
+
+def _others(setting: Mapping[str, Any]) -> str:
+    """Return the options of a setting that not every setting names, for the report's first lines."""
+    return "".join(
+        f", {name} {value}"
+        for name, value in setting.items()
+        if name not in (*NAMED, "torch", "split") and value is not None
+    )
 
 
 def images_per_second(setting: Mapping[str, Any], row: Mapping[str, Any]) -> float:

@@ -3,33 +3,35 @@
 from __future__ import annotations
 
 import functools
+import json
 import time
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import torch
 
 from rlmix.agent.rl_mix.learner import RLMixLearner
 from rlmix.agent.rl_mix.loop import last_quarter, play, random_thresholds
-from rlmix.classifier.data import Splits, load_dataset, split
+from rlmix.classifier.data import Splits
 from rlmix.classifier.evaluation.measure import NotMeasurable, Subject, subject_of
 from rlmix.classifier.evaluation.measures import MEASURES
 from rlmix.classifier.files import LineLog
 from rlmix.classifier.hardware import resolve_device, resolve_precision
 from rlmix.classifier.mixing import PolicySchedule
-from rlmix.classifier.training.config import Precision, TrainConfig
+from rlmix.classifier.training.config import TrainConfig
 from rlmix.classifier.training.scheduled import train_schedule
 from rlmix.classifier.training.stats import EvalStats
 from rlmix.classifier.training.trainer import Trainer
 from rlmix.envs import RLMixEnv
-from rlmix.experiments.comparison.config import ComparisonConfig
+from rlmix.experiments.comparison.config import NAMED, ComparisonConfig, ComparisonTrainConfig
 from rlmix.experiments.comparison.contestants import CONTESTANTS, Contestant, Saliency, ThresholdChoice
 from rlmix.experiments.comparison.results import pack_hits
 from rlmix.experiments.comparison.runner import Line, TrainingLog
 from rlmix.experiments.runs.errors import RunError, reject_incompatible
 from rlmix.experiments.runs.machine import machine
+from rlmix.experiments.runs.options import UNPREFIXED, DataConfig
 
 LOGGED = {"method": str, "seed": int, "accuracy": float, "diverged": bool, "measures": dict}  # fields of a logged line
 TRIAL_IMAGES = 20  # images that measures are tried on before the first training
@@ -39,27 +41,41 @@ TRIAL_IMAGES = 20  # images that measures are tried on before the first training
 class Setting:
     """Setting of all trainings; nothing is left to `auto`. With contestant and seed it determines the result."""
 
-    dataset: str
-    model: str
-    train_size: int
-    updates: int
-    batch_size: int
-    device: str
-    precision: Precision
+    data: Annotated[DataConfig, UNPREFIXED]
+    train: Annotated[ComparisonTrainConfig, UNPREFIXED]
     torch: str
     split: str = "development"
-    development_size: int | None = None
 
     def training(self, saliency: Saliency) -> TrainConfig:
         """Return the Trainer's configuration."""
-        return TrainConfig(
-            model=self.model,
-            updates=self.updates,
-            batch_size=self.batch_size,
-            saliency=saliency,
-            device=self.device,
-            precision=self.precision,
+        return replace(self.train, saliency=saliency)
+
+    def draw(self, seed: int) -> Splits:
+        """Return the images of the training with a seed; the data set is loaded and split once in each process."""
+        data = self.data
+        return _whole(replace(data, train_size=None, label_noise=0.0)).draw(
+            data.train_size, data_seed=seed, label_noise=data.label_noise
         )
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the options by name, as logs and results hold them: those that every log has, and those changed.
+
+        The data set's folder is not among them: it does not change the result.
+        """
+        options = {**asdict(self.data), **asdict(self.train)}
+        defaults = {**asdict(DataConfig()), **asdict(ComparisonTrainConfig()), "data_root": options["data_root"]}
+        changed = {
+            name: value
+            for name, value in options.items()
+            if value != defaults[name] and name not in (*NAMED, "development_size")
+        }
+        return {
+            **{name: options[name] for name in NAMED},
+            "torch": self.torch,
+            "split": self.split,
+            "development_size": options["development_size"],
+            **json.loads(json.dumps(changed)),
+        }
 
 
 def select_contestants(config: ComparisonConfig) -> dict[str, Contestant]:
@@ -103,28 +119,18 @@ def resolve(config: ComparisonConfig, contestants: Collection[Contestant]) -> tu
         RunError: an option is out of range, or a contestant cannot train this network on these images.
         DataError: the data set is not available or is too small.
     """
-    for name, minimum in (("seeds", 2), ("processes", 1)):
-        if getattr(config, name) < minimum:
-            raise RunError(f"--{name} must be at least {minimum}, got {getattr(config, name)}")
-    if config.measured_images is not None and config.measured_images < 2:
-        raise RunError(f"--measured-images must be at least 2, got {config.measured_images}")
-    data = _splits(config.dataset, config.data_root, config.development_size).draw(config.train_size, data_seed=0)
+    data = config.data.draw(0)
     part = data.test if config.test_set else data.development
     if not len(part):
         kind = "test" if config.test_set else "development"
-        raise RunError(f"--dataset {config.dataset}: expected {kind} images, got none; choose a larger data set")
-    device = resolve_device(config.device)
+        raise RunError(f"--dataset {config.data.dataset}: expected {kind} images, got none; choose a larger data set")
+    device = resolve_device(config.train.device)
+    precision = resolve_precision(config.train.precision, device)
     setting = Setting(
-        dataset=config.dataset,
-        model=config.model,
-        train_size=config.train_size,
-        updates=config.updates,
-        batch_size=config.batch_size,
-        device=str(device),
-        precision=resolve_precision(config.precision, device),
+        replace(config.data, train_size=len(data.train)),
+        replace(config.train, device=str(device), precision=precision),
         torch=torch.__version__,
         split="test" if config.test_set else "development",
-        development_size=config.development_size,
     )
     trainer = Trainer(setting.training("exact"), data)
     for contestant in contestants:
@@ -225,7 +231,7 @@ def train(name: str, contestant: Contestant, seed: int, setting: Setting, config
         contestant: contestant to train.
         seed: RNG seed for training images, weights, data order, mixing and measures.
         setting: setting of every training.
-        config: options of the comparison, for the data's folder and the measures.
+        config: options of the comparison, for the measures.
 
     Returns:
         The line of the log: accuracy on all images of the split in [0, 1], at chance after a diverged training; which
@@ -235,8 +241,7 @@ def train(name: str, contestant: Contestant, seed: int, setting: Setting, config
     Raises:
         RunError: a measure cannot be taken.
     """
-    splits = _splits(setting.dataset, config.data_root, setting.development_size)
-    data = splits.draw(setting.train_size, data_seed=seed)
+    data = setting.draw(seed)
     training = setting.training(contestant.saliency)
     if contestant.thresholds is None:
         trainer = Trainer(training, data, seed=seed)
@@ -258,7 +263,7 @@ def train(name: str, contestant: Contestant, seed: int, setting: Setting, config
         **measured,
         "segments": _segments(name, contestant),
         "processor": machine()["processor"],
-        "setting": asdict(setting),
+        "setting": setting.to_json(),
     }
 
 
@@ -314,14 +319,15 @@ def _segments(name: str, contestant: Contestant) -> list[dict[str, Any]] | None:
 
 
 @functools.cache
-def _splits(dataset: str, root: str | None, development_size: int | None) -> Splits:
-    return split(load_dataset(dataset, root), development_size=development_size)
+def _whole(data: DataConfig) -> Splits:
+    """Return a data set's splits, with all training images."""
+    return data.draw(0)
 
 
 def _first_difference(logged: Any, setting: Setting) -> str | None:
     if not isinstance(logged, dict):
         return "without a setting"
     # Older logs lack these two, which had no other value.
-    expected, logged = asdict(setting), {"split": "development", "development_size": None, **logged}
+    expected, logged = setting.to_json(), {"split": "development", "development_size": None, **logged}
     names = [name for name in {**expected, **logged} if expected.get(name) != logged.get(name)]
     return f"{names[0]} {logged.get(names[0])!r:.80}, not {expected.get(names[0])!r}" if names else None

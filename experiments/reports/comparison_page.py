@@ -21,6 +21,7 @@ from rlmix.experiments.comparison.results import (
     format_share,
     images_per_second,
 )
+from rlmix.experiments.comparison.trainings import Setting
 from rlmix.experiments.reports import REPORT_FILE
 from rlmix.experiments.reports.charts import interval_chart, line_chart
 from rlmix.experiments.reports.examples import loss_gradient, mixed_examples
@@ -141,8 +142,7 @@ class ExampleOptions:
 
     @classmethod
     def from_report(cls, report: Report, data_root: str | None) -> ExampleOptions:
-        """Return the options for a comparison, whose number of development images is part of its setting."""
-        setting = report["setting"]
+        """Return the options for a comparison."""
         titles: dict[MixPolicy, list[str]] = {}
         for row in report["methods"].values():
             for policy in dict.fromkeys(policy for _, policy in PolicySchedule.from_json(row["schedule"]).segments):
@@ -153,15 +153,11 @@ class ExampleOptions:
             for method in policy.shares
             if method != "clean" or len(policy.shares) == 1
         ]
-        data = {
-            "dataset": setting["dataset"],
-            "data_root": data_root or report["config"]["data_root"],
-            "train_size": setting["train_size"],
-            "development_size": setting.get("development_size"),
-        }
-        training = {"updates": SALIENCY_UPDATES, "batch_size": setting["batch_size"]}
+        training = {"updates": SALIENCY_UPDATES, "batch_size": report["setting"]["batch_size"]}
         return cls(
-            stored_config(DataConfig, data),
+            replace(
+                stored_config(Setting, report["setting"]).data, data_root=data_root or report["config"]["data_root"]
+            ),
             replace(stored_config(TrainConfig, training), device="cpu", precision="fp32"),
             rows,
         )

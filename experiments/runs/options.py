@@ -32,7 +32,7 @@ class DatasetConfig:
     dataset: str = "fashion_mnist"
     """Data set: a name, a folder of images, or package.module:function that returns a rlmix.classifier.data.Dataset."""
     data_root: str | None = None
-    """Folder of the data set; optional, defaults to the usual places, then to a download."""
+    """Folder of the data set; optional, defaults to $RLMIX_DATA, else ~/.cache/rlmix/data, else a download."""
     image_size: int | None = None
     """Side that images are resized to; optional, defaults to their own size."""
     validation_size: int | None = None
@@ -82,6 +82,25 @@ class DataConfig(DatasetConfig):
 
         data = split(dataset, validation_size=self.validation_size, development_size=self.development_size)
         return data.draw(self.train_size, data_seed=data_seed, label_noise=self.label_noise)
+
+
+@dataclass(frozen=True)
+class ParallelConfig:
+    """Trainings beside each other."""
+
+    processes: int = 2
+    """Number of parallel trainings, one thread each."""
+
+    def __post_init__(self) -> None:
+        require_at_least(self, processes=1)
+
+
+@dataclass(frozen=True)
+class StudyConfig(ParallelConfig):
+    """Trainings of a study, which names the data sets itself."""
+
+    data_root: str | None = None
+    """Folder of the data sets; optional, defaults to $RLMIX_DATA, else ~/.cache/rlmix/data, else a download."""
 
 
 @dataclass(frozen=True)
@@ -149,7 +168,7 @@ def flatten(config: Mapping[str, Any]) -> dict[str, Any]:
     Options of the command itself win over those of its parts; parts with a prefix, such as `ppo`, stay.
     """
     own, inner = dict(config), {}
-    for part in ("data", "train", "run"):
+    for part in ("data", "train", "parallel", "run"):
         if isinstance(config.get(part), Mapping):
             inner.update(own.pop(part))
     return {**inner, **own}

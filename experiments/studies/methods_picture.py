@@ -4,14 +4,15 @@ python experiments/studies/methods_picture.py --out docs/methods.png
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Annotated
 
 import matplotlib
 import torch
 from matplotlib.figure import Figure
 
-from rlmix.classifier.data import evaluation_chunks, load_dataset, split
+from rlmix.classifier.data import evaluation_chunks
 from rlmix.classifier.mixing import MixPolicy, mix_batch, one_hot
 from rlmix.classifier.mixing.picture import mixed_picture
 from rlmix.classifier.mixing.saliency import input_gradient
@@ -19,6 +20,7 @@ from rlmix.classifier.mixing.targets import soft_cross_entropy
 from rlmix.classifier.training.config import TrainConfig
 from rlmix.classifier.training.trainer import Trainer
 from rlmix.experiments.runs.command import command
+from rlmix.experiments.runs.options import UNPREFIXED, DataConfig
 
 IMAGES = 8
 # Without Manifold Mixup, which mixes hidden states, and without variants that look like another method.
@@ -29,14 +31,8 @@ DRAWN = ("clean", "mixup", "cutmix", "average", "rmix", "saliencymix", "puzzlemi
 class DrawConfig:
     """Draw the same images under the mixing methods, with their targets."""
 
-    dataset: str = "fashion_mnist"
-    """Data set by name."""
-    data_root: str | None = None
-    """Folder with the data set; optional, defaults to the usual places."""
-    train_size: int = 2000
-    """Number of training images of the network."""
-    updates: int = 200
-    """Number of updates of the network whose saliency R-Mix and Puzzle Mix read."""
+    data: Annotated[DataConfig, UNPREFIXED] = field(default_factory=lambda: DataConfig(train_size=2000))
+    train: Annotated[TrainConfig, UNPREFIXED] = field(default_factory=lambda: TrainConfig(updates=200, device="cpu"))
     seed: int = 1501
     """RNG seed for the images, the network and the mixing draws."""
     out: str = "docs/methods.png"
@@ -47,14 +43,13 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """Run the command."""
     with command("studies/methods_picture", arguments) as call:
         config = call.parse(DrawConfig, __doc__)
-        data = split(load_dataset(config.dataset, config.data_root)).draw(config.train_size, data_seed=config.seed)
-        draw(config, Trainer(TrainConfig(updates=config.updates, device="cpu"), data, seed=config.seed))
+        draw(config, Trainer(config.train, config.data.draw(config.seed), seed=config.seed))
     print(f"written: {config.out}")
 
 
 def draw(config: DrawConfig, trainer: Trainer) -> None:
     """Train the network, mix the first development images with each method, and save the picture."""
-    trainer.train(MixPolicy({"clean": 1.0}), config.updates)
+    trainer.train(MixPolicy({"clean": 1.0}), config.train.updates)
     data, model, classes = trainer.data, trainer.model.train(), trainer.num_classes
     mean, std = torch.tensor(data.mean), torch.tensor(data.std)
     pixels, labels = next(

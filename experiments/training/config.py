@@ -185,3 +185,6 @@ class EvaluateConfig:
     """Number of threads on a CPU; 0 takes one for each core."""
     trust: bool = False
     """The folder is your own: code that it names (package.module:function) may run."""
+
+    def __post_init__(self) -> None:
+        require_at_least(self, images=2, seed=0, batch_size=1, threads=0)

@@ -28,10 +28,6 @@ def open_run(config: EvaluateConfig) -> TrainedRun:
     Raises:
         RunError: an option is out of range, or the run cannot be evaluated.
     """
-    for name, minimum in (("images", 2), ("batch_size", 1), ("seed", 0)):
-        value = getattr(config, name)
-        if value is not None and value < minimum:
-            raise RunError(f"--{name.replace('_', '-')} must be at least {minimum}, got {value}")
     for measure in config.measures:
         if measure not in MEASURES:
             raise RunError(f"--measures must be among {', '.join(MEASURES)}, got {measure!r}")

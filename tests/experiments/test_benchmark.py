@@ -135,7 +135,7 @@ def test_a_segment_is_even_and_has_whole_blocks_of_draws(
 ) -> None:
     assert 2 * BLOCK == 64
     data = split(load_dataset("digits"))
-    trainer = training_speed.Trainer(training_speed.TrainConfig(batch_size=20, device="cpu"), data)
+    trainer = training_speed.Trainer(training_speed.BenchmarkTrainConfig(batch_size=20, device="cpu"), data)
     monkeypatch.setattr(training_speed, "run_segment", lambda *_, **__: 200.001)  # an update in a tenth of a second
     contestant = training_speed.VARIANTS["plain"]
     assert training_speed.updates_per_segment(trainer, contestant, seconds) == expected
@@ -167,7 +167,7 @@ def test_named_contestants_are_measured_beside_those_of_the_ratios(monkeypatch: 
 def test_the_compiled_fast_path_is_measured(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(MODELS, "tiny", tiny_network)
     path = tmp_path / "report.json"
-    arguments = ["--model", "tiny", "--image-size", "0", "--threads", "1", "--device", "cpu", "--out", str(path)]
+    arguments = ["--model", "tiny", "--image-size", "None", "--threads", "1", "--device", "cpu", "--out", str(path)]
     training_speed.main([*SPEED, *arguments])
     result = read_strictly(path)["models"][0]
     contestants = result["contestants"]
@@ -195,9 +195,9 @@ def test_a_profile_is_printed_and_nothing_written(
         (("--dataset", "nope"), "data set 'nope'"),
         ((*SPEED, "--model", "search", "nope"), "unknown model 'nope'"),
         ((*SPEED, "--profile", "nope"), "--profile must be one of plain, "),
-        ((*SPEED, "--rounds", "0"), "--rounds must be at least 1"),
-        ((*SPEED, "--seconds", "0"), "--seconds must be"),
-        ((*SPEED, "--threads", "0"), "--threads must be at least 1"),
+        ((*SPEED, "--rounds", "0"), "rounds must be at least 1"),
+        ((*SPEED, "--seconds", "0"), "seconds must be"),
+        ((*SPEED, "--threads", "0"), "threads must be at least 1"),
         ((*SPEED, "--device", "abacus"), "device must be auto"),
         ((*SPEED, "--no-compile", "--out", "."), "--out ."),
     ],

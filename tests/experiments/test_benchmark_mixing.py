@@ -59,9 +59,9 @@ def test_dense_plans_move_what_ours_moves(blocks: int) -> None:
 @pytest.mark.parametrize(
     ("arguments", "named"),
     [
-        ((*TINY, "--rounds", "0"), "--rounds must be at least 1"),
-        ((*TINY, "--batch-size", "1"), "--batch-size must be at least 2"),
-        ((*TINY, "--seconds", "0"), "--seconds must be"),
+        ((*TINY, "--rounds", "0"), "rounds must be at least 1"),
+        ((*TINY, "--batch-size", "1"), "batch_size must be at least 2"),
+        ((*TINY, "--seconds", "0"), "seconds must be"),
         ((*TINY, "--side", "17"), "17 x 17 pixels"),
         ((*TINY, "--out", "."), "--out ."),
     ],

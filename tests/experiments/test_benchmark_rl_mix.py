@@ -53,9 +53,9 @@ def test_figures_follow_from_the_rounds(
 @pytest.mark.parametrize(
     ("option", "named"),
     [
-        ("--rounds 0", "--rounds must be at least 1"),
-        ("--threads 0", "--threads must be at least 1"),
-        ("--seconds 0", "--seconds must be a finite number above 0"),
+        ("--rounds 0", "rounds must be at least 1"),
+        ("--threads 0", "threads must be at least 1"),
+        ("--seconds 0", "seconds must be a finite number above 0"),
         ("--device cuda:99", "torch sees"),
         ("--train-size 40", "--train-size must be above 40, 2 batches, got 40"),
         ("--dataset nonsense", "'nonsense'"),

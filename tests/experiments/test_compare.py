@@ -23,11 +23,13 @@ from rlmix.classifier.evaluation.measures import MEASURES
 from rlmix.classifier.mixing import METHODS, MixPolicy, PolicySchedule
 from rlmix.experiments import compare
 from rlmix.experiments.comparison import runner, trainings
-from rlmix.experiments.comparison.config import ComparisonConfig
+from rlmix.experiments.comparison.config import ComparisonConfig, ComparisonTrainConfig
 from rlmix.experiments.comparison.contestants import CONTESTANTS
 from rlmix.experiments.comparison.held_out import TEST_READS
 from rlmix.experiments.comparison.intervals import paired_difference
 from rlmix.experiments.comparison.results import unpack_hits
+from rlmix.experiments.runs.config import stored_config
+from rlmix.experiments.runs.options import DataConfig
 from tests.experiments.inline import run_inline
 
 Refused = Callable[[Callable[[Sequence[str]], Any], Sequence[object]], str]
@@ -211,7 +213,8 @@ def test_a_seed_gives_both_contestants_the_same_training_but_for_the_saliency(
             return super().train(*arguments, **keywords)
 
     monkeypatch.setattr(trainings, "Trainer", Watched)
-    setting = trainings.Setting("digits", "search", 60, 6, 20, "cpu", "fp32", torch.__version__)
+    training = ComparisonTrainConfig(updates=6, batch_size=20, device="cpu", precision="fp32")
+    setting = trainings.Setting(DataConfig("digits", train_size=60), training, torch.__version__)
     config = ComparisonConfig()
     runs = [trainings.train(name, CONTESTANTS[name], 3, setting, config) for name in ("rmix", "rmix-exact")]
     (weights, images, seed, one), (weights2, images2, seed2, other) = started
@@ -219,7 +222,7 @@ def test_a_seed_gives_both_contestants_the_same_training_but_for_the_saliency(
     assert torch.equal(images, images2)
     assert seed == seed2 == 3
     assert {name for name in one if one[name] != other[name]} == {"saliency"}
-    assert [run["setting"] for run in runs] == [asdict(setting)] * 2
+    assert [run["setting"] for run in runs] == [setting.to_json()] * 2
     assert trainings.train("rmix-exact", CONTESTANTS["rmix-exact"], 4, setting, config)["seed"] == 4
     assert not torch.equal(started[2][1], images)
 
@@ -238,7 +241,7 @@ def test_a_per_batch_agent_is_compared_as_the_others_are(tmp_path: Path, trained
         rewards = [run["last_quarter"]["reward"] for run in logged if run["method"] == name]
         assert rows[name]["reward"]["per_seed"] == rewards and all(0 < reward <= 1 for reward in rewards)
     assert set(report["less_baseline"]) == {"rl-mix", "rmix-all"}
-    setting, config = trainings.Setting(**report["setting"]), ComparisonConfig()
+    setting, config = stored_config(trainings.Setting, report["setting"]), ComparisonConfig()
     again = trainings.train("rl-mix", CONTESTANTS["rl-mix"], 1, setting, config)
     assert again["accuracy"] == rows["rl-mix"]["accuracy"]["per_seed"][1]
 
@@ -247,14 +250,14 @@ def test_a_per_batch_agent_is_compared_as_the_others_are(tmp_path: Path, trained
     ("arguments", "named"),
     [
         (("--dataset", "nope"), "data set 'nope'"),
-        ((*SETTING, "--seeds", "1"), "--seeds must be at least 2"),
-        ((*SETTING, "--processes", "0"), "--processes must be at least 1"),
+        ((*SETTING, "--seeds", "1"), "seeds must be at least 2"),
+        ((*SETTING, "--processes", "0"), "processes must be at least 1"),
         ((*SETTING, "--contestants", "plain", "nope"), "--contestants must be among plain, label-smoothing"),
         ((*SETTING, "--contestants", "mixup", "cutmix"), "--baseline must be one of the contestants mixup cutmix"),
         ((*SETTING, "--model", "nope"), "unknown model 'nope'"),
         ((*SETTING, "--updates", "0"), "updates must be at least 1"),
         ((*SETTING, "--measures", "taste"), "--measures must be among accuracy, attacks"),
-        ((*SETTING, "--measured-images", "1"), "--measured-images must be at least 2"),
+        ((*SETTING, "--measured-images", "1"), "measured_images must be at least 2"),
         ((*SETTING, "--schedules", "policy.json"), "--schedules must be NAME=FILE"),
         ((*SETTING, "--schedules", "cutmix=policy.json"), "'cutmix' stands for another contestant"),
         ((*SETTING, "--schedules", "mine=nowhere.json"), "nowhere.json: cannot be read"),
@@ -300,7 +303,7 @@ def test_a_schedule_is_followed_and_told_from_another_by_its_name(
     assert PolicySchedule.from_json(row["schedule"]) == PolicySchedule.load(tmp_path / "policy.json")
     # By hand: half of the updates under either policy.
     splits = split(load_dataset("digits", None)).draw(60, data_seed=1)
-    setting = trainings.Setting(**read_strictly(tmp_path / "out" / "results.json")["setting"])
+    setting = stored_config(trainings.Setting, read_strictly(tmp_path / "out" / "results.json")["setting"])
     trainer = trainings.Trainer(setting.training("recycled"), splits, seed=1)
     for policy in (MixPolicy({"clean": 1.0}), MixPolicy({"cutmix": 1.0})):
         trainer.train(policy, 3, probe=False)

@@ -162,7 +162,7 @@ def test_a_rehearsal_has_other_tasks_and_other_images(arguments: list[str], tmp_
     ("changes", "named"),
     [
         (["--groups", "nowhere"], "--groups must be among tiny, one, got nowhere"),
-        (["--count", "1"], "--count must be at least 2"),
+        (["--count", "1"], "count must be at least 2"),
         (["--rivals-count", "9"], "--rivals-count must be at least --count, 10, got 9"),
         (["--only", "agent", "nobody"], "--only must be agent and others among .*got nobody"),
         (["--only", PLAIN], "--only must be agent and others"),
@@ -173,7 +173,7 @@ def test_a_rehearsal_has_other_tasks_and_other_images(arguments: list[str], tmp_
         (["--schedules", "agent=x"], "--schedules must be new names as NAME=FILE, got 'agent=x'"),
         (["--schedules", "found=nowhere.json"], "nowhere.json"),
         (["--groups", "tiny", "one"], "--groups one is a contest of its own"),
-        (["--processes", "0"], "--processes must be at least 1"),
+        (["--processes", "0"], "processes must be at least 1"),
     ],
 )
 def test_a_protocol_refuses(changes: list[str], named: str, arguments: list[str], capsys: Any, tmp_path: Path) -> None:

@@ -148,8 +148,8 @@ def test_the_training_is_left_as_it_was(run: Path) -> None:
     ("arguments", "named"),
     [
         (("--measures", "taste"), "--measures must be among accuracy, attacks"),
-        (("--images", "1"), "--images must be at least 2"),
-        (("--batch-size", "0"), "--batch-size must be at least 1"),
+        (("--images", "1"), "images must be at least 2"),
+        (("--batch-size", "0"), "batch_size must be at least 1"),
         (("--device", "abacus"), "device must be auto"),
     ],
 )

@@ -212,16 +212,16 @@ def test_trainings_run_in_processes_of_their_own(figures: Path, tmp_path: Path) 
 @pytest.mark.parametrize(
     ("arguments", "named"),
     [
-        (("beta", *SETTING, "--seeds", "1"), "--seeds must be at least 2"),
+        (("beta", *SETTING, "--seeds", "1"), "seeds must be at least 2"),
         (("beta", *SETTING, "--betas", "0.5"), "--betas must be at least two"),
         (("beta", *SETTING, "--betas", "0.5", "1.5"), "label_beta"),
         (("smoothing", *SETTING, "--factors", "0"), "--factors must be"),
         (("curves", *SETTING, "--points", "3"), "--points must be in [2, 2]"),
         (("labels", *SETTING, "--at", "2", "1"), "--at must be ascending epochs in [1, 2]"),
         (("labels", *SETTING, "--at", "3"), "--at must be ascending epochs in [1, 2]"),
-        (("embedding", *SETTING, "--at", "1", "--images", "0"), "--images must be at least 1"),
+        (("embedding", *SETTING, "--at", "1", "--images", "0"), "images must be at least 1"),
         (("targets", *SETTING, "--batch-size", "25"), "--train-size must be a multiple of --batch-size 25"),
-        (("targets", *SETTING, "--processes", "0"), "--processes must be at least 1"),
+        (("targets", *SETTING, "--processes", "0"), "processes must be at least 1"),
         (("targets", *SETTING, "--model", "nope"), "unknown model 'nope'"),
         (("targets", "--dataset", "nope"), "data set 'nope'"),
     ],
@@ -244,11 +244,13 @@ def test_a_training_that_diverges_counts_as_chance_and_is_not_drawn(monkeypatch:
             return super().train(*arguments, **keywords)
 
     monkeypatch.setattr(lamix, "Trainer", Diverging)
-    common = {
-        "dataset": "digits", "model": "search", "train_size": 60, "updates": 6, "batch_size": 20, "device": "cpu",
-        "precision": "fp32", "torch": torch.__version__, "epochs": [2], "looked_at": 5,
-    }  # fmt: skip
-    run = lamix.train("lamix", LAMIX, 0, lamix.FigureSetting(**common, figure="beta"), None)
+    training = lamix.FigureTrainConfig(updates=6, batch_size=20, device="cpu", precision="fp32")
+
+    def setting(figure: str) -> lamix.FigureSetting:
+        data = lamix.DataConfig("digits", train_size=60)
+        return lamix.FigureSetting(data, training, torch.__version__, figure=figure, epochs=[2], looked_at=5)
+
+    run = lamix.train("lamix", LAMIX, 0, setting("beta"))
     assert run["diverged"] and run["points"][-1]["accuracy"] == 0.1
     with pytest.raises(lamix.RunError, match="lamix, seed 0: the training diverged"):
-        lamix.train("lamix", LAMIX, 0, lamix.FigureSetting(**common, figure="labels"), None)
+        lamix.train("lamix", LAMIX, 0, setting("labels"))

@@ -26,7 +26,7 @@ from rlmix.classifier.training.trainer import Trainer
 from rlmix.envs import RLMixEnv
 from rlmix.experiments import train_agent, train_rl_mix
 from rlmix.experiments.comparison import trainings
-from rlmix.experiments.comparison.config import ComparisonConfig
+from rlmix.experiments.comparison.config import ComparisonConfig, ComparisonTrainConfig
 from rlmix.experiments.comparison.contestants import CONTESTANTS
 from rlmix.experiments.runs.options import DataConfig
 from rlmix.experiments.training.config import RLMixConfig
@@ -222,7 +222,11 @@ def test_the_control_is_the_comparisons(tmp_path: Path) -> None:
     train_rl_mix.main([*DATA, "--thresholds", "random", "--out", str(tmp_path / "run")])
     assert not (tmp_path / "run/agent.json").exists()
     training = Trainer(TrainConfig(), DataConfig("digits", train_size=60).draw(0))
-    setting = trainings.Setting("digits", "search", 60, UPDATES, BATCH, "cpu", training.precision, torch.__version__)
+    setting = trainings.Setting(
+        DataConfig("digits", train_size=60),
+        ComparisonTrainConfig(updates=UPDATES, batch_size=BATCH, device="cpu", precision=training.precision),
+        torch.__version__,
+    )
     contestant = CONTESTANTS["rl-mix-random"]
     line = trainings.train("rl-mix-random", contestant, 0, setting, ComparisonConfig())
     summary = summary_of(tmp_path / "run")

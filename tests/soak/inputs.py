@@ -286,7 +286,7 @@ def _make_comparison_log(folder: Path) -> None:
 @cache
 def _comparison_setting() -> trainings.Setting:
     first = json.loads((RESULTS / "methods" / "runs.jsonl").read_text().splitlines()[0])
-    return trainings.Setting(**first["setting"])
+    return stored_config(trainings.Setting, first["setting"])
 
 
 def _read_comparison_log(folder: Path) -> None:

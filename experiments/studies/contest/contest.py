@@ -21,9 +21,9 @@ from __future__ import annotations
 import functools
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import numpy as np
 import tyro
@@ -32,6 +32,7 @@ from rlmix.agent.baselines import random_schedule
 from rlmix.agent.plots import png
 from rlmix.agent.population import train_population
 from rlmix.agent.ppo import Agent
+from rlmix.classifier.errors import require_at_least
 from rlmix.classifier.evaluation.measure import subject_of
 from rlmix.classifier.files import with_filename, write_atomic
 from rlmix.classifier.hardware import resolve_device, resolve_precision
@@ -49,6 +50,7 @@ from rlmix.experiments.comparison.trainings import train_rl_mix
 from rlmix.experiments.runs.command import command, spelling
 from rlmix.experiments.runs.errors import RunError, reject_incompatible
 from rlmix.experiments.runs.machine import machine
+from rlmix.experiments.runs.options import UNPREFIXED, StudyConfig
 from rlmix.experiments.search.task_family import DATA, ONE_TASK, TASKS
 from rlmix.experiments.studies.contest.contest_results import (
     AGENT,
@@ -133,12 +135,12 @@ class ContestConfig:
     to --count; for the protocol."""
     rehearsal: bool = False
     """Use other tasks, and development images instead of the test set; for the protocol."""
-    data_root: str | None = None
-    """Folder of the data sets; optional, defaults to the usual places, then to a download."""
-    processes: int = 2
-    """Number of parallel trainings, one thread each."""
+    study: Annotated[StudyConfig, UNPREFIXED] = field(default_factory=StudyConfig)
     out: str = "runs/contest"
     """Folder of protocol.json, runs.jsonl, results.json, results.md and results.png."""
+
+    def __post_init__(self) -> None:
+        require_at_least(self, count=2)
 
 
 @dataclass(frozen=True)
@@ -161,8 +163,6 @@ def main(arguments: Sequence[str] | None = None) -> None:
     with command("studies/contest/contest", arguments) as call:
         call.resume = call.line
         config = call.parse(ContestConfig, __doc__)
-        if config.processes < 1:
-            raise RunError(f"--processes must be at least 1, got {config.processes}")
         out = Path(config.out)
         if config.stage == "protocol":
             write_protocol(config, out, call.line)
@@ -223,8 +223,6 @@ def _check_protocol_options(config: ContestConfig, out: Path) -> None:
         raise RunError(f"--groups must be among {', '.join(GROUPS)}, got {' '.join(unknown) or 'none'}")
     if ONE in config.groups and len(config.groups) > 1:
         raise RunError(f"--groups {ONE} is a contest of its own; leave the others out, got {' '.join(config.groups)}")
-    if config.count < 2:
-        raise RunError(f"--count must be at least 2, got {config.count}")
     if config.rivals_count is not None and config.rivals_count < config.count:
         raise RunError(f"--rivals-count must be at least --count, {config.count}, got {config.rivals_count}")
 
@@ -297,13 +295,14 @@ def run(config: ContestConfig, out: Path, command: str) -> None:
     log = TrainingLog(out / "runs.jsonl", lambda lines: {_entry(line): line for line in lines})
     precision = resolve_precision("auto", resolve_device("cpu"))
     jobs = {
-        entry: functools.partial(train_contestant, entry, str(file), precision, config.data_root) for entry in wanted
+        entry: functools.partial(train_contestant, entry, str(file), precision, config.study.data_root)
+        for entry in wanted
     }
     missing = log.missing(jobs)
     if missing and protocol["split"] == "test":
         record_test_read(out, command, entries=len(missing))
     try:
-        log.run(jobs, processes=config.processes, describe=_describe)
+        log.run(jobs, processes=config.study.processes, describe=_describe)
     finally:  # even if interrupted
         write(out, protocol, [log.finished[entry] for entry in wanted if entry in log.finished], command)
 

@@ -21,26 +21,28 @@ import functools
 import json
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, ClassVar
 
 import matplotlib
 import tyro
 from tabulate import tabulate
+from tyro.conf import Suppress
 
-from rlmix.classifier.data import load_dataset, split
+from rlmix.classifier.errors import require_at_least
 from rlmix.classifier.files import write_atomic
 from rlmix.classifier.mixing import MixPolicy, PolicySchedule
 from rlmix.classifier.training.stats import EvalStats
 from rlmix.classifier.training.trainer import Trainer
-from rlmix.experiments.comparison.config import ComparisonConfig
+from rlmix.experiments.comparison.config import ComparisonConfig, ComparisonTrainConfig
 from rlmix.experiments.comparison.contestants import CONTESTANTS, Contestant, only_policy
 from rlmix.experiments.comparison.intervals import format_interval, mean_interval, paired_difference
 from rlmix.experiments.comparison.trainings import Setting, open_log, resolve
 from rlmix.experiments.runs.command import command
 from rlmix.experiments.runs.errors import RunError
 from rlmix.experiments.runs.machine import machine
+from rlmix.experiments.runs.options import UNPREFIXED, DataConfig, ParallelConfig, flatten
 from rlmix.experiments.studies.lamix import charts
 from rlmix.experiments.studies.lamix.looks import LOOKS
 
@@ -62,33 +64,36 @@ class FigureSetting(Setting):
     epochs: list[int]
     looked_at: int
 
+    def to_json(self) -> dict[str, Any]:
+        """Return the options by name, as logs and results hold them."""
+        return {**super().to_json(), "figure": self.figure, "epochs": self.epochs, "looked_at": self.looked_at}
+
+
+@dataclass(frozen=True)
+class FigureTrainConfig(ComparisonTrainConfig):
+    """Setting of the trainings of a figure, whose length is told in epochs."""
+
+    updates: Suppress[int] = 1000
+
 
 @dataclass(frozen=True)
 class FigureConfig:
     """Options that all figures have."""
 
-    dataset: str = "fashion_mnist"
-    """Data set by name, or package.module:function that returns a rlmix.classifier.data.Dataset."""
-    data_root: str | None = None
-    """Folder of the data set; optional, defaults to the usual places, then to a download."""
-    model: str = "search"
-    """Network by name, or package.module:function for your own function(num_classes, in_channels)."""
-    train_size: int = 1000
-    """Number of training images, drawn by the seed; a multiple of the batch size."""
+    data: Annotated[DataConfig, UNPREFIXED] = field(default_factory=lambda: DataConfig(train_size=1000))
+    train: Annotated[FigureTrainConfig, UNPREFIXED] = field(default_factory=FigureTrainConfig)
     epochs: int = 100
-    """Length of each training, in passes over the training images."""
-    batch_size: int = 100
-    """Number of images per update."""
-    processes: int = 2
-    """Number of parallel trainings, one thread each."""
-    device: str = "auto"
-    """Device: auto, cpu, cuda or cuda:N."""
-    precision: Literal["auto", "bf16", "fp32"] = "auto"
-    """Number format of the network; auto takes bf16 where it is native and agrees with fp32."""
+    """Length of each training, in passes over the training images, whose number --batch-size must divide."""
+    parallel: Annotated[ParallelConfig, UNPREFIXED] = field(default_factory=ParallelConfig)
     seeds: int = 3
     """Number of trainings of each arm, with seeds 0, 1, 2, ..."""
     out: str | None = None
     """Folder of the results; optional, defaults to runs/lamix/NAME-OF-THE-FIGURE."""
+
+    min_seeds: ClassVar[int] = 2  # an interval needs two values
+
+    def __post_init__(self) -> None:
+        require_at_least(self, epochs=1, seeds=self.min_seeds)
 
 
 @dataclass(frozen=True)
@@ -100,6 +105,12 @@ class TargetsConfig(FigureConfig):
     pairs: int = 5
     """Number of mixed images."""
 
+    min_seeds: ClassVar[int] = 1  # one arm alone
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        require_at_least(self, pairs=1)
+
 
 @dataclass(frozen=True)
 class LabelsConfig(FigureConfig):
@@ -109,6 +120,12 @@ class LabelsConfig(FigureConfig):
     """Epochs after which the labels are measured."""
     pairs: int = 1000
     """Number of mixed development images whose labels are counted."""
+
+    min_seeds: ClassVar[int] = 1  # one arm alone
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        require_at_least(self, pairs=1)
 
 
 @dataclass(frozen=True)
@@ -141,12 +158,17 @@ class CurvesConfig(FigureConfig):
 class EmbeddingConfig(FigureConfig):
     """Development images by class in the plane of a network whose embedding has 2 units: plain, mixup and LaMix."""
 
-    model: str = "search_bottleneck"
-    """Network with an embedding of 2 units, by name, or package.module:function for your own."""
+    train: Annotated[FigureTrainConfig, UNPREFIXED] = field(
+        default_factory=lambda: FigureTrainConfig(model="search_bottleneck")
+    )
     at: tuple[int, ...] = (10, 30, 100)
     """Epochs after which the embeddings are measured."""
     images: int = 1000
     """Number of development images whose embeddings are measured; half of them are drawn."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        require_at_least(self, images=1)
 
 
 Command = (
@@ -189,17 +211,17 @@ def main(arguments: Sequence[str] | None = None) -> None:
         log = open_log(out, setting, plan.arms, (), 0)
         # Seed by seed, so that the trainings of an interrupted figure are nearly paired.
         jobs = {
-            (name, seed): functools.partial(train, name, only_policy(arm), seed, setting, config.data_root)
+            (name, seed): functools.partial(train, name, only_policy(arm), seed, setting)
             for seed in range(config.seeds)
             for name, arm in plan.arms.items()
         }
-        log.run(jobs, processes=config.processes, describe=_describe)
+        log.run(jobs, processes=config.parallel.processes, describe=_describe)
         runs = {name: [log.finished[name, seed] for seed in range(config.seeds)] for name in plan.arms}
         report = {
             "kind": f"lamix_{plan.figure}",
             "command": call.line,
-            "config": asdict(config),
-            "setting": asdict(setting),
+            "config": flatten(asdict(config)),
+            "setting": setting.to_json(),
             "machine": machine(),
             "seeds": list(range(config.seeds)),
             "development_images": runs[next(iter(runs))][0]["development_images"],
@@ -220,12 +242,10 @@ def build_plan(config: FigureConfig) -> FigurePlan:
     """
     match config:
         case TargetsConfig():
-            return FigurePlan(
-                "targets", _contestants("lamix"), None, [config.epochs], _at_least_one(config.pairs, "pairs")
-            )
+            return FigurePlan("targets", _contestants("lamix"), None, [config.epochs], config.pairs)
         case LabelsConfig():
             at = _checked_epochs(config.at, config.epochs)
-            return FigurePlan("labels", _contestants("lamix"), None, at, _at_least_one(config.pairs, "pairs"))
+            return FigurePlan("labels", _contestants("lamix"), None, at, config.pairs)
         case BetaConfig():
             lamix = only_policy(CONTESTANTS["lamix"])
             arms = {
@@ -257,7 +277,7 @@ def build_plan(config: FigureConfig) -> FigurePlan:
         case EmbeddingConfig():
             at = _checked_epochs(config.at, config.epochs)
             arms = _contestants("plain", "mixup", "lamix")
-            return FigurePlan("embedding", arms, "plain", at, _at_least_one(config.images, "images"))
+            return FigurePlan("embedding", arms, "plain", at, config.images)
     raise AssertionError(f"no plan for {type(config).__name__}")
 
 
@@ -268,34 +288,25 @@ def resolve_setting(config: FigureConfig, plan: FigurePlan) -> FigureSetting:
         RunError: an option is out of range.
         DataError: the data set is not available or too small.
     """
-    min_seeds = 1 if plan.baseline is None else 2  # an interval needs two values
-    for name, minimum in (("seeds", min_seeds), ("processes", 1), ("epochs", 1), ("batch_size", 2)):
-        if getattr(config, name) < minimum:
-            raise RunError(f"--{name.replace('_', '-')} must be at least {minimum}, got {getattr(config, name)}")
-    if config.train_size % config.batch_size:
+    data, batch_size = config.data, config.train.batch_size
+    if not data.train_size or data.train_size % batch_size:
         raise RunError(
-            f"--train-size must be a multiple of --batch-size {config.batch_size}, so that an epoch is a whole number "
-            f"of updates, got {config.train_size}"
+            f"--train-size must be a multiple of --batch-size {batch_size}, so that an epoch is a whole number of "
+            f"updates, got {data.train_size}"
         )
-    setting, _ = resolve(
-        ComparisonConfig(
-            contestants=("plain",),
-            baseline="plain",
-            dataset=config.dataset,
-            data_root=config.data_root,
-            model=config.model,
-            train_size=config.train_size,
-            updates=config.epochs * config.train_size // config.batch_size,
-            batch_size=config.batch_size,
-            device=config.device,
-            precision=config.precision,
-        ),
-        plan.arms.values(),
+    train = replace(config.train, updates=config.epochs * data.train_size // batch_size)
+    setting, _ = resolve(ComparisonConfig(data=data, train=train), plan.arms.values())
+    return FigureSetting(
+        setting.data,
+        setting.train,
+        setting.torch,
+        figure=plan.figure,
+        epochs=list(plan.at),
+        looked_at=plan.looked_at,
     )
-    return FigureSetting(**asdict(setting), figure=plan.figure, epochs=list(plan.at), looked_at=plan.looked_at)
 
 
-def train(name: str, policy: MixPolicy, seed: int, setting: FigureSetting, data_root: str | None) -> dict[str, Any]:
+def train(name: str, policy: MixPolicy, seed: int, setting: FigureSetting) -> dict[str, Any]:
     """Train from start to end, measuring the network after each of the setting's epochs.
 
     Args:
@@ -303,7 +314,6 @@ def train(name: str, policy: MixPolicy, seed: int, setting: FigureSetting, data_
         policy: mixing policy of the training.
         seed: RNG seed for training images, weights, data order and mixing.
         setting: setting of every training.
-        data_root: folder of the data set; optional, defaults to the usual places.
 
     Returns:
         The line of the log. `points` has, for each of the setting's epochs, accuracy on all development images in
@@ -313,13 +323,13 @@ def train(name: str, policy: MixPolicy, seed: int, setting: FigureSetting, data_
     Raises:
         RunError: the training has diverged, and the figure shows more than accuracy.
     """
-    data = split(load_dataset(setting.dataset, data_root)).draw(setting.train_size, data_seed=seed)
+    data = setting.draw(seed)
     trainer = Trainer(setting.training("recycled"), data, seed=seed)
     look = LOOKS.get(setting.figure)
     points: list[dict[str, Any]] = []
     seconds, diverged = 0.0, False
     for epoch in setting.epochs:
-        until = epoch * setting.train_size // setting.batch_size
+        until = epoch * len(data.train) // setting.train.batch_size
         stats = trainer.train(policy, until - trainer.updates_done, probe=False)
         seconds, diverged = seconds + stats.seconds, diverged or stats.diverged
         if diverged and look is not None:
@@ -345,7 +355,7 @@ def train(name: str, policy: MixPolicy, seed: int, setting: FigureSetting, data_
         "development_images": len(data.development),
         "class_names": list(data.class_names),
         "processor": machine()["processor"],
-        "setting": asdict(setting),
+        "setting": setting.to_json(),
     }
 
 
@@ -402,12 +412,6 @@ def _describe(run: Run) -> str:
 
 def _contestants(*names: str) -> dict[str, Contestant]:
     return {name: CONTESTANTS[name] for name in names}
-
-
-def _at_least_one(value: int, option: str) -> int:
-    if value < 1:
-        raise RunError(f"--{option} must be at least 1, got {value}")
-    return value
 
 
 def _checked_epochs(at: Sequence[int], last: int) -> Sequence[int]:

@@ -13,9 +13,9 @@ from __future__ import annotations
 import functools
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -33,6 +33,7 @@ from rlmix.experiments.comparison.runner import TrainingLog
 from rlmix.experiments.runs.command import command
 from rlmix.experiments.runs.errors import RunError
 from rlmix.experiments.runs.machine import machine
+from rlmix.experiments.runs.options import UNPREFIXED, StudyConfig
 from rlmix.experiments.search.task_family import MENU, SEGMENTS
 from rlmix.experiments.studies.surrogate.fidelity import surrogate_accuracies
 from rlmix.experiments.studies.surrogate.recordings import LOG, group_of, read_log
@@ -59,15 +60,12 @@ class PlayConfig:
     """Log of task_family/collect.py, with the references of the tasks."""
     model: str = SHIPPED
     """Folder of the surrogate."""
-    data_root: str | None = None
-    """Folder where the data set lies; none looks in the usual places, then downloads."""
-    processes: int = 1
-    """Trainings at a time, one thread each."""
+    study: Annotated[StudyConfig, UNPREFIXED] = field(default_factory=lambda: StudyConfig(processes=1))
     out: str = "runs/played"
     """Folder of episodes.jsonl, played.json and played.md."""
 
     def __post_init__(self) -> None:
-        require_at_least(self, tasks=2, first=0, processes=1)
+        require_at_least(self, tasks=2, first=0)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -94,12 +92,14 @@ def main(arguments: Sequence[str] | None = None) -> None:
         draw = int(config.draws)  # number 0 is what is most probable
         jobs = {
             (agent.checksum, number, draw): functools.partial(
-                train, agent.to_files(), agent.checksum, number, draw, precision, config.data_root
+                train, agent.to_files(), agent.checksum, number, draw, precision, config.study.data_root
             )
             for number in chosen
             for agent in agents.values()
         }
-        log.run(jobs, processes=config.processes, describe=lambda line: f"task {line['task']:<8} {line['agent'][:8]}")
+        log.run(
+            jobs, processes=config.study.processes, describe=lambda line: f"task {line['task']:<8} {line['agent'][:8]}"
+        )
         played = {
             folder: [log.finished[agent.checksum, number, draw] for number in chosen]
             for folder, agent in agents.items()

@@ -19,12 +19,13 @@ from __future__ import annotations
 import functools
 import json
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import numpy as np
 
+from rlmix.classifier.errors import require_at_least
 from rlmix.classifier.files import LineLog, with_filename, write_atomic
 from rlmix.classifier.hardware import resolve_device, resolve_precision
 from rlmix.classifier.mixing import MixPolicy, PolicySchedule
@@ -36,6 +37,7 @@ from rlmix.experiments.comparison.runner import Line, TrainingLog
 from rlmix.experiments.runs.command import command
 from rlmix.experiments.runs.errors import RunError, reject_incompatible
 from rlmix.experiments.runs.machine import machine
+from rlmix.experiments.runs.options import UNPREFIXED, StudyConfig
 from rlmix.experiments.search.task_family import MENU, ONE_TASK, TASKS, environment, part_of
 from rlmix.experiments.studies.task_family.fit_agent import episodes
 
@@ -57,12 +59,12 @@ class FixedConfig:
     """Number of candidates from the menu; the others are mixtures."""
     seed: int = 0
     """RNG seed for the mixtures."""
-    data_root: str | None = None
-    """Folder of the data set; optional, defaults to the usual places, then to a download."""
-    processes: int = 2
-    """Number of parallel trainings, one thread each."""
+    study: Annotated[StudyConfig, UNPREFIXED] = field(default_factory=StudyConfig)
     out: str = "runs/fixed"
     """Folder of trainings.jsonl, those finished so far, of results.json, and of policy.json, the best one."""
+
+    def __post_init__(self) -> None:
+        require_at_least(self, seed=0)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -72,9 +74,6 @@ def main(arguments: Sequence[str] | None = None) -> None:
         config = call.parse(FixedConfig, __doc__)
         if not 0 <= config.from_menu <= min(ROUNDS[0][0], len(MENU.actions())):
             raise RunError(f"--from-menu must be in [0, {len(MENU.actions())}], got {config.from_menu}")
-        for name, minimum in (("processes", 1), ("seed", 0)):
-            if getattr(config, name) < minimum:
-                raise RunError(f"--{name} must be at least {minimum}, got {getattr(config, name)}")
         out, family_log = Path(config.out), Path(config.log)
         if not family_log.is_file():
             raise RunError(f"--log: there is no file {family_log}; task_family/collect.py writes one")
@@ -91,11 +90,13 @@ def main(arguments: Sequence[str] | None = None) -> None:
         for count, tasks in ROUNDS:
             left = left[:count]
             jobs = {
-                (_key(policy), task): functools.partial(play, policy, task, config.tasks, precision, config.data_root)
+                (_key(policy), task): functools.partial(
+                    play, policy, task, config.tasks, precision, config.study.data_root
+                )
                 for task in range(first, first + tasks)
                 for policy in left
             }
-            log.run(jobs, processes=config.processes, describe=lambda line: f"task {line['task']}")
+            log.run(jobs, processes=config.study.processes, describe=lambda line: f"task {line['task']}")
             first += tasks
             scores = {
                 _key(policy): [log.finished[_key(policy), task]["development"] for task in range(FIRST_TASK, first)]

@@ -19,15 +19,16 @@ import functools
 import hashlib
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from rlmix.agent.plots import png
 from rlmix.agent.ppo import Agent
+from rlmix.classifier.errors import require_at_least
 from rlmix.classifier.files import write_atomic
 from rlmix.classifier.hardware import resolve_device, resolve_precision
 from rlmix.classifier.training.config import Precision
@@ -36,6 +37,7 @@ from rlmix.experiments.comparison.runner import TrainingLog
 from rlmix.experiments.runs.command import command
 from rlmix.experiments.runs.errors import RunError
 from rlmix.experiments.runs.machine import machine
+from rlmix.experiments.runs.options import UNPREFIXED, StudyConfig
 from rlmix.experiments.search.task_family import MENU, PARTS, PLAIN, REFERENCE, SEGMENTS
 from rlmix.experiments.studies.task_family.recording import draw_action, record_training
 from rlmix.experiments.studies.task_family.summary import markdown, plot_family, summarise_family
@@ -46,7 +48,7 @@ TWICE = 20  # tasks whose reference and plain trainings run from two seeds, to m
 
 
 @dataclass(frozen=True)
-class StudyConfig:
+class CollectConfig:
     """Train tasks of the family under many policies."""
 
     tasks: int = 100
@@ -55,14 +57,14 @@ class StudyConfig:
     """Number of additional tasks of the slow part."""
     bare: int = 0
     """Number of additional tasks of the network without normalisation."""
-    data_root: str | None = None
-    """Folder of the data set; optional, defaults to the usual places, then to a download."""
     agent: str | None = None
     """Folder of an agent under whose draws every task is also trained; optional, defaults to none."""
-    processes: int = 2
-    """Number of parallel trainings, one thread each."""
+    study: Annotated[StudyConfig, UNPREFIXED] = field(default_factory=StudyConfig)
     out: str = "runs/family"
     """Folder of episodes.jsonl, the trainings finished so far."""
+
+    def __post_init__(self) -> None:
+        require_at_least(self, tasks=1, slow=0, bare=0)
 
 
 @dataclass(frozen=True)
@@ -91,10 +93,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """Run the command."""
     with command("studies/task_family/collect", arguments) as call:
         call.resume = call.line
-        config = call.parse(StudyConfig, __doc__)
-        for name, minimum in (("tasks", 1), ("slow", 0), ("bare", 0), ("processes", 1)):
-            if getattr(config, name) < minimum:
-                raise RunError(f"--{name} must be at least {minimum}, got {getattr(config, name)}")
+        config = call.parse(CollectConfig, __doc__)
         agent = None if config.agent is None else Agent.load(Path(config.agent))
         if agent is not None and ((agent.menu, agent.segments, agent.features) != (MENU, SEGMENTS, DEFAULT_FEATURES)):
             raise RunError(f"--agent: {config.agent} has another menu, other segments or features than the family")
@@ -109,12 +108,14 @@ def main(arguments: Sequence[str] | None = None) -> None:
         order = sorted((number / count, part, number) for part, count in counts.items() for number in range(count))
         precision = resolve_precision("auto", resolve_device("cpu"))
         jobs = {
-            _identity(asdict(plan)): functools.partial(play, plan, precision, config.data_root, files)
+            _identity(asdict(plan)): functools.partial(play, plan, precision, config.study.data_root, files)
             for _, part, number in order
             for plan in plans(PARTS[part].first + number, checksum)
         }
         try:
-            log.run(jobs, processes=config.processes, describe=lambda line: f"task {line['task']:<5} {line['kind']}")
+            log.run(
+                jobs, processes=config.study.processes, describe=lambda line: f"task {line['task']:<5} {line['kind']}"
+            )
         finally:  # even if interrupted
             write(out, list(log.finished.values()), call.line)
 

@@ -45,7 +45,7 @@ class DrawConfig:
     seed: int = 0
     """RNG seed for the trainings."""
     data_root: str | None = None
-    """Folder of the data set; optional, defaults to the usual places, then to a download."""
+    """Folder of the data set; optional, defaults to $RLMIX_DATA, else ~/.cache/rlmix/data, else a download."""
     out: str = "runs/choices"
     """Folder of choices.png, and of a schedule for each task."""
 

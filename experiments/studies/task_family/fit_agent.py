@@ -24,6 +24,7 @@ import torch
 from rlmix.agent.config import PPOConfig
 from rlmix.agent.ppo import Agent, new_policy
 from rlmix.agent.regression import Decisions, Episode, RegressionConfig, fit_values, follow_values
+from rlmix.classifier.errors import require_at_least
 from rlmix.classifier.files import LineLog, with_filename, write_atomic
 from rlmix.envs.observation import one_hot
 from rlmix.envs.reference import standard_error
@@ -57,13 +58,17 @@ class StartConfig:
     out: str = "runs/start"
     """Folder of agent.safetensors and agent.json, and of start.json, the cross-validation."""
 
+    def __post_init__(self) -> None:
+        require_at_least(self, seed=0)
+
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run the command."""
     with command("studies/task_family/fit_agent", arguments) as call:
         config = call.parse(StartConfig, __doc__)
-        check(config)
         log = Path(config.log)
+        if not log.is_file():
+            raise RunError(f"--log: there is no file {log}; task_family/collect.py writes one")
         with reject_incompatible(log):
             lines = LineLog(log).read()
             logged = episodes(lines)
@@ -109,28 +114,6 @@ def main(arguments: Sequence[str] | None = None) -> None:
             for name, (mean, width) in firsts.items():
                 print(f"  held-out {title}, tried from the start, {name}: {format_interval(mean, width, signed=True)}")
         print(f"  the agent's actions against the best by their values: {loss:+.3f}\nwritten: {out}")
-
-
-def check(config: StartConfig) -> None:
-    """Check that the log exists and that the options are in range.
-
-    Raises:
-        RunError: they are not.
-    """
-    if not Path(config.log).is_file():
-        raise RunError(f"--log: there is no file {config.log}; task_family/collect.py writes one")
-    if config.seed < 0:
-        raise RunError(f"--seed must be at least 0, got {config.seed}")
-    for name in ("members", "hidden", "steps"):
-        if getattr(config.regression, name) < 1:
-            raise RunError(f"--regression.{name} must be at least 1, got {getattr(config.regression, name)}")
-    ranges = {"temperature": (1e-3, 1e3), "learning_rate": (1e-9, 1.0), "dropout": (0.0, 0.9), "caution": (0.0, 1e3)}
-    for name, (low, high) in ranges.items():
-        if not low <= getattr(config.regression, name) <= high:
-            raise RunError(
-                f"--regression.{name.replace('_', '-')} must be from {low:g} to {high:g}, "
-                f"got {getattr(config.regression, name)}"
-            )
 
 
 def episodes(lines: Sequence[dict[str, Any]]) -> list[Episode]:

@@ -19,6 +19,7 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from rlmix.agent.plots import png
+from rlmix.classifier.errors import require_at_least
 from rlmix.classifier.files import LineLog, with_filename, write_atomic
 from rlmix.experiments.comparison.intervals import format_interval, mean_interval
 from rlmix.experiments.runs.command import command
@@ -40,13 +41,14 @@ class CurvesConfig:
     out: str = "runs/learning"
     """Folder of seed-N.jsonl (each search's log), results.json and results.png."""
 
+    def __post_init__(self) -> None:
+        require_at_least(self, episodes_per_update=1)
+
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run the command."""
     with command("studies/task_family/learning_curves", arguments) as call:
         config = call.parse(CurvesConfig, __doc__)
-        if config.episodes_per_update < 1:
-            raise RunError(f"--episodes-per-update must be at least 1, got {config.episodes_per_update}")
         out = Path(config.out)
         with with_filename(out):
             out.mkdir(parents=True, exist_ok=True)
