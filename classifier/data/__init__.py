@@ -9,6 +9,7 @@ from rlmix.classifier.data.evaluation import evaluation_chunks
 from rlmix.classifier.data.image_files import ImageFiles
 from rlmix.classifier.data.image_folder import load_image_folder
 from rlmix.classifier.data.image_set import DataError, ImageSet
+from rlmix.classifier.data.listing import Labelled, Listing, load_listing
 from rlmix.classifier.data.registry import DATASETS, load_dataset
 from rlmix.classifier.data.splits import NOISES, Splits, split
 from rlmix.classifier.data.streaming import StreamDraw, stream_batches, stream_evaluation
@@ -21,12 +22,15 @@ __all__ = [
     "ImageFiles",
     "ImageSet",
     "Images",
+    "Labelled",
+    "Listing",
     "Splits",
     "StreamDraw",
     "augment",
     "evaluation_chunks",
     "load_dataset",
     "load_image_folder",
+    "load_listing",
     "normalise",
     "pad_images",
     "resized",

@@ -20,13 +20,14 @@ class Dataset:
 
     Args:
         name: name that it is loaded by.
-        pool: images that training, validation and development are taken from.
+        pool: images that training, development and, unless it has its own, validation are taken from.
         test: test images.
         class_names: name of each of at least two classes.
         mean: mean of each channel of images scaled to [0, 1].
         std: standard deviation of each channel of images scaled to [0, 1]; above 0.
         flip: whether a mirrored image still shows its class.
         crop_padding: width of the black border for random crops, in pixels; at least 0.
+        validation: the data set's own validation images; optional, defaults to a part of the pool.
 
     Raises:
         DataError: a value that contradicts the images, a label out of range, or a class without an image in the pool.
@@ -40,18 +41,23 @@ class Dataset:
     std: tuple[float, ...]
     flip: bool
     crop_padding: int
+    validation: Images | None = None
 
     def __post_init__(self) -> None:
         if self.num_classes < 2:
             raise DataError(
                 f"{self.name}: expected 2 or more class names, got {self.num_classes}; name every class in label order"
             )
-        shape, test_shape = list(self.pool.image_shape), list(self.test.image_shape)
-        if shape != test_shape:
-            raise DataError(
-                f"{self.name}: expected pool and test images of one shape, got {shape} and {test_shape}; "
-                "bring them to one size"
-            )
+        parts = {"pool": self.pool, "test": self.test}
+        if self.validation is not None:
+            parts["validation"] = self.validation
+        shape = list(self.pool.image_shape)
+        for part, images in parts.items():
+            if list(images.image_shape) != shape:
+                raise DataError(
+                    f"{self.name}: expected pool and {part} images of one shape, got {shape} and "
+                    f"{list(images.image_shape)}; bring them to one size"
+                )
         channels = shape[0]
         usable = all(map(math.isfinite, self.mean)) and all(0 < value < math.inf for value in self.std)
         if len(self.mean) != channels or len(self.std) != channels or not usable:
@@ -63,7 +69,7 @@ class Dataset:
             raise DataError(
                 f"{self.name}: expected crop_padding of 0 or more, got {self.crop_padding}; 0 turns random crops off"
             )
-        for part, labels in (("pool", self.pool.labels), ("test", self.test.labels)):
+        for part, labels in ((part, images.labels) for part, images in parts.items()):
             if len(labels) and not 0 <= int(labels.min()) <= int(labels.max()) < self.num_classes:
                 raise DataError(
                     f"{self.name}: expected {part} labels from 0 to {self.num_classes - 1}, "
@@ -94,7 +100,8 @@ def resized(dataset: Dataset, size: int) -> Dataset:
     """
     if size < 1:
         raise DataError(f"{dataset.name}: expected an image_size of 1 pixel or more, got {size}; 32 is usual")
-    return replace(dataset, pool=_resized(dataset.pool, size), test=_resized(dataset.test, size))
+    own = None if dataset.validation is None else _resized(dataset.validation, size)
+    return replace(dataset, pool=_resized(dataset.pool, size), test=_resized(dataset.test, size), validation=own)
 
 
 def _resized(images: Images, size: int) -> Images:

@@ -1,23 +1,25 @@
 """Images that are read from their files during training, for data sets that do not fit into memory."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from rlmix.classifier.data.decoding import RGB, PixelFormat
 from rlmix.classifier.data.image_set import DataError, describe
 
 
 @dataclass(frozen=True, eq=False)
 class ImageFiles:
-    """Labelled image files, seen in colour and as squares; `stream_batches` reads their pixels.
+    """Labelled image files, seen as squares; `stream_batches` reads their pixels.
 
     Args:
-        paths: N files.
+        paths: N files, on disk or inside zip files.
         labels: `[N]`, int64, class numbers from 0, on the CPU.
         size: side of the square that the network is given, in pixels, 1 or more.
+        form: format that the pixels are brought to; optional, defaults to colour.
 
     Raises:
         DataError: labels of another type or rank, on a device, or not one for each file; a size below 1.
@@ -26,6 +28,7 @@ class ImageFiles:
     paths: tuple[str, ...]
     labels: Tensor
     size: int
+    form: PixelFormat = RGB
 
     def __post_init__(self) -> None:
         if self.labels.dtype != torch.int64 or self.labels.ndim != 1 or self.labels.device.type != "cpu":
@@ -47,12 +50,12 @@ class ImageFiles:
     @property
     def image_shape(self) -> tuple[int, int, int]:
         """Shape (C, H, W) of an image as the network gets it."""
-        return (3, self.size, self.size)
+        return (self.form.channels, self.size, self.size)
 
     def take(self, positions: NDArray[np.int64]) -> "ImageFiles":
         """Return the files at these positions, in this order."""
         paths = tuple(self.paths[position] for position in positions.tolist())
-        return ImageFiles(paths, self.labels[torch.from_numpy(positions)], self.size)
+        return replace(self, paths=paths, labels=self.labels[torch.from_numpy(positions)])
 
     def to(self, device: torch.device | str) -> "ImageFiles":
         """Return the same files: only batches are moved to a device."""

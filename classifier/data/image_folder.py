@@ -1,123 +1,111 @@
-"""A user's own folder of images, one sub-folder for each class, in memory or streamed."""
+"""A user's own folder of images, on disk or in a zip file: one sub-folder for each class, with or without parts."""
 
-import math
 import os
-import statistics
+import re
 import warnings
+from collections import Counter
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
-from rlmix.classifier.data.dataset import Dataset, Images
-from rlmix.classifier.data.decoding import ENDINGS, MAX_THREADS, decode_squares, printable, read_size
-from rlmix.classifier.data.image_files import ImageFiles
-from rlmix.classifier.data.image_set import DataError, ImageSet
-from rlmix.classifier.data.stratify import set_apart
-from rlmix.classifier.hardware import available_memory
+from rlmix.classifier.data.archives import is_zip, list_folder, printable
+from rlmix.classifier.data.dataset import Dataset
+from rlmix.classifier.data.decoding import readable_endings
+from rlmix.classifier.data.image_set import DataError
+from rlmix.classifier.data.listing import Labelled, Listing, load_listing
 
-TEST_NAMES = ("test", "val", "valid", "validation")
+# Names of a data set's parts, in any case; also training_set, test-images, ...
+PARTS = {
+    "train": ("train", "training"),
+    "validation": ("val", "valid", "validation"),
+    "test": ("test", "testing"),
+}
+PART_SUFFIX = re.compile(r"[ _-]?(set|data|images|split)$")
 
-# Without a test folder, a fixed fifth of each class is the test set; the seed must never change.
-TEST_SEED = 1_797
-TEST_SHARE = 0.2
+JUNK = ("thumbs.db", "desktop.ini")  # which Windows writes into folders of images
 
-MAX_GUESSED_SIZE = 64  # pixels, where images differ in size: what a search on one machine can afford
-MEMORY_SHARE = 0.25  # of the free memory, for the images; the rest is for the network and other copies
-SAMPLE = 5_000  # images whose headers, and in streamed sets whose pixels, are read beforehand
-
-LAYOUT = "PATH/train/CLASS/*.jpg with PATH/test/CLASS/*.jpg (or val), or PATH/CLASS/*.jpg alone"
+LAYOUT = "PATH/train/CLASS/*.jpg with PATH/test/CLASS/*.jpg (or val, or both), or PATH/CLASS/*.jpg alone"
 
 
 def load_image_folder(path: str | Path, *, image_size: int | None = None, streamed: bool | None = None) -> Dataset:
-    """Load a folder of images: PATH/train/CLASS/* with PATH/test/CLASS/* (or val), or PATH/CLASS/* alone.
+    """Load a folder of images: PATH/train/CLASS/* with PATH/test/CLASS/* or val, or both, or PATH/CLASS/* alone.
 
-    Without a test folder, a fixed stratified fifth is the test set. Classes are in alphabetical order and images are
-    searched in sub-folders too, as by torchvision's `ImageFolder`; hidden files and folders and files with other
-    endings are ignored, links are followed but never in circles. Every image becomes RGB, its shorter side
-    `image_size`, its middle kept. Mean and std are those of the pool's images (streamed: of up to 5,000 of them).
+    PATH may be a zip file, or a folder inside one; a zip file that holds one folder alone stands for it. Parts may be
+    called `train` or `training`, `val`, `valid` or `validation`, `test` or `testing`, in any case, with `_set` or
+    `_images` behind it. Beside a test part, the validation part gives the validation images; without one, it is the
+    test set. Without either, a fixed stratified fifth is the test set.
+
+    Classes are in alphabetical order and images are searched in sub-folders too, as by torchvision's `ImageFolder`;
+    hidden files and folders are ignored, other files that are no images are counted in a warning. Links are followed,
+    but no folder is searched twice. Held-out parts may lack classes, which a warning names.
 
     Args:
-        path: path of the folder.
+        path: path of the folder or zip file.
         image_size: side in pixels; optional, defaults to the images' own if all have one size, else to the median
-            shorter side but at most 64, with a warning.
+            shorter side but at most 64, with a warning. The shorter side is resized to it, and the middle kept.
         streamed: whether images stay in their files; optional, defaults to whether they would take more than a quarter
             of the free memory.
 
     Raises:
-        DataError: another layout, one class only, a class without an image, classes in which train and test differ,
-            or a file that is no whole image.
+        DataError: another layout, one class only, a class without an image, held-out images of an unknown class, a file
+            that is no whole image, or a zip file that is damaged or holds paths that leave it.
     """
-    folder = Path(path).expanduser()
-    name = printable(folder)
-    train_folder, test_folder = _parts(folder)
-    classes = class_folders(train_folder)
+    return load_listing(list_images(path), image_size=image_size, streamed=streamed)
+
+
+def list_images(path: str | Path) -> Listing:
+    """List the images of a folder or zip file; see `load_image_folder`.
+
+    Raises:
+        DataError: the layout cannot be used.
+    """
+    name = str(Path(path).expanduser())
+    root = _inside_zip(name) if is_zip(name) else name
+    parts = _parts(root)
+    classes = class_folders(parts["train"])
     if len(classes) < 2:
         raise DataError(
-            f"{printable(train_folder)}: expected a folder for each of 2 or more classes, got {classes or 'none'}; "
-            f"lay the images out as {LAYOUT}"
+            f"{printable(parts['train'])}: expected a folder for each of 2 or more classes, got {classes or 'none'}; "
+            f"{_hint(root)}lay the images out as {LAYOUT}"
         )
-    train_paths, train_labels = image_files(train_folder, classes)
-    if test_folder is None:
-        remaining, apart = set_apart(train_labels.numpy(), len(classes), share=TEST_SHARE, seed=TEST_SEED)
-        if len(apart) == 0:
-            raise DataError(
-                f"{name}: expected enough images to set a fifth apart as test set, got {len(train_paths)}; "
-                f"add some, or a test folder: {LAYOUT}"
-            )
-        test_paths, test_labels = [train_paths[place] for place in apart], train_labels[torch.from_numpy(apart)]
-        train_paths = [train_paths[place] for place in remaining]
-        train_labels = train_labels[torch.from_numpy(remaining)]
-    else:
-        other = class_folders(test_folder)
-        if other != classes:
-            differing = ", ".join(map(printable, sorted(set(classes) ^ set(other))))
-            raise DataError(
-                f"{printable(test_folder)}: expected the class folders of {printable(train_folder)}, got others: "
-                f"{differing} in one of the two only; rename or remove them"
-            )
-        test_paths, test_labels = image_files(test_folder, classes)
-    sample = train_paths[:: math.ceil(len(train_paths) / SAMPLE)]
-    if image_size is None:
-        image_size = _usual_size(name, sample)
-    elif image_size < 1:
-        raise DataError(f"{name}: expected an image_size of 1 pixel or more, got {image_size}; 32 or 64 is usual")
-    if streamed is None:
-        needed = (len(train_paths) + len(test_paths)) * 3 * image_size**2
-        streamed = needed > MEMORY_SHARE * available_memory()
-    pool: Images
-    test: Images
-    if streamed:
-        pool = ImageFiles(tuple(train_paths), train_labels, image_size)
-        test = ImageFiles(tuple(test_paths), test_labels, image_size)
-        mean, std = mean_and_std(decode_squares(sample, image_size))
-    else:
-        pixels = decode_squares(train_paths, image_size)
-        mean, std = mean_and_std(pixels)
-        pool, test = ImageSet(pixels, train_labels), ImageSet(decode_squares(test_paths, image_size), test_labels)
-    return Dataset(
-        name=name,
-        pool=pool,
-        test=test,
-        class_names=tuple(map(printable, classes)),
-        mean=mean,
-        std=std,
-        flip=True,
-        crop_padding=max(1, image_size // 16),  # 2 at 32 pixels, 4 at 64, as published for CIFAR and Tiny-ImageNet
+    if all(map(part_called, classes)):
+        raise DataError(
+            f"{printable(parts['train'])}: expected class folders, got {', '.join(map(printable, classes))}, which are "
+            f"called like parts of a data set; lay the images out as {LAYOUT}"
+        )
+    passed_over: Counter[str] = Counter()
+    train = Labelled(*image_files(parts["train"], classes, passed_over))
+    held_out = {
+        part: _held_out(parts[part], parts["train"], classes, passed_over)
+        for part in ("validation", "test")
+        if part in parts
+    }
+    if passed_over:
+        counts = ", ".join(f"{count} {printable(ending)}" for ending, count in passed_over.most_common())
+        warnings.warn(
+            f"{printable(name)}: {passed_over.total()} files are no images that can be read here, and are passed over: "
+            f"{counts:.300}; convert images to PNG or JPEG",
+            stacklevel=3,
+        )
+    return Listing(
+        printable(name),
+        tuple(map(printable, classes)),
+        train,
+        held_out.get("test", held_out.get("validation")),
+        held_out.get("validation") if "test" in held_out else None,
     )
 
 
-def class_folders(folder: Path) -> list[str]:
+def class_folders(folder: str | Path) -> list[str]:
     """Return the names of a folder's own folders in alphabetical order, without hidden ones.
 
     Raises:
         DataError: the folder cannot be read.
     """
     try:
-        with os.scandir(folder) as entries:
-            return sorted(entry.name for entry in entries if _is_folder(entry) and not entry.name.startswith("."))
+        return list(list_folder(folder).folders)
     except OSError as error:
         raise DataError(
             f"{printable(folder)}: expected a folder with one folder for each class, got {error.strerror}; "
@@ -125,8 +113,15 @@ def class_folders(folder: Path) -> list[str]:
         ) from error
 
 
-def image_files(folder: Path, classes: Sequence[str]) -> tuple[list[str], Tensor]:
+def image_files(
+    folder: str | Path, classes: Sequence[str], passed_over: Counter[str] | None = None
+) -> tuple[tuple[str, ...], Tensor]:
     """Return the image files of each class folder and below, in the order of torchvision's `ImageFolder`.
+
+    Args:
+        folder: the folder that holds the class folders.
+        classes: names of the class folders.
+        passed_over: counts, by ending, to which other files are added; optional.
 
     Returns:
         N paths and their labels `[N]`, int64.
@@ -134,98 +129,133 @@ def image_files(folder: Path, classes: Sequence[str]) -> tuple[list[str], Tensor
     Raises:
         DataError: a class without an image, or a folder that cannot be read.
     """
+    endings = readable_endings()
+    roots = [os.path.join(folder, name) for name in classes]
+    top = os.path.realpath(folder)
+    # A link below a class may lead to a class, or to a folder that holds them all.
+    seen = {top, *map(str, Path(top).parents), *map(os.path.realpath, roots)}
     paths: list[str] = []
     counts = []
-    for name in classes:
-        found = _images_below(folder / name)
+    for root in roots:
+        others: Counter[str] = Counter()
+        found = _images_below(root, endings, seen, others)
         if not found:
+            there = ", ".join(f"{count} {printable(ending)}" for ending, count in others.most_common(5))
             raise DataError(
-                f"{printable(folder / name)}: expected images of this class ({', '.join(ENDINGS)}), got none; add some "
-                f"or remove the folder, and check the layout: {LAYOUT}"
+                f"{printable(root)}: expected images of this class ({', '.join(endings)}), got {there or 'none'}; "
+                f"add some or remove the folder, {_hint(folder)}and check the layout: {LAYOUT}"
             )
         paths += found
         counts.append(len(found))
-    return paths, torch.repeat_interleave(torch.arange(len(classes)), torch.tensor(counts))
+        if passed_over is not None:
+            passed_over.update(others)
+    return tuple(paths), torch.repeat_interleave(torch.arange(len(classes)), torch.tensor(counts))
 
 
-def mean_and_std(images: Tensor) -> tuple[tuple[float, ...], tuple[float, ...]]:
-    """Return mean and standard deviation of each channel of uint8 images `[N, C, H, W]` scaled to [0, 1].
-
-    Exact, from each channel's histogram. A channel of one value gets the deviation 1 / 255.
-    """
-    means, stds = [], []
-    values = torch.arange(256, dtype=torch.float64) / 255
-    for channel in range(images.shape[1]):
-        counts = torch.zeros(256, dtype=torch.float64)
-        for chunk in images[:, channel].split(10_000):
-            counts += torch.bincount(chunk.flatten(), minlength=256)
-        share = counts / counts.sum()
-        mean = float(share @ values)
-        means.append(mean)
-        stds.append(max(math.sqrt(float(share @ (values - mean).square())), 1 / 255))
-    return tuple(means), tuple(stds)
+def part_called(name: str) -> str | None:
+    """Return the part of a data set, a key of `PARTS`, that a folder's name stands for; None for other names."""
+    base = PART_SUFFIX.sub("", name.casefold())
+    return next((part for part, names in PARTS.items() if base in names), None)
 
 
-def _parts(folder: Path) -> tuple[Path, Path | None]:
-    """Return the folders of training and test classes; None where the test set is a part of the training folder."""
-    names = class_folders(folder)
-    tests = [name for name in TEST_NAMES if name in names]
-    if "train" in names and tests:
-        if len(tests) > 1:
-            warnings.warn(
-                f"{printable(folder)}: {tests[0]} is the test set; {', '.join(tests[1:])} is not used, as validation "
-                "images are taken from train",
-                stacklevel=3,
+def _parts(root: str) -> dict[str, str]:
+    """Return the folders of a data set's parts; the training part is the whole folder where it has none."""
+    names = class_folders(root)
+    found: dict[str, str] = {}
+    for name in names:
+        part = part_called(name)
+        if part is not None and part in found:
+            raise DataError(
+                f"{printable(root)}: expected one folder of {part} images, got {printable(found[part])} and "
+                f"{printable(name)}; move one of them elsewhere, or put their images together"
             )
-        return folder / "train", folder / tests[0]
-    if names == ["train"]:
-        return folder / "train", None
-    return folder, None
+        if part is not None:
+            found[part] = name
+    others = [printable(name) for name in names if name not in found.values()]
+    if (len(found) > 1 and "train" in found) or names == [found.get("train")]:
+        if others:
+            warnings.warn(
+                f"{printable(root)}: {', '.join(others):.200} beside {', '.join(found.values())}: not used",
+                stacklevel=4,
+            )
+        return {part: os.path.join(root, name) for part, name in found.items()}
+    if "train" in found and not class_folders(os.path.join(root, found["train"])):
+        return {"train": root}  # a class of trains
+    if found:
+        raise DataError(
+            f"{printable(root)}: expected class folders, or a training part with a test or validation part, got "
+            f"{', '.join(map(printable, names)):.200}: {', '.join(map(printable, found.values()))} is called like a "
+            f"part; rename it if it is a class, or lay the images out as {LAYOUT}"
+        )
+    return {"train": root}
 
 
-def _images_below(folder: Path) -> list[str]:
+def _held_out(folder: str, train: str, classes: Sequence[str], passed_over: Counter[str]) -> Labelled:
+    """Return the files of a held-out part, which may lack classes of the training part but not have others."""
+    own = class_folders(folder)
+    unknown = [name for name in own if name not in classes]
+    if unknown or not own:
+        raise DataError(
+            f"{printable(folder)}: expected the class folders of {printable(train)}, got "
+            f"{', '.join(map(printable, unknown)) or 'none'}; rename or remove {'them' if unknown else 'the folder'}"
+        )
+    if absent := [name for name in classes if name not in own]:
+        warnings.warn(
+            f"{printable(folder)}: no images of {', '.join(map(printable, absent)):.200}; measures are of the other "
+            "classes",
+            stacklevel=4,
+        )
+    paths, labels = image_files(folder, own, passed_over)
+    return Labelled(paths, torch.tensor([classes.index(name) for name in own])[labels])
+
+
+def _inside_zip(path: str) -> str:
+    """Return the folder that a zip file holds alone, as when a folder was packed from outside, or the zip itself."""
+    try:
+        entries = list_folder(path)
+        while len(entries.folders) == 1 and part_called(entries.folders[0]) is None:
+            inner = f"{path}/{entries.folders[0]}"
+            if not list_folder(inner).folders:
+                break
+            path, entries = inner, list_folder(inner)
+    except OSError:
+        pass  # told by `class_folders`
+    return path
+
+
+def _hint(folder: str | Path) -> str:
+    """Return a question for the folder that was probably meant: one below, with several folders of its own."""
+    for name in class_folders(folder):
+        inner = os.path.join(folder, name)
+        if len(class_folders(inner)) > 1:
+            return f"did you mean {printable(inner)}? or "
+    return ""
+
+
+def _images_below(root: str, endings: tuple[str, ...], seen: set[str], others: Counter[str]) -> list[str]:
+    """Return the image files of a class folder and below; add the folders to `seen`, and count other files."""
     found = []
-    seen = set()
-    open_folders = [str(folder)]
+    open_folders = [root]
     while open_folders:
         current = open_folders.pop()
-        real = os.path.realpath(current)
-        if real in seen:  # a link to a folder that was searched already
-            continue
-        seen.add(real)
         try:
-            with os.scandir(current) as entries:
-                visible = [(entry, _is_folder(entry)) for entry in entries if not entry.name.startswith(".")]
+            entries = list_folder(current)
         except OSError as error:
             raise DataError(
                 f"{printable(current)}: expected a readable folder, got {error.strerror}; "
                 "let this user read it, or remove it"
             ) from error
-        open_folders += [entry.path for entry, is_folder in visible if is_folder]
-        images = sorted(
-            entry.name for entry, is_folder in visible if not is_folder and entry.name.lower().endswith(ENDINGS)
-        )
+        for inner in (os.path.join(current, name) for name in entries.folders):
+            real = os.path.realpath(inner)
+            if real not in seen:
+                seen.add(real)
+                open_folders.append(inner)
+        images = [name for name in entries.files if name.lower().endswith(endings)]
+        rest = (name for name in entries.files if not name.lower().endswith(endings))
+        others.update(_ending(name) for name in rest if name.lower() not in JUNK)
         found.append((current, images))
     return [os.path.join(current, name) for current, images in sorted(found) for name in images]
 
 
-def _is_folder(entry: os.DirEntry[str]) -> bool:
-    try:
-        return entry.is_dir()
-    except OSError:  # a link that leads back to itself
-        return False
-
-
-def _usual_size(name: str, paths: Sequence[str]) -> int:
-    with ThreadPoolExecutor(min(MAX_THREADS, os.cpu_count() or 1)) as pool:
-        sizes = list(pool.map(read_size, paths))
-    shorter = [min(size) for size in sizes]
-    if len(set(sizes)) == 1:
-        return shorter[0]
-    size = min(MAX_GUESSED_SIZE, int(statistics.median(shorter)))
-    warnings.warn(
-        f"{name}: the images' shorter sides are {min(shorter)} to {max(shorter)} pixels long; all are made {size} x "
-        f"{size}: the shorter side is scaled to {size} and the middle kept; image_size asks for another size",
-        stacklevel=3,
-    )
-    return size
+def _ending(name: str) -> str:
+    return os.path.splitext(name)[1].lower() or "without an ending"

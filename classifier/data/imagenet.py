@@ -2,13 +2,14 @@
 
 import tarfile
 import zlib
+from collections.abc import Iterable
 from pathlib import Path
 from pickle import UnpicklingError
 
 import torch
 
+from rlmix.classifier.data.archives import printable
 from rlmix.classifier.data.dataset import Dataset
-from rlmix.classifier.data.decoding import printable
 from rlmix.classifier.data.downloads import user_folder
 from rlmix.classifier.data.image_files import ImageFiles
 from rlmix.classifier.data.image_folder import class_folders, image_files
@@ -102,7 +103,7 @@ def _by_torchvision(folder: Path) -> tuple[list[str], tuple[str, ...], ImageFile
     return train.wnids, names, files[0], files[1]
 
 
-def _files(paths: list[str], labels: torch.Tensor) -> ImageFiles:
+def _files(paths: Iterable[str], labels: torch.Tensor) -> ImageFiles:
     return ImageFiles(tuple(paths), labels, SIZE)
 
 

@@ -26,20 +26,23 @@ DATASETS: dict[str, Callable[[Path | None], Dataset]] = {
     "tiny_imagenet": load_tiny_imagenet,
 }
 
+PATHS: dict[str, Callable[..., Dataset]] = {".zip": load_image_folder}
+"""Readers of files of a user's own, by their ending; each takes the path, and `image_size` by name."""
+
 
 def load_dataset(name: str, root: str | Path | None = None, *, image_size: int | None = None) -> Dataset:
     """Load a data set by its name.
 
     Args:
-        name: a key of `DATASETS`; or the path of a folder of images (with a `/` in it, or of a folder that is there),
-            as `load_image_folder` describes it; or "package.module:function" for a data set of your own. The module is
-            imported and the function called without arguments; it returns a `Dataset`. What it raises itself is passed
-            on.
-        root: folder to look for the files in first; a folder of images or a function of your own is not given it.
+        name: a key of `DATASETS`; or a path (with a `/` in it, or with an ending of `PATHS`, or of a folder that is
+            there) of a folder of images or a zip file of one, as `load_image_folder` describes it, or of another file
+            of `PATHS`; or "package.module:function" for a data set of your own. The module is imported and the function
+            called without arguments; it returns a `Dataset`. What it raises itself is passed on.
+        root: folder to look for the files in first; a path or a function of your own is not given it.
         image_size: side of the images in pixels, to which they are resized; None leaves them as they are.
 
     Raises:
-        DataError: no such name, folder, module or function, no `Dataset` returned, files missing or damaged, or an
+        DataError: no such name, path, module or function, no `Dataset` returned, files missing or damaged, or an
             image_size below 1.
     """
     if name in DATASETS:
@@ -50,6 +53,8 @@ def load_dataset(name: str, root: str | Path | None = None, *, image_size: int |
                 f"data set {name!r}: its files cannot be read ({error!s:.200}); let this user read them, "
                 "or give another data_root"
             ) from error
+    elif (ending := os.path.splitext(name)[1].lower()) in PATHS:
+        return PATHS[ending](os.path.expanduser(name), image_size=image_size)
     elif os.sep in name or (name and os.path.isdir(os.path.expanduser(name))):
         return load_image_folder(name, image_size=image_size)
     elif ":" in name:
@@ -57,7 +62,8 @@ def load_dataset(name: str, root: str | Path | None = None, *, image_size: int |
     else:
         raise DataError(
             f"data set {name!r:.200}: expected one of {', '.join(sorted(DATASETS))}, the path of a folder of images "
-            "(./NAME for one that lies here), or package.module:function for your own; check the spelling"
+            f"(./NAME for one that lies here) or of a file ({', '.join(PATHS)}), or package.module:function for your "
+            "own; check the spelling"
         )
     return dataset if image_size is None else resized(dataset, image_size)
 

@@ -60,7 +60,7 @@ class Splits:
         train, validation = self.train, self.validation
         if isinstance(train, ImageFiles) and isinstance(validation, ImageFiles):
             labels = torch.cat((train.labels, validation.labels))
-            return replace(self, train=ImageFiles((*train.paths, *validation.paths), labels, train.size))
+            return replace(self, train=replace(train, paths=(*train.paths, *validation.paths), labels=labels))
         assert isinstance(train, ImageSet) and isinstance(validation, ImageSet), "both come from one pool"
         images = torch.cat((train.images, validation.images))
         return replace(self, train=ImageSet(images, torch.cat((train.labels, validation.labels))))
@@ -125,50 +125,36 @@ class Splits:
 def split(dataset: Dataset, *, validation_size: int | None = None, development_size: int | None = None) -> Splits:
     """Split a data set's pool into training, validation and development images, stratified by class.
 
-    The split depends on nothing but the pool and the two sizes. Validation and development hold each class's share to
+    The split depends on nothing but the images and the two sizes. Validation and development hold each class's share to
     within one image; training is what remains. Every prefix of validation and of development is nearly stratified,
-    so that a first part of either can stand for the whole. The test set is passed on untouched.
+    so that a first part of either can stand for the whole. The test set is passed on untouched. Validation images are
+    the data set's own where it has some, and then nothing is taken from the pool for them.
 
     Args:
         dataset: the data set.
-        validation_size: number of validation images, at least 1; defaults to 5,000, but at most a fifth of the pool.
+        validation_size: number of validation images, at least 1; defaults to all of the data set's own, or to 5,000 of
+            the pool, but at most a fifth of it.
         development_size: number of development images; defaults to 10,000, but at most a fifth of the pool.
+
+    A size that is not given is lowered where it would leave a class without a training image: few-shot sets keep at
+    least one image of every class to train on.
 
     Raises:
         DataError: a size out of range, or sizes that leave a class without a training image.
     """
-    pool_size = len(dataset.pool)
-    if validation_size is None:
-        validation_size = max(1, min(MAX_VALIDATION_SIZE, int(MAX_HELD_OUT_SHARE * pool_size)))
-    if development_size is None:
-        development_size = min(MAX_DEVELOPMENT_SIZE, int(MAX_HELD_OUT_SHARE * pool_size))
-    if validation_size < 1 or development_size < 0:
+    if (validation_size is not None and validation_size < 1) or (development_size is not None and development_size < 0):
         raise DataError(
             f"{dataset.name}: expected a validation_size of 1 or more and a development_size of 0 or more, "
             f"got {validation_size} and {development_size}; leave them out for the usual sizes"
         )
-    if validation_size + development_size + dataset.num_classes > pool_size:
-        raise DataError(
-            f"{dataset.name}: expected validation_size + development_size of at most {pool_size - dataset.num_classes} "
-            f"(a pool of {pool_size} less one training image of each class), "
-            f"got {validation_size} + {development_size}; lower one of them"
-        )
-
     random = random_stream(SPLIT_SEED)
-    by_class = [
-        random.permutation(positions)
-        for positions in positions_by_class(dataset.pool.labels.cpu().numpy(), dataset.num_classes)
-    ]
+    by_class = _shuffled(dataset.pool, dataset.num_classes, random)
     counts = np.array([len(positions) for positions in by_class])
-    for_validation = apportion(validation_size, counts)
-    for_development = apportion(development_size, counts)
-    if (for_validation + for_development >= counts).any():
-        short = int(np.argmax(for_validation + for_development - counts))
-        raise DataError(
-            f"{dataset.name}: expected a training image of every class, got none of {dataset.class_names[short]} "
-            f"({counts[short]} in the pool) with validation_size {validation_size} and development_size "
-            f"{development_size}; lower one of them, or bring more images of this class"
-        )
+    own = None
+    if dataset.validation is not None:
+        own = _own_validation(dataset.name, dataset.validation, validation_size, dataset.num_classes)
+        validation_size = 0
+    for_validation, for_development = _held_out(dataset, counts, validation_size, development_size)
     # Taken from the two ends, so that the size of one does not change the other.
     ends = counts - for_development
     validation = interleave([group[:end] for group, end in zip(by_class, for_validation, strict=True)])
@@ -176,7 +162,7 @@ def split(dataset: Dataset, *, validation_size: int | None = None, development_s
     train = [group[start:end] for group, start, end in zip(by_class, for_validation, ends, strict=True)]
     return Splits(
         train=dataset.pool.take(np.sort(np.concatenate(train))),
-        validation=dataset.pool.take(validation),
+        validation=dataset.pool.take(validation) if own is None else own,
         development=dataset.pool.take(development),
         test=dataset.test,
         name=dataset.name,
@@ -186,6 +172,69 @@ def split(dataset: Dataset, *, validation_size: int | None = None, development_s
         flip=dataset.flip,
         crop_padding=dataset.crop_padding,
     )
+
+
+def _shuffled(images: Images, num_classes: int, random: np.random.RandomState) -> list[IntArray]:
+    return [random.permutation(positions) for positions in positions_by_class(images.labels.cpu().numpy(), num_classes)]
+
+
+def _own_validation(name: str, images: Images, size: int | None, num_classes: int) -> Images:
+    """Return a data set's own validation images, or a stratified part of them, each prefix nearly stratified."""
+    if size is not None and size > len(images):
+        raise DataError(
+            f"{name}: expected a validation_size of at most {len(images)}, the data set's own validation images, got "
+            f"{size}; leave it out for all of them"
+        )
+    by_class = _shuffled(images, num_classes, random_stream(SPLIT_SEED))
+    counts = np.array([len(positions) for positions in by_class])
+    taken = apportion(len(images) if size is None else size, counts)
+    return images.take(interleave([group[:end] for group, end in zip(by_class, taken, strict=True)]))
+
+
+def _held_out(
+    dataset: Dataset, counts: IntArray, validation_size: int | None, development_size: int | None
+) -> tuple[IntArray, IntArray]:
+    """Return how many of each class's images, `[K]` each, are for validation and for development.
+
+    Raises:
+        DataError: a class is left without a training image.
+    """
+    pool_size = int(counts.sum())
+    fixed = validation_size is not None, development_size is not None
+    if validation_size is None:
+        validation_size = max(1, min(MAX_VALIDATION_SIZE, int(MAX_HELD_OUT_SHARE * pool_size)))
+    if development_size is None:
+        development_size = min(MAX_DEVELOPMENT_SIZE, int(MAX_HELD_OUT_SHARE * pool_size))
+    asked_for = fixed[0] * validation_size + fixed[1] * development_size
+    if asked_for + dataset.num_classes > pool_size:
+        raise DataError(
+            f"{dataset.name}: expected validation_size + development_size of at most {pool_size - dataset.num_classes} "
+            f"(a pool of {pool_size} less one training image of each class), "
+            f"got {validation_size} + {development_size}; lower one of them"
+        )
+    for_validation = apportion(validation_size, counts)
+    for_development = apportion(development_size, counts)
+    if (for_validation + for_development >= counts).any():
+        if not fixed[0]:
+            for_validation = np.minimum(for_validation, counts - 1)
+        if not fixed[1]:
+            room = np.maximum(counts - 1 - for_validation, 0)
+            for_development = apportion(min(development_size, int(room.sum())), room) if room.any() else 0 * room
+        elif not fixed[0]:
+            for_validation = np.minimum(for_validation, np.maximum(counts - 1 - for_development, 0))
+    if validation_size and not for_validation.any():
+        raise DataError(
+            f"{dataset.name}: expected a class with 2 or more images in the pool, to take validation images from, got "
+            f"{pool_size} images of {dataset.num_classes} classes; bring more, or validation images of their own"
+        )
+    if (for_validation + for_development >= counts).any():
+        short = int(np.argmax(for_validation + for_development - counts))
+        raise DataError(
+            f"{dataset.name}: expected a training image of every class, got none of {dataset.class_names[short]} "
+            f"({counts[short]} in the pool) with validation_size {validation_size} and development_size "
+            f"{development_size}; lower one of them, or bring more images of this class"
+        )
+    return for_validation, for_development
 
 
 def _with_wrong_labels(

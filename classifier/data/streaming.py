@@ -19,7 +19,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 from torch.utils.data import Dataset as MapDataset
 
-from rlmix.classifier.data.decoding import centre_square, read_rgb
+from rlmix.classifier.data.decoding import PixelFormat, centre_square, read_image
 from rlmix.classifier.data.image_files import ImageFiles
 from rlmix.classifier.data.image_set import DataError
 
@@ -66,7 +66,7 @@ def stream_batches(
         pin: whether batches are in pinned memory, for asynchronous copies to a CUDA device.
 
     Yields:
-        `[B, 3, size, size]`, uint8, in channels-last memory.
+        `[B, C, size, size]`, uint8, in channels-last memory.
 
     Raises:
         DataError: an argument out of range (at once), a draw that does not fit the files, or a file that cannot be
@@ -74,7 +74,8 @@ def stream_batches(
     """
     if not 0 < scale[0] <= scale[1] <= 1:
         raise DataError(f"expected a scale of two rising shares of the area in (0, 1], got {scale}; {SCALE} is usual")
-    return _stream(_items(files, batches), partial(_random_square, size=size, scale=scale), size, workers, pin)
+    see = partial(_random_square, size=size, scale=scale, form=files.form)
+    return _stream(_items(files, batches), see, (size, files.form.channels), workers, pin)
 
 
 def stream_evaluation(
@@ -90,7 +91,7 @@ def stream_evaluation(
         pin: whether batches are in pinned memory.
 
     Yields:
-        `[B, 3, size, size]`, uint8, in channels-last memory.
+        `[B, C, size, size]`, uint8, in channels-last memory.
 
     Raises:
         DataError: an argument out of range (at once), or a file that cannot be read; the message names it.
@@ -99,7 +100,8 @@ def stream_evaluation(
         raise DataError(f"expected a batch_size of 1 or more, got {batch_size}; 256 is usual")
     starts = range(0, len(files), batch_size)
     batches = ([(path,) for path in files.paths[start : start + batch_size]] for start in starts)
-    return _stream(batches, partial(_middle_square, size=size), size, workers, pin)
+    see = partial(_middle_square, size=size, form=files.form)
+    return _stream(batches, see, (size, files.form.channels), workers, pin)
 
 
 def random_crop(
@@ -149,31 +151,32 @@ def _attempts(draw: Sequence[float]) -> Iterator[Sequence[float]]:
 
 
 class _Squares(MapDataset[Tensor]):
-    def __init__(self, see: Callable[..., Image.Image], size: int) -> None:
+    def __init__(self, see: Callable[..., Image.Image], shape: tuple[int, int]) -> None:
         self._see = see
-        self._size = size
+        self._size, self._channels = shape
 
     def __getitems__(self, items: Sequence[tuple[Any, ...]]) -> Tensor | DataError:
-        pixels = np.empty((len(items), self._size, self._size, 3), dtype=np.uint8)
+        shape = (self._size, self._size, self._channels)
+        pixels = np.empty((len(items), *shape), dtype=np.uint8)
         try:
             for place, item in enumerate(items):
-                pixels[place] = np.asarray(self._see(*item))
+                pixels[place] = np.asarray(self._see(*item)).reshape(shape)
         except DataError as error:
             return error  # raised by `_in_turn`: DataLoader would wrap it in the worker's traceback
         return torch.from_numpy(pixels).permute(0, 3, 1, 2)
 
 
 def _random_square(
-    path: str, draw: Sequence[float], flip: bool, *, size: int, scale: tuple[float, float]
+    path: str, draw: Sequence[float], flip: bool, *, size: int, scale: tuple[float, float], form: PixelFormat
 ) -> Image.Image:
-    image = read_rgb(path)
+    image = read_image(path, form)
     top, left, height, width = random_crop(image.height, image.width, draw, scale=scale)
     crop = image.crop((left, top, left + width, top + height)).resize((size, size), Image.Resampling.BILINEAR)
     return crop.transpose(Image.Transpose.FLIP_LEFT_RIGHT) if flip else crop
 
 
-def _middle_square(path: str, *, size: int) -> Image.Image:
-    return centre_square(read_rgb(path), size, shorter=round(size * 256 / 224))
+def _middle_square(path: str, *, size: int, form: PixelFormat) -> Image.Image:
+    return centre_square(read_image(path, form), size, shorter=round(size * 256 / 224))
 
 
 def _items(files: ImageFiles, batches: Iterable[StreamDraw]) -> Iterator[list[tuple[str, list[float], bool]]]:
@@ -197,12 +200,13 @@ def _items(files: ImageFiles, batches: Iterable[StreamDraw]) -> Iterator[list[tu
 
 
 def _stream(
-    batches: Iterable[list[Any]], see: Callable[..., Image.Image], size: int, workers: int, pin: bool
+    batches: Iterable[list[Any]], see: Callable[..., Image.Image], shape: tuple[int, int], workers: int, pin: bool
 ) -> Iterator[Tensor]:
-    if size < 1 or workers < 0:
-        raise DataError(f"expected a size of 1 or more and 0 workers or more, got {size} and {workers}")
+    """Yield the batches as `see` shows each item; `shape` is the squares' side and number of channels."""
+    if shape[0] < 1 or workers < 0:
+        raise DataError(f"expected a size of 1 or more and 0 workers or more, got {shape[0]} and {workers}")
     loader = DataLoader(
-        _Squares(see, size),
+        _Squares(see, shape),
         batch_sampler=batches,
         num_workers=workers,
         collate_fn=_as_it_is,

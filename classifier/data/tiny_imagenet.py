@@ -90,7 +90,7 @@ def _class_names(path: Path, wnids: list[str]) -> tuple[str, ...]:
 
 def _image_set(files: list[tuple[Path, int]], size: int) -> ImageSet:
     paths, labels = zip(*files, strict=True)
-    return ImageSet(decode_squares(paths, size), torch.tensor(labels))
+    return ImageSet(decode_squares(paths, size).pixels, torch.tensor(labels))
 
 
 def _lines(path: Path) -> list[str]:

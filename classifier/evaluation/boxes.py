@@ -11,7 +11,8 @@ import torch
 from torch import Tensor
 
 from rlmix.classifier.data import DataError, ImageSet
-from rlmix.classifier.data.decoding import centre_square, printable, read_rgb
+from rlmix.classifier.data.archives import printable
+from rlmix.classifier.data.decoding import centre_square, read_image
 
 CANVAS = 2  # side of the canvas over that of the item
 FRAGMENTS = 6
@@ -147,7 +148,7 @@ def load_boxed_folder(path: str | Path, class_names: Sequence[str], *, size: int
                 f"{printable(folder)}: expected classes of the network ({', '.join(class_names[:3])}, ...), got "
                 f"{class_name!r}; give a folder of the images that it was trained on"
             )
-        image = read_rgb(folder / "images" / " ".join(name))
+        image = read_image(folder / "images" / " ".join(name))
         box = _in_square((x, y, width, height), image.size, size=size, shorter=shorter)
         if box is None:
             outside += 1

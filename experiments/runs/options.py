@@ -30,13 +30,15 @@ class DatasetConfig:
     """Data set, and the part of it that steers."""
 
     dataset: str = "fashion_mnist"
-    """Data set: a name, a folder of images, or package.module:function that returns a rlmix.classifier.data.Dataset."""
+    """Data set: a name, a folder of images or a zip file of one, or package.module:function that returns a
+    rlmix.classifier.data.Dataset."""
     data_root: str | None = None
     """Folder of the data set; optional, defaults to $RLMIX_DATA, else ~/.cache/rlmix/data, else a download."""
     image_size: int | None = None
     """Side that images are resized to; optional, defaults to their own size."""
     validation_size: int | None = None
-    """Number of validation images; optional, defaults to the data set's own."""
+    """Number of validation images; optional, defaults to all of the data set's own, or to a part of the training
+    images."""
 
     def load(self) -> Dataset:
         """Load the data set.

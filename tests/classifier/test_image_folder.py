@@ -13,7 +13,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from PIL import Image
+from PIL import Image, ImageOps
 from torchvision.datasets import ImageFolder
 from torchvision.datasets.folder import IMG_EXTENSIONS
 from torchvision.transforms import CenterCrop, Compose, PILToTensor, Resize
@@ -23,13 +23,21 @@ from rlmix.classifier.data import (
     Dataset,
     ImageFiles,
     ImageSet,
-    image_folder,
+    listing,
     load_dataset,
     load_image_folder,
     split,
 )
-from rlmix.classifier.data.decoding import ENDINGS, centre_square, decode_squares, read_rgb
-from rlmix.classifier.data.image_folder import mean_and_std
+from rlmix.classifier.data.decoding import (
+    TORCHVISION_ENDINGS,
+    PixelFormat,
+    centre_square,
+    decode_squares,
+    read_image,
+    read_size,
+    readable_endings,
+)
+from rlmix.classifier.data.listing import mean_and_std
 from rlmix.classifier.hardware import available_memory
 
 CLASSES = ("cat", "dog", "eel")
@@ -110,13 +118,77 @@ def test_class_of_one_image_is_trained_on(tmp_path: Path) -> None:
     assert torch.bincount(data.pool.labels).tolist() == [32, 1]
 
 
-def test_test_and_val_side_by_side(tmp_path: Path) -> None:
-    write_classes(tmp_path / "train", (4, 4))
-    write_classes(tmp_path / "test", (1, 1))
-    write_classes(tmp_path / "val", (2, 2))
-    with pytest.warns(UserWarning, match="val is not used"):
-        data = load_image_folder(tmp_path)
-    assert (len(data.pool), len(data.test)) == (8, 2)
+@pytest.mark.parametrize(
+    ("train", "validation", "test"),
+    [
+        ("train", "val", "test"),
+        ("Training", "Validation", "Testing"),
+        ("TRAIN", "valid", "TEST"),
+        ("training_set", "val images", "test-data"),
+    ],
+)
+def test_parts_of_any_spelling(tmp_path: Path, train: str, validation: str, test: str) -> None:
+    write_classes(tmp_path / train, (4, 4))
+    write_classes(tmp_path / test, (1, 2))
+    write_classes(tmp_path / validation, (3, 2))
+    data = load_image_folder(tmp_path)
+    assert (len(data.pool), len(data.test)) == (8, 3)
+    assert data.class_names == ("cat", "dog")
+    splits = split(data)
+    images, _ = reference_images(tmp_path / validation, 20)
+    assert isinstance(splits.validation, ImageSet)
+    assert sorted(map(str, splits.validation.images.tolist())) == sorted(map(str, images.tolist()))
+    assert torch.bincount(splits.validation.labels).tolist() == [3, 2]
+    assert len(splits.train) + len(splits.development) == 8
+    assert torch.bincount(split(data, validation_size=2).validation.labels).tolist() == [1, 1]
+    with pytest.raises(DataError, match="at most 5, the data set's own validation images, got 6"):
+        split(data, validation_size=6)
+
+
+@pytest.mark.parametrize("names", [("Training", "Testing"), ("training", "validation"), ("Train", "Val")])
+def test_two_parts(tmp_path: Path, names: tuple[str, str]) -> None:
+    write_classes(tmp_path / names[0], (4, 4))
+    write_classes(tmp_path / names[1], (1, 2))
+    data = load_image_folder(tmp_path)
+    assert (len(data.pool), len(data.test), data.validation) == (8, 3, None)
+
+
+@pytest.mark.parametrize(
+    ("names", "message"),
+    [
+        (("train", "test"), "2 or more classes, got none"),  # images where class folders should be
+        (("testing", "validation"), "testing, validation is called like a part"),
+        (("cat", "dog", "test"), "test is called like a part; rename it if it is a class"),
+        (("train", "training", "test"), "one folder of train images, got train and training"),
+    ],
+)
+def test_classes_called_like_parts_are_refused(tmp_path: Path, names: tuple[str, ...], message: str) -> None:
+    for name in names:
+        for number in range(3):
+            write(tmp_path / name / f"{number}.png", picture(number))
+    with pytest.raises(DataError, match=message):
+        load_image_folder(tmp_path)
+
+
+def test_a_training_part_beside_other_folders_is_asked_about(tmp_path: Path) -> None:
+    write_classes(tmp_path / "train", (3, 3))
+    write_classes(tmp_path / "extra", (3, 3))
+    with pytest.raises(DataError, match="train is called like a part"):
+        load_image_folder(tmp_path)
+    with pytest.raises(DataError, match="got test, train, which are called like parts"):
+        write_classes(tmp_path / "nested" / "train" / "train", (3, 3))
+        write_classes(tmp_path / "nested" / "train" / "test", (3, 3))
+        write_classes(tmp_path / "nested" / "test" / "test", (3, 3))
+        load_image_folder(tmp_path / "nested")
+
+
+@pytest.mark.parametrize("wrapped", [("images",), ("annotations", "images")])
+def test_the_folder_that_was_meant_is_named(tmp_path: Path, wrapped: tuple[str, ...]) -> None:
+    for name in wrapped:
+        (tmp_path / name).mkdir()
+    write_classes(tmp_path / "images", (3, 3))
+    with pytest.raises(DataError, match=rf"did you mean {tmp_path}/images\?"):
+        load_image_folder(tmp_path)
 
 
 def test_classes_called_train_and_another(tmp_path: Path) -> None:
@@ -130,13 +202,53 @@ def test_what_is_passed_over(tmp_path: Path) -> None:
     write_classes(tmp_path, (5, 5))
     before = load_image_folder(tmp_path)
     (tmp_path / "notes.txt").write_text("not a class")
-    (tmp_path / "cat" / "notes.txt").write_text("not an image")
     (tmp_path / "cat" / ".hidden.png").write_bytes(b"")
     (tmp_path / ".ipynb_checkpoints").mkdir()
     (tmp_path / "dog" / "folder.png").mkdir()
     after = load_image_folder(tmp_path)
     assert after.class_names == before.class_names
     assert torch.equal(images_of(after)[0], images_of(before)[0])
+
+
+def test_files_of_other_kinds_are_counted(tmp_path: Path) -> None:
+    write_classes(tmp_path, (5, 5))
+    for number in range(3):
+        (tmp_path / "cat" / f"{number}.HEIC").write_bytes(b"not readable here")
+    (tmp_path / "dog" / "notes").write_text("no ending")
+    (tmp_path / "dog" / "Thumbs.db").write_bytes(b"of Windows")
+    (tmp_path / "dog" / "desktop.ini").write_bytes(b"of Windows")
+    with pytest.warns(UserWarning, match=r"4 files are no images .*: 3 \.heic, 1 without an ending;"):
+        assert len(load_image_folder(tmp_path).pool) == 8
+    (tmp_path / "eel").mkdir()
+    (tmp_path / "eel" / "a.heic").write_bytes(b"not readable here")
+    with pytest.raises(DataError, match=r"got 1 \.heic"):
+        load_image_folder(tmp_path)
+
+
+@pytest.mark.parametrize(("ending", "kind"), [("jfif", "JPEG"), ("gif", "GIF"), ("avif", "AVIF"), ("tga", "TGA")])
+def test_what_pillow_reads_beyond_torchvision(tmp_path: Path, ending: str, kind: str) -> None:
+    if f".{ending}" not in readable_endings():
+        pytest.skip(f"this Pillow does not read {kind}")
+    write_classes(tmp_path, (5, 5))
+    (tmp_path / "cat" / f"a.{ending}").write_bytes(encoded(picture(1), kind))
+    data = load_image_folder(tmp_path)
+    assert len(data.pool) + len(data.test) == 11
+
+
+def test_of_an_animation_the_first_frame_is_seen(tmp_path: Path) -> None:
+    frames = [Image.new("RGB", (6, 6), colour) for colour in ("red", "lime", "blue")]
+    frames[0].save(tmp_path / "a.gif", save_all=True, append_images=frames[1:])
+    assert read_image(tmp_path / "a.gif").getpixel((3, 3)) == (255, 0, 0)
+
+
+def test_links_to_folders_above_and_to_other_classes_add_nothing(tmp_path: Path) -> None:
+    write_classes(tmp_path / "data" / "train", (5, 5))
+    write_classes(tmp_path / "data" / "test", (2, 2))
+    (tmp_path / "data" / "train" / "cat" / "above").symlink_to(tmp_path / "data" / "train")
+    (tmp_path / "data" / "train" / "cat" / "top").symlink_to(tmp_path)
+    (tmp_path / "data" / "train" / "dog" / "other").symlink_to(tmp_path / "data" / "train" / "cat")
+    data = load_image_folder(tmp_path / "data")
+    assert torch.bincount(data.pool.labels).tolist() == [5, 5]
 
 
 def test_links_are_followed_but_not_in_circles(tmp_path: Path) -> None:
@@ -174,7 +286,7 @@ def test_paths_and_names(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Non
     assert load_dataset("./digits").num_classes == 2
     with pytest.raises(DataError, match=r"^absent: expected a folder .* No such file"):
         load_dataset("./absent")
-    with pytest.raises(DataError, match="path of a folder"):
+    with pytest.raises(DataError, match="path of a folder of images"):
         load_dataset("absent")
     with pytest.raises(DataError, match="data set ''"):
         load_dataset("")
@@ -223,7 +335,7 @@ def test_centre_square_is_torchvisions(width: int, height: int, shorter: int, da
 
 
 def test_endings_are_torchvisions() -> None:
-    assert set(ENDINGS) == set(IMG_EXTENSIONS)
+    assert set(TORCHVISION_ENDINGS) == set(IMG_EXTENSIONS)
 
 
 @pytest.mark.parametrize(
@@ -265,17 +377,91 @@ def test_every_kind_is_seen_as_torchvision_sees_it(tmp_path: Path, mode: str, en
         expected = np.asarray(ImageFolder(tmp_path)[0][0])
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        assert np.array_equal(np.asarray(read_rgb(path)), expected)
+        assert np.array_equal(np.asarray(read_image(path)), expected)
     assert expected.std() > 10
 
 
 @pytest.mark.parametrize("ending", ["png", "tiff"])
-def test_grey_of_16_bits_is_scaled_to_8(tmp_path: Path, ending: str) -> None:
+@pytest.mark.parametrize(("bits", "highest"), [(16, 65_535), (16, 40_000), (12, 4_095), (10, 600), (8, 200)])
+def test_grey_of_16_bits_is_scaled_to_8_by_the_bits_that_the_set_uses(
+    tmp_path: Path, ending: str, bits: int, highest: int
+) -> None:
+    random = np.random.default_rng(0)
+    pool = []
+    for part, count in (("train", 3), ("test", 1)):
+        for number in range(2 * count):
+            values = random.integers(0, highest, (6, 6), dtype=np.uint16)
+            if part == "train":
+                pool.append(values)
+                values[0, 0] = highest if number == 3 else 0
+            else:
+                values[0, 0] = 65_535  # does not count: the scale is the pool's
+            path = tmp_path / part / CLASSES[number % 2] / f"{number}.{ending}"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            Image.fromarray(values).save(path)
+    with warnings.catch_warnings(record=True) as said:
+        data = load_image_folder(tmp_path)
+    told = [str(warning.message) for warning in said]
+    assert len(told) == (bits < 16) and all(f"{highest:,}: their values are taken as {bits} bits" in x for x in told)
+    images, test = images_of(data)
+    expected = torch.from_numpy(np.stack(pool[0::2] + pool[1::2]).astype(np.int64) * 256 // 2**bits)
+    assert torch.equal(images[:, 0].long(), expected)
+    assert (test[:, 0, 0, 0] == 255).all()
+
+
+def test_grey_of_16_bits_alone_is_taken_as_16(tmp_path: Path) -> None:
     values = np.array([[0, 255, 256, 300], [12_345, 32_768, 65_279, 65_535]], dtype=np.uint16)
-    path = tmp_path / f"a.{ending}"
-    Image.fromarray(values).save(path)
-    expected = np.repeat((values // 256)[..., None], 3, axis=2)
-    assert np.array_equal(np.asarray(read_rgb(path)), expected)
+    Image.fromarray(values).save(tmp_path / "a.png")
+    assert np.array_equal(np.asarray(read_image(tmp_path / "a.png", PixelFormat("L"))), values // 256)
+
+
+# Grey or colour
+
+
+@pytest.mark.parametrize("streamed", [False, True])
+@pytest.mark.parametrize("ending", ["png", "jpg", "bmp"])  # these JPEG files have three equal channels
+def test_grey_images_have_one_channel(tmp_path: Path, ending: str, streamed: bool) -> None:
+    for part, count in (("train", 6), ("test", 2)):
+        for number in range(2 * count):
+            image = picture(number, (12, 12), mode="L")
+            write(
+                tmp_path / part / CLASSES[number % 2] / f"{number}.{ending}",
+                image.convert("RGB") if ending == "jpg" else image,
+            )
+    data = load_image_folder(tmp_path, streamed=streamed)
+    assert data.pool.image_shape == data.test.image_shape == (1, 12, 12)
+    assert len(data.mean) == len(data.std) == 1
+    if isinstance(data.pool, ImageSet):
+        grey, _ = reference_images(tmp_path / "train", 12)
+        assert torch.equal(data.pool.images, grey[:, :1])
+    # One coloured image of the pool makes all of them coloured; one of the test set is seen in grey.
+    write(tmp_path / "test" / "cat" / "0.png", picture(1, (12, 12)))
+    assert load_image_folder(tmp_path, streamed=streamed).test.image_shape == (1, 12, 12)
+    write(tmp_path / "train" / "cat" / "0.png", picture(1, (12, 12)))
+    assert load_image_folder(tmp_path, streamed=streamed).test.image_shape == (3, 12, 12)
+
+
+# Orientation
+
+
+@pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP", "TIFF"])
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_images_are_seen_upright(tmp_path: Path, kind: str, orientation: int) -> None:
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    path = tmp_path / "a"
+    picture(3, (20, 12)).save(path, format=kind, exif=exif)
+    with Image.open(path) as image:
+        expected = np.asarray(ImageOps.exif_transpose(image).convert("RGB"))
+    assert np.array_equal(np.asarray(read_image(path)), expected)
+    assert read_size(path) == expected.shape[:2] == ((12, 20) if orientation < 5 else (20, 12))
+
+
+@pytest.mark.filterwarnings("ignore:Corrupt EXIF data:UserWarning")
+def test_a_damaged_exif_block_is_ignored(tmp_path: Path) -> None:
+    exif = b"Exif\0\0" + b"MM\0*" + b"\xff" * 40
+    picture(3, (20, 12)).save(tmp_path / "a.jpg", exif=exif)
+    assert read_image(tmp_path / "a.jpg").size == (20, 12)
 
 
 @pytest.mark.parametrize("dtype", [np.int32, np.float32])
@@ -283,7 +469,7 @@ def test_values_of_32_bits_are_refused(tmp_path: Path, dtype: type) -> None:
     path = tmp_path / "a.tiff"
     Image.fromarray(np.full((4, 4), 70_000, dtype=dtype)).save(path)
     with pytest.raises(DataError, match="of 8 or 16 bits") as refused:
-        read_rgb(path)
+        read_image(path)
     assert str(path) in str(refused.value)
 
 
@@ -292,7 +478,7 @@ def test_images_of_too_many_pixels_are_refused_before_they_are_decoded(tmp_path:
     path = tmp_path / "a.png"
     Image.new("1", (2**14, 5462)).save(path)  # in a file of a few kilobytes
     with pytest.raises(DataError, match="at most 89,478,485 pixels, got 16,384 x 5,462"):
-        read_rgb(path)
+        read_image(path)
 
 
 def test_a_length_that_a_damaged_file_tells_is_not_allocated(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -304,7 +490,7 @@ def test_a_length_that_a_damaged_file_tells_is_not_allocated(tmp_path: Path, mon
     tracemalloc.start()
     try:
         with contextlib.suppress(DataError):
-            read_rgb(path)
+            read_image(path)
         assert tracemalloc.get_traced_memory()[1] < 2**24
     finally:
         tracemalloc.stop()
@@ -325,7 +511,7 @@ def test_cut_files_are_refused(tmp_path_factory: pytest.TempPathFactory, kind: s
     path = tmp_path_factory.mktemp("cut") / "a.png"
     path.write_bytes(whole[: data.draw(st.integers(0, len(whole) * 3 // 4))])
     with pytest.raises(DataError, match="expected a whole image") as refused:
-        read_rgb(path)
+        read_image(path)
     assert str(path) in str(refused.value)
 
 
@@ -382,15 +568,19 @@ def test_class_without_an_image(tmp_path: Path, part: str) -> None:
     write_classes(tmp_path / "test", (3, 3))
     for file in (tmp_path / part / "dog").iterdir():
         file.rename(file.with_suffix(".txt"))
-    with pytest.raises(DataError, match="got none") as refused:
+    with pytest.raises(DataError, match=r"got 3 \.txt; add some or remove the folder") as refused:
         load_image_folder(tmp_path)
     assert str(tmp_path / part / "dog") in str(refused.value)
 
 
-def test_train_and_test_of_other_classes(tmp_path: Path) -> None:
+def test_a_test_set_may_lack_classes_but_not_have_others(tmp_path: Path) -> None:
     write_classes(tmp_path / "train", (3, 3, 3))
-    write_classes(tmp_path / "test", (3, 3))
-    with pytest.raises(DataError, match="eel in one of the two only") as refused:
+    write_classes(tmp_path / "test", (0, 2, 1))
+    with pytest.warns(UserWarning, match=r"test: no images of cat; measures are of the other classes"):
+        data = load_image_folder(tmp_path)
+    assert data.test.labels.tolist() == [1, 1, 2] and data.class_names == CLASSES
+    (tmp_path / "test" / "eel").rename(tmp_path / "test" / "Eel")
+    with pytest.raises(DataError, match="got Eel; rename or remove them") as refused:
         load_image_folder(tmp_path)
     assert str(tmp_path / "test") in str(refused.value)
 
@@ -399,6 +589,19 @@ def test_too_few_images_for_a_test_set(tmp_path: Path) -> None:
     write_classes(tmp_path, (1, 1))
     with pytest.raises(DataError, match="set a fifth apart"):
         load_image_folder(tmp_path)
+
+
+@pytest.mark.parametrize("own", [False, True])
+def test_few_shot_sets(tmp_path: Path, own: bool) -> None:
+    for label in range(30):
+        for part in ("train", "val", "test") if own else (".",):
+            for number in range(2):
+                write(tmp_path / part / f"class {label}" / f"{number}.png", picture(label, (8, 8)))
+    data = split(load_image_folder(tmp_path))
+    assert torch.bincount(data.train.labels, minlength=30).min() == 1
+    assert len(data.validation) == 60 if own else 1 <= len(data.validation) <= 10
+    assert len(data.development) >= 1
+    assert len(data.train) + len(data.development) + (0 if own else len(data.validation)) == (60 if own else 48)
 
 
 # Numbers
@@ -419,7 +622,7 @@ def test_large_folders_stay_in_files(tmp_path: Path, monkeypatch: pytest.MonkeyP
     write_classes(tmp_path, (10, 10))
     needed = 20 * 3 * 20 * 20
     for free, kind in ((4 * needed, ImageSet), (4 * needed - 1, ImageFiles)):
-        monkeypatch.setattr(image_folder, "available_memory", lambda free=free: free)
+        monkeypatch.setattr(listing, "available_memory", lambda free=free: free)
         assert type(load_image_folder(tmp_path).pool) is kind
         assert type(load_image_folder(tmp_path, streamed=True).test) is ImageFiles
         assert type(load_image_folder(tmp_path, streamed=False).test) is ImageSet
@@ -436,14 +639,14 @@ def test_files_and_memory_are_the_same_data_set(tmp_path: Path) -> None:
     for name in ("train", "validation", "development", "test"):
         images, paths = getattr(first, name), getattr(second, name)
         assert isinstance(images, ImageSet) and isinstance(paths, ImageFiles)
-        assert torch.equal(decode_squares(paths.paths, 16), images.images)
+        assert torch.equal(decode_squares(paths.paths, 16).pixels, images.images)
         assert torch.equal(paths.labels, images.labels)
         assert paths.image_shape == images.image_shape
     assert second.to("meta").train is second.train
 
 
 def test_streamed_statistics_are_of_a_sample_over_all_classes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(image_folder, "SAMPLE", 10)
+    monkeypatch.setattr(listing, "SAMPLE", 10)
     write_classes(tmp_path / "train", (20, 5, 5))
     write_classes(tmp_path / "test", (1, 1, 1))
     data = load_image_folder(tmp_path, streamed=True)
