@@ -15,23 +15,14 @@ from typing import Any
 
 from tabulate import tabulate
 
-from rlmix.classifier.files import LineLog, with_filename, write_atomic
-from rlmix.classifier.mixing import PolicySchedule
-from rlmix.experiments.comparison.intervals import (
-    MIN_RISE,
-    format_interval,
-    mean_interval,
-    paired_difference,
-    rise,
-    verdict,
-)
+from rlmix.classifier.files import write_atomic
+from rlmix.experiments.comparison.intervals import format_interval, mean_interval, paired_difference, rise, verdict
 from rlmix.experiments.runs.command import command
-from rlmix.experiments.runs.errors import RunError, reject_incompatible
-from rlmix.experiments.runs.options import flatten
+from rlmix.experiments.runs.errors import RunError
+from rlmix.experiments.studies.searches import read_searches, write_searches
 
 LEARNED = "learned"
 STANDARD_ERRORS = 2.0  # by which the last quarter's return must be above the first's for an agent that has learned
-OWN = ("seed", "out", "workers", "resume", "trust", "minutes", "episodes", "data_root")  # the searches may differ in
 
 
 @dataclass(frozen=True)
@@ -49,49 +40,15 @@ def main(arguments: Sequence[str] | None = None) -> None:
     with command("studies/main_job", arguments) as call:
         config = call.parse(MainJobConfig, __doc__)
         out = Path(config.out)
-        log = LineLog(out / "searches.jsonl")
-        searches = [read_search(Path(run)) for run in config.runs] or log.read()
-        searches.sort(key=lambda search: int(search["seed"]))
-        settings, seeds = [search["setting"] for search in searches], {search["seed"] for search in searches}
-        if not searches or len(seeds) < len(searches) or any(setting != settings[0] for setting in settings):
-            raise RunError("--runs must name finished searches that are alike but for --seed, and of different seeds")
-        with with_filename(out):
-            out.mkdir(parents=True, exist_ok=True)
-        log.keep(0)
-        for search in searches:
-            log.append(search)
+        searches = read_searches(out, config.runs)
+        settings = [{**search["setting"], "episodes": None} for search in searches]
+        if len({search["seed"] for search in searches}) < len(searches) or settings.count(settings[0]) < len(searches):
+            raise RunError("--runs must name searches that are alike but for --seed, and of different seeds")
+        write_searches(out, searches)
         result = {"command": call.line, **summarise(searches)}
         write_atomic(out / "results.json", (json.dumps(result, indent=2) + "\n").encode())
         write_atomic(out / "results.md", markdown(result).encode())
         print(f"{markdown(result)}\nwritten: {out}/searches.jsonl, results.json, results.md")
-
-
-def read_search(run: Path) -> dict[str, Any]:
-    """Return what is kept of a search.
-
-    Args:
-        run: its run folder.
-
-    Raises:
-        RunError: it is no finished search.
-    """
-    if not (run / "summary.json").is_file():
-        raise RunError(f"--runs: {run} is no run folder of a finished train_agent.py")
-    with reject_incompatible(run):
-        options = flatten(json.loads((run / "config.json").read_bytes())["config"])
-        summary = json.loads((run / "summary.json").read_bytes())
-        returns = [round(sum(episode["rewards"]), 4) for episode in LineLog(run / "episodes.jsonl").read()]
-        accuracies = {name: entry["accuracies"] for name, entry in summary["contest"].items()}
-        policy = PolicySchedule.from_json(summary["policy"])
-    if len(returns) < MIN_RISE:
-        raise RunError(f"--runs: {run} has {len(returns)} episodes, fewer than {MIN_RISE}")
-    return {
-        "seed": options["seed"],
-        "setting": {name: value for name, value in options.items() if name not in OWN},
-        "policy": "; ".join(f"until {100 * until:g} %: {one}" for until, one in policy.segments),
-        "returns": returns,
-        "accuracies": accuracies,
-    }
 
 
 def summarise(searches: Sequence[Mapping[str, Any]]) -> dict[str, Any]:

@@ -18,7 +18,7 @@ def search(folder: Path, seed: int, *, rises: bool, **changes: Any) -> Path:
     """A run folder of a finished search, as far as it is read."""
     random = np.random.default_rng(seed)
     folder.mkdir()
-    config = {"seed": seed, "updates": [150, 150], "out": str(folder), **changes}
+    config = {"seed": seed, "updates": [100, 100], "dataset": "digits", "start": None, "out": str(folder), **changes}
     schedule = PolicySchedule.fixed(MixPolicy({"clean": 0.5, "mixup": 0.5}))
     noise = random.normal(0, 0.01, (2, SEEDS))
     accuracies = {"learned": 0.6 + noise[0], "plain": 0.5 + noise[1], "random": 0.6 + noise[0] - 0.0001}
