@@ -1,9 +1,10 @@
-"""Many searches on a Ray cluster: agents over their hyperparameters, or, at equal images, PBT or random schedules.
+"""Search many times on a Ray cluster, and keep the best mixing policy.
 
-`--search asha` trains agents that differ in PPO's and the environment's hyperparameters, and stops early those that do
-worse than others did at the same number of episodes. `--search pbt` is the agent's rival: Population Based Training
-over the same policies, `--search random` draws a schedule for each training. Both spend `--trainings` classifier
-trainings, as an agent with as many `--agent.episodes` does. The best policy of each is exported like train_agent.py's.
+`--search asha` trains agents with different hyperparameters of PPO and of the environment, and stops early those that
+do worse than others did after the same number of episodes. The other two need no agent, for comparison: `--search pbt`
+is Population Based Training over the same policies, `--search random` draws a schedule for each training. Both make
+`--trainings` classifier trainings, as many as an agent with so many `--agent.episodes`. The best policy is written to
+policy.json, as by train_agent.py.
 
     python experiments/tune_agent.py --trials 16
     python experiments/tune_agent.py --search pbt --trainings 120
@@ -20,6 +21,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, replace
 
 from rlmix.experiments.runs.command import Call, command, spelling
+from rlmix.experiments.runs.errors import RunError
 from rlmix.experiments.runs.options import TUNE
 from rlmix.experiments.search.config import TuneConfig, preset
 
@@ -70,12 +72,16 @@ def parse(call: Call) -> TuneConfig:
     """Return the options of the command line, on top of the preset that it names.
 
     Raises:
-        RunError: the preset is not known.
+        RunError: the preset is not known, or differs from the single search's own.
     """
     search = preset(call.value("--preset") or TuneConfig.preset)
     one_each = replace(search, backend="ray", environments=0)  # each of Ray's workers holds one environment
     one_each = replace(one_each, episodes=search.episodes or EPISODES)
-    return call.parse(TuneConfig, __doc__, default=TuneConfig(preset=search.preset, agent=one_each))
+    config = call.parse(TuneConfig, __doc__, default=TuneConfig(preset=search.preset, agent=one_each))
+    for name in ("preset", "seed"):
+        if getattr(config.agent, name) not in (getattr(one_each, name), getattr(config, name)):
+            raise RunError(f"--agent.{name} is for a single search: give --{name} instead")
+    return config
 
 
 if __name__ == "__main__":

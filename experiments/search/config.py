@@ -225,7 +225,8 @@ class TuneConfig:
     grace: int = 16
     """Number of episodes that asha lets every agent finish."""
     agent: SearchConfig = field(default_factory=SearchConfig)
-    """The single search, and the classifier trainings of pbt and random."""
+    """The single search, and the classifier trainings of pbt and random. Refused, because this command has options of
+    its own for them or cannot use them: --agent.preset, seed, backend, address, start, out, resume and trust."""
     seed: int = 0
     """RNG seed for the hyperparameters, every single search and the population."""
     address: str | None = None

@@ -141,6 +141,8 @@ def test_every_preset_can_be_searched_many_times(name: str) -> None:
         ("--agent.backend local", "--agent.backend"),
         ("--agent.out here", "--agent.out"),
         ("--agent.start here", "--agent.start"),
+        ("--agent.preset fashion", "--agent.preset is for a single search: give --preset instead"),
+        ("--agent.seed 3", "--agent.seed is for a single search: give --seed instead"),
         ("--resume missing", "missing"),
     ],
 )
