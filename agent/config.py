@@ -10,18 +10,17 @@ class PPOConfig:
     """Hyperparameters of PPO over `MixPolicyEnv`.
 
     Attributes:
-        episodes_per_update: episodes of each rollout, over all workers; whole episodes, so a rollout's end cuts none
-            (unless a training diverged before its end).
+        episodes_per_update: number of whole episodes in each rollout, over all workers.
         learning_rate: step size of Adam, constant.
-        epochs: passes over each rollout.
-        minibatches: minibatches of each pass.
+        epochs: number of passes over each rollout.
+        minibatches: number of minibatches in each pass.
         entropy: weight of the entropy bonus, which keeps the agent exploring.
         clip: PPO's clipping range.
         gae_lambda: λ of generalised advantage estimation; the discount is 1, since an episode has an end.
         target_kl: an update ends early where the KL divergence exceeds 1.5 times this; None sets no limit.
-        hidden: units of the two hidden layers, of policy and value each.
-        start_probability: probability that the untrained agent gives each choice of the policy it starts at; never less
-            than that of the other choices.
+        hidden: number of units of each of the two hidden layers, in the policy's network and in the value's.
+        start_probability: probability that the untrained agent gives each choice of the policy that the search starts
+            at; at least that of every other choice.
 
     Raises:
         InputError: a number of passes or minibatches is below 1, or the learning rate not in (0, 1).
@@ -49,11 +48,12 @@ class RLMixAgentConfig:
     """Hyperparameters of RL-Mix's agent; everything else is Stable-Baselines3's default for PPO.
 
     Attributes:
-        extractor: `batch`, as published: convolutions with the images of the batch as channels, so that it serves one
-            batch size only; or `image`: one small network applied to every image, whatever the batch size.
-        n_steps: updates of the classifier between two updates of the agent.
-        batch_size: steps of each of the agent's minibatches; n_steps must be divisible by it.
-        epochs: passes over each rollout.
+        extractor: network that reads the observation. `batch`, as published: convolutions that take the images of a
+            batch as channels, so the agent serves one batch size only; `image`: a small network applied to each image,
+            for any batch size.
+        n_steps: number of updates of the classifier (the agent's steps) between two updates of the agent.
+        batch_size: number of these steps in each of the agent's minibatches; n_steps must be divisible by it.
+        epochs: number of passes over the steps in each update of the agent.
         learning_rate: step size of Adam at the start; it falls to 0 with the 0.9th power of the remaining progress.
 
     Raises:

@@ -18,7 +18,13 @@ STREAMS = ("search", "greedy", "candidates", "contest")  # no two share a seed
 
 
 def episode_seed(search_seed: int, stream: str, *numbers: int) -> int:
-    """Return the seed of an episode or training: a pure function of the search's seed, its purpose and its numbers."""
+    """Return the seed of an episode or training, which depends on nothing but the arguments.
+
+    Args:
+        search_seed: RNG seed of the search.
+        stream: purpose of the training, one of `STREAMS`.
+        numbers: numbers that tell it from others of its purpose, such as those of its worker and of the episode.
+    """
     return derive_seed(search_seed, STREAMS.index(stream), *numbers)
 
 

@@ -82,13 +82,13 @@ def load_state(path: Path) -> dict[str, Any]:
     except (OSError, SafetensorError) as error:
         raise DamagedFileError(f"{path}: not a whole checkpoint ({error})") from None
     if metadata.get("version") != str(STATE_VERSION):
-        raise DamagedFileError(f"{path}: checkpoint version {metadata.get('version')}, expected {STATE_VERSION}")
+        raise DamagedFileError(f"{path}: expected checkpoint version {STATE_VERSION}, got {metadata.get('version')}")
     if metadata.get("sha256") != _checksum(metadata.get("state", ""), tensors):
         raise DamagedFileError(f"{path}: the checksum does not fit the content; the file was altered or damaged")
     try:
         state = _put_tensors(json.loads(metadata["state"]), tensors)
         if not isinstance(state, dict):
-            raise TypeError(f"a state is a dictionary, this is a {type(state).__name__}")
+            raise TypeError(f"expected a state as a dictionary, got a {type(state).__name__}")
     except (ValueError, KeyError, TypeError, RecursionError) as error:
         raise DamagedFileError(f"{path}: not a state that this program wrote ({error!s:.120})") from None
     return state
@@ -116,7 +116,7 @@ def _take_tensors(value: Any, tensors: dict[str, Tensor]) -> Any:
         return [_take_tensors(entry, tensors) for entry in value]
     if value is None or isinstance(value, bool | int | float | str):
         return value
-    raise TypeError(f"a state holds dictionaries, lists, numbers, texts and tensors, got {type(value).__name__}")
+    raise TypeError(f"a state must be of dictionaries, lists, numbers, texts and tensors, got a {type(value).__name__}")
 
 
 def _put_tensors(value: Any, tensors: dict[str, Tensor]) -> Any:

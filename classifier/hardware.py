@@ -34,7 +34,9 @@ def resolve_device(name: str) -> torch.device:
     if device is None or device.type not in ("cpu", "cuda"):
         raise InputError(f"device must be auto, cpu, cuda or cuda:N, got {name!r}")
     if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
-        raise InputError(f"device {name!r} is not here: torch sees {torch.cuda.device_count()} CUDA devices; use cpu")
+        raise InputError(
+            f"device {name!r} is not available: torch sees {torch.cuda.device_count()} CUDA devices; use cpu"
+        )
     return device
 
 

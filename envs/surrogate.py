@@ -65,7 +65,7 @@ class SurrogateEpisodes:
             raise InputError(f"num_envs must be at least 1, got {count}")
         self.model = model if isinstance(model, SurrogateModel) else SurrogateModel.load(model)
         if menu is not None and menu != self.model.menu:
-            raise InputError("menu must be that of the recordings, the model's: no other was recorded; leave it out")
+            raise InputError("menu must be the one that was recorded, got another; leave it out")
         if segments is not None and segment_ends(segments) != self.model.segments:
             ends = ", ".join(f"{end:g}" for end in self.model.segments)
             raise InputError(f"segments must be those of the recordings, which end at {ends}; got {segments!s:.80}")
@@ -75,7 +75,9 @@ class SurrogateEpisodes:
         self.features = require_features(features)
         unknown = [name for name in self.features if name not in DEFAULT_FEATURES]
         if unknown:
-            raise InputError(f"features must be among those that were recorded, got {', '.join(unknown)}")
+            raise InputError(
+                f"features must be among {', '.join(DEFAULT_FEATURES)}, which were recorded, got {', '.join(unknown)}"
+            )
         self.reward, self.caution = require_reward(reward), caution
         self.rows = self.model.tasks.rows(split)
         actions = self.menu.combinations()
@@ -129,10 +131,12 @@ class SurrogateEpisodes:
         if self._flat is None:
             sizes = self.menu.sizes
             if given.shape != (len(self.seeds), len(sizes)) or not ((given >= 0) & (given < sizes)).all():
-                raise ValueError(f"an action must be one index for each of {sizes} choices, from 0")
+                raise ValueError(
+                    f"an action must be one index for each of {sizes} choices, from 0, got {given.tolist()!s:.80}"
+                )
             return combination_numbers(given, self.menu)
         if given.shape != (len(self.seeds),) or not ((given >= 0) & (given < len(self._flat))).all():
-            raise ValueError(f"an action must be in [0, {len(self._flat) - 1}]")
+            raise ValueError(f"an action must be in [0, {len(self._flat) - 1}], got {given.tolist()!s:.80}")
         return self._flat[given]
 
     def step(self, which: Tensor, action: Tensor) -> Tensor:

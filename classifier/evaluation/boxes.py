@@ -141,12 +141,12 @@ def load_boxed_folder(path: str | Path, class_names: Sequence[str], *, size: int
         except (KeyError, IndexError, ValueError) as error:
             raise DataError(
                 f"{printable(folder)}: expected a class and a box (x, y, width, height) of image {number}, got "
-                f"{type(error).__name__}: {error}; mend {', '.join(CUB_FILES[1:])}"
+                f"{type(error).__name__}: {error}; correct {', '.join(CUB_FILES[1:])}"
             ) from None
         if label is None:
             raise DataError(
-                f"{printable(folder)}: expected classes of the network ({', '.join(class_names[:3])}, ...), got "
-                f"{class_name!r}; give a folder of the images that it was trained on"
+                f"{printable(folder)}: expected a class that the network knows ({', '.join(class_names[:3])}, ...), "
+                f"got {class_name!r}; give a folder of the images that it was trained on"
             )
         image = read_image(folder / "images" / " ".join(name))
         box = _in_square((x, y, width, height), image.size, size=size, shorter=shorter)
@@ -173,7 +173,7 @@ def _read_lines(path: Path) -> dict[str, list[str]]:
         rows = [line.split() for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
     except (OSError, UnicodeDecodeError) as error:
         raise DataError(
-            f"{printable(path)}: expected a text file of the layout of CUB-200-2011, got {error}; "
+            f"{printable(path)}: expected a text file in the layout of CUB-200-2011, got {error}; "
             f"the folder must hold {', '.join(CUB_FILES)} and images/"
         ) from None
     return {row[0]: row[1:] for row in rows}

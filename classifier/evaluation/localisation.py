@@ -141,8 +141,9 @@ def last_feature_map(network: PixelNetwork, pixels: Tensor) -> nn.Module:
         network(pixels)
     except Exception as error:  # whatever any network may raise at a size that it was not made for
         raise ValueError(
-            f"{name} fails on images of {size} pixels ({type(error).__name__}: {error}); localisation needs a network "
-            "that averages over the image, or images of the size that it was trained on"
+            f"localisation: expected a network that takes images of {size} pixels, got an error from {name} "
+            f"({type(error).__name__}: {error}); use a network that averages over the image, or images of the size "
+            "that it was trained on"
         ) from error
     finally:
         for hook in hooks:
@@ -150,7 +151,10 @@ def last_feature_map(network: PixelNetwork, pixels: Tensor) -> nn.Module:
     maps = [place for place, (_, shape) in enumerate(seen) if len(shape) == 4 and min(shape[2:]) > 1]
     # A list of tokens after it: what the class is read from is no image.
     if not maps or any(len(shape) == 3 for _, shape in seen[maps[-1] :]):
-        raise ValueError(f"{name} has no feature map at its end; localisation needs a convolutional network")
+        raise ValueError(
+            f"localisation: expected a feature map before the last layer, got none in {name}; "
+            "use a convolutional network"
+        )
     return seen[maps[-1]][0]
 
 
@@ -220,7 +224,7 @@ def measure_localisation(subject: Subject) -> dict[str, Any]:
     if subject.boxes is not None:
         if channels != 3 or height != width:
             raise NotMeasurable(
-                f"--boxes holds squares in colour, and the network takes {channels} x {height} x {width}"
+                f"--boxes: expected a network for square colour images, got one for {channels} x {height} x {width}"
             )
         # Held-out images that are streamed are cut out of a somewhat larger square; so are these.
         shorter = round(height * 256 / 224) if isinstance(subject.part, ImageFiles) else height

@@ -122,7 +122,9 @@ def trained_network(
     try:
         network.load_state_dict(weights)
     except RuntimeError as error:
-        raise InputError(f"expected weights of {model} with {num_classes} classes, got others: {error}") from None
+        raise InputError(
+            f"expected weights of {model} with {num_classes} classes, got those of another network: {error}"
+        ) from None
     last_layer = find_last_layer(network, num_classes=num_classes, image_shape=image_shape, embedding=embedding)
     return PixelNetwork(network, last_layer=last_layer, mean=mean, std=std)
 

@@ -1,4 +1,4 @@
-"""Mixing augmentations as pure functions, and policies that choose among them; usable without the other rooms."""
+"""Mixing augmentations as pure functions, and policies that choose among them; usable without the other packages."""
 
 from rlmix.classifier.mixing.batch import mix_batch
 from rlmix.classifier.mixing.draw import MixDraw

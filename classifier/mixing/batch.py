@@ -27,7 +27,7 @@ def mix_batch(
     """Mix one batch under `policy`, with every random draw from `generator`.
 
     The global label (`policy.label_beta` below 1) needs the network's second head and is added by
-    `classifier.mixing.targets.lamix_target` in the loss.
+    `rlmix.classifier.mixing.targets.lamix_target` in the loss.
 
     Args:
         images: `[B, C, H, W]`, floating point, normalised as the network sees them.
@@ -37,7 +37,7 @@ def mix_batch(
         generator: a CPU generator; the draws are the same on every device.
         num_classes: number of classes K, where `targets` are labels.
         gradient: maps (images, targets) to the input gradient; called by saliency methods only, see
-            `classifier.mixing.saliency.input_gradient`.
+            `rlmix.classifier.mixing.saliency.input_gradient`.
         mean: `[C]`, mean of the colours in [0, 1] that the images were normalised by; read by methods that look at
             colours (Puzzle Mix, SaliencyMix).
         std: `[C]`, standard deviation of these colours.
@@ -55,7 +55,7 @@ def mix_batch(
         )
     if targets.ndim == 1 and not targets.is_floating_point():
         if num_classes is None:
-            raise ValueError("labels become targets of num_classes columns; pass num_classes, or targets [B, K]")
+            raise ValueError("expected num_classes beside labels [B], got none; pass num_classes, or targets [B, K]")
         targets = one_hot(targets.long(), num_classes)
     if images.ndim != 4 or targets.ndim != 2 or len(images) != len(targets):
         raise ValueError(
@@ -67,7 +67,7 @@ def mix_batch(
     if METHODS[method].stage is not None:
         raise ValueError(
             f"{method} mixes hidden states, which mix_batch does not see; blend the targets and run the forward pass "
-            "inside classifier.mixing.manifold.mixed_stage"
+            "inside rlmix.classifier.mixing.manifold.mixed_stage"
         )
     smoothed = smooth(targets if targets.is_floating_point() else targets.float(), policy.label_smoothing)
     draw = MixDraw.sample(len(images), generator=generator, device=images.device)

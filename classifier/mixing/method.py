@@ -39,7 +39,7 @@ class MixInput:
     def colours(self, method: str) -> Tensor:
         """Return the images' colours in [0, 1], or raise a ValueError that names the method which needs them."""
         if self.mean is None or self.std is None:
-            raise ValueError(f"{method} looks at colours, got no mean and std of the images; pass `mean` and `std`")
+            raise ValueError(f"{method} needs the mean and std of the images, got none; pass `mean` and `std`")
         return self.images * self.std[:, None, None] + self.mean[:, None, None]
 
 

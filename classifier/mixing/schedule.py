@@ -50,9 +50,10 @@ class PolicySchedule:
         return cls(((1.0, policy),))
 
     def ends(self, updates: int) -> list[tuple[int, MixPolicy]]:
-        """Return the schedule in updates: pairs (end, policy), where the policy holds up to update `end`, exclusive.
+        """Return the schedule in updates: pairs of a number `end` and the policy of the updates before it.
 
-        Segments too short for an update are left out.
+        Updates count from 0, so a policy holds from the previous pair's `end` to `end - 1`, and the last `end` is
+        `updates`. Segments too short for an update are left out.
 
         Args:
             updates: length of the training, at least 1.
@@ -81,7 +82,7 @@ class PolicySchedule:
             PolicyError: a field is missing, unknown or out of range, or the version is not known; the message names it.
         """
         if not isinstance(value, dict) or value.get("format") != FORMAT:
-            raise PolicyError(f"format must be {FORMAT!r}: this is not a policy schedule")
+            raise PolicyError(f"format must be {FORMAT!r}, got {value!r:.80}: this is not a policy schedule")
         if value.get("version") not in (1, PLAIN_VERSION, VERSION):
             raise PolicyError(
                 f"version must be 1, {PLAIN_VERSION} or {VERSION}, got {value.get('version')!r:.80}; "
@@ -148,6 +149,6 @@ def _unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     value: dict[str, Any] = {}
     for name, entry in pairs:
         if name in value:
-            raise PolicyError(f"the field {name!r:.80} stands twice")
+            raise PolicyError(f"the field {name!r:.80} appears twice")
         value[name] = entry
     return value

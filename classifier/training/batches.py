@@ -114,7 +114,7 @@ class BatchSource:
             )
         streamed = isinstance(data.train, ImageFiles)
         if streamed and not config.augmentation:
-            raise InputError("streamed images are always cropped at random; leave augmentation on")
+            raise InputError("augmentation must be on for streamed images, which are always cropped at random, got off")
         padding = data.crop_padding if config.crop_padding is None else config.crop_padding
         side = min(data.train.image_shape[1:])
         self._padding = padding if config.augmentation else 0

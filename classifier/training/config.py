@@ -20,10 +20,10 @@ class TrainConfig:
     """Setting of one training of a classifier."""
 
     model: str = "search"
-    """Network: a name of classifier.models.MODELS, torchvision/NAME, timm/NAME, or package.module:function for your own
-    function(num_classes, in_channels)."""
+    """Network: one of this package, such as search or preact_resnet18 (an unknown name lists all), torchvision/NAME,
+    timm/NAME, or package.module:function for your own function(num_classes, in_channels)."""
     embedding: str | None = None
-    """Name of your own network's last linear layer; optional, defaults to the one found."""
+    """Name of the last linear layer, for a network of yours in which it is not found; optional."""
     updates: int = 1000
     """Length of the training, in updates."""
     batch_size: int = 100
@@ -51,28 +51,28 @@ class TrainConfig:
     augmentation: bool = True
     """Random crops and flips, as far as the data set allows them."""
     crop_padding: int | None = None
-    """Pixels of border that crops are taken from; optional, defaults to the data set's own."""
+    """Pixels of border added to each side before a random crop; optional, defaults to the data set's own."""
     image_sizes: tuple[tuple[float, int], ...] = ()
     """Side in pixels of the crops of streamed images: pairs of the progress in (0, 1] until which a side is used, and
     the side; optional, defaults to the data set's own side, which evaluation always uses."""
     readers: int = 4
     """Processes that read streamed images; 0 reads them in this one."""
     saliency: Literal["recycled", "exact"] = "recycled"
-    """Saliency of the methods that mix by it. recycled: from the clean update before, on the same images; exact: a pass
-    of its own."""
+    """Saliency (the loss's gradient at the image) of methods that mix by it. recycled: from the clean update before, on
+    the same images; exact: from a forward and backward pass of its own."""
     device: str = "auto"
     """Device to train on: auto, cpu, cuda or cuda:N."""
     precision: Precision = "auto"
     """Number format of the network; auto takes bf16 where it is native and agrees with fp32."""
     compile: Literal["auto", "on", "off"] = "auto"
-    """Compile the training step. Commands try out whether it pays with auto; Trainer itself compiles with on alone, and
-    falls back to eager, with a warning, where it cannot."""
+    """Compile the training step by torch.compile. on: always, or eager with a warning where it is not available; off:
+    never; auto: commands compile where a short trial shows that it saves time, Trainer itself does not."""
 
     def __post_init__(self) -> None:
         require_at_least(self, updates=1, batch_size=2, readers=0, crop_padding=0)
         for name in ("lr", "momentum", "weight_decay"):
             if not 0 <= getattr(self, name) < math.inf:
-                raise InputError(f"{name} must be a finite number from 0, got {getattr(self, name)}")
+                raise InputError(f"{name} must be a finite number of at least 0, got {getattr(self, name)}")
         for name, choices in (
             ("optimizer", get_args(OptimiserName)),
             ("lr_schedule", get_args(ScheduleName)),

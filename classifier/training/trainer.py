@@ -62,7 +62,7 @@ class Trainer:
 
     def __init__(self, config: TrainConfig, data: Splits, *, seed: int = 0, distributed: bool = False) -> None:
         if distributed and config.compile == "on":
-            raise InputError("a network that several processes train is not compiled: set compile to off")
+            raise InputError("compile must be off where several processes train one network, got on")
         self.config = config
         self.rank, self.world = (dist.get_rank(), dist.get_world_size()) if distributed else (0, 1)
         self.device = resolve_device(config.device)
@@ -257,7 +257,7 @@ class Trainer:
         part = getattr(self.data, split)
         count = len(part) if limit is None else min(limit, len(part))
         if not count:
-            raise ValueError(f"the {split} split holds no image; choose another or give it some")
+            raise ValueError(f"expected images in the {split} split, got none; choose another split, or give it some")
         sums = torch.zeros(3, device=self.device)
         bins = torch.zeros(2, CALIBRATION_BINS, device=self.device)
         self.model.eval()
@@ -316,15 +316,19 @@ class Trainer:
             ValueError: the state is that of another network or length.
         """
         if state["updates"] != self.config.updates:
-            raise ValueError(f"the state is of a training of {state['updates']} updates, not {self.config.updates}")
+            raise ValueError(
+                f"expected the state of a training of {self.config.updates} updates, got one of {state['updates']}"
+            )
         if len(state["processes"]) != self.world:
-            raise ValueError(f"the state is of a training by {len(state['processes'])} processes, not {self.world}")
+            raise ValueError(
+                f"expected the state of a training by {self.world} processes, got one by {len(state['processes'])}"
+            )
         own = state["processes"][self.rank]
         self.reset(state["seed"])
         try:
             self.model.load_state_dict(state["model"])
         except RuntimeError as error:
-            raise ValueError(f"the state is of another network than {self.config.model} ({error})") from None
+            raise ValueError(f"expected the state of a {self.config.model}, got another's ({error})") from None
         self.optimizer.load_state_dict(state["optimizer"])
         for parameter, kept in self.optimizer.state.items():
             # A copy in the parameter's memory format: the fused step pairs values by place, not by index.

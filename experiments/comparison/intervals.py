@@ -119,16 +119,21 @@ def pigeonhole_bootstrap(
     *,
     replicates: int = 2000,
 ) -> tuple[float, float, float]:
-    """Return the mean over the tasks and images of several strata, and the ends of its 95 % bootstrap interval.
+    """Return the mean over the tasks and images of several groups of tasks, and its 95 % bootstrap interval.
 
-    Each replicate resamples tasks within their stratum, and images (https://arxiv.org/abs/0712.1111): alike in all
-    strata that share their images. Every task has the same weight. The ends are percentiles, moved outwards because
-    few tasks make them too narrow: by sqrt(T / (T - strata)) and by Student's quantile over the normal one.
+    Both tasks and images are samples, so a replicate draws both with replacement: tasks within their group, and images
+    once for all groups that share them (Owen's pigeonhole bootstrap, https://arxiv.org/abs/0712.1111). Every task has
+    the same weight. The interval's ends are the 2.5 % and 97.5 % quantiles of the replicates' means. Few tasks make
+    them too narrow, so their distance from the mean is multiplied by sqrt(T / (T - G)) and by the ratio of Student's t
+    quantile (T - G degrees of freedom) to the normal one, for T tasks in G groups.
 
     Args:
-        strata: `[T, N]` each, a value per task and image; at least two tasks each.
-        images: name of each stratum's images; strata of the same name share their N images.
+        strata: `[T, N]` for each group, a value per task and image; at least two tasks each.
+        images: name of each group's images; groups of the same name share their N images.
         replicates: number of bootstrap replicates; the draws are always the same.
+
+    Returns:
+        The mean, and the interval's lower and upper end.
     """
     random = np.random.default_rng(0)
     tasks = sum(len(values) for values in strata)

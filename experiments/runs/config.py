@@ -27,9 +27,9 @@ def _require_numbers(value: Any, hint: Any) -> None:
         for entry in value:
             _require_numbers(entry, hint)
     elif isinstance(value, bool) and hint is not bool:
-        raise TypeError(f"expected no boolean, got {value}")
+        raise TypeError(f"expected a number, got the boolean {value}")
     elif isinstance(value, int) and not -(2**63) <= value < 2**63:
-        raise TypeError(f"expected an integer of 64 bits, got one of {value.bit_length()}")
+        raise TypeError(f"expected an integer of at most 64 bits, got one of {value.bit_length()}")
 
 
 def stored_config(kind: type[Config], stored: dict[str, Any]) -> Config:
@@ -61,7 +61,7 @@ def _checked(kind: type[Config], stored: dict[str, Any]) -> Config:
     types, values = get_type_hints(kind), {}
     for name, value in stored.items():
         if name not in types:
-            raise TypeError(f"{name} is not known")
+            raise TypeError(f"unknown option {name}")
         if is_dataclass(types[name]) and isinstance(value, dict):
             values[name] = _checked(types[name], value)
             continue

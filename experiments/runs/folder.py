@@ -179,14 +179,16 @@ def read_config(path: str, kinds: Sequence[str] | None, *, trust: bool) -> tuple
         if not isinstance(kind, str) or not isinstance(config, dict):
             raise TypeError
     except OSError:
-        raise RunError(f"{path}: no run is there (config.json is missing); give a run's folder") from None
+        raise RunError(f"{path}: expected a run folder, got none (there is no config.json); check the path") from None
     except (ValueError, KeyError, TypeError, RecursionError):
-        raise RunError(f"{path}/config.json: not a run's configuration; the file is damaged") from None
+        raise RunError(
+            f"{path}/config.json: expected a run's configuration, got a damaged or other file; restore it"
+        ) from None
     if (kinds is not None and kind not in kinds) or found != VERSION:
         expected = "" if kinds is None else f"{' or '.join(kinds)}, "
         raise RunError(
-            f"{path}: a run of {kind:.80}, version {found!r:.80}; expected {expected}version {VERSION}, "
-            "as this RL-Mix writes it"
+            f"{path}: expected a run of {expected}version {VERSION}, as this RL-Mix writes it, "
+            f"got {kind:.80}, version {found!r:.80}"
         )
     if not trust:
         require_no_code(path, code_of(kind, config))

@@ -68,8 +68,8 @@ def ray_session(address: str | None, *, cpus: int | None = None) -> Iterator[Non
                 ray.init(address=address, logging_level=logging.ERROR)
         except (OSError, ValueError, RuntimeError, ray.exceptions.RayError) as error:
             raise RunError(
-                f"no Ray cluster at {address or 'this machine'} ({' '.join(str(error).split()):.200}); start one with "
-                "`ray start --head`, or leave --address out to have Ray started on this machine"
+                f"expected a Ray cluster at {address or 'this machine'}, got: {' '.join(str(error).split()):.200}; "
+                "start one with `ray start --head`, or leave --address out to have Ray started on this machine"
             ) from None
         interrupt_on_sigterm()  # Ray has replaced the handler by its own
         yield
@@ -119,8 +119,8 @@ def check_capacity(workers: int, share: WorkerResources) -> None:
         nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
         machines = "; ".join(sorted(f"{node.get('CPU', 0):g} CPU and {node.get('GPU', 0):g} GPU" for node in nodes))
         raise RunError(
-            f"{workers} workers with {share} each do not fit: the cluster has {len(nodes)} machines ({machines}), room "
-            f"for {room} such workers; ask for fewer with --workers, or for less with --cpus-per-worker or "
+            f"expected room for {workers} workers with {share} each, got a cluster with room for {room} ({len(nodes)} "
+            f"machines: {machines}); ask for fewer with --workers, or for less with --cpus-per-worker or "
             "--gpus-per-worker"
         )
 

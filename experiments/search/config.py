@@ -62,10 +62,11 @@ class SearchConfig:
     validation_limit: int = 1000
     """Number of validation images used before the end of a training."""
     episodes: int = 120
-    """Number of classifier trainings in the search, rounded up to whole updates of the agent; 0 takes as many as fit
-    into --minutes, at least 6 updates' and about 1,024 at most."""
+    """Number of classifier trainings in the search, rounded up to whole updates of the agent; 0 makes as many as fit
+    into --minutes, but at least 6 updates' worth (6 times --ppo.episodes-per-update) and at most about 1,024."""
     minutes: float = 10.0
-    """Minutes that the whole job should take with --episodes 0: trainings are timed first."""
+    """Minutes that the whole job should take with --episodes 0: trainings are timed first. It takes longer where 6
+    updates' worth of trainings do, and less where about 1,024 are made before."""
     workers: int = 0
     """Number of worker processes, one thread each; 0 takes the largest number, at most that of the cores, that
     divides --ppo.episodes-per-update evenly."""
@@ -84,7 +85,7 @@ class SearchConfig:
     worker_timeout: float = 3600.0
     """Seconds without an answer after which a Ray worker is replaced; must be longer than any training takes."""
     candidate_seeds: int = 4
-    """Number of fresh trainings by which the learned schedule is chosen among its candidates."""
+    """Number of fresh trainings of each candidate, the agent's most probable schedules, to choose the best by."""
     contest_seeds: int = 5
     """Number of fresh trainings of each contestant in the final table."""
     seed: int = 0
@@ -214,16 +215,16 @@ class TuneConfig:
     preset: str = "clean"
     """Named setting of the single searches: clean, fashion, family, cifar10 or cifar100."""
     search: Literal["asha", "pbt", "random"] = "asha"
-    """Kind of search. asha: agents over hyperparameters with early stopping; pbt: Population Based Training; random:
-    random schedules."""
+    """Kind of search. asha: agents with different hyperparameters, the worse ones stopped early; pbt: Population Based
+    Training; random: random schedules."""
     trials: int = 8
     """Number of agents that asha trains."""
     trainings: int = 120
     """Number of classifier trainings of pbt (the population's size) and of random (the number of schedules)."""
     at_once: int = 0
-    """Number of agents at once; 0 takes as many as there is room for."""
+    """Number of agents that train in parallel; 0 takes as many as there is room for."""
     grace: int = 16
-    """Number of episodes that asha lets every agent finish."""
+    """Number of episodes that asha lets every agent finish before it may stop it."""
     agent: SearchConfig = field(default_factory=SearchConfig)
     """The single search, and the classifier trainings of pbt and random. Refused, because this command has options of
     its own for them or cannot use them: --agent.preset, seed, backend, address, start, out, resume and trust."""

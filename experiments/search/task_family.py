@@ -89,7 +89,7 @@ def environment(part: str = "family", *, precision: Precision, data_root: str | 
     Args:
         part: part of the family, a key of `PARTS`.
         precision: number format of the network, `bf16` or `fp32`.
-        data_root: folder of the data set; optional, defaults to the usual places.
+        data_root: folder of the data set; optional, defaults to `$RLMIX_DATA`, else `~/.cache/rlmix/data`.
     """
     return MixPolicyEnv(
         DATA.dataset,

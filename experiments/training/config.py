@@ -50,7 +50,7 @@ class ClassifierConfig(FinalConfig):
     dry_run: bool = False
     """Print the resolved setting, and estimates of time and memory from a few timed updates, and exit."""
     method: str = "cutmix"
-    """Mixing method: a name of classifier.mixing.METHODS; an unknown name lists them."""
+    """Mixing method, such as cutmix, mixup, rmix or fmix; an unknown name lists all."""
     clean_share: float = 0.5
     """Share of the updates that is not mixed, in [0, 1]."""
     lam: str = "beta(1)"
@@ -58,11 +58,12 @@ class ClassifierConfig(FinalConfig):
     threshold: float | None = None
     """Saliency quantile of R-Mix in [0, 1); optional, defaults to one drawn for each image."""
     label_beta: float = 1.0
-    """Weight of the local label of LaMix in [0, 1]; 1 is no global label."""
+    """Weight β in [0, 1] of LaMix's local label, the mixed targets; 1 - β is that of its global label, which the
+    network's second head predicts. 1 leaves the global label out."""
     label_smoothing: float = 0.0
     """Share of each target that is spread over all classes, in [0, 1]."""
     label_detach: bool = False
-    """Make the global label of LaMix a constant for the gradient."""
+    """Send no gradient through LaMix's global label."""
     method_options: tuple[str, ...] = ()
     """Options of the method's own, each NAME=VALUE; an unknown name lists them."""
 
@@ -137,10 +138,10 @@ class RLMixConfig(TrainingRunConfig):
     data: Annotated[DataConfig, UNPREFIXED] = field(default_factory=lambda: DataConfig(train_size=1000))
     train: Annotated[RLMixTrainConfig, UNPREFIXED] = field(default_factory=lambda: RLMixTrainConfig(updates=3000))
     thresholds: Literal["learned", "random", "frozen"] = "learned"
-    """Source of the thresholds. learned: the agent, which learns as the classifier trains; random: its control; frozen:
-    an agent that an earlier run has learned."""
+    """Source of the thresholds. learned: the agent, which learns as the classifier trains; random: drawn at random, for
+    comparison; frozen: an agent of an earlier run, which does not learn."""
     agent: str | None = None
-    """Run folder of the agent for frozen thresholds."""
+    """Run folder of train_rl_mix.py whose agent chooses frozen thresholds."""
     reward: Literal["saliency", "validation"] = "saliency"
     """Reward. saliency: similarity of clean and mixed saliency, as published; validation: change of validation
     accuracy."""

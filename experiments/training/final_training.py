@@ -254,8 +254,8 @@ class FinalTraining:
             first = self.went_back
             assert first is not None
             raise RunError(
-                f"{reason}; it was rolled back to update {first['to_update']} before, with the learning rate halved to "
-                f"{first['lr']:g}, because {first['reason']}: start again with an --lr lower than {first['lr']:g}"
+                f"the training diverged twice: {first['reason']}, then, from update {first['to_update']} on with half "
+                f"the learning rate, {reason}; start again with an --lr lower than {first['lr']:g}"
             )
         diverged_at = self._trainer.updates_done
         self._restore(self._good)

@@ -163,7 +163,7 @@ def test_a_tensor_whose_description_was_altered_is_damaged(tmp_path: Path, old: 
 def test_another_version_is_refused_by_its_number(tmp_path: Path) -> None:
     whole = small_file(tmp_path / "state")
     (tmp_path / "state").write_bytes(whole.replace(b'"version":"1"', b'"version":"2"'))
-    with pytest.raises(DamagedFileError, match="checkpoint version 2, expected 1"):
+    with pytest.raises(DamagedFileError, match="expected checkpoint version 1, got 2"):
         load_state(tmp_path / "state")
 
 

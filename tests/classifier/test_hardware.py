@@ -34,7 +34,7 @@ def test_other_device_names_are_refused(name: str) -> None:
 @pytest.mark.parametrize(("count", "name"), [(0, "cuda"), (0, "cuda:0"), (2, "cuda:2")])
 def test_a_gpu_that_is_not_here_is_refused(monkeypatch: pytest.MonkeyPatch, count: int, name: str) -> None:
     monkeypatch.setattr(torch.cuda, "device_count", lambda: count)
-    with pytest.raises(ValueError, match=f"{name}' is not here: torch sees {count} CUDA"):
+    with pytest.raises(ValueError, match=f"{name}' is not available: torch sees {count} CUDA"):
         resolve_device(name)
 
 

@@ -170,8 +170,8 @@ class Tokens(nn.Module):
 def test_networks_without_a_map_are_refused() -> None:
     lenet = build_model("lenet", num_classes=3, in_channels=3)
     for model, side, named in (
-        (Tokens(), 32, "Tokens has no feature map at its end"),
-        (lenet, 56, "LeNet fails on images of 56 x 56"),
+        (Tokens(), 32, "expected a feature map before the last layer, got none in Tokens"),
+        (lenet, 56, "images of 56 x 56 pixels, got an error from LeNet"),
     ):
         network = PixelNetwork(model, last_layer="head", mean=(0.5,) * 3, std=(0.5,) * 3)
         with pytest.raises(ValueError, match=named):
@@ -285,10 +285,10 @@ def test_without_a_split_all_images_are_read_and_boxes_are_cut(folder: Path) -> 
 @pytest.mark.parametrize(
     ("name", "content", "named"),
     [
-        ("bounding_boxes.txt", None, "bounding_boxes.txt: expected a text file of the layout"),
+        ("bounding_boxes.txt", None, "bounding_boxes.txt: expected a text file in the layout"),
         ("bounding_boxes.txt", "1 0 0 5 5", "a box .* of image 2, got KeyError"),
         ("bounding_boxes.txt", "1 0 0 5\n2 0 0 5 5", "a box .* of image 1, got ValueError"),
-        ("classes.txt", "1 a\n2 unknown", "expected classes of the network .*, got 'unknown'"),
+        ("classes.txt", "1 a\n2 unknown", "expected a class that the network knows .*, got 'unknown'"),
         ("train_test_split.txt", "1 1\n2 1\n3 1", "expected images with boxes, got none"),
     ],
 )

@@ -698,7 +698,12 @@ def test_mix_batch_is_the_method_on_smoothed_targets_and_its_own_draw(name: str,
         (torch.ones(2, 3, 4, 4), torch.ones(2, 3), "mixdown", "clean, mixup.*got 'mixdown'"),
         (torch.ones(2, 3, 4, 4), torch.ones(2, 3), "rmix", "R-Mix needs the input gradient"),
         (torch.ones(2, 3, 4, 4), torch.ones(2, 3), "puzzlemix", "Puzzle Mix needs the input gradient"),
-        (torch.ones(2, 3, 4, 4), torch.ones(2, 3), "saliencymix", "SaliencyMix looks at colours.*`mean` and `std`"),
+        (
+            torch.ones(2, 3, 4, 4),
+            torch.ones(2, 3),
+            "saliencymix",
+            "SaliencyMix needs the mean and std.*`std`",
+        ),
     ],
 )
 def test_mix_batch_says_what_does_not_fit(images: Tensor, targets: Tensor, method: str, message: str) -> None:

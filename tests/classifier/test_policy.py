@@ -489,7 +489,10 @@ TEXT = json.dumps(SCHEDULE.to_json())
         (TEXT.replace("0.55", "NaN").encode(), "numbers must be finite, got NaN"),
         (TEXT.replace("0.97", "-Infinity").encode(), "numbers must be finite, got -Infinity"),
         (TEXT.replace("0.55", "1e999").encode(), r"segments\[1\].threshold must"),
-        (TEXT.replace('"threshold": 0.55', '"threshold": 0.55, "threshold": 0.1').encode(), "'threshold' stands twice"),
+        (
+            TEXT.replace('"threshold": 0.55', '"threshold": 0.55, "threshold": 0.1').encode(),
+            "'threshold' appears twice",
+        ),
         (TEXT.replace("0.55", "9" * 5000).encode(), "not a JSON file|threshold must"),
         (TEXT.encode() + b"}", "not a JSON file"),
         (b"[" * 100_000, "not a JSON file"),
@@ -539,7 +542,7 @@ def test_a_file_of_very_many_fields_is_refused_without_comparing_each_with_each(
     path = tmp_path / "many.json"
     path.write_text("{" + ",".join([*names, names[-1]]) + "}")
     assert path.stat().st_size < MAX_BYTES
-    with pytest.raises(PolicyError, match="stands twice"):
+    with pytest.raises(PolicyError, match="appears twice"):
         PolicySchedule.load(path)
 
 

@@ -158,7 +158,7 @@ def test_options_out_of_range(arguments: Sequence[str], named: str, run: Path, r
 
 
 def test_a_folder_that_holds_no_finished_training(run: Path, tmp_path: Path, refused: Refused) -> None:
-    assert "no run is there" in refused(evaluate.main, ["--run", tmp_path / "nowhere"])
+    assert "expected a run folder, got none" in refused(evaluate.main, ["--run", tmp_path / "nowhere"])
     weights = (run / "model.safetensors").read_bytes()
     (run / "model.safetensors").write_bytes(weights[:-100])
     assert "expected a trained network's weights" in refused(evaluate.main, ["--run", run])
@@ -166,7 +166,10 @@ def test_a_folder_that_holds_no_finished_training(run: Path, tmp_path: Path, ref
     assert "this training has not finished" in refused(evaluate.main, ["--run", run])
     value = json.loads((run / "config.json").read_text())
     (run / "config.json").write_text(json.dumps({**value, "kind": "agent"}))
-    assert "a run of agent, version 1; expected classifier or replay" in refused(evaluate.main, ["--run", run])
+    assert (
+        "expected a run of classifier or replay, version 1, as this RL-Mix writes it, got agent, version 1"
+        in refused(evaluate.main, ["--run", run])
+    )
 
 
 def test_a_training_without_development_images(run: Path, refused: Refused) -> None:

@@ -842,8 +842,8 @@ def test_a_second_divergence_stops_with_the_reason_and_loses_nothing(
         assert status_of(replay_policy.main, *arguments) == 2
         (line,) = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error: ")]
         assert line == (
-            "error: the loss was not finite before update 60 of 60; it was rolled back to update 40 before, with the "
-            "learning rate halved to 0.05, because the loss was not finite before update 60 of 60: "
+            "error: the training diverged twice: the loss was not finite before update 60 of 60, then, from update 40 "
+            "on with half the learning rate, the loss was not finite before update 60 of 60; "
             "start again with an --lr lower than 0.05"
         )
     assert not (run / "model.safetensors").exists() and len(list((run / "checkpoints").iterdir())) == 2

@@ -277,7 +277,7 @@ def test_a_learned_agent_is_replayed_in_another_training(tmp_path: Path) -> None
         ("--model nonsense", "'nonsense'"),
         ("--dataset nonsense", "'nonsense'"),
         ("--device cuda:99", "cuda:99"),
-        ("--resume missing", "no run is there"),
+        ("--resume missing", "expected a run folder, got none"),
     ],
 )
 def test_refused_in_one_line_before_anything_is_made(option: str, named: str, refused: Refused) -> None:
@@ -294,7 +294,7 @@ def test_an_agent_that_does_not_fit_is_refused(tmp_path: Path, refused: Refused)
 
 
 def test_runs_of_the_two_environments_are_not_mixed_up(run: Path, refused: Refused) -> None:
-    assert "a run of rl-mix, version 1; expected agent" in refused(train_agent.main, ["--resume", run])
+    assert "expected a run of agent, version 1" in refused(train_agent.main, ["--resume", run])
 
 
 def test_a_diverged_classifier_ends_it_in_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -177,7 +177,7 @@ def test_options_of_ray_alone_are_refused(refused: Any, options: str) -> None:
 
 def test_no_cluster_there(refused: Any) -> None:
     asked = [*OPTIONS, "--backend", "ray", "--address", "127.0.0.1:1", "--out", "run"]
-    assert "no Ray cluster at 127.0.0.1:1" in refused(train_agent.main, asked)
+    assert "expected a Ray cluster at 127.0.0.1:1" in refused(train_agent.main, asked)
 
 
 @pytest.mark.slow

@@ -299,7 +299,7 @@ def test_words_of_the_user_stay_words(run: Path) -> None:
 
 
 def test_what_is_no_finished_run_is_refused(run: Path, tmp_path: Path, refused: Refused) -> None:
-    assert "no run is there" in refused(report.main, ["--run", tmp_path / "nowhere"])
+    assert "expected a run folder, got none" in refused(report.main, ["--run", tmp_path / "nowhere"])
     (run / "summary.json").unlink()
     assert "expected the files of a finished run, got FileNotFoundError" in refused(report.main, ["--run", run])
     (run / "model.safetensors").unlink()

@@ -151,7 +151,7 @@ def test_configuration_that_is_none(content: bytes, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("folder", ["", "missing"])
 def test_folder_that_is_no_run(folder: str, tmp_path: Path) -> None:
-    with pytest.raises(RunError, match="no run is there"):
+    with pytest.raises(RunError, match="expected a run folder, got none"):
         RunFolder.open(str(tmp_path / folder), "agent", trust=False)
     assert list(tmp_path.iterdir()) == []
 

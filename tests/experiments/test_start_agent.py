@@ -115,7 +115,7 @@ def test_a_part_is_foretold_from_the_other_parts_alone() -> None:
     assert all(part["of the highest value"][0] < -1 for part in apart.values())
 
 
-@pytest.mark.parametrize(("count", "named"), [(None, "there is no file"), (9, "at least 10 are needed")])
+@pytest.mark.parametrize(("count", "named"), [(None, "there is no file"), (9, "at least 10 tasks, got 9")])
 def test_too_little_of_a_log_is_refused(count: int | None, named: str, tmp_path: Path, capsys: Any) -> None:
     log = tmp_path / "episodes.jsonl"
     if count is not None:

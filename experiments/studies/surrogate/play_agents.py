@@ -126,7 +126,7 @@ def train(
         number: number of the task.
         draw: 0 for the most probable actions, else the number of the draw.
         precision: number format of the network.
-        data_root: folder of the data set; optional, defaults to the usual places.
+        data_root: folder of the data set; optional, defaults to `$RLMIX_DATA`, else `~/.cache/rlmix/data`.
     """
     agent, random = Agent.from_files(files), np.random.default_rng([number, 3, draw])
 

@@ -172,7 +172,7 @@ def play(
     Args:
         plan: the training.
         precision: number format of the network.
-        data_root: folder of the data set; optional, defaults to the usual places.
+        data_root: folder of the data set; optional, defaults to `$RLMIX_DATA`, else `~/.cache/rlmix/data`.
         agent: contents of the agent's files, for a plan of kind `drawn`.
     """
     player = None if agent is None or plan.agent is None else Agent.from_files(agent)

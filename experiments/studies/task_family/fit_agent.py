@@ -75,7 +75,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
             not_drawn = episodes([line for line in lines if line["kind"] != "drawn"])
         count = len({episode.task for episode in logged})
         if count < MIN_TASKS:
-            raise RunError(f"{log} has trainings of {count} tasks; at least {MIN_TASKS} are needed")
+            raise RunError(
+                f"{log}: expected trainings of at least {MIN_TASKS} tasks, got {count}; "
+                "log more with task_family/collect.py"
+            )
         torch.set_num_threads(1)
         with reject_incompatible(log):
             decisions, eval_set = Decisions.from_episodes(logged, MENU), Decisions.from_episodes(not_drawn, MENU)

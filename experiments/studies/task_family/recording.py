@@ -31,7 +31,7 @@ def record_training(
         seed: seed of the episode.
         choose: chooses the action of each segment.
         precision: number format of the network.
-        data_root: folder of the data set; optional, defaults to the usual places.
+        data_root: folder of the data set; optional, defaults to `$RLMIX_DATA`, else `~/.cache/rlmix/data`.
 
     Returns:
         The task and the actions taken; observations before each choice and at the end, of `DEFAULT_FEATURES`;
