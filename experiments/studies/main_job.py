@@ -30,7 +30,7 @@ class MainJobConfig:
     """Sum up searches."""
 
     runs: tuple[str, ...] = ()
-    """Run folders of train_agent.py, alike but for --seed; none takes the log that --out has already."""
+    """Run folders of train_agent.py, that differ only in --seed; optional, defaults to the log that --out has."""
     out: str = "runs/main_job"
     """Folder of searches.jsonl (a line for each search), results.json and results.md."""
 
@@ -43,7 +43,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         searches = read_searches(out, config.runs)
         settings = [{**search["setting"], "episodes": None} for search in searches]
         if len({search["seed"] for search in searches}) < len(searches) or settings.count(settings[0]) < len(searches):
-            raise RunError("--runs must name searches that are alike but for --seed, and of different seeds")
+            raise RunError("--runs must be searches that differ in --seed, and in nothing else")
         write_searches(out, searches)
         result = {"command": call.line, **summarise(searches)}
         write_atomic(out / "results.json", (json.dumps(result, indent=2) + "\n").encode())

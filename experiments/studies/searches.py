@@ -53,7 +53,7 @@ def read_search(run: Path) -> dict[str, Any]:
         RunError: it is no finished search.
     """
     if not (run / "summary.json").is_file():
-        raise RunError(f"--runs: {run} is no run folder of a finished train_agent.py")
+        raise RunError(f"--runs must be run folders of finished train_agent.py, got {run}, which has no summary.json")
     with reject_incompatible(run):
         options = flatten(json.loads((run / "config.json").read_bytes())["config"])
         summary = json.loads((run / "summary.json").read_bytes())
@@ -63,7 +63,7 @@ def read_search(run: Path) -> dict[str, Any]:
         for name in ("dataset", "start"):  # a path means nothing elsewhere
             options[name] = options[name] and Path(options[name]).name
     if len(returns) < MIN_RISE:
-        raise RunError(f"--runs: {run} has {len(returns)} episodes, fewer than {MIN_RISE}")
+        raise RunError(f"--runs must be searches of at least {MIN_RISE} episodes, got {len(returns)} in {run}")
     return {
         "seed": options["seed"],
         "setting": {name: value for name, value in options.items() if name not in ("seed", *MACHINE)},
