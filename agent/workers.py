@@ -1,7 +1,7 @@
 """Environment workers: the order of their episodes, and trainings that they are sent."""
 
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any
 
 import gymnasium as gym
@@ -127,8 +127,8 @@ class Job:
     ) -> "Job":
         """Return the job that trains under a schedule or an agent."""
         if isinstance(chooser, Agent):
-            return cls(name, None, asdict(task), seed, tuple(splits), chooser.to_files())
-        return cls(name, PolicySchedule(chooser.segments).to_json(), asdict(task), seed, tuple(splits))
+            return cls(name, None, task.to_json(), seed, tuple(splits), chooser.to_files())
+        return cls(name, PolicySchedule(chooser.segments).to_json(), task.to_json(), seed, tuple(splits))
 
 
 def make_worker(environment: dict[str, Any], search_seed: int, index: int, position: EpisodeCursor) -> Worker:

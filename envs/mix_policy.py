@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -21,12 +21,20 @@ from rlmix.classifier.training.config import TrainConfig
 from rlmix.classifier.training.stats import EvalStats
 from rlmix.classifier.training.trainer import Trainer
 from rlmix.envs.menu import Menu
-from rlmix.envs.observation import DEFAULT_FEATURES, TrainingState, observation_space, observe, require_features
+from rlmix.envs.observation import (
+    DEFAULT_FEATURES,
+    Setting,
+    TrainingState,
+    checks_labels,
+    observation_space,
+    observe,
+    require_features,
+)
 from rlmix.envs.reference import References
 from rlmix.envs.rewards import Outcome, require_reward, score
 from rlmix.envs.seeds import training_seed
 from rlmix.envs.task_trainer import TaskTrainer
-from rlmix.envs.tasks import Task, TaskDistribution
+from rlmix.envs.tasks import Task, TaskDistribution, Tasks
 
 DIGITS_TASK = TaskDistribution(train_size=(300, 300), updates=(60, 60))
 
@@ -82,7 +90,8 @@ class MixPolicyEnv(gym.Env[Any, Any]):
     | 20 | `log_gradient_norm` | log10(norm of the gradient over norm of the parameters) / 5 | -1 | 1 |
     | 21... | | the last action, one-hot in each dimension; all 0 at the start | 0 | 1 |
 
-    Values outside are clipped; values that are not a number become the highest one.
+    There are more features to choose from: [observation v2](tasks.md#observation-v2) carries over between data sets
+    and networks. Values outside are clipped; values that are not a number become the highest one.
 
     ## Rewards
     Episodes have a finite length: use a discount of 1.
@@ -125,7 +134,7 @@ class MixPolicyEnv(gym.Env[Any, Any]):
         image_size: side in pixels that images are resized to; optional, defaults to their own.
         training: the classifier's setting, a `TrainConfig` or a dictionary of its fields; a task sets `updates` and
             scales `lr`.
-        tasks: distribution of the episodes' tasks, a `TaskDistribution` or a dictionary of its fields.
+        tasks: distribution of the episodes' tasks: a `TaskDistribution` or a dictionary of its fields, or `BroadTasks`.
         segments: number of equal segments, or the progress in (0, 1] at which each one ends.
         reward: name of a reward.
         menu: choices of the agent; optional, defaults to `Menu()`.
@@ -154,7 +163,7 @@ class MixPolicyEnv(gym.Env[Any, Any]):
         *,
         image_size: int | None = None,
         training: TrainConfig | Mapping[str, Any] | None = None,
-        tasks: TaskDistribution | Mapping[str, Any] | None = None,
+        tasks: Tasks | Mapping[str, Any] | None = None,
         segments: int | Sequence[float] = 4,
         reward: str = "relative",
         menu: Menu | None = None,
@@ -169,7 +178,7 @@ class MixPolicyEnv(gym.Env[Any, Any]):
         render_mode: str | None = None,
     ) -> None:
         self.menu, self.features = menu or Menu(), require_features(features)
-        self.tasks = TaskDistribution(**tasks) if isinstance(tasks, Mapping) else tasks or DIGITS_TASK
+        self.tasks: Tasks = TaskDistribution(**tasks) if isinstance(tasks, Mapping) else tasks or DIGITS_TASK
         self.segments = segment_ends(segments)
         require_updates(self.segments, *self.tasks.updates)
         self.task_trainer = task_trainer or TaskTrainer(
@@ -221,9 +230,17 @@ class MixPolicyEnv(gym.Env[Any, Any]):
         self._accuracy = EvalStats.at_chance(trainer.num_classes).accuracy
         self._score = 0.0
         self.state = TrainingState(
-            task, trainer.num_classes, trainer.config.batch_size, trainer.progress, trainer.relative_lr
+            task,
+            trainer.num_classes,
+            trainer.config.batch_size,
+            trainer.progress,
+            trainer.relative_lr,
+            setting=Setting.of(trainer),
         )
-        return observe(self.state, self.menu, self.features), {"episode_seed": self._episode_seed, "task": asdict(task)}
+        return observe(self.state, self.menu, self.features), {
+            "episode_seed": self._episode_seed,
+            "task": task.to_json(),
+        }
 
     def step(
         self, action: NDArray[np.int64] | Sequence[int]
@@ -234,20 +251,21 @@ class MixPolicyEnv(gym.Env[Any, Any]):
         trainer, task = self.trainer, self.state.task
         choice = tuple(int(index) for index in action)
         policy = self.menu.policy(choice)
-        segment = self.task_trainer.train_segment(policy, round(self.segments[self._segment] * task.updates))
+        end = round(self.segments[self._segment] * task.updates)
+        segment = self.task_trainer.train_segment(policy, end, check=checks_labels(self.features))
         accuracy = segment.evaluation.accuracy
         terminated = segment.diverged or self._segment == len(self.segments) - 1
         reward = self._reward(accuracy, terminated)
-        self.state = TrainingState(
-            task,
-            trainer.num_classes,
-            trainer.config.batch_size,
-            trainer.progress,
-            trainer.relative_lr,
+        self.state = replace(
+            self.state,
+            progress=trainer.progress,
+            relative_lr=trainer.relative_lr,
             segment=segment.stats,
             evaluation=segment.evaluation,
             accuracy_before=self._accuracy,
             action=choice,
+            labels=segment.labels,
+            before=self.state,
         )
         observation = observe(self.state, self.menu, self.features)
         self._accuracy = accuracy
@@ -261,7 +279,7 @@ class MixPolicyEnv(gym.Env[Any, Any]):
             "diverged": segment.diverged,
         }
         if terminated:
-            info["task"] = asdict(task)
+            info["task"] = task.to_json()
             self.state = None
         return observation, reward, terminated, False, info
 

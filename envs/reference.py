@@ -74,7 +74,7 @@ class References:
         trainer = self._trainer.prepare(task)
         # The device and thread count change results in the last bits only; those of one run folder are always the same.
         key = json.dumps(
-            [asdict(task), self._policy.to_json(), ends, list(seeds), limit, _config_key(trainer)], sort_keys=True
+            [task.to_json(), self._policy.to_json(), ends, list(seeds), limit, _config_key(trainer)], sort_keys=True
         )
         file = None if self._cache is None else self._cache / f"{hashlib.sha256(key.encode()).hexdigest()[:32]}.json"
         if file is not None and (known := _read(file, key, len(ends))) is not None:

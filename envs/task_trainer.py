@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from rlmix.classifier.data import Splits, load_dataset, split
 from rlmix.classifier.errors import InputError
+from rlmix.classifier.evaluation import LabelStats, check_labels
 from rlmix.classifier.mixing import MixPolicy, PolicySchedule
 from rlmix.classifier.training.config import TrainConfig
 from rlmix.classifier.training.scheduled import train_schedule
 from rlmix.classifier.training.stats import EvalStats, TrainStats
 from rlmix.classifier.training.trainer import Trainer
+from rlmix.envs.image_library import ImageLibrary
 from rlmix.envs.tasks import Task
 
 
@@ -25,11 +27,13 @@ class Segment:
         stats: statistics of its updates.
         evaluation: validation after it; at chance where the training diverged.
         diverged: whether a loss or a weight is not finite.
+        labels: signs of wrong training labels after it; None where they were not measured.
     """
 
     stats: TrainStats
     evaluation: EvalStats
     diverged: bool
+    labels: LabelStats | None = None
 
 
 @dataclass(frozen=True)
@@ -48,19 +52,21 @@ class Snapshot:
 
 
 class TaskTrainer:
-    """Trains tasks of one data set with one network, one at a time.
+    """Trains tasks, one at a time: of one data set with one network, or of a library's with a network each.
 
-    The data set is loaded when the first task is prepared, and goes to the device once; tasks are drawn there.
+    The data set is loaded when the first task is prepared, and goes to the device once; tasks are drawn there. Tasks
+    that name a data set are drawn from the library. A network is built anew only where a task needs another one.
 
     Args:
         dataset: name for `classifier.data.load_dataset`.
         data_root: folder of the data set; optional, defaults to `$RLMIX_DATA`, else `~/.cache/rlmix/data`.
         image_size: side in pixels that images are resized to; optional, defaults to their own.
         training: the classifier's setting, a `TrainConfig` or a dictionary of its fields; a task sets `updates` and
-            scales `lr`.
+            scales `lr`, and may set more (`Task.options`).
         validation_size: number of validation images; optional, defaults to the data set's.
         validation_limit: number of validation images used before the end of a training; None for all.
         splits: images that the caller has loaded already; the data set and its options are then not read.
+        library: data sets of the tasks that name one; optional, defaults to none.
 
     Raises:
         ValueError: an argument is out of range.
@@ -76,6 +82,7 @@ class TaskTrainer:
         validation_size: int | None = None,
         validation_limit: int | None = 1000,
         splits: Splits | None = None,
+        library: ImageLibrary | None = None,
     ) -> None:
         if validation_limit is not None and validation_limit < 1:
             raise InputError(f"validation_limit must be at least 1 image or None, got {validation_limit}")
@@ -86,7 +93,7 @@ class TaskTrainer:
         """Number of trainings begun so far, restored ones included; tells a caller that its own was replaced."""
         self._dataset, self._data_root, self._image_size = dataset, data_root, image_size
         self._validation_size = validation_size
-        self._splits = splits
+        self._splits, self._library = splits, library
         self._trainer: Trainer | None = None
         self._task: Task | None = None
 
@@ -107,16 +114,16 @@ class TaskTrainer:
         Raises:
             DataError: the data set is not available or too small.
         """
-        if self._splits is None:
-            data = load_dataset(self._dataset, self._data_root, image_size=self._image_size)
-            self._splits = split(data, validation_size=self._validation_size)
-        if self._trainer is None:
-            first = task.draw(self._splits)
-            self._trainer = Trainer(task.training(self.training), first)
-            self._splits = self._splits.to(self._trainer.device)
-        elif task != self._task:
-            lr = task.training(self.training).lr
-            self._trainer.reset(0, data=task.draw(self._splits), updates=task.updates, lr=lr)
+        if self._trainer is not None and task == self._task:
+            return self._trainer
+        config, data = task.training(self.training), self._draw(task)
+        if self._trainer is None or not _fits(self._trainer, config, data):
+            self._trainer = Trainer(config, data)
+            if self._splits is not None:
+                self._splits = self._splits.to(self._trainer.device)
+        else:
+            self._trainer.reset(0, data=data, updates=config.updates, lr=config.lr)
+        if self._task is not None:
             self._begin()
         self._task = task
         return self._trainer
@@ -133,12 +140,13 @@ class TaskTrainer:
         self._begin()
         return trainer
 
-    def train_segment(self, policy: MixPolicy, end: int) -> Segment:
+    def train_segment(self, policy: MixPolicy, end: int, *, check: bool = False) -> Segment:
         """Train under one policy and validate: on all validation images at the end, on `validation_limit` before.
 
         Args:
             policy: mixing policy of the segment.
             end: number of the update at which it ends, after where the training stands.
+            check: whether the training labels are checked after it.
         """
         trainer = self.trainer
         stats = trainer.train(policy, end - trainer.updates_done)
@@ -146,7 +154,8 @@ class TaskTrainer:
             limit = None if end == trainer.config.updates else self.validation_limit
             evaluation = trainer.evaluate("validation", limit=limit)
             if math.isfinite(evaluation.loss):
-                return Segment(stats, evaluation, diverged=False)
+                labels = check_labels(trainer) if check else None
+                return Segment(stats, evaluation, diverged=False, labels=labels)
         self.diverged = True
         return Segment(stats, EvalStats.at_chance(trainer.num_classes), diverged=True)
 
@@ -180,6 +189,26 @@ class TaskTrainer:
         self._begin()
         self.diverged = snapshot.diverged
 
+    def _draw(self, task: Task) -> Splits:
+        """Return the images of a task."""
+        if task.dataset is None:
+            if self._splits is None:
+                dataset = load_dataset(self._dataset, self._data_root, image_size=self._image_size)
+                self._splits = split(dataset, validation_size=self._validation_size)
+            return task.draw(self._splits)
+        if self._library is None or task.image_size is None:
+            raise InputError(f"a task of data set {task.dataset!r} needs a trainer with a library, and an image_size")
+        splits = self._library.splits(task.dataset, task.image_size, grey=task.grey)
+        confusions = self._library.confusions(task.dataset) if task.noise == "confusions" else None
+        return task.draw(splits, confusions=confusions)
+
     def _begin(self) -> None:
         self.trainings += 1
         self.diverged = False
+
+
+def _fits(trainer: Trainer, config: TrainConfig, data: Splits) -> bool:
+    """Return whether a trainer's network and optimiser serve another training too, from new weights."""
+    same_config = replace(trainer.config, updates=config.updates, lr=config.lr) == config
+    same_shapes = (data.train.image_shape, data.num_classes) == (trainer.data.train.image_shape, trainer.num_classes)
+    return same_config and same_shapes

@@ -6,6 +6,7 @@ splits = split(load_dataset("fashion_mnist")).draw(5_000, data_seed=0, label_noi
 from rlmix.classifier.data.augmentation import augment, normalise, pad_images
 from rlmix.classifier.data.dataset import Dataset, Images, resized
 from rlmix.classifier.data.evaluation import evaluation_chunks
+from rlmix.classifier.data.grey import in_grey
 from rlmix.classifier.data.image_files import ImageFiles
 from rlmix.classifier.data.image_folder import load_image_folder
 from rlmix.classifier.data.image_set import DataError, ImageSet
@@ -28,6 +29,7 @@ __all__ = [
     "StreamDraw",
     "augment",
     "evaluation_chunks",
+    "in_grey",
     "load_dataset",
     "load_image_folder",
     "load_listing",

@@ -1,15 +1,24 @@
 """Training, validation, development and test images that never mix, and training sets drawn from them by a seed."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from rlmix.classifier.data.dataset import Dataset, Images
 from rlmix.classifier.data.image_files import ImageFiles
 from rlmix.classifier.data.image_set import DataError, ImageSet
-from rlmix.classifier.data.stratify import IntArray, apportion, interleave, positions_by_class, random_stream
+from rlmix.classifier.data.stratify import (
+    IntArray,
+    apportion,
+    interleave,
+    positions_by_class,
+    random_stream,
+    tail_shares,
+)
 
 # Never to be changed or made a setting: one task's validation images would be another's training images, and an agent
 # that learns over many tasks would have seen the images that it is evaluated on.
@@ -65,8 +74,46 @@ class Splits:
         images = torch.cat((train.images, validation.images))
         return replace(self, train=ImageSet(images, torch.cat((train.labels, validation.labels))))
 
+    def only(self, classes: Sequence[int]) -> "Splits":
+        """Return splits with the images of these classes alone, which are numbered anew in this order.
+
+        Args:
+            classes: at least two different classes, by their number.
+
+        Raises:
+            DataError: they are fewer, not different, or not classes of these splits.
+        """
+        if not 2 <= len(set(classes)) == len(classes) or not set(classes) <= set(range(self.num_classes)):
+            raise DataError(
+                f"{self.name}: expected 2 or more different classes from 0 to {self.num_classes - 1}, "
+                f"got {classes!s:.80}"
+            )
+        number = torch.full((self.num_classes,), -1)
+        number[list(classes)] = torch.arange(len(classes))
+
+        def part(images: Images) -> Images:
+            anew = number.to(images.labels.device)[images.labels]
+            kept = (anew >= 0).nonzero()[:, 0]
+            return replace(images.take(kept.cpu().numpy()), labels=anew[kept])
+
+        return replace(
+            self,
+            train=part(self.train),
+            validation=part(self.validation),
+            development=part(self.development),
+            test=part(self.test),
+            class_names=tuple(self.class_names[label] for label in classes),
+        )
+
     def draw(
-        self, train_size: int | None, *, data_seed: int, label_noise: float = 0.0, noise: str = "symmetric"
+        self,
+        train_size: int | None,
+        *,
+        data_seed: int,
+        label_noise: float = 0.0,
+        noise: str = "symmetric",
+        confusions: NDArray[np.float64] | None = None,
+        imbalance: float = 1.0,
     ) -> "Splits":
         """Return splits whose training set is a stratified subset of this one's, with some wrong labels.
 
@@ -80,6 +127,10 @@ class Splits:
             label_noise: share of the training images, in [0, 1), whose label is replaced by another class.
             noise: kind of wrong labels. `symmetric`: each of the K - 1 other classes is equally likely; `pair`: the
                 next class, or the first one for the last.
+            confusions: `[K, K]`, how likely an image of a row's class gets each other label; optional, replaces
+                `noise`. Rows need not sum to 1 and the diagonal is not read.
+            imbalance: number of images of the first class over that of the last, falling exponentially between them;
+                optional, defaults to 1, which keeps each class's share.
 
         Raises:
             DataError: an argument out of range.
@@ -99,22 +150,36 @@ class Splits:
             raise DataError(f"{self.name}: expected noise to be one of {', '.join(NOISES)}, got {noise!r}; choose one")
         if data_seed < 0:
             raise DataError(f"{self.name}: expected a data_seed of 0 or above, got {data_seed}; choose another")
+        if imbalance < 1 or (imbalance > 1 and train_size is None):
+            raise DataError(f"{self.name}: expected an imbalance from 1, with a train_size, got {imbalance}")
 
         random = random_stream(data_seed)
         train = self.train
         if train_size is not None:
-            counts = np.array([len(positions) for positions in self._train_by_class])
             chosen = [
                 random.permutation(positions)[:count]
-                for positions, count in zip(
-                    self._train_by_class, apportion(train_size, counts, at_least=1), strict=True
-                )
+                for positions, count in zip(self._train_by_class, self._counts(train_size, imbalance), strict=True)
             ]
             train = train.take(np.sort(np.concatenate(chosen)))
         wrong = round(label_noise * len(train))
         if wrong:
-            train = _with_wrong_labels(train, wrong, self.num_classes, noise, random)
+            train = _with_wrong_labels(train, wrong, self.num_classes, noise, confusions, random)
         return self if train is self.train else replace(self, train=train)
+
+    def _counts(self, train_size: int, imbalance: float) -> IntArray:
+        """Return how many images of each class a training set of `train_size` has, `[K]`."""
+        there = np.array([len(positions) for positions in self._train_by_class])
+        if imbalance == 1:
+            return apportion(train_size, there, at_least=1)
+        shares = (tail_shares(self.num_classes, imbalance) * 1e6).astype(np.int64)
+        counts = apportion(train_size, shares, at_least=1)
+        if (counts > there).any():
+            short = int(np.argmax(counts - there))
+            raise DataError(
+                f"{self.name}: expected {counts[short]} training images of {self.class_names[short]} for a train_size "
+                f"of {train_size} with imbalance {imbalance:g}, got {there[short]}; lower one of them"
+            )
+        return counts
 
     @cached_property
     def _train_by_class(self) -> tuple[IntArray, ...]:
@@ -238,10 +303,21 @@ def _held_out(
 
 
 def _with_wrong_labels(
-    images: Images, wrong: int, num_classes: int, noise: str, random: np.random.RandomState
+    images: Images,
+    wrong: int,
+    num_classes: int,
+    noise: str,
+    confusions: NDArray[np.float64] | None,
+    random: np.random.RandomState,
 ) -> Images:
     labels = images.labels
     index = torch.from_numpy(random.permutation(len(labels))[:wrong]).to(labels.device)
+    if confusions is not None:
+        others = (confusions + 1e-9) * (1 - np.eye(num_classes))
+        reached = np.cumsum(others, axis=1)[labels[index].cpu().numpy()]
+        drawn = random.uniform(size=(wrong, 1)) * reached[:, -1:]
+        confused = torch.from_numpy((reached <= drawn).sum(axis=1)).to(labels)
+        return replace(images, labels=labels.index_copy(0, index, confused))
     # A step of 1 to K - 1 classes reaches each other class equally often and never the true one.
     most = num_classes if noise == "symmetric" else 2
     step = torch.from_numpy(random.randint(1, most, size=wrong)).to(labels.device)

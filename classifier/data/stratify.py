@@ -39,6 +39,17 @@ def apportion(size: int, counts: IntArray, *, at_least: int = 0) -> IntArray:
     return lifted
 
 
+def tail_shares(num_classes: int, imbalance: float) -> NDArray[np.float64]:
+    """Return each class's share `[K]` of a long-tailed set, falling exponentially (Cui et al. 2019, arXiv 1901.05555).
+
+    Args:
+        num_classes: K.
+        imbalance: share of the first class over that of the last, at least 1.
+    """
+    shares = imbalance ** -np.linspace(0, 1, num_classes)
+    return shares / shares.sum()
+
+
 def positions_by_class(labels: IntArray, num_classes: int) -> tuple[IntArray, ...]:
     """Return the positions of each class's images, ascending: K arrays for `labels` `[N]`."""
     return tuple(np.flatnonzero(labels == label) for label in range(num_classes))

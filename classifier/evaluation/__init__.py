@@ -13,6 +13,7 @@ from rlmix.classifier.evaluation.attacks import ATTACKS, adversarial, attacked_a
 from rlmix.classifier.evaluation.boxes import BoxedImages, load_boxed_folder, on_canvas
 from rlmix.classifier.evaluation.corruptions import CORRUPTIONS, corrupt, corrupted_accuracy
 from rlmix.classifier.evaluation.embeddings import Distances, class_distances
+from rlmix.classifier.evaluation.label_check import LabelStats, check_labels, label_stats
 from rlmix.classifier.evaluation.localisation import Localisation, localise
 from rlmix.classifier.evaluation.network import PixelNetwork, Predictions, load_weights, predict, trained_network
 
@@ -23,6 +24,7 @@ __all__ = [
     "BoxedImages",
     "Calibration",
     "Distances",
+    "LabelStats",
     "Localisation",
     "PixelNetwork",
     "Predictions",
@@ -30,9 +32,11 @@ __all__ = [
     "adversarial",
     "attacked_accuracy",
     "calibration",
+    "check_labels",
     "class_distances",
     "corrupt",
     "corrupted_accuracy",
+    "label_stats",
     "load_boxed_folder",
     "load_weights",
     "localise",

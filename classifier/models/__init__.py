@@ -20,6 +20,7 @@ from rlmix.classifier.models.preact_resnet import (
 )
 from rlmix.classifier.models.resnet import resnet50, resnet50_small
 from rlmix.classifier.models.resnext import resnext29_4_24
+from rlmix.classifier.models.small import SMALL_NETWORKS
 from rlmix.classifier.models.stages import hidden_stages
 from rlmix.classifier.models.wide_resnet import wrn_16_8, wrn_28_10
 
@@ -48,8 +49,8 @@ def build_model(
     """Return a new network with random weights, on the CPU.
 
     Args:
-        name: one of `MODELS`; `torchvision/name` or `timm/name` for a classifier of these libraries; or
-            `package.module:function` for one's own `function(num_classes, in_channels)`.
+        name: one of `MODELS` or of `SMALL_NETWORKS`; `torchvision/name` or `timm/name` for a classifier of these
+            libraries; or `package.module:function` for one's own `function(num_classes, in_channels)`.
         num_classes: length of the logits.
         in_channels: channels of the images.
         image_size: (H, W) of the images; only a library's networks for one size (vision transformers) are built for
@@ -61,7 +62,7 @@ def build_model(
     library, slash, library_name = name.partition("/")
     if slash and library in LIBRARIES:
         return LIBRARIES[library](library_name, num_classes, in_channels, image_size)
-    factory = MODELS.get(name) or _import_factory(name)
+    factory = MODELS.get(name) or SMALL_NETWORKS.get(name) or _import_factory(name)
     model = factory(num_classes, in_channels)
     if not isinstance(model, nn.Module):
         raise InputError(f"{name} must return a torch.nn.Module, got {type(model).__name__}")
@@ -92,6 +93,7 @@ def _suggestion(name: str) -> str:
 
 __all__ = [
     "MODELS",
+    "SMALL_NETWORKS",
     "PreActResNet",
     "attach_label_head",
     "build_model",

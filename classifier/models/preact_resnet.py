@@ -1,19 +1,21 @@
 """PreAct ResNet: identity mappings in deep residual networks (He et al. 2016), https://arxiv.org/abs/1603.05027."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor, nn
 
+Norm = Callable[[int], nn.Module]  # from a number of channels to a normalisation layer
+
 
 class PreActBlock(nn.Module):
-    """Two 3 x 3 convolutions, each after BatchNorm and ReLU, and a shortcut (figure 4e)."""
+    """Two 3 x 3 convolutions, each after normalisation and ReLU, and a shortcut (figure 4e)."""
 
-    def __init__(self, in_channels: int, out_channels: int, stride: int) -> None:
+    def __init__(self, in_channels: int, out_channels: int, stride: int, norm: Norm = nn.BatchNorm2d) -> None:
         super().__init__()
-        self.norm1 = nn.BatchNorm2d(in_channels)
+        self.norm1 = norm(in_channels)
         self.conv1 = nn.Conv2d(in_channels, out_channels, 3, stride=stride, padding=1, bias=False)
-        self.norm2 = nn.BatchNorm2d(out_channels)
+        self.norm2 = norm(out_channels)
         self.conv2 = nn.Conv2d(out_channels, out_channels, 3, padding=1, bias=False)
         self.shortcut = (
             nn.Conv2d(in_channels, out_channels, 1, stride=stride, bias=False)
@@ -38,6 +40,7 @@ class PreActResNet(nn.Module):
         stem_stride: stride of the first convolution; 1 as published, 2 to see a quarter of the pixels.
         bottleneck: units of a linear layer before the last one, the embedding; None: the embedding is the pooled
             channels, as published.
+        norm: normalisation layer; BatchNorm as published.
     """
 
     def __init__(
@@ -49,6 +52,7 @@ class PreActResNet(nn.Module):
         blocks: Sequence[int],
         stem_stride: int = 1,
         bottleneck: int | None = None,
+        norm: Norm = nn.BatchNorm2d,
     ) -> None:
         super().__init__()
         self.stem = nn.Conv2d(in_channels, widths[0], 3, stride=stem_stride, padding=1, bias=False)
@@ -58,12 +62,15 @@ class PreActResNet(nn.Module):
             strides = [1 if stage == 0 else 2] + [1] * (depth - 1)
             stages.append(
                 nn.Sequential(
-                    *(PreActBlock(channels if i == 0 else width, width, stride) for i, stride in enumerate(strides))
+                    *(
+                        PreActBlock(channels if i == 0 else width, width, stride, norm)
+                        for i, stride in enumerate(strides)
+                    )
                 )
             )
             channels = width
         self.stages = nn.Sequential(*stages)
-        self.norm = nn.BatchNorm2d(channels)
+        self.norm = norm(channels)
         self.bottleneck = None if bottleneck is None else nn.Linear(channels, bottleneck)
         self.head = nn.Linear(channels if bottleneck is None else bottleneck, num_classes)
 

@@ -7,6 +7,7 @@ from rlmix.classifier.models.convnet import ConvNet
 from rlmix.classifier.models.lenet import LeNet
 from rlmix.classifier.models.preact_resnet import PreActResNet
 from rlmix.classifier.models.resnext import ResNeXt
+from rlmix.classifier.models.small import PlainNet
 from rlmix.classifier.models.wide_resnet import WideResNet
 
 # Names of the libraries' ResNet classes: neither library needs to be installed or imported for the check.
@@ -24,11 +25,12 @@ def hidden_stages(model: nn.Module) -> list[nn.Module]:
     Raises:
         ValueError: it is of another family.
     """
-    if isinstance(model, (PreActResNet, WideResNet, ResNeXt, LeNet, ConvNet)):
+    if isinstance(model, (PreActResNet, WideResNet, ResNeXt, LeNet, ConvNet, PlainNet)):
         return list(model.stages[:2])
     if RESNETS & {(base.__module__, base.__qualname__) for base in type(model).__mro__}:
         return [model.get_submodule("layer1"), model.get_submodule("layer2")]
     raise InputError(
-        "Manifold Mixup knows the stages of PreAct ResNet, Wide ResNet, ResNeXt, LeNet and ConvNet of this project and "
-        f"of the ResNets of torchvision and timm, not of {type(model).__name__}; choose one of these or another method"
+        "Manifold Mixup knows the stages of PreAct ResNet, Wide ResNet, ResNeXt, LeNet, ConvNet and PlainNet of this "
+        f"project and of the ResNets of torchvision and timm, not of {type(model).__name__}; choose one of these or "
+        "another method"
     )

@@ -6,7 +6,6 @@ import multiprocessing
 import os
 import subprocess
 import sys
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -171,4 +170,4 @@ def test_references_are_spread_over_workers(tmp_path: Path) -> None:
     task = tiny(tasks=tasks).tasks.task
     for index, numbers in ((0, (0, 2)), (1, (1,))):
         measured = [json.loads(file.read_text())["key"][0] for file in (tmp_path / str(index)).iterdir()]
-        assert sorted(measured, key=str) == sorted((asdict(task(number)) for number in numbers), key=str)
+        assert sorted(measured, key=str) == sorted((task(number).to_json() for number in numbers), key=str)

@@ -14,7 +14,14 @@ from torchvision.models.resnet import Bottleneck
 
 from rlmix.classifier.data import ImageSet, Splits
 from rlmix.classifier.mixing import MixPolicy
-from rlmix.classifier.models import MODELS, attach_label_head, build_model, hidden_stages, without_label_head
+from rlmix.classifier.models import (
+    MODELS,
+    SMALL_NETWORKS,
+    attach_label_head,
+    build_model,
+    hidden_stages,
+    without_label_head,
+)
 from rlmix.classifier.models.channels import set_in_channels
 from rlmix.classifier.models.resnext import ResNeXt, ResNeXtBlock
 from rlmix.classifier.models.wide_resnet import WideBlock, WideResNet
@@ -130,6 +137,19 @@ def assert_trains(name: str, channels: int, side: int, classes: int) -> None:
     assert logits.shape == (2, classes)
     logits.square().sum().backward()
     assert all(parameter.grad is not None and parameter.grad.any() for parameter in model.parameters())
+
+
+@pytest.mark.parametrize("name", list(SMALL_NETWORKS))
+def test_small_networks_have_20_thousand_to_a_million_parameters(name: str) -> None:
+    model = build_model(name, num_classes=10, in_channels=3)
+    assert 15_000 < sum(parameter.numel() for parameter in model.parameters()) < 1_050_000
+    norms = {"batch": nn.BatchNorm2d, "group": nn.GroupNorm, "none": nn.Identity}
+    assert {kind for kind in norms.values() if any(isinstance(module, kind) for module in model.modules())} == {
+        norms[name.split("_")[1]]
+    }
+    if "_8" in name or "_16" in name:
+        assert_trains(name, 1, 12, 7)
+        assert len(hidden_stages(model)) == 2
 
 
 @pytest.mark.parametrize("name", list(MODELS))

@@ -132,7 +132,7 @@ def test_every_episode_gets_the_task_of_its_seed() -> None:
     seen = Counter()
     for seed in (0, 1, 2, 3, 4, 0, 7):
         _, info = env.reset(seed=seed)
-        assert info["task"] == vars(env.tasks.task(seed % 4))
+        assert info["task"] == env.tasks.task(seed % 4).to_json()
         assert len(env.trainer.data.train) == info["task"]["train_size"]
         assert env.trainer.config.updates == info["task"]["updates"]
         seen[tuple(info["task"].values())] += 1

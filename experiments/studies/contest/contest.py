@@ -376,7 +376,7 @@ def train_contestant(
     evaluated = _evaluate(trainer, protocol["split"], EvalStats.at_chance(env.trainer.num_classes).accuracy)
     return {
         **asdict(entry),
-        "task_drawn": asdict(task),
+        "task_drawn": task.to_json(),
         "seed": seed,
         "trainings": trainings,
         "chosen": chosen,

@@ -19,7 +19,7 @@ from __future__ import annotations
 import functools
 import json
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -121,7 +121,7 @@ def _index(lines: Sequence[Line], *, kind: str, path: Path) -> dict[tuple[str, i
         RunError: they are of other tasks.
     """
     for line in lines:
-        if line["task_drawn"] != asdict(KINDS[kind].task(line["task"])):
+        if line["task_drawn"] != KINDS[kind].task(line["task"]).to_json():
             raise RunError(f"{path} holds trainings of other tasks than --tasks {kind}; choose another --out")
     return {(line["policy"], line["task"]): line for line in lines}
 
@@ -175,7 +175,7 @@ def play(policy: MixPolicy, task: int, kind: str, precision: Precision, data_roo
     trainer, drawn = _task_trainer(precision, data_root), KINDS[kind].task(task)
     trainer.run(PolicySchedule.fixed(policy), drawn, training_seed(task))
     accuracy = trainer.measure(["development"])
-    return {"policy": _key(policy), "task": task, "task_drawn": asdict(drawn), **accuracy}
+    return {"policy": _key(policy), "task": task, "task_drawn": drawn.to_json(), **accuracy}
 
 
 def _key(policy: MixPolicy) -> str:

@@ -9,7 +9,7 @@ average where images are few, R-Mix and LaMix's average in turn where labels are
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -80,7 +80,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
                 "chosen_by": config.agent,
                 "agent_sha256": checksum,
                 "command": call.line,
-                "task": asdict(task),
+                "task": task.to_json(),
                 "validation_accuracy": info["validation_accuracy"],
                 **as_provenance(given),
             }

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable
-from dataclasses import asdict
 from typing import Any
 
 import numpy as np
@@ -50,7 +49,7 @@ def record_training(
         diverged = info["diverged"]
     return {
         "actions": actions,
-        "task_drawn": asdict(drawn),
+        "task_drawn": drawn.to_json(),
         "observations": [
             [round(float(value), DIGITS) for value in row[: len(DEFAULT_FEATURES)]] for row in observations
         ],

@@ -1,0 +1,211 @@
+"""BroadTasks: tasks over everything about a training that a user may have otherwise.
+
+An agent that is to serve strangers has seen variety: breadth of tasks before depth in each. Data sets, their classes,
+colours and sizes, number of images, length, batch, network, optimiser, schedule, augmentation, wrong labels and the
+balance of classes are drawn for each task, and no training costs more than a limit.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+
+from rlmix.classifier.data.stratify import tail_shares
+from rlmix.classifier.errors import InputError
+from rlmix.classifier.models import build_model
+from rlmix.classifier.models.small import NORMS, WIDTHS
+from rlmix.envs.image_library import ImageLibrary
+from rlmix.envs.tasks import Task, log_uniform, whole
+
+SIDES = (12, 14, 16, 20, 24, 28, 32)  # pixels; all of them can be cut into R-Mix's patches
+BATCHES = (32, 48, 64, 96, 128, 192, 256)
+WIDTH_SHARES = (0.35, 0.3, 0.2, 0.15)  # of each width of a kind of networks
+TRIES = 200  # draws of everything else before another network is drawn
+FEWEST, MOST = 100, 6000  # images
+PER_CLASS = 4  # fewest images per class, on average
+WRONG, LONG_TAILED, GREY, PLAIN_VIEWS = 0.5, 0.3, 0.25, 0.2  # shares of the tasks
+NOISE_KINDS = ("symmetric", "pair", "confusions")
+MOST_WRONG = {"symmetric": 0.6, "pair": 0.4, "confusions": 0.45}  # labels above would name the wrong class more often
+# Highest learning rates, by optimiser and by whether the network normalises.
+RATES = {
+    ("sgd", True): (0.02, 0.4),
+    ("sgd", False): (0.01, 0.1),
+    ("adamw", True): (5e-4, 1e-2),
+    ("adamw", False): (3e-4, 3e-3),
+}
+DECAYS = {"sgd": (0.0, 1e-4, 5e-4, 2e-3), "adamw": (0.0, 0.01, 0.05, 0.2)}
+SCHEDULES: tuple[dict[str, Any], ...] = (
+    {"lr_schedule": "onecycle"},
+    {"lr_schedule": "cosine", "warmup": 0.0},
+    {"lr_schedule": "cosine", "warmup": 0.1},
+    {"lr_schedule": "multistep"},
+    {"lr_schedule": "piecewise", "lr_points": ((0.0, 1.0), (1.0, 0.0))},
+    {"lr_schedule": "piecewise", "lr_points": ((0.0, 0.1), (0.2, 1.0), (1.0, 0.0))},
+)
+# Cost on one core of two slow ones, from some trainings of networks of every kind: within a factor of two.
+SECONDS_PER_GFLOP, SECONDS_PER_UPDATE = 0.025, 0.006
+EVALUATED = 10_000  # images that a training is measured on, all of its segments together
+CHEAPEST = 2.0  # seconds; the limit of a task's cost is drawn log-uniformly from here
+SHARE_OF_UPDATES = 0.7  # of the limit, at most, that updates may take by themselves: some is left for the network
+
+
+@dataclass(frozen=True)
+class Source:
+    """A data set that tasks are drawn from.
+
+    Attributes:
+        name: name of the data set in the trainer's `ImageLibrary`.
+        counts: number of training images of each class that are there.
+        colour: whether its images have colours.
+    """
+
+    name: str
+    counts: tuple[int, ...]
+    colour: bool
+
+    @classmethod
+    def of(cls, library: ImageLibrary, name: str) -> Source:
+        """Return a library's data set as a source.
+
+        Raises:
+            DataError: the data set is not available.
+        """
+        splits = library.splits(name, SIDES[0])
+        counts = torch.bincount(splits.train.labels, minlength=splits.num_classes).tolist()
+        return cls(name, tuple(counts), library.colour(name))
+
+
+@dataclass(frozen=True)
+class BroadTasks:
+    """Distribution of tasks over data sets and settings.
+
+    Attributes:
+        sources: data sets, equally likely.
+        seed: RNG seed of the tasks.
+        updates: lowest and highest number of updates.
+        seconds: highest estimated cost of a training on one slow core, at least 1.
+
+    Raises:
+        ValueError: there is no source, or the range of updates is empty.
+    """
+
+    sources: tuple[Source, ...]
+    seed: int = 0
+    updates: tuple[int, int] = (100, 3000)
+    seconds: float = 15.0
+
+    def __post_init__(self) -> None:
+        low, high = self.updates
+        if not self.sources or not 1 <= low <= high:
+            raise InputError(
+                f"tasks need a data set and 1 <= low <= high updates, got {len(self.sources)}, {low, high}"
+            )
+        if not self.seconds >= max(1.0, low * SECONDS_PER_UPDATE / SHARE_OF_UPDATES):
+            raise InputError(f"a training of {low} updates costs more than seconds allows, got {self.seconds}")
+
+    def task(self, number: int) -> Task:
+        """Return task `number` of the distribution, always the same one.
+
+        Its limit of cost, its length and its network are drawn first, then everything else until it is within the
+        limit, or another network. So there are long trainings of small networks and short ones of large networks.
+        """
+        random = np.random.default_rng([self.seed, number])
+        limit = log_uniform(random, min(CHEAPEST, self.seconds), self.seconds)
+        longest = max(int(SHARE_OF_UPDATES * limit / SECONDS_PER_UPDATE), self.updates[0])
+        updates = whole(random, self.updates[0], min(longest, self.updates[1]))
+        while True:
+            model = _network(random)
+            for _ in range(TRIES):
+                task = self._draw(random, model, updates)
+                if task.train_size >= FEWEST and estimated_seconds(task) <= limit:
+                    return task
+
+    def _draw(self, random: np.random.Generator, model: str, updates: int) -> Task:
+        """Draw everything about a task but its network and its length."""
+        source = self.sources[random.integers(len(self.sources))]
+        classes = random.permutation(len(source.counts))[: whole(random, 2, len(source.counts))]
+        imbalance = _figures(log_uniform(random, 3, 50)) if random.random() < LONG_TAILED else 1.0
+        train_size = _train_size(random, [source.counts[label] for label in classes], imbalance)
+        wrong, noise = random.random() < WRONG, NOISE_KINDS[random.integers(len(NOISE_KINDS))]
+        share = round(float(random.uniform(0.05, MOST_WRONG[noise])), 3)
+        return Task(
+            train_size=train_size,
+            updates=updates,
+            label_noise=share if wrong else 0.0,
+            data_seed=int(random.integers(2**31)),
+            noise=noise if wrong else "symmetric",
+            dataset=source.name,
+            classes=tuple(classes.tolist()),
+            image_size=(side := _one_of(random, SIDES)),
+            grey=bool(random.random() < GREY) and source.colour,
+            imbalance=imbalance,
+            flip=bool(random.random() < 0.5),
+            options=_options(random, model, side),
+        )
+
+
+def estimated_seconds(task: Task) -> float:
+    """Return the estimated cost of a task's training with all its evaluations, on one slow core."""
+    options = dict(task.options)
+    assert task.image_size is not None
+    images = 3 * task.updates * options["batch_size"] + EVALUATED  # backward takes twice the operations of forward
+    operations = images * network_flops(options["model"]) * (task.image_size / SIDES[-1]) ** 2
+    return operations / 1e9 * SECONDS_PER_GFLOP + task.updates * SECONDS_PER_UPDATE
+
+
+@functools.cache
+def network_flops(model: str) -> int:
+    """Return a network's number of floating-point operations for one colour image of 32 x 32 pixels, forward."""
+    # Imported here because it takes a second.
+    from torch.utils.flop_counter import FlopCounterMode
+
+    with torch.device("meta"), torch.no_grad(), FlopCounterMode(display=False) as counter:  # shapes without numbers
+        build_model(model, num_classes=10, in_channels=3).eval()(torch.zeros(1, 3, SIDES[-1], SIDES[-1]))
+    return int(counter.get_total_flops())
+
+
+def _network(random: np.random.Generator) -> str:
+    """Draw the name of a network; small ones are more likely, since more trainings of them are cheap enough."""
+    kind, norm = _one_of(random, tuple(WIDTHS)), _one_of(random, tuple(NORMS))
+    width = int(random.choice(WIDTHS[kind], p=WIDTH_SHARES))
+    return f"{kind}_{norm}_{width}"
+
+
+def _options(random: np.random.Generator, model: str, side: int) -> dict[str, Any]:
+    """Draw the fields of the `TrainConfig`, for a network and images of `side` pixels."""
+    optimizer = _one_of(random, ("sgd", "adamw"))
+    rate = log_uniform(random, *RATES[optimizer, "_none_" not in model])
+    crops = {"crop_padding": max(1, side // _one_of(random, (16, 8)))}
+    return {
+        "model": model,
+        "batch_size": _one_of(random, BATCHES),
+        "optimizer": optimizer,
+        "lr": _figures(rate),
+        "weight_decay": _one_of(random, DECAYS[optimizer]),
+        **_one_of(random, SCHEDULES),
+        **({"augmentation": False} if random.random() < PLAIN_VIEWS else crops),
+    }
+
+
+def _train_size(random: np.random.Generator, counts: Sequence[int], imbalance: float) -> int:
+    """Draw the number of training images, as many as there are of classes with these counts."""
+    most = sum(counts)
+    if imbalance > 1:
+        # One image less of each class than there is: shares are rounded to whole images.
+        most = int(((np.array(counts) - 1) / tail_shares(len(counts), imbalance)).min())
+    low = max(FEWEST, PER_CLASS * len(counts))
+    return whole(random, low, min(MOST, most)) if low < most else most
+
+
+def _one_of(random: np.random.Generator, choices: Sequence[Any]) -> Any:
+    return choices[int(random.integers(len(choices)))]
+
+
+def _figures(value: float) -> float:
+    """Return a number with three significant figures."""
+    return float(f"{value:.3g}")
