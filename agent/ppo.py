@@ -1,12 +1,10 @@
-"""PPO over `MixPolicyEnv`: building an agent, saving it without pickle, and resuming its search."""
+"""PPO over `MixPolicyEnv`: building a learner, resuming its search, and the agent that it has become."""
 
 from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from pathlib import Path
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -14,27 +12,16 @@ import torch
 from gymnasium import spaces
 from numpy.typing import NDArray
 from stable_baselines3 import PPO
-from stable_baselines3.common.distributions import MultiCategoricalDistribution
 from stable_baselines3.common.policies import ActorCriticPolicy
 from stable_baselines3.common.vec_env import VecEnv
 
+from rlmix.agent.agent import MAX_UNITS, ActorCritic, Agent
 from rlmix.agent.config import PPOConfig
-from rlmix.agent.files import SHIPPED, SHIPPED_FOLDER, AgentFormat, NoOptimizer, files_checksum, write_files
+from rlmix.agent.files import NoOptimizer
 from rlmix.classifier.errors import InputError
 from rlmix.classifier.hardware import require_memory
-from rlmix.envs import DIMENSIONS, Menu, MixPolicyEnv, Task, TaskDistribution, TaskTrainer
-from rlmix.envs.mix_policy import segment_ends
-from rlmix.envs.observation import DEFAULT_FEATURES, observation_space, require_features
-
-FORMAT = AgentFormat(
-    name="rl-mix agent",
-    version=1,
-    title="agent",
-    command="train_agent.py",
-    fields=("observation_version", "hidden", "menu", "segments", "provenance"),
-)
-OBSERVATION_VERSION = 1  # the default features; an agent that sees others names them in its place
-MAX_UNITS, MAX_LAYERS = 4096, 8  # units of a hidden layer, and number of such layers
+from rlmix.envs import Menu
+from rlmix.envs.observation import DEFAULT_FEATURES, observation_space
 
 
 def build_agent(
@@ -161,128 +148,17 @@ def restore_search(
     torch.set_rng_state(state["torch_random"])
 
 
-@dataclass(frozen=True)
-class Agent:
-    """A learned agent: what it needs to choose, without anything to unpickle.
-
-    Attributes:
-        policy: Stable-Baselines3's actor and critic.
-        menu: menu of choices.
-        segments: progress at which each of its segments ends.
-        provenance: how it was learned; any JSON object.
-        features: names of the features that it sees, in order.
-    """
-
-    policy: ActorCriticPolicy
-    menu: Menu
-    segments: tuple[float, ...]
-    provenance: dict[str, Any]
-    features: tuple[str, ...] = DEFAULT_FEATURES
-
-    def choose(self, observation: NDArray[np.float32]) -> tuple[int, ...]:
-        """Return the most probable action at an observation."""
-        action, _ = self.policy.predict(observation, deterministic=True)
-        return tuple(int(index) for index in action)
-
-    def probabilities(self, observation: NDArray[np.float32]) -> dict[str, dict[str, float]]:
-        """Return the probability in [0, 1] of each choice at an observation, by dimension and choice."""
-        tensor, _ = self.policy.obs_to_tensor(observation)
-        with torch.no_grad():
-            distribution = self.policy.get_distribution(tensor)
-        assert isinstance(distribution, MultiCategoricalDistribution)
-        return {
-            dimension: dict(zip(self.menu.names(dimension), marginal.probs[0].tolist(), strict=True))
-            for dimension, marginal in zip(DIMENSIONS, distribution.distribution, strict=True)
-        }
-
-    def environment(self, trainer: TaskTrainer, task: Task) -> MixPolicyEnv:
-        """Return the environment in which the agent can play `task`; the reward is that of the end, `final`."""
-        tasks = TaskDistribution(updates=(task.updates, task.updates))
-        return MixPolicyEnv(
-            task_trainer=trainer,
-            tasks=tasks,
-            segments=self.segments,
-            reward="final",
-            menu=self.menu,
-            features=self.features,
-        )
-
-    def play(self, env: MixPolicyEnv, task: Task, seed: int) -> list[tuple[int, ...]]:
-        """Train a task with the agent's most probable actions; the environment's trainer is then at its end.
-
-        Args:
-            env: environment with the agent's menu and segments.
-            task: task to train.
-            seed: RNG seed for the training.
-
-        Returns:
-            The actions; fewer than there are segments where the training diverged.
-        """
-        observation, _ = env.reset(seed=seed, options={"task": task})
-        actions, over = [], False
-        while not over:
-            actions.append(self.choose(observation))
-            observation, _, over, _, _ = env.step(actions[-1])
-        return actions
-
-    def to_files(self) -> dict[str, bytes]:
-        """Return the contents of the files that `save` writes, by name, as an agent is sent to a worker."""
-        description = {
-            "observation_version": OBSERVATION_VERSION if self.features == DEFAULT_FEATURES else list(self.features),
-            "hidden": self.policy.net_arch,
-            "menu": self.menu.to_json(),
-            "segments": list(self.segments),
-            "provenance": self.provenance,
-        }
-        return FORMAT.to_files(description, dict(self.policy.state_dict()))
-
-    @property
-    def checksum(self) -> str:
-        """SHA-256 of the agent's files, by which logs and protocols name it."""
-        return files_checksum(self.to_files())
-
-    def save(self, folder: Path) -> None:
-        """Write `agent.safetensors` and `agent.json` into `folder`."""
-        write_files(folder, self.to_files())
-
-    @classmethod
-    def load(cls, folder: Path | str) -> Agent:
-        """Read an agent that `save` wrote; no code is run.
-
-        Args:
-            folder: folder of the agent, or `"shipped"` for the one that comes with the program.
-
-        Raises:
-            DamagedFileError: a file is missing, damaged, of another version, or does not fit the other.
-        """
-        return FORMAT.load(SHIPPED_FOLDER if folder == SHIPPED else Path(folder), cls._build)
-
-    @classmethod
-    def from_files(cls, files: Mapping[str, bytes]) -> Agent:
-        """Return the agent of which `to_files` gave the files; no code is run.
-
-        Raises:
-            ValueError: the files are damaged, of another version, or do not fit each other.
-        """
-        return FORMAT.from_files(files, cls._build)
-
-    @classmethod
-    def _build(cls, value: dict[str, Any], weights: dict[str, torch.Tensor]) -> Agent:
-        seen, features = value["observation_version"], DEFAULT_FEATURES
-        if isinstance(seen, list):
-            features = require_features(seen)
-        elif seen != OBSERVATION_VERSION:
-            raise ValueError(f"expected observations of version {OBSERVATION_VERSION} or features by name, got {seen}")
-        menu = Menu.from_json(value["menu"])
-        hidden = [int(units) for units in value["hidden"]]
-        if len(hidden) > MAX_LAYERS or any(not 1 <= units <= MAX_UNITS for units in hidden):
-            raise ValueError(f"hidden must be at most {MAX_LAYERS} layers of 1 to {MAX_UNITS} units, got {hidden}")
-        if not isinstance(value["segments"], list):
-            raise ValueError(f"segments must be a list, got {value['segments']!r:.80}")
-        segments = segment_ends(value["segments"])
-        policy = new_policy(menu, hidden, features)
-        policy.load_state_dict(weights)
-        return cls(policy, menu, segments, value["provenance"], features)
+def to_agent(
+    policy: ActorCriticPolicy,
+    menu: Menu,
+    segments: tuple[float, ...],
+    provenance: dict[str, Any],
+    features: tuple[str, ...] = DEFAULT_FEATURES,
+) -> Agent:
+    """Return the agent that has learned a policy, with a copy of its weights; see `Agent` for the arguments."""
+    weights = {name: tensor.detach().clone() for name, tensor in policy.state_dict().items()}
+    hidden = [int(units) for units in policy.net_arch]
+    return Agent(ActorCritic.from_weights(menu, hidden, features, weights), menu, segments, provenance, features)
 
 
 def new_policy(menu: Menu, hidden: Sequence[int], features: Sequence[str] = DEFAULT_FEATURES) -> ActorCriticPolicy:

@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 from stable_baselines3.common.vec_env import VecEnv
 
-from rlmix.agent.ppo import Agent
+from rlmix.agent.agent import Agent
 from rlmix.agent.workers import EpisodeCursor
 from rlmix.classifier.mixing import MixPolicy, PolicyError, PolicySchedule
 from rlmix.envs import Menu

@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 from stable_baselines3.common.vec_env import VecEnv
 
-from rlmix.agent.ppo import Agent
+from rlmix.agent.agent import Agent
 from rlmix.classifier.mixing import PolicySchedule
 from rlmix.envs import MixPolicyEnv, Task
 from rlmix.envs.seeds import derive_seed, training_seed

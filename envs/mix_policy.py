@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +13,6 @@ from gymnasium import spaces
 from numpy.typing import NDArray
 
 from rlmix.classifier.data import Splits
-from rlmix.classifier.errors import InputError
 from rlmix.classifier.mixing import MixPolicy
 from rlmix.classifier.mixing.picture import mixed_picture
 from rlmix.classifier.training.config import TrainConfig
@@ -33,6 +31,7 @@ from rlmix.envs.observation import (
 from rlmix.envs.reference import References
 from rlmix.envs.rewards import Outcome, require_reward, score
 from rlmix.envs.seeds import training_seed
+from rlmix.envs.segments import require_updates, segment_ends
 from rlmix.envs.task_trainer import TaskTrainer
 from rlmix.envs.tasks import Task, TaskDistribution, Tasks
 
@@ -325,41 +324,3 @@ class FlatMixPolicyEnv(MixPolicyEnv):
         if not 0 <= int(action) < len(self.choices):
             raise ValueError(f"an action must be in [0, {len(self.choices) - 1}], got {action}")
         return super().step(self.choices[int(action)])
-
-
-def segment_ends(segments: int | Sequence[float]) -> tuple[float, ...]:
-    """Return the progress at which each segment ends.
-
-    Args:
-        segments: a number of equal segments, at least 1, or the ends themselves, rising in (0, 1] to 1.
-
-    Raises:
-        ValueError: neither.
-    """
-    if isinstance(segments, int):
-        if segments < 1:
-            raise InputError(f"segments must be at least 1, got {segments}")
-        return tuple((index + 1) / segments for index in range(segments))
-    try:
-        ends = tuple(float(end) for end in segments)
-    except OverflowError:
-        ends = ()
-    if not ends or ends[-1] != 1 or any(not low < high for low, high in zip((0.0, *ends), ends, strict=False)):
-        raise InputError(f"segments must be a number, or ends that rise in (0, 1] to 1, got {segments!s:.200}")
-    return ends
-
-
-def require_updates(segments: Sequence[float], fewest: int, most: int) -> None:
-    """Raise if a training of `fewest` to `most` updates would have a segment without an update.
-
-    Raises:
-        ValueError: there is such a training.
-    """
-    shortest = min(high - low for low, high in zip((0.0, *segments), segments, strict=False))
-    for updates in range(fewest, int(min(most, 1 / shortest + 1)) + 1):  # beyond, every segment is above one update
-        ends = [0, *(round(end * updates) for end in segments)]
-        if any(low == high for low, high in pairwise(ends)):
-            raise InputError(
-                f"every segment needs an update: got {len(segments)} segments that end at the updates {ends[1:]} of a "
-                f"training of {updates}; use fewer or longer segments, or longer trainings"
-            )

@@ -4,10 +4,12 @@ A new feature is an entry of `FEATURES`. An agent's file names the features that
 nothing for agents learned before.
 """
 
+from __future__ import annotations
+
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 import numpy as np
-from gymnasium import spaces
 from numpy.typing import NDArray
 
 from rlmix.classifier.errors import InputError
@@ -15,6 +17,9 @@ from rlmix.envs.features import FIRST_FEATURES, Feature
 from rlmix.envs.menu import Menu
 from rlmix.envs.training_state import Setting, TrainingState
 from rlmix.envs.transfer_features import LABEL_FEATURES, OBSERVATION_V2, RECORDED_FEATURES, TRANSFER_FEATURES
+
+if TYPE_CHECKING:
+    from gymnasium import spaces
 
 __all__ = [
     "DEFAULT_FEATURES",
@@ -25,6 +30,7 @@ __all__ = [
     "Setting",
     "TrainingState",
     "checks_labels",
+    "observation_bounds",
     "observation_space",
     "observe",
     "one_hot",
@@ -52,13 +58,21 @@ def checks_labels(names: Sequence[str]) -> bool:
     return not LABEL_FEATURES.isdisjoint(names)
 
 
+def observation_bounds(
+    menu: Menu, features: Sequence[str] = DEFAULT_FEATURES
+) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+    """Return the lowest and highest values of the features, then of the last action one-hot, `[O]` each."""
+    seen, choices = [FEATURES[name] for name in features], sum(menu.sizes)
+    low = np.array([feature.low for feature in seen] + [0.0] * choices, dtype=np.float32)
+    return low, np.array([feature.high for feature in seen] + [1.0] * choices, dtype=np.float32)
+
+
 def observation_space(menu: Menu, features: Sequence[str] = DEFAULT_FEATURES) -> spaces.Box:
     """Return the box of the features, then the last action one-hot in each dimension of the menu."""
-    seen, choices = [FEATURES[name] for name in features], sum(menu.sizes)
-    return spaces.Box(
-        low=np.array([feature.low for feature in seen] + [0.0] * choices, dtype=np.float32),
-        high=np.array([feature.high for feature in seen] + [1.0] * choices, dtype=np.float32),
-    )
+    from gymnasium import spaces  # an agent that only chooses does without
+
+    low, high = observation_bounds(menu, features)
+    return spaces.Box(low=low, high=high)
 
 
 def one_hot(action: tuple[int, ...] | None, menu: Menu) -> list[float]:
@@ -72,8 +86,8 @@ def one_hot(action: tuple[int, ...] | None, menu: Menu) -> list[float]:
 
 def observe(state: TrainingState, menu: Menu, features: Sequence[str] = DEFAULT_FEATURES) -> NDArray[np.float32]:
     """Return the observation of a training's state: finite, and inside `observation_space(menu, features)`."""
-    space = observation_space(menu, features)
+    low, high = observation_bounds(menu, features)
     values = [FEATURES[name].value(state) for name in features]
     raw = np.array([*values, *one_hot(state.action, menu)], dtype=np.float32)
     # A diverged training reports numbers that are not finite: they stand at the worst end of their range.
-    return np.clip(np.nan_to_num(raw, nan=4.0, posinf=4.0, neginf=-1.0), space.low, space.high)
+    return np.clip(np.nan_to_num(raw, nan=4.0, posinf=4.0, neginf=-1.0), low, high)

@@ -19,9 +19,9 @@ from torch import Tensor
 from rlmix.classifier.errors import InputError
 from rlmix.envs.effects import combination_numbers
 from rlmix.envs.menu import Menu
-from rlmix.envs.mix_policy import segment_ends
 from rlmix.envs.observation import DEFAULT_FEATURES, observation_space, one_hot, require_features
 from rlmix.envs.rewards import SCORE_LIMIT, Outcome, require_reward
+from rlmix.envs.segments import segment_ends
 from rlmix.envs.surrogate_model import SHIPPED, SurrogateModel, Trainings
 from rlmix.envs.surrogate_tasks import ACCURACY, KNOWN, PREDICTED
 

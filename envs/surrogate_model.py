@@ -14,8 +14,8 @@ from torch import Tensor
 from rlmix.classifier.files import DamagedFileError, load_state, save_state
 from rlmix.envs.effects import action_effects
 from rlmix.envs.menu import Menu
-from rlmix.envs.mix_policy import segment_ends
 from rlmix.envs.observation import FEATURES
+from rlmix.envs.segments import segment_ends
 from rlmix.envs.surrogate_tasks import CONTEXT, KNOWN, PREDICTED, TaskTable
 
 FILE = "surrogate.safetensors"

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
-from rlmix.classifier.data import Splits
-from rlmix.classifier.evaluation.label_check import LabelStats
 from rlmix.classifier.models import without_label_head
 from rlmix.classifier.training.stats import EvalStats, TrainStats
-from rlmix.classifier.training.trainer import Trainer
 from rlmix.envs.tasks import Task
+
+if TYPE_CHECKING:
+    from rlmix.classifier.data import Splits
+    from rlmix.classifier.evaluation.label_check import LabelStats
+    from rlmix.classifier.training.trainer import Trainer
 
 
 @dataclass(frozen=True)

@@ -103,8 +103,9 @@ def test_the_installed_agent_chooses(installed: Path, project: Path) -> None:
     code = """
 import numpy as np
 from rlmix import Agent
+from rlmix.envs.observation import observation_bounds
 agent = Agent.load("shipped")
-print(len(agent.choose(np.zeros(agent.policy.observation_space.shape, np.float32))))
+print(len(agent.choose(np.zeros(observation_bounds(agent.menu)[0].shape, np.float32))))
 """
     assert run("-c", code, cwd=project, path=installed).split()[-1] == "4"
 

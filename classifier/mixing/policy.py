@@ -8,8 +8,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from typing import Any
 
-from scipy.special import betaincinv
-
 from rlmix.classifier.errors import InputError
 from rlmix.classifier.mixing.draw import MixDraw
 from rlmix.classifier.mixing.method import Mixed, MixInput, MixSettings
@@ -78,6 +76,10 @@ class LamDistribution:
         assert self.parameter is not None
         if self.kind == "fixed":
             return self.parameter
+        if self.parameter == 1:  # uniform: SciPy returns the probability itself
+            return probability
+        from scipy.special import betaincinv  # takes half a second to import, and few policies need it
+
         return float(betaincinv(self.parameter, self.parameter, probability))
 
 

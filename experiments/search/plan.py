@@ -8,16 +8,17 @@ from typing import Any
 from stable_baselines3 import PPO
 from stable_baselines3.common.vec_env import DummyVecEnv, VecEnv
 
+from rlmix.agent.agent import Agent
 from rlmix.agent.baselines import FIXED
-from rlmix.agent.ppo import Agent, build_agent
+from rlmix.agent.ppo import build_agent
 from rlmix.agent.ray_env import WorkerResources
 from rlmix.agent.vec_env import MAX_HELD
 from rlmix.classifier.compilation import resolve_machine
 from rlmix.classifier.data import Splits, split
 from rlmix.classifier.training.trainer import Trainer
 from rlmix.envs import Menu, MixPolicyEnv, TaskDistribution
-from rlmix.envs.mix_policy import segment_ends
 from rlmix.envs.observation import DEFAULT_FEATURES
+from rlmix.envs.segments import segment_ends
 from rlmix.experiments.runs.errors import RunError
 from rlmix.experiments.runs.folder import RunFolder
 from rlmix.experiments.search import task_family
@@ -204,9 +205,9 @@ def new_agent(search: Search, workers: VecEnv, start: Agent | None = None) -> PP
     if start is not None:
         if (start.menu, start.segments, start.features) != (search.menu, search.segments, DEFAULT_FEATURES):
             raise RunError(f"--start: {config.start} holds an agent of another menu or of other segments or features")
-        if start.policy.net_arch != model.policy.net_arch:
+        if start.policy.hidden != model.policy.net_arch:
             raise RunError(
-                f"--start: {config.start} has hidden layers of {start.policy.net_arch}, not {model.policy.net_arch}; "
+                f"--start: {config.start} has hidden layers of {start.policy.hidden}, not {model.policy.net_arch}; "
                 "set --ppo.hidden"
             )
         model.policy.load_state_dict(start.policy.state_dict())

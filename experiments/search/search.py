@@ -18,8 +18,9 @@ from stable_baselines3.common.logger import HParam, configure
 from stable_baselines3.common.vec_env import VecEnv
 from tqdm import tqdm
 
+from rlmix.agent.agent import Agent
 from rlmix.agent.callbacks import SearchLog
-from rlmix.agent.ppo import Agent, start_search
+from rlmix.agent.ppo import start_search, to_agent
 from rlmix.agent.ray_env import RayVecEnv, WorkerFailedError
 from rlmix.agent.tags import Tag
 from rlmix.agent.vec_env import ProcessVecEnv
@@ -201,7 +202,7 @@ def learn(
             learning_seconds = callback.learning_seconds
     start_checksum = None if start is None else start.checksum  # a path means nothing elsewhere
     facts = {"learned_by": "ppo", "episodes": len(log.read()), "start_sha256": start_checksum, **provenance(search)}
-    return Agent(model.policy, search.menu, search.segments, facts), learning_seconds
+    return to_agent(model.policy, search.menu, search.segments, facts), learning_seconds
 
 
 def _load_start(search: Search, run: RunFolder) -> Agent | None:

@@ -12,16 +12,16 @@ from tabulate import tabulate
 from torch.utils.tensorboard.writer import SummaryWriter
 from tqdm import tqdm
 
+from rlmix.agent.agent import Agent
 from rlmix.agent.baselines import FIXED, balanced_schedules
 from rlmix.agent.files import SHIPPED
-from rlmix.agent.ppo import Agent
 from rlmix.agent.replay import candidates, greedy_schedules, likeliest_schedules
 from rlmix.agent.tags import Tag
 from rlmix.agent.workers import Job, episode_seed, run_jobs
 from rlmix.classifier.errors import InputError
 from rlmix.classifier.files import LineLog
 from rlmix.classifier.mixing import PolicySchedule
-from rlmix.envs.mix_policy import require_updates
+from rlmix.envs.segments import require_updates
 from rlmix.experiments.comparison.intervals import (
     MIN_RISE,
     format_interval,

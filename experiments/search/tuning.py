@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
+from rlmix.agent.agent import Agent
 from rlmix.agent.population import QUANTILE, RESAMPLE
-from rlmix.agent.ppo import Agent
 from rlmix.agent.ray_env import WorkerFailedError
 from rlmix.agent.replay import to_schedule
 from rlmix.agent.workers import EpisodeCursor, episode_seed

@@ -10,8 +10,8 @@ from pathlib import Path
 
 import torch
 
+from rlmix.agent.agent import Agent
 from rlmix.agent.files import SHIPPED
-from rlmix.agent.ppo import Agent
 from rlmix.agent.ray_env import WorkerResources
 from rlmix.agent.replay import PolicyFn, from_agent, from_schedule
 from rlmix.classifier.mixing import MixPolicy, PolicySchedule

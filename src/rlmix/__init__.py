@@ -11,7 +11,7 @@ from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from rlmix.agent.ppo import Agent
+    from rlmix.agent.agent import Agent
     from rlmix.classifier.mixing import (
         Interleaver,
         LamDistribution,
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from rlmix.envs import MixPolicyEnv
 
 _MODULES = {
-    "Agent": "rlmix.agent.ppo",
+    "Agent": "rlmix.agent.agent",
     "Interleaver": "rlmix.classifier.mixing",
     "LamDistribution": "rlmix.classifier.mixing",
     "MixPolicy": "rlmix.classifier.mixing",

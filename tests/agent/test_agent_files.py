@@ -15,7 +15,8 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from rlmix.agent.ppo import Agent, new_policy
+from rlmix.agent.agent import Agent
+from rlmix.agent.ppo import new_policy, to_agent
 from rlmix.classifier.files import DamagedFileError
 from rlmix.envs import DIMENSIONS, Menu
 from rlmix.envs.observation import FEATURES, Feature, observation_space
@@ -31,7 +32,7 @@ def new_agent(menu: Menu | None = None, hidden: tuple[int, ...] = (16, 8), seed:
     with torch.no_grad():
         for parameter in policy.parameters():
             parameter.copy_(torch.randn(parameter.shape, generator=generator))
-    return Agent(policy, menu, (0.3, 0.8, 1.0), PROVENANCE)
+    return to_agent(policy, menu, (0.3, 0.8, 1.0), PROVENANCE)
 
 
 def observations(menu: Menu, count: int = 100) -> np.ndarray:
@@ -48,7 +49,7 @@ def test_an_agent_says_which_features_it_sees_where_they_are_not_the_first_ones(
     assert json.loads(before["agent.json"])["observation_version"] == 1
     monkeypatch.setitem(FEATURES, "images", Feature("images", 0.0, 1.0, lambda state: 0.0))
     names = ("images", "progress")
-    agent = Agent(new_policy(Menu(), [8], names), Menu(), (0.5, 1.0), PROVENANCE, names)
+    agent = to_agent(new_policy(Menu(), [8], names), Menu(), (0.5, 1.0), PROVENANCE, names)
     agent.save(tmp_path)
     assert json.loads((tmp_path / "agent.json").read_bytes())["observation_version"] == list(names)
     loaded = Agent.load(tmp_path)
@@ -99,15 +100,23 @@ def test_a_loaded_agent_chooses_as_the_saved_one(tmp_path: Path, menu: Menu, hid
     assert (loaded.menu, loaded.segments, loaded.provenance) == (menu, agent.segments, PROVENANCE)
     for name, tensor in agent.policy.state_dict().items():
         assert torch.equal(loaded.policy.state_dict()[name], tensor)
-    _, values, _ = loaded.policy(torch.from_numpy(seen), deterministic=True)
-    assert torch.equal(values, agent.policy(torch.from_numpy(seen), deterministic=True)[1])
 
 
-def test_the_choice_is_the_most_probable_action() -> None:
-    agent = new_agent()
-    for observation in observations(agent.menu, 20):
-        distribution = agent.policy.get_distribution(torch.from_numpy(observation[None])).distribution
-        assert agent.choose(observation) == tuple(int(part.probs.argmax()) for part in distribution)
+@pytest.mark.parametrize("hidden", [(16, 8), ()])
+def test_an_agent_computes_what_stable_baselines3_does(hidden: tuple[int, ...]) -> None:
+    agent = new_agent(hidden=hidden)
+    theirs = new_policy(agent.menu, hidden)
+    theirs.load_state_dict(agent.policy.state_dict())
+    for observation in observations(agent.menu, 50):
+        tensor = torch.from_numpy(observation[None])
+        with torch.no_grad():
+            distribution = theirs.get_distribution(tensor).distribution
+            _, value = agent.policy(tensor)
+            assert torch.equal(value, theirs.predict_values(tensor))
+        action, _ = theirs.predict(observation, deterministic=True)
+        assert agent.choose(observation) == tuple(action)
+        found = [list(shares.values()) for shares in agent.probabilities(observation).values()]
+        assert found == [part.probs[0].tolist() for part in distribution]
 
 
 class Hostile:
@@ -241,7 +250,7 @@ def test_the_checksum_is_that_of_both_files(saved: Path) -> None:
 
 def test_loading_the_shipped_agent_takes_no_compiler_and_no_optimiser(tmp_path: Path) -> None:
     code = (
-        "import sys; from rlmix.agent.ppo import Agent; from rlmix.envs.observation import observation_space\n"
+        "import sys; from rlmix.agent.agent import Agent; from rlmix.envs.observation import observation_space\n"
         "agent = Agent.load('shipped'); agent.choose(observation_space(agent.menu).sample())\n"
         "slow = ('torch._dynamo', 'torch.distributed.fsdp', 'scipy.stats', 'ray')\n"
         "print([name for name in slow if name in sys.modules])"

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from rlmix.agent.ppo import Agent, new_policy
+from rlmix.agent.ppo import new_policy, to_agent
 from rlmix.agent.regression import ActionValues, Decisions, Episode, RegressionConfig, fit_values, follow_values
 from rlmix.envs import Menu
 from rlmix.envs.observation import DEFAULT_FEATURES, observation_space, one_hot
@@ -76,7 +76,7 @@ def test_values_and_the_agent_that_follows_them_find_what_was_put_in() -> None:
     everywhere = torch.from_numpy(np.concatenate([episode.observations for episode in planted(150)]))
     loss = follow_values(policy, values, everywhere, MENU, replace(CONFIG, steps=1500), seed=0)
     assert -0.1 < loss <= 0
-    agent = Agent(policy, MENU, (0.3, 0.6, 1.0), {})
+    agent = to_agent(policy, MENU, (0.3, 0.6, 1.0), {})
     assert agent.choose(observation(1.8))[::2] == (2, 1) and agent.choose(observation(0.2))[::2] == (0, 1)
     with torch.no_grad():
         told_worth = policy.predict_values(seen)[:, 0]
@@ -109,7 +109,7 @@ def test_caution_prefers_what_the_networks_agree_on() -> None:
         policy = new_policy(MENU, [32, 32])
         config = replace(CONFIG, caution=caution, temperature=0.1)
         follow_values(policy, values, seen, MENU, config, seed=0)
-        assert Agent(policy, MENU, (0.3, 0.6, 1.0), {}).choose(observation(0.5)) == best
+        assert to_agent(policy, MENU, (0.3, 0.6, 1.0), {}).choose(observation(0.5)) == best
 
 
 def test_the_same_seed_gives_the_same_values_and_leaves_other_draws_alone() -> None:

@@ -27,8 +27,8 @@ from rlmix.agent.replay import (
 from rlmix.agent.workers import EpisodeCursor, episode_seed
 from rlmix.classifier.mixing import MixPolicy, PolicyError, PolicySchedule
 from rlmix.envs import DIMENSIONS, Menu
-from rlmix.envs.mix_policy import segment_ends
 from rlmix.envs.observation import TrainingState, observe
+from rlmix.envs.segments import segment_ends
 from rlmix.envs.tasks import Task
 from tests.agent.stub import SEGMENTS, Stub, stub_workers
 from tests.agent.test_agent_files import new_agent

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from rlmix.classifier.data import load_dataset
 from rlmix.classifier.mixing import PolicySchedule
 from rlmix.envs import MixPolicyEnv, Task, TaskDistribution
-from rlmix.envs.mix_policy import segment_ends
+from rlmix.envs.segments import segment_ends
 from tests.envs.tiny import arguments, digits, play, tiny, train_under
 
 WIDE = {"train_size": (50, 5000), "updates": (10, 4000), "label_noise": (0.1, 0.6), "pool": None}

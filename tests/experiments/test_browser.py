@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from rlmix.agent.ppo import Agent, new_policy
+from rlmix.agent.ppo import new_policy, to_agent
 from rlmix.agent.replay import as_provenance
 from rlmix.classifier.mixing import PolicySchedule
 from rlmix.envs import DIMENSIONS, Menu
@@ -99,7 +99,7 @@ def write_search(folder: Path) -> None:
     described = {"config": config, "command": ["train_agent.py"], "machine": {"processor": "Abacus"}}
     (folder / "config.json").write_text(json.dumps(described))
     (folder / "summary.json").write_text(json.dumps({"policy": policy, "contest": contest}))
-    Agent(new_policy(menu, [4]), menu, segments, {}).save(folder)
+    to_agent(new_policy(menu, [4]), menu, segments, {}).save(folder)
     steps = {"rewards": [0.1] * len(segments), "validation_accuracy": [0.5] * len(segments)}
     (folder / "episodes.jsonl").write_text("".join(json.dumps({"actions": one, **steps}) + "\n" for one in actions))
     (folder / "tensorboard").mkdir()

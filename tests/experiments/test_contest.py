@@ -9,8 +9,9 @@ import numpy as np
 import pytest
 import torch
 
+from rlmix.agent.agent import Agent
 from rlmix.agent.files import SHIPPED_FOLDER
-from rlmix.agent.ppo import Agent, new_policy
+from rlmix.agent.ppo import new_policy, to_agent
 from rlmix.classifier.data import load_dataset, split
 from rlmix.classifier.hardware import resolve_device, resolve_precision
 from rlmix.classifier.mixing import MixPolicy, PolicySchedule
@@ -49,7 +50,7 @@ CUTMIX = PolicySchedule.fixed(MixPolicy({"clean": 0.5, "cutmix": 0.5}, label_smo
 def saved_agent(folder: Path, seed: int = 0) -> Path:
     torch.manual_seed(seed)
     folder.mkdir(parents=True)
-    Agent(new_policy(MENU, [8]), MENU, SEGMENTS, {}).save(folder)
+    to_agent(new_policy(MENU, [8]), MENU, SEGMENTS, {}).save(folder)
     return folder
 
 
@@ -194,7 +195,7 @@ def test_a_protocol_stays_and_its_agent_is_the_one_that_trains(
     assert "write it first" in capsys.readouterr().err
     contest.main([*arguments, "--only", "agent", PLAIN])
     torch.manual_seed(1)
-    Agent(new_policy(MENU, [8]), MENU, SEGMENTS, {}).save(tmp_path / "agent")
+    to_agent(new_policy(MENU, [8]), MENU, SEGMENTS, {}).save(tmp_path / "agent")
     with pytest.raises(SystemExit):
         contest.main(["run", "--out", str(out)])
     assert "not the agent of the protocol" in capsys.readouterr().err

@@ -20,8 +20,9 @@ from safetensors.torch import load_file
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from torch import nn
 
+from rlmix.agent.agent import Agent
 from rlmix.agent.files import SHIPPED_FOLDER
-from rlmix.agent.ppo import Agent, new_policy
+from rlmix.agent.ppo import new_policy, to_agent
 from rlmix.agent.replay import probabilities_of
 from rlmix.agent.tags import WRITTEN_BY
 from rlmix.classifier.data import load_dataset
@@ -72,7 +73,7 @@ def agent(tmp_path_factory: pytest.TempPathFactory) -> Path:
     network = new_policy(Menu(), [16])
     with torch.no_grad():
         network.action_net.weight.mul_(300)  # type: ignore[operator]
-    Agent(network, Menu(), (0.25, 0.5, 0.75, 1.0), {}).save(folder)
+    to_agent(network, Menu(), (0.25, 0.5, 0.75, 1.0), {}).save(folder)
     return folder
 
 

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 
-from rlmix.agent.ppo import Agent, new_policy
+from rlmix.agent.ppo import new_policy, to_agent
 from rlmix.classifier.data import Dataset, ImageSet
 from rlmix.classifier.mixing import METHODS
 from rlmix.envs import Menu
@@ -87,7 +87,7 @@ def test_other_commands_refuse_them_before_they_start(refused: Callable[..., str
     assert R_MIX.format("5 x 5") in refused(train_rl_mix.main, ["--dataset", f"{HERE}:five", *rl_mix, *RUN])
     contest = "--contestants plain puzzlemix --train-size 60 --updates 8 --seeds 2 --processes 1 --out run".split()
     assert PUZZLE_MIX.format("8 x 16") in refused(compare.main, ["--dataset", f"{HERE}:wide", *contest])
-    Agent(new_policy(Menu(), [8]), Menu(), (0.5, 1.0), {}).save(tmp_path)
+    to_agent(new_policy(Menu(), [8]), Menu(), (0.5, 1.0), {}).save(tmp_path)
     live = ["--agent", tmp_path, "--dataset", f"{HERE}:five", *FINAL, *RUN]
     assert R_MIX.format("5 x 5") in refused(replay_policy.main, live)
 

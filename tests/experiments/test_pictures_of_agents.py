@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 import torch
 
-from rlmix.agent.ppo import Agent, new_policy
+from rlmix.agent.agent import Agent
+from rlmix.agent.ppo import new_policy, to_agent
 from rlmix.agent.replay import probabilities_of
 from rlmix.classifier.mixing import PolicySchedule
 from rlmix.envs import Task
@@ -24,7 +25,7 @@ def agent(tmp_path: Path) -> Path:
     torch.manual_seed(0)
     folder = tmp_path / "agent"
     folder.mkdir()
-    Agent(new_policy(MENU, [8]), MENU, SEGMENTS, {}).save(folder)
+    to_agent(new_policy(MENU, [8]), MENU, SEGMENTS, {}).save(folder)
     return folder
 
 

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from rlmix.agent.ppo import Agent
+from rlmix.agent.agent import Agent
 from rlmix.agent.regression import Decisions, RegressionConfig
 from rlmix.classifier.mixing import MixPolicy, PolicySchedule
 from rlmix.envs.observation import DEFAULT_FEATURES

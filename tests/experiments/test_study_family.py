@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from scipy.stats import norm
 
-from rlmix.agent.ppo import Agent, bias_action_head, new_policy
+from rlmix.agent.ppo import bias_action_head, new_policy, to_agent
 from rlmix.classifier.files import LineLog
 from rlmix.classifier.mixing import MixPolicy
 from rlmix.envs.observation import observation_space
@@ -82,7 +82,7 @@ def test_an_agent_draws_once_and_once_again_and_its_draws_are_not_repeated(
         if probability is not None:
             bias_action_head(policy, GOOD, MENU.sizes, probability)
         (tmp_path / folder).mkdir()
-        Agent(policy, MENU, SEGMENTS, {}).save(tmp_path / folder)
+        to_agent(policy, MENU, SEGMENTS, {}).save(tmp_path / folder)
         counts = ["--tasks", str(tasks - 2), "--slow", "1", "--bare", "1"]
         arguments = [*counts, "--agent", str(tmp_path / folder), "--out", str(tmp_path / "study")]
         collect.main(arguments)

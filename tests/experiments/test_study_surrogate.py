@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from rlmix.agent.ppo import Agent
+from rlmix.agent.agent import Agent
 from rlmix.envs.surrogate import SurrogateEnv
 from rlmix.envs.surrogate_model import SurrogateModel
 from rlmix.envs.surrogate_tasks import SPLITS, split_of

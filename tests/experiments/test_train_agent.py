@@ -21,7 +21,7 @@ from scipy import stats
 from stable_baselines3.common.vec_env import DummyVecEnv
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from rlmix.agent.ppo import Agent
+from rlmix.agent.agent import Agent
 from rlmix.agent.replay import probabilities_of, to_schedule
 from rlmix.agent.tags import WRITTEN_BY
 from rlmix.agent.workers import episode_seed

@@ -45,8 +45,9 @@ from stable_baselines3.common.vec_env import DummyVecEnv
 from torch.utils.tensorboard.writer import SummaryWriter
 from tqdm import tqdm
 
-from rlmix.agent.ppo import Agent, restore_search, search_state, start_search
+from rlmix.agent.agent import Agent
 from rlmix.agent.ppo import new_policy as new_agent_policy
+from rlmix.agent.ppo import restore_search, search_state, start_search, to_agent
 from rlmix.agent.rl_mix.agent import RLMixAgent
 from rlmix.agent.rl_mix.networks import new_policy as new_threshold_policy
 from rlmix.classifier.data import Splits, load_dataset, split
@@ -139,7 +140,7 @@ def _read_policy(folder: Path) -> None:
 
 
 def _make_agent(folder: Path) -> None:
-    Agent(new_agent_policy(Menu(), [16]), Menu(), (0.5, 1.0), {"learned_by": "ppo"}).save(folder)
+    to_agent(new_agent_policy(Menu(), [16]), Menu(), (0.5, 1.0), {"learned_by": "ppo"}).save(folder)
 
 
 def _make_threshold_agent(folder: Path) -> None:

@@ -28,10 +28,10 @@ from typing import Annotated, Any, Literal
 import numpy as np
 import tyro
 
+from rlmix.agent.agent import Agent
 from rlmix.agent.baselines import random_schedule
 from rlmix.agent.plots import png
 from rlmix.agent.population import train_population
-from rlmix.agent.ppo import Agent
 from rlmix.classifier.errors import require_at_least
 from rlmix.classifier.evaluation.measure import subject_of
 from rlmix.classifier.files import with_filename, write_atomic

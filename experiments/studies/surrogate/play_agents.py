@@ -21,7 +21,7 @@ import numpy as np
 from numpy.typing import NDArray
 from tabulate import tabulate
 
-from rlmix.agent.ppo import Agent
+from rlmix.agent.agent import Agent
 from rlmix.classifier.errors import require_at_least
 from rlmix.classifier.files import with_filename, write_atomic
 from rlmix.classifier.hardware import resolve_device, resolve_precision

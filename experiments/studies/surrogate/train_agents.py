@@ -22,7 +22,7 @@ from stable_baselines3.common.callbacks import BaseCallback
 
 from rlmix.agent.config import PPOConfig
 from rlmix.agent.plots import png
-from rlmix.agent.ppo import Agent, build_agent
+from rlmix.agent.ppo import build_agent, to_agent
 from rlmix.agent.surrogate_vec_env import SurrogateVecEnv
 from rlmix.classifier.errors import require_at_least
 from rlmix.classifier.files import with_filename, write_atomic
@@ -165,7 +165,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
                 }
                 folder = out / f"{kind.lower()}-{seed}"
                 folder.mkdir(exist_ok=True)
-                Agent(learner.policy, model.menu, model.segments, facts).save(folder)  # type: ignore[arg-type]
+                to_agent(learner.policy, model.menu, model.segments, facts).save(folder)  # type: ignore[arg-type]
             line = {"agent": title, "settings": settings, "seconds": seconds, "curve": curve, "test": scores}
             log.add(title, line)
         learned: dict[str, list[Played]] = {}

@@ -26,8 +26,8 @@ from typing import Annotated, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from rlmix.agent.agent import Agent
 from rlmix.agent.plots import png
-from rlmix.agent.ppo import Agent
 from rlmix.classifier.errors import require_at_least
 from rlmix.classifier.files import write_atomic
 from rlmix.classifier.hardware import resolve_device, resolve_precision

@@ -16,9 +16,9 @@ import numpy as np
 import torch
 from matplotlib.figure import Figure
 
+from rlmix.agent.agent import Agent
 from rlmix.agent.files import SHIPPED
 from rlmix.agent.plots import heat_map, png
-from rlmix.agent.ppo import Agent
 from rlmix.agent.replay import as_provenance, to_schedule
 from rlmix.classifier.files import with_filename, write_atomic
 from rlmix.classifier.hardware import resolve_device, resolve_precision

@@ -22,7 +22,7 @@ import numpy as np
 import torch
 
 from rlmix.agent.config import PPOConfig
-from rlmix.agent.ppo import Agent, new_policy
+from rlmix.agent.ppo import new_policy, to_agent
 from rlmix.agent.regression import Decisions, Episode, RegressionConfig, fit_values, follow_values
 from rlmix.classifier.errors import require_at_least
 from rlmix.classifier.files import LineLog, with_filename, write_atomic
@@ -100,7 +100,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         out = Path(config.out)
         with with_filename(out):
             out.mkdir(parents=True, exist_ok=True)
-        Agent(policy, MENU, SEGMENTS, facts).save(out)
+        to_agent(policy, MENU, SEGMENTS, facts).save(out)
         result = {
             **facts,
             "regression": asdict(config.regression),

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from rlmix.agent.ppo import Agent
+from rlmix.agent.agent import Agent
 from rlmix.classifier.training.config import Precision
 from rlmix.envs import MixPolicyEnv
 from rlmix.envs.observation import DEFAULT_FEATURES
