@@ -33,6 +33,7 @@ FORMAT = AgentFormat(
     command="train_agent.py",
     fields=("observation_version", "hidden", "menu", "segments", "provenance"),
 )
+Allowed = Sequence[Sequence[int]]  # for each dimension of the menu the indices of choices that can be had
 OBSERVATION_VERSION = 1  # the default features; an agent that sees others names them in its place
 MAX_UNITS, MAX_LAYERS = 4096, 8  # units of a hidden layer, and number of such layers
 
@@ -96,9 +97,17 @@ class Agent:
     provenance: dict[str, Any]
     features: tuple[str, ...] = DEFAULT_FEATURES
 
-    def choose(self, observation: NDArray[np.float32]) -> tuple[int, ...]:
-        """Return the most probable action at an observation."""
-        return tuple(int(shares.argmax()) for shares in self._shares(observation))
+    def choose(self, observation: NDArray[np.float32], allowed: Allowed | None = None) -> tuple[int, ...]:
+        """Return the most probable action at an observation.
+
+        Args:
+            observation: `[O]`.
+            allowed: for each dimension the choices that can be had, at least one; optional, defaults to all.
+        """
+        shares = self._shares(observation)
+        if allowed is None:
+            return tuple(int(one.argmax()) for one in shares)
+        return tuple(max(among, key=one.tolist().__getitem__) for one, among in zip(shares, allowed, strict=True))
 
     def probabilities(self, observation: NDArray[np.float32]) -> dict[str, dict[str, float]]:
         """Return the probability in [0, 1] of each choice at an observation, by dimension and choice."""

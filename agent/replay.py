@@ -1,41 +1,18 @@
-"""Schedules from an agent's greedy episodes, and functions by which a training asks a schedule or an agent."""
+"""Schedules from an agent's greedy episodes."""
 
 import math
 from collections import Counter, defaultdict
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 from stable_baselines3.common.vec_env import VecEnv
 
 from rlmix.agent.agent import Agent
+from rlmix.agent.decisions import Decision, as_provenance, ask, probabilities_of
 from rlmix.agent.workers import EpisodeCursor
-from rlmix.classifier.mixing import MixPolicy, PolicyError, PolicySchedule
+from rlmix.classifier.mixing import MixPolicy, PolicySchedule
 from rlmix.envs import Menu
-from rlmix.envs.observation import TrainingState, observe
-
-PROBABILITIES = "probabilities"  # field of a schedule's provenance, for those that an agent gave
-DIGITS = 6  # decimals of a stored probability
-
-Probabilities = Mapping[str, Mapping[str, float]]  # by dimension of the menu and choice, each in [0, 1]
-
-
-class Decision(NamedTuple):
-    """Choice for a segment.
-
-    Attributes:
-        policy: policy of the segment.
-        action: the agent's action; None from a schedule.
-        probabilities: probability that the agent gave each choice; None from a schedule.
-    """
-
-    policy: MixPolicy
-    action: tuple[int, ...] | None = None
-    probabilities: Probabilities | None = None
-
-
-PolicyFn = Callable[[TrainingState], Decision]
 
 
 def greedy_schedules(agent: Agent, workers: VecEnv, episodes: int) -> list[PolicySchedule]:
@@ -56,7 +33,7 @@ def greedy_schedules(agent: Agent, workers: VecEnv, episodes: int) -> list[Polic
     running: list[list[Decision]] = [[] for _ in range(workers.num_envs)]
     while any(len(episodes_of_one) < rounds for episodes_of_one in finished):
         assert isinstance(observations, np.ndarray)
-        choices = [_choice(agent, observation) for observation in observations]
+        choices = [ask(agent, observation) for observation in observations]
         observations, _, dones, infos = workers.step(np.array([choice.action for choice in choices]))
         for worker, (choice, done, info) in enumerate(zip(choices, dones, infos, strict=True)):
             running[worker].append(choice)
@@ -135,48 +112,6 @@ def candidates(schedules: Sequence[PolicySchedule], most: int) -> dict[str, Poli
     return chosen
 
 
-def as_provenance(probabilities: Sequence[Probabilities | None]) -> dict[str, Any]:
-    """Return the provenance of a schedule with its segments' probabilities; empty where one is None."""
-    if None in probabilities:
-        return {}
-    rounded = [
-        {dimension: {name: round(share, DIGITS) for name, share in shares.items()} for dimension, shares in one.items()}
-        for one in probabilities
-        if one is not None
-    ]
-    return {PROBABILITIES: rounded}
-
-
-def probabilities_of(schedule: PolicySchedule) -> list[Probabilities] | None:
-    """Return the probabilities that an agent gave in each segment of a schedule; None where none are stored.
-
-    Raises:
-        PolicyError: the stored field is not of this form; the message names it.
-    """
-    kept = schedule.provenance.get(PROBABILITIES)
-    if kept is None:
-        return None
-    field, count = f"provenance.{PROBABILITIES}", len(schedule.segments)
-    if not isinstance(kept, list) or len(kept) != count:
-        raise PolicyError(f"{field} must be a list of {count}, one for each segment, got {kept!r:.80}")
-    for place, one in enumerate(kept):
-        if (
-            not (isinstance(one, dict) and one)
-            or set(one) != set(kept[0])
-            or not all(isinstance(shares, dict) and shares for shares in one.values())
-        ):
-            raise PolicyError(f"{field}[{place}] must be an object of objects, as the first one is, got {one!r:.80}")
-        for dimension, shares in one.items():
-            if list(shares) != list(kept[0][dimension]):
-                raise PolicyError(f"{field}[{place}].{dimension:.80} must name the choices of the first segment")
-            for name, share in shares.items():
-                if isinstance(share, bool) or not isinstance(share, int | float) or not 0 <= share <= 1:
-                    raise PolicyError(
-                        f"{field}[{place}].{dimension:.80}.{name:.80} must be a number in [0, 1], got {share!r:.80}"
-                    )
-    return kept
-
-
 def _mean_probabilities(schedules: Sequence[PolicySchedule]) -> dict[str, Any]:
     kept = [probabilities_of(schedule) for schedule in schedules]
     asked = [one for one in kept if one is not None]
@@ -191,28 +126,3 @@ def _mean_probabilities(schedules: Sequence[PolicySchedule]) -> dict[str, Any]:
             for column in zip(*asked, strict=True)
         ]
     )
-
-
-def from_schedule(schedule: PolicySchedule) -> PolicyFn:
-    """Return a function that reads each segment's policy from a schedule."""
-
-    def choose(state: TrainingState) -> Decision:
-        # Compared in updates: in progress, rounding could keep a segment that ends here.
-        segments = schedule.segments
-        return Decision(next(policy for until, policy in segments if round(until * state.task.updates) > done(state)))
-
-    def done(state: TrainingState) -> int:
-        return round(state.progress * state.task.updates)
-
-    return choose
-
-
-def from_agent(agent: Agent) -> PolicyFn:
-    """Return a function that asks the agent at every segment."""
-
-    return lambda state: _choice(agent, observe(state, agent.menu, agent.features))
-
-
-def _choice(agent: Agent, observation: NDArray[np.float32]) -> Decision:
-    action = agent.choose(observation)
-    return Decision(agent.menu.policy(action), action, agent.probabilities(observation))

@@ -26,7 +26,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
             print(recipe_table())
             return
 
-        from rlmix.agent.replay import from_schedule
+        from rlmix.agent.decisions import from_schedule
         from rlmix.classifier.mixing import PolicySchedule
         from rlmix.experiments.runs.config import stored_config
         from rlmix.experiments.runs.folder import RunFolder

@@ -5,7 +5,7 @@ from rlmix.classifier.mixing.draw import MixDraw
 from rlmix.classifier.mixing.methods import METHODS
 from rlmix.classifier.mixing.policy import Interleaver, LamDistribution, MixPolicy, PolicyError
 from rlmix.classifier.mixing.schedule import PolicySchedule
-from rlmix.classifier.mixing.targets import one_hot, soft_cross_entropy
+from rlmix.classifier.mixing.targets import as_targets, one_hot, soft_binary_cross_entropy, soft_cross_entropy
 
 __all__ = [
     "METHODS",
@@ -15,7 +15,9 @@ __all__ = [
     "MixPolicy",
     "PolicyError",
     "PolicySchedule",
+    "as_targets",
     "mix_batch",
     "one_hot",
+    "soft_binary_cross_entropy",
     "soft_cross_entropy",
 ]

@@ -5,11 +5,24 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+from rlmix.classifier.errors import InputError
 from rlmix.classifier.mixing.draw import MixDraw
 from rlmix.classifier.mixing.method import MixInput
 from rlmix.classifier.mixing.methods import METHODS
 from rlmix.classifier.mixing.policy import MixPolicy
-from rlmix.classifier.mixing.targets import one_hot, smooth
+from rlmix.classifier.mixing.targets import as_targets, smooth
+
+
+def require_float(images: Tensor) -> None:
+    """Raise unless images are floating-point numbers.
+
+    Raises:
+        InputError: they are whole numbers, such as uint8.
+    """
+    if not images.is_floating_point():
+        raise InputError(
+            f"expected floating-point images, got {images.dtype}; convert them: images.float() / 255, then normalise"
+        )
 
 
 def mix_batch(
@@ -31,7 +44,8 @@ def mix_batch(
 
     Args:
         images: `[B, C, H, W]`, floating point, normalised as the network sees them.
-        targets: `[B, K]`, one-hot or soft, rows summing to 1; or labels `[B]`, whole numbers in [0, num_classes).
+        targets: `[B, K]`, one-hot or soft, of any type of number, rows summing to 1; or labels `[B]`, whole numbers in
+            [0, num_classes).
         policy: mixing policy.
         method: the policy's method for this batch: `Interleaver().next(policy.shares)`.
         generator: a CPU generator; the draws are the same on every device.
@@ -49,14 +63,11 @@ def mix_batch(
         ValueError: shapes or types do not fit, the method is not known, needs what it was not given, or mixes hidden
             states.
     """
-    if not images.is_floating_point():
-        raise ValueError(
-            f"expected floating-point images, got {images.dtype}; convert them: images.float() / 255, then normalise"
-        )
+    require_float(images)
     if targets.ndim == 1 and not targets.is_floating_point():
         if num_classes is None:
             raise ValueError("expected num_classes beside labels [B], got none; pass num_classes, or targets [B, K]")
-        targets = one_hot(targets.long(), num_classes)
+        targets = as_targets(targets, num_classes)
     if images.ndim != 4 or targets.ndim != 2 or len(images) != len(targets):
         raise ValueError(
             "expected images [B, C, H, W] and targets [B, K] or labels [B] with the same B, "

@@ -93,6 +93,7 @@ class Method:
         gradient_in_eval: whether that gradient, where it needs a pass of its own, is taken in evaluation mode, as in
             Puzzle Mix; R-Mix uses batch statistics.
         needs_threshold: whether `mix` reads R-Mix's threshold.
+        needs_colours: whether `mix` reads the mean and standard deviation that the images were normalised by.
         stage: for methods that mix hidden states: a uniform draw to the stage, 0 the images themselves (which `mix`
             then has mixed), i the output of the network's stage i (which is left to the caller).
         library: imports what `mix` needs beyond this project's dependencies; raises ImportError where it is absent.
@@ -104,6 +105,7 @@ class Method:
     needs_gradient: bool = False
     gradient_in_eval: bool = False
     needs_threshold: bool = False
+    needs_colours: bool = False
     stage: Callable[[float], int] | None = None
     library: Callable[[], object] | None = None
     fits: Callable[[int, int], object] | None = None

@@ -291,7 +291,13 @@ _MASK = {"beta": Option(1.2, 0, 10), "gamma": Option(0.5, 0, 10), "eta": Option(
 _MOVES = {"t_eps": Option(0.8, 0, 10), "t_size": Option(4, -1, 64, whole=True)}
 
 PUZZLEMIX_NO_TRANSPORT = Method(
-    _mix, options=_MASK, needs_gradient=True, gradient_in_eval=True, library=graph_cuts, fits=block_counts
+    _mix,
+    options=_MASK,
+    needs_gradient=True,
+    gradient_in_eval=True,
+    needs_colours=True,
+    library=graph_cuts,
+    fits=block_counts,
 )
 PUZZLEMIX = replace(PUZZLEMIX_NO_TRANSPORT, options={**_MASK, **_MOVES})
 

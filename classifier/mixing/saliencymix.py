@@ -85,7 +85,7 @@ def _mix(batch: MixInput, settings: MixSettings, draw: MixDraw) -> Mixed:
     return saliencymix(batch.images, batch.targets, partner=draw.partner, lam=settings.lam, saliency=saliency)
 
 
-SALIENCYMIX = Method(_mix)
+SALIENCYMIX = Method(_mix, needs_colours=True)
 
 
 def _within(centre: Tensor, half: int, side: int) -> Tensor:

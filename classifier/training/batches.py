@@ -16,13 +16,11 @@ from torch import Tensor
 
 from rlmix.classifier.data import ImageFiles, Splits, StreamDraw, augment, normalise, pad_images, stream_batches
 from rlmix.classifier.errors import InputError
-from rlmix.classifier.mixing.draw import MixDraw, seed_from
+from rlmix.classifier.mixing.draw import MixDraw
 from rlmix.classifier.mixing.methods import METHODS
 from rlmix.classifier.mixing.policy import MixPolicy
 from rlmix.classifier.training.config import TrainConfig
-
-BLOCK = 32  # updates whose random draws are made and sent to the device at a time
-STREAMS = {"data": 0, "mixing": 1, "epoch": 2, "crop": 3}
+from rlmix.classifier.training.draws import BLOCK, mixing_block, stream_generator
 
 
 @dataclass(frozen=True)
@@ -260,9 +258,8 @@ class BatchSource:
     def _draw_mixing(self, block: int) -> tuple[list[MixDraw], Views]:
         """Draw a block's mixing, and the views through which its updates see a batch for the second time."""
         generator = self._generator("mixing", block)
-        keys = [(self.seed, update) for update in range(block * BLOCK, (block + 1) * BLOCK)]
-        draws = MixDraw.sample_block(
-            self._config.batch_size, keys, generator=generator, part=self._slice, send=self._send
+        draws = mixing_block(
+            self.seed, block, self._config.batch_size, generator=generator, part=self._slice, send=self._send
         )
         return draws, self._send_views(self._draw_views(generator))
 
@@ -275,18 +272,7 @@ class BatchSource:
         return tensor
 
     def _generator(self, stream: str, number: int) -> torch.Generator:
-        return torch.Generator().manual_seed(stream_seed(self.seed, stream, number))
-
-
-def stream_seed(seed: int, stream: str, number: int) -> int:
-    """Derive the RNG seed of one block of one stream of draws.
-
-    Args:
-        seed: RNG seed of the training.
-        stream: a name of `STREAMS`.
-        number: number of the block, from -1.
-    """
-    return seed_from(seed, STREAMS[stream], number + 1)
+        return stream_generator(self.seed, stream, number)
 
 
 def _channels_last(images: Tensor) -> Tensor:

@@ -7,7 +7,12 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
 
+import torch
+from torch import Tensor, nn
+
 from rlmix.classifier.mixing.methods import METHODS
+
+CALIBRATION_BINS = 15
 
 
 @dataclass(frozen=True)
@@ -109,3 +114,29 @@ class EvalStats:
         """Return the values of guessing, used for a network before its training and after one that diverged."""
         chance = 1 / num_classes
         return cls(chance, math.log(num_classes), chance, 0.0, 0)
+
+    @classmethod
+    def from_sums(cls, sums: Tensor, bins: Tensor, images: int) -> EvalStats:
+        """Return the values from `evaluation_sums` over `images` images; copies them to the host once."""
+        measured = torch.cat((sums / images, (bins[0] - bins[1]).abs().sum()[None]))
+        accuracy, loss, confidence, gaps = measured.tolist()
+        return cls(accuracy, loss, confidence, gaps / images, images)
+
+
+def evaluation_sums(logits: Tensor, labels: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
+    """Return sums of (hits, loss, confidence) `[3]`, and of (hits, confidence) per bin of confidence `[2, 15]`.
+
+    Args:
+        logits: `[B, K]` float32.
+        labels: `[B]` int64.
+        weight: `[B]` float32, 1 for an image that counts and 0 for padding.
+    """
+    loss = nn.functional.cross_entropy(logits, labels, reduction="none")
+    confidence, answer = logits.softmax(dim=1).max(dim=1)
+    hits = (answer == labels).float() * weight
+    confidence = confidence * weight
+    # Clamped from below too: a diverged network's NaN may become an index out of range.
+    place = (confidence * CALIBRATION_BINS).long().clamp(0, CALIBRATION_BINS - 1)
+    member = nn.functional.one_hot(place, CALIBRATION_BINS).float()
+    values = torch.stack((hits, confidence))
+    return torch.stack((hits.sum(), (loss * weight).sum(), confidence.sum())), values @ member

@@ -10,13 +10,11 @@ import copy
 import math
 import time
 import warnings
-from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import replace
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 from torch import distributed as dist
@@ -30,18 +28,17 @@ from rlmix.classifier.mixing.manifold import mixed_stage
 from rlmix.classifier.mixing.method import MixInput
 from rlmix.classifier.mixing.methods import METHODS
 from rlmix.classifier.mixing.policy import Interleaver, MixPolicy
-from rlmix.classifier.mixing.rmix import GRIDS
-from rlmix.classifier.mixing.saliency import input_gradient, patch_saliency
+from rlmix.classifier.mixing.saliency import input_gradient
 from rlmix.classifier.mixing.targets import lamix_target, one_hot, smooth, soft_cross_entropy
 from rlmix.classifier.models import attach_label_head, build_model, hidden_stages, without_label_head
-from rlmix.classifier.training.batches import Batch, BatchSource, recycled_updates, stream_seed
+from rlmix.classifier.training.batches import Batch, BatchSource, recycled_updates
 from rlmix.classifier.training.config import TrainConfig
+from rlmix.classifier.training.draws import stream_seed
 from rlmix.classifier.training.optimisers import LR_SCHEDULES, OPTIMISERS, restart_optimiser
-from rlmix.classifier.training.stats import EvalStats, TrainStats, UpdateStats
+from rlmix.classifier.training.segment_sums import PROBES, SegmentSums, measure_probe, measure_update
+from rlmix.classifier.training.stats import CALIBRATION_BINS, EvalStats, TrainStats, evaluation_sums
 
-PROBES = 4  # clean updates at the end of a segment whose saliency and gradient are measured
 EVALUATION_BATCH = 500  # images; one shape, so that evaluation is compiled once
-CALIBRATION_BINS = 15
 
 
 class Trainer:
@@ -156,8 +153,7 @@ class Trainer:
         recycled = recycled_updates(plan, policy) if self.config.saliency == "recycled" else [False] * updates
         beta = torch.full((), policy.label_beta, device=self.device)
         attached = torch.full((), 0.0 if policy.label_detach else 1.0, device=self.device)
-        sums = {kind: torch.zeros(3, device=self.device) for kind in ("clean", "mixed")}
-        probe_sums = torch.zeros(2, device=self.device)
+        sums = SegmentSums(self.device)
         self.model.train()
         with self._own_random_state():
             for step, method in enumerate(plan):
@@ -173,33 +169,23 @@ class Trainer:
                 leaf = images.detach().requires_grad_(recycle or probed)
                 loss, stats, _ = self._mixed_loss(method, policy, draw)(leaf, targets, beta, attached)
                 loss.backward()
-                sums["clean" if method == "clean" else "mixed"] += stats
+                sums.add(method, stats)
                 if recycle or probed:
                     batch.gradient = leaf.grad
                 if method == "clean":
                     # None otherwise: the gradient of an earlier batch is stale.
                     self._waiting = batch if recycle else None
                 if probed:
-                    probe_sums += self._probe(batch)
+                    assert batch.gradient is not None
+                    sums.add_probe(measure_probe(batch.gradient, *self._gradients()))
                 self._end_update()
-        counts = Counter(plan)
-        self._average(*sums.values(), probe_sums)
+        self._average(*sums.tensors)
         weights = [parameter.detach() for parameter in self.model.parameters()]
-        # The largest weight: a sum of squares could overflow although every weight is finite.
-        largest = nn.utils.get_total_norm(weights, math.inf)
-        clean, other, probed_means, weight = _to_host(sums["clean"], sums["mixed"], probe_sums, largest[None])
-        finite = all(math.isfinite(value) for value in (*clean, *other, *weight))
-        measured = bool(probes) and all(math.isfinite(value) for value in probed_means)
-        return TrainStats(
-            updates=updates,
+        return sums.read(
             images=updates * self.config.batch_size,
-            seconds=time.perf_counter() - started,
-            methods={method: counts[method] for method in METHODS if counts[method]},
-            clean=UpdateStats.from_sums(clean, counts["clean"]),
-            mixed=UpdateStats.from_sums(other, updates - counts["clean"]),
-            saliency_entropy=probed_means[0] / len(probes) if measured else None,
-            gradient_norm=probed_means[1] / len(probes) if measured else None,
-            diverged=not finite,
+            started=started,
+            # The largest weight: a sum of squares could overflow although every weight is finite.
+            largest=nn.utils.get_total_norm(weights, math.inf),
         )
 
     def _end_update(self) -> None:
@@ -286,8 +272,7 @@ class Trainer:
                 bins += chunk_bins
         self._average(sums, bins)
         sums, bins = sums * self.world, bins * self.world
-        (accuracy, loss, confidence), gaps = _to_host(sums / count, (bins[0] - bins[1]).abs().sum()[None])
-        return EvalStats(accuracy, loss, confidence, gaps[0] / count, count)
+        return EvalStats.from_sums(sums, bins, count)
 
     def state_dict(self) -> dict[str, Any]:
         """Return everything that a resumed training needs to end as an uninterrupted one, bit for bit."""
@@ -390,24 +375,13 @@ class Trainer:
         local, global_logits = self._logits(self._network, images)
         target = lamix_target(targets, global_logits, beta, attached)
         loss = soft_cross_entropy(local, target).mean()
-        fixed = target.detach()
-        entropy = torch.special.entr(fixed).sum(dim=1).mean()
         seen = local.detach()
-        hits = (seen.argmax(dim=1) == fixed.argmax(dim=1)).float().mean()
-        return loss, torch.stack((loss.detach(), entropy, hits)), seen
+        return loss, measure_update(loss, seen, target.detach()), seen
 
     def _batch_sums(self, images: Tensor, labels: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
-        """Return sums of (hits, loss, confidence) `[3]`, and of (hits, confidence) per bin of confidence `[2, 15]`."""
+        """Return `evaluation_sums` of images `[B, C, H, W]`."""
         local, _ = self._logits(self.model, images)
-        loss = nn.functional.cross_entropy(local, labels, reduction="none")
-        confidence, answer = local.softmax(dim=1).max(dim=1)
-        hits = (answer == labels).float() * weight
-        confidence = confidence * weight
-        # Clamped from below too: a diverged network's NaN may become an index out of range.
-        place = (confidence * CALIBRATION_BINS).long().clamp(0, CALIBRATION_BINS - 1)
-        member = nn.functional.one_hot(place, CALIBRATION_BINS).float()
-        values = torch.stack((hits, confidence))
-        return torch.stack((hits.sum(), (loss * weight).sum(), confidence.sum())), values @ member
+        return evaluation_sums(local, labels, weight)
 
     def _mixed_loss(
         self, method: str, policy: MixPolicy, draw: MixDraw
@@ -471,17 +445,10 @@ class Trainer:
     def _batch_source(self, seed: int) -> BatchSource:
         return BatchSource(self.config, self.data, seed=seed, device=self.device, rank=self.rank, world=self.world)
 
-    def _probe(self, batch: Batch) -> Tensor:
-        """Return relative saliency entropy of a clean batch and relative norm of its parameter gradient, `[2]`."""
-        assert batch.gradient is not None
-        height, width = batch.gradient.shape[-2:]
-        grid = next((grid for grid in GRIDS if height % grid == 0 and width % grid == 0), 1)
-        saliency = patch_saliency(batch.gradient, grid).flatten(1)
-        entropy = torch.special.entr(saliency).sum(dim=1).mean() / max(math.log(saliency.shape[1]), 1e-9)
+    def _gradients(self) -> tuple[list[Tensor], list[nn.Parameter]]:
+        """Return the gradients that there are, and their parameters."""
         parameters = [parameter for parameter in self.model.parameters() if parameter.grad is not None]
-        norm = nn.utils.get_total_norm([parameter.grad for parameter in parameters if parameter.grad is not None])
-        scale = nn.utils.get_total_norm([parameter.detach() for parameter in parameters])
-        return torch.stack((entropy, norm / scale.clamp(min=1e-12)))
+        return [parameter.grad for parameter in parameters if parameter.grad is not None], parameters
 
     @contextmanager
     def _own_random_state(self) -> Iterator[None]:
@@ -493,10 +460,3 @@ class Trainer:
                 torch.cuda.manual_seed(stream_seed(self.seed, "data", self.updates_done) + self.rank)
             yield
             self._random_state = torch.get_rng_state()
-
-
-def _to_host(*tensors: Tensor) -> list[list[float]]:
-    """Return the values of 1-d tensors, copied to the host in one transfer."""
-    values = torch.cat(tensors).tolist()
-    ends = np.cumsum([len(tensor) for tensor in tensors])
-    return [values[end - len(tensor) : end] for end, tensor in zip(ends, tensors, strict=True)]

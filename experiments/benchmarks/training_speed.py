@@ -30,8 +30,8 @@ from rlmix.classifier.files import write_atomic
 from rlmix.classifier.hardware import resolve_device, resolve_precision, why_not_compile
 from rlmix.classifier.mixing import MixPolicy
 from rlmix.classifier.models import build_model
-from rlmix.classifier.training.batches import BLOCK
 from rlmix.classifier.training.config import Precision
+from rlmix.classifier.training.draws import BLOCK
 from rlmix.classifier.training.trainer import Trainer
 from rlmix.envs import MixPolicyEnv, TaskDistribution
 from rlmix.experiments.benchmarks.timing import (

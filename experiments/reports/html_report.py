@@ -21,7 +21,7 @@ from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from torch import Tensor
 
-from rlmix.agent.replay import probabilities_of
+from rlmix.agent.decisions import probabilities_of
 from rlmix.agent.tags import Tag
 from rlmix.classifier.mixing import PolicySchedule
 from rlmix.experiments.reports.charts import Chart, probability_timeline

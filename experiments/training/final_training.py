@@ -7,7 +7,7 @@ import sys
 import time
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack, nullcontext
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from typing import Any
 
 from safetensors.torch import save
@@ -15,14 +15,15 @@ from torch import Tensor, distributed
 from torch.utils.tensorboard.writer import SummaryWriter
 from tqdm import tqdm
 
-from rlmix.agent.replay import PolicyFn, Probabilities, as_provenance
+from rlmix.agent.decisions import PolicyFn
+from rlmix.agent.scheduler import PolicyScheduler
 from rlmix.agent.tags import Layout, Tag, multiline
 from rlmix.classifier.data import Splits
 from rlmix.classifier.files import write_atomic
 from rlmix.classifier.hardware import set_threads
-from rlmix.classifier.mixing import MixPolicy, PolicySchedule
+from rlmix.classifier.mixing import MixPolicy
 from rlmix.classifier.mixing.picture import mixed_picture
-from rlmix.classifier.training.stats import EvalStats, TrainStats, UpdateStats, merge_stats
+from rlmix.classifier.training.stats import EvalStats
 from rlmix.classifier.training.trainer import Trainer
 from rlmix.envs import Task
 from rlmix.envs.observation import TrainingState
@@ -80,7 +81,7 @@ def train_to_the_end(
     test = trainer.evaluate("test")  # the one time that it is read
     summary = {
         "trained_under": name,
-        "schedule": training.chosen_schedule().to_json(),
+        "schedule": training.scheduler.schedule().to_json(),
         "kept": {"progress": training.best_progress, "selected_by": training.selected_by},
         "validation": None if config.train_on_validation else asdict(training.best_validation),
         "development": asdict(trainer.evaluate("development")) if len(data.development) else None,
@@ -156,18 +157,16 @@ class FinalTraining:
     def __init__(
         self, config: FinalConfig, run: RunFolder | None, trainer: Trainer, choose: PolicyFn, segments: Sequence[float]
     ) -> None:
-        self._config, self._run, self._trainer, self._choose = config, run, trainer, choose
+        self._config, self._run, self._trainer = config, run, trainer
         total = config.train.updates
-        self._segment_ends = sorted({max(round(end * total), 1) for end in segments})
         self._evaluation_ends = {
             round((number + 1) / config.evaluations * total) for number in range(config.evaluations)
         }
-        self._task = Task(len(trainer.data.train), total, config.data.label_noise, config.data_seed)
-        self._chosen: list[tuple[float, MixPolicy]] = []
-        self._probabilities: list[Probabilities | None] = []  # of each that was chosen
-        self._policy: MixPolicy | None = None
-        self._parts: list[TrainStats] = []
-        self._state = self._training_state()
+        task = Task(len(trainer.data.train), total, config.data.label_noise, config.data_seed)
+        state = TrainingState(
+            task, trainer.num_classes, trainer.config.batch_size, trainer.progress, trainer.relative_lr
+        )
+        self.scheduler = PolicyScheduler(choose, segments, state, updates=total)
         self.best_network: dict[str, Tensor] = {}
         self.best_progress = 0.0
         self.best_validation = EvalStats(0.0, 0.0, 0.0, 0.0, 0)
@@ -231,7 +230,7 @@ class FinalTraining:
                     self._open_method(self._run, folder.name.removeprefix(METHOD_RUN))
             writer.add_custom_scalars(layout(validated=not self._config.train_on_validation))
             while self._trainer.updates_done < self._config.train.updates:
-                if self._policy is None:
+                if self.scheduler.policy is None:
                     self._start_segment(writer)
                 self._train_chunk(writer, bar)
                 due = time.monotonic() - saved >= self._config.checkpoint_seconds
@@ -276,18 +275,11 @@ class FinalTraining:
         """Return whether to stop: after a signal, or in the first distributed process if there is a stop file."""
         return stop.asked if stop is not None else self._run is not None and stop_file(self._run.path).exists()
 
-    def chosen_schedule(self) -> PolicySchedule:
-        """Return the policies that were used as a schedule, with the probabilities that an agent gave."""
-        return PolicySchedule(tuple(self._chosen), as_provenance(self._probabilities))
-
     def _start_segment(self, writer: SummaryWriter | _NoEvents) -> None:
-        self._policy, self._action, probabilities = self._choose(self._state)
-        self._probabilities.append(probabilities)
         done = self._trainer.updates_done
-        end = next(end for end in self._segment_ends if end > done)
-        self._chosen.append((end / self._config.train.updates, self._policy))
-        writer.add_text(Tag.POLICY, str(self._policy), done)
-        self._show_policy(writer, self._policy, done)
+        policy = self.scheduler.start_segment(done)
+        writer.add_text(Tag.POLICY, str(policy), done)
+        self._show_policy(writer, policy, done)
 
     def _show_policy(self, writer: SummaryWriter | _NoEvents, policy: MixPolicy, update: int) -> None:
         """Log the policy at an update; each method is a run of its own, because TensorBoard colours lines by run."""
@@ -295,7 +287,7 @@ class FinalTraining:
         writer.add_scalar(Tag.LABEL_SMOOTHING, policy.label_smoothing, update)
         if self._run is None:
             return
-        for method in dict.fromkeys(method for _, chosen in self._chosen for method in chosen.shares):
+        for method in dict.fromkeys(method for _, chosen in self.scheduler.chosen for method in chosen.shares):
             if method not in self._methods:
                 self._open_method(self._run, method)
             self._methods[method].add_scalar(Tag.METHOD_SHARE, policy.shares.get(method, 0.0), update)
@@ -311,15 +303,16 @@ class FinalTraining:
         """Train up to the next evaluation or end of a segment, at most `CHUNK` updates, and log it."""
         trainer = self._trainer
         done = trainer.updates_done
-        segment_end = next(end for end in self._segment_ends if end > done)
+        segment_end = self.scheduler.end(done)
         evaluation_end = min(end for end in self._evaluation_ends if end > done)
         end = min(done + CHUNK, segment_end, evaluation_end)
-        assert self._policy is not None
-        stats = trainer.train(self._policy, end - done, probe=end == segment_end)
+        policy = self.scheduler.policy
+        assert policy is not None
+        stats = trainer.train(policy, end - done, probe=end == segment_end)
         if stats.diverged:
             losses = [part.loss for part in (stats.clean, stats.mixed) if part is not None]
             raise self._diverged("a weight" if all(map(math.isfinite, losses)) else "the loss")
-        self._parts.append(stats)
+        self.scheduler.add(stats)
         bar.update(end - done)
         for loss_tag, accuracy_tag, part in (
             (Tag.CLEAN_LOSS, Tag.CLEAN_ACCURACY, stats.clean),
@@ -328,7 +321,7 @@ class FinalTraining:
             if part is not None:
                 writer.add_scalar(loss_tag, part.loss, end)
                 writer.add_scalar(accuracy_tag, part.accuracy, end)
-        self._show_policy(writer, self._policy, end)
+        self._show_policy(writer, policy, end)
         writer.add_scalar(Tag.LEARNING_RATE, trainer.relative_lr * self._config.train.lr, end)
         writer.add_scalar(Tag.IMAGES_PER_SECOND, stats.images / stats.seconds, end)
         if end in self._evaluation_ends:
@@ -381,23 +374,10 @@ class FinalTraining:
             data = trainer.data
             picture = mixed_picture(images, targets, class_names=data.class_names, mean=data.mean, std=data.std)
             writer.add_image(Tag.MIXED_IMAGES, picture, trainer.updates_done, dataformats="HWC")
-        self._state = self._training_state(
-            segment=merge_stats(self._parts),
+        self.scheduler.end_segment(
+            progress=trainer.progress,
+            relative_lr=trainer.relative_lr,
             evaluation=self._validated(1000),  # as in the environment
-            accuracy_before=(self._state.evaluation or EvalStats.at_chance(trainer.num_classes)).accuracy,
-            action=self._action,
-        )
-        self._policy, self._parts = None, []
-
-    def _training_state(self, **measured: Any) -> TrainingState:
-        trainer = self._trainer
-        return TrainingState(
-            self._task,
-            trainer.num_classes,
-            trainer.config.batch_size,
-            trainer.progress,
-            trainer.relative_lr,
-            **measured,
         )
 
     def _broadcast(self, value: Any) -> Any:
@@ -410,23 +390,7 @@ class FinalTraining:
 
     def _progress(self) -> dict[str, Any]:
         """Return a copy of the training's state, for `_restore`."""
-        state = self._state
-        return {
-            "trainer": self._trainer.state_dict(),
-            "chosen": [[until, policy.to_json()] for until, policy in self._chosen],
-            "probabilities": list(self._probabilities),
-            "running": self._policy is not None,
-            "action": None if self._policy is None or self._action is None else list(self._action),
-            "parts": [asdict(part) for part in self._parts],
-            "state": {
-                "progress": state.progress,
-                "relative_lr": state.relative_lr,
-                "stretch": None if state.segment is None else asdict(state.segment),  # the segment, by its first name
-                "evaluation": None if state.evaluation is None else asdict(state.evaluation),
-                "accuracy_before": state.accuracy_before,
-                "action": None if state.action is None else list(state.action),
-            },
-        }
+        return {"trainer": self._trainer.state_dict(), **self.scheduler.state_dict()}
 
     def _save(self) -> None:
         progress = self._progress()
@@ -443,22 +407,7 @@ class FinalTraining:
 
     def _restore(self, progress: dict[str, Any]) -> None:
         self._trainer.load_state_dict(progress["trainer"])
-        self._chosen = [(until, MixPolicy.from_json(policy)) for until, policy in progress["chosen"]]
-        # Old checkpoints do not have probabilities.
-        self._probabilities = progress.get("probabilities", [None] * len(self._chosen))
-        self._policy = self._chosen[-1][1] if progress["running"] else None
-        self._action = None if progress["action"] is None else tuple(progress["action"])
-        self._parts = [_stats(part) for part in progress["parts"]]
-        state = progress["state"]
-        self._state = replace(
-            self._state,
-            progress=state["progress"],
-            relative_lr=state["relative_lr"],
-            segment=None if state["stretch"] is None else _stats(state["stretch"]),
-            evaluation=None if state["evaluation"] is None else EvalStats(**state["evaluation"]),
-            accuracy_before=state["accuracy_before"],
-            action=None if state["action"] is None else tuple(state["action"]),
-        )
+        self.scheduler.load_state_dict(progress)
 
 
 class _NoEvents:
@@ -466,9 +415,3 @@ class _NoEvents:
 
     def __getattr__(self, name: str) -> Callable[..., None]:
         return lambda *_, **__: None
-
-
-def _stats(value: dict[str, Any]) -> TrainStats:
-    """Return the TrainStats that `asdict` has converted."""
-    updates = {kind: None if value[kind] is None else UpdateStats(**value[kind]) for kind in ("clean", "mixed")}
-    return TrainStats(**{**value, **updates})

@@ -11,9 +11,10 @@ from pathlib import Path
 import torch
 
 from rlmix.agent.agent import Agent
+from rlmix.agent.decisions import PolicyFn, choose_by, segments_of
 from rlmix.agent.files import SHIPPED
+from rlmix.agent.loop_policy import policies_of
 from rlmix.agent.ray_env import WorkerResources
-from rlmix.agent.replay import PolicyFn, from_agent, from_schedule
 from rlmix.classifier.mixing import MixPolicy, PolicySchedule
 from rlmix.experiments.runs.config import stored_config
 from rlmix.experiments.runs.errors import RunError
@@ -118,20 +119,16 @@ class PolicySource:
     @property
     def choose(self) -> PolicyFn:
         """Function that chooses the policy of each segment."""
-        return from_agent(self.policy) if isinstance(self.policy, Agent) else from_schedule(self.policy)
+        return choose_by(self.policy)
 
     @property
     def segments(self) -> Sequence[float]:
         """Progress at which each segment ends."""
-        if isinstance(self.policy, Agent):
-            return self.policy.segments
-        return [until for until, _ in self.policy.segments]
+        return segments_of(self.policy)
 
     def policies(self) -> list[MixPolicy]:
         """Return the policies of the schedule, or all that the agent may choose."""
-        if isinstance(self.policy, Agent):
-            return [self.policy.menu.policy(action) for action in self.policy.menu.actions()]
-        return [policy for _, policy in self.policy.segments]
+        return policies_of(self.policy)
 
     def save(self, run: Path) -> None:
         """Copy the policy into a run folder, so that the training can be resumed without the original."""

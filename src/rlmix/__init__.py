@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from rlmix.agent.agent import Agent
+    from rlmix.agent.own_loop import RLMix
     from rlmix.classifier.mixing import (
         Interleaver,
         LamDistribution,
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
         PolicySchedule,
         mix_batch,
         one_hot,
+        soft_binary_cross_entropy,
         soft_cross_entropy,
     )
     from rlmix.envs import MixPolicyEnv
@@ -30,8 +32,10 @@ _MODULES = {
     "MixPolicy": "rlmix.classifier.mixing",
     "MixPolicyEnv": "rlmix.envs",
     "PolicySchedule": "rlmix.classifier.mixing",
+    "RLMix": "rlmix.agent.own_loop",
     "mix_batch": "rlmix.classifier.mixing",
     "one_hot": "rlmix.classifier.mixing",
+    "soft_binary_cross_entropy": "rlmix.classifier.mixing",
     "soft_cross_entropy": "rlmix.classifier.mixing",
 }
 
@@ -97,7 +101,9 @@ __all__ = [
     "MixPolicy",
     "MixPolicyEnv",
     "PolicySchedule",
+    "RLMix",
     "mix_batch",
     "one_hot",
+    "soft_binary_cross_entropy",
     "soft_cross_entropy",
 ]

@@ -12,18 +12,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from rlmix.agent.baselines import FIXED, balanced_schedules, random_schedule
-from rlmix.agent.replay import (
-    Probabilities,
-    as_provenance,
-    candidates,
-    from_agent,
-    from_schedule,
-    greedy_schedules,
-    likeliest_schedules,
-    majority,
-    probabilities_of,
-    to_schedule,
-)
+from rlmix.agent.decisions import Probabilities, as_provenance, from_agent, from_schedule, probabilities_of
+from rlmix.agent.replay import candidates, greedy_schedules, likeliest_schedules, majority, to_schedule
 from rlmix.agent.workers import EpisodeCursor, episode_seed
 from rlmix.classifier.mixing import MixPolicy, PolicyError, PolicySchedule
 from rlmix.envs import DIMENSIONS, Menu
@@ -85,7 +75,7 @@ class FixedAgent:
 
     menu, segments = MENU, SEGMENTS
 
-    def choose(self, observation: np.ndarray) -> tuple[int, ...]:
+    def choose(self, observation: np.ndarray, allowed: object = None) -> tuple[int, ...]:
         return int(observation[0] * 7), 0, 0, 0
 
     def probabilities(self, observation: np.ndarray) -> Probabilities:
@@ -150,7 +140,7 @@ def test_the_likeliest_schedules_are_those_drawn_most_often(seed: int) -> None:
 
 def test_an_episode_that_diverges_at_its_very_end_gives_no_schedule() -> None:
     class LastDiverges(FixedAgent):
-        def choose(self, observation: np.ndarray) -> tuple[int, ...]:
+        def choose(self, observation: np.ndarray, allowed: object = None) -> tuple[int, ...]:
             self.steps = getattr(self, "steps", 0) + 1
             return (6 if self.steps % 4 == 0 else 1), 0, 0, 0
 

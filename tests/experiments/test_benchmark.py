@@ -14,7 +14,7 @@ from torch import nn
 from rlmix.classifier.data import load_dataset, split
 from rlmix.classifier.hardware import why_not_compile
 from rlmix.classifier.models import MODELS
-from rlmix.classifier.training.batches import BLOCK
+from rlmix.classifier.training.draws import BLOCK
 from rlmix.experiments.benchmarks import training_speed
 
 Refused = Callable[[Callable[[Sequence[str]], Any], Sequence[object]], str]

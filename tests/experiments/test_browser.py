@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 import pytest
 
+from rlmix.agent.decisions import as_provenance
 from rlmix.agent.ppo import new_policy, to_agent
-from rlmix.agent.replay import as_provenance
 from rlmix.classifier.mixing import PolicySchedule
 from rlmix.envs import DIMENSIONS, Menu
 from rlmix.experiments import train_classifier

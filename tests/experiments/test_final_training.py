@@ -21,9 +21,9 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from torch import nn
 
 from rlmix.agent.agent import Agent
+from rlmix.agent.decisions import probabilities_of
 from rlmix.agent.files import SHIPPED_FOLDER
 from rlmix.agent.ppo import new_policy, to_agent
-from rlmix.agent.replay import probabilities_of
 from rlmix.agent.tags import WRITTEN_BY
 from rlmix.classifier.data import load_dataset
 from rlmix.classifier.mixing import METHODS, LamDistribution, MixPolicy, PolicySchedule
@@ -349,9 +349,9 @@ def test_killed_between_any_two_updates_and_resumed(
     arguments = (f"--{who}", chosen, "--checkpoint-seconds", 0)
     choose, save, seen = Agent.choose, RunFolder.save_checkpoint, []
 
-    def choose_and_note(self: Agent, observation: Any) -> Any:
+    def choose_and_note(self: Agent, observation: Any, allowed: Any = None) -> Any:
         seen.append(observation.tolist())
-        return choose(self, observation)
+        return choose(self, observation, allowed)
 
     monkeypatch.setattr(Agent, "choose", choose_and_note)
     undisturbed = replay(tmp_path / "undisturbed", *arguments)
@@ -798,9 +798,9 @@ def test_killed_around_a_divergence_and_resumed(
     arguments = (f"--{who}", chosen, "--checkpoint-seconds", 0, "--evaluations", evaluations)
     choose, save, seen = Agent.choose, RunFolder.save_checkpoint, []
 
-    def choose_and_note(self: Agent, observation: Any) -> Any:
+    def choose_and_note(self: Agent, observation: Any, allowed: Any = None) -> Any:
         seen.append(observation.tolist())
-        return choose(self, observation)
+        return choose(self, observation, allowed)
 
     monkeypatch.setattr(Agent, "choose", choose_and_note)
     undisturbed = replay(tmp_path / "undisturbed", *arguments)

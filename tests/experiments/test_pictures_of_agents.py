@@ -10,8 +10,8 @@ import pytest
 import torch
 
 from rlmix.agent.agent import Agent
+from rlmix.agent.decisions import probabilities_of
 from rlmix.agent.ppo import new_policy, to_agent
-from rlmix.agent.replay import probabilities_of
 from rlmix.classifier.mixing import PolicySchedule
 from rlmix.envs import Task
 from rlmix.experiments.search.task_family import MENU, SEGMENTS

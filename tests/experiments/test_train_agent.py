@@ -22,7 +22,8 @@ from stable_baselines3.common.vec_env import DummyVecEnv
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from rlmix.agent.agent import Agent
-from rlmix.agent.replay import probabilities_of, to_schedule
+from rlmix.agent.decisions import probabilities_of
+from rlmix.agent.replay import to_schedule
 from rlmix.agent.tags import WRITTEN_BY
 from rlmix.agent.workers import episode_seed
 from rlmix.classifier.mixing import PolicySchedule

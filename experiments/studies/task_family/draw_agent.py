@@ -17,9 +17,10 @@ import torch
 from matplotlib.figure import Figure
 
 from rlmix.agent.agent import Agent
+from rlmix.agent.decisions import as_provenance
 from rlmix.agent.files import SHIPPED
 from rlmix.agent.plots import heat_map, png
-from rlmix.agent.replay import as_provenance, to_schedule
+from rlmix.agent.replay import to_schedule
 from rlmix.classifier.files import with_filename, write_atomic
 from rlmix.classifier.hardware import resolve_device, resolve_precision
 from rlmix.classifier.mixing import PolicySchedule

@@ -1,0 +1,153 @@
+"""Gradients of a loop that is not ours, taken by hooks from its own backward pass."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.autograd.graph import register_multi_grad_hook
+from torch.nn.parallel import DistributedDataParallel
+from torch.utils.hooks import RemovableHandle
+
+from rlmix.classifier.mixing import METHODS, Interleaver, MixPolicy
+from rlmix.classifier.mixing.saliency import input_gradient
+from rlmix.classifier.training.segment_sums import measure_probe
+
+TakesGradient = Callable[[Tensor], None]
+
+
+@dataclass
+class CleanBatch:
+    """A clean batch that a saliency method will mix once its gradient is there.
+
+    Attributes:
+        images: `[B, C, H, W]`.
+        targets: `[B, K]`, not smoothed.
+        gradient: `[B, C, H, W]`, gradient of the loop's loss at the images; None before its backward pass.
+    """
+
+    images: Tensor
+    targets: Tensor
+    gradient: Tensor | None = None
+
+    def take(self, gradient: Tensor) -> None:
+        """Set the gradient."""
+        self.gradient = gradient
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return the batch as plain tensors."""
+        return {"images": self.images, "targets": self.targets, "gradient": self.gradient}
+
+
+class Watch:
+    """Hooks on the tensors of one update; `remove` takes them away again.
+
+    Gradients of a scaled loss are divided by the scale where `watch_loss` has seen it.
+    """
+
+    def __init__(self) -> None:
+        self._handles: list[RemovableHandle] = []
+        self._scale: Tensor | None = None
+
+    def remove(self) -> None:
+        """Remove the hooks that are still there."""
+        for handle in self._handles:
+            handle.remove()
+        self._handles = []
+
+    def watch_loss(self, loss: Tensor) -> None:
+        """Note by what the loss is multiplied before its backward pass: a scaler's factor, 1 / accumulated batches."""
+        if loss.requires_grad and self._handles:
+            self._handles.append(loss.register_hook(self._note_scale))
+
+    def watch_images(self, leaf: Tensor, takers: Sequence[TakesGradient]) -> None:
+        """Hand the gradient at the images to all `takers`; nothing stays in `leaf.grad`."""
+
+        def hook(images: Tensor) -> None:
+            gradient, images.grad = images.grad, None
+            assert gradient is not None
+            for take in takers:
+                take(gradient)
+
+        self._handles.append(leaf.register_post_accumulate_grad_hook(hook))
+
+    def probe(self, model: nn.Module, took: TakesGradient) -> TakesGradient:
+        """Hand `measure_probe` of this update to `took` once the gradients of parameters and images are there.
+
+        Returns:
+            The function to call with the gradient at the images.
+        """
+        parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
+        known: dict[str, Any] = {}
+
+        def finish() -> None:
+            if len(known) == 2:
+                gradients, image_gradient = known.pop("gradients"), known.pop("images")
+                owners = [own for one, own in zip(gradients, parameters, strict=True) if one is not None]
+                with torch.no_grad():
+                    measured = measure_probe(image_gradient, [one for one in gradients if one is not None], owners)
+                    if self._scale is not None:
+                        measured = measured / torch.stack((torch.ones_like(self._scale), self._scale))
+                took(measured)
+
+        def of_parameters(gradients: Sequence[Tensor | None]) -> None:
+            known["gradients"] = [None if one is None else one.detach() for one in gradients]
+            finish()
+
+        def of_images(gradient: Tensor) -> None:
+            known["images"] = gradient
+            finish()
+
+        self._handles.append(register_multi_grad_hook(parameters, of_parameters))
+        return of_images
+
+    def _note_scale(self, gradient: Tensor) -> None:
+        self._scale = gradient.detach().float()
+
+
+def exact_gradient(model: nn.Module, loss: Callable[[Tensor], Tensor], images: Tensor, *, evaluating: bool) -> Tensor:
+    """Return the gradient of a loss at the images by a pass of its own; see `input_gradient`.
+
+    Args:
+        model: the network, whose gradients, running statistics and mode stay as they are.
+        loss: maps logits to a scalar.
+        images: `[B, C, H, W]`.
+        evaluating: whether the pass is made in evaluation mode.
+    """
+    plain = model.module if isinstance(model, DistributedDataParallel) else model
+    plain = getattr(plain, "_orig_mod", plain)  # not compiled: it would be so once more for this pass
+    was_training = plain.training
+    plain.train(was_training and not evaluating)
+    try:
+        return input_gradient(lambda leaf: loss(plain(leaf)), images, plain)
+    finally:
+        plain.train(was_training)
+
+
+def saliency_follows(policy: MixPolicy, credit: Mapping[str, float], left: int) -> bool:
+    """Return whether a saliency method comes before the next clean update, or may come in the next segment.
+
+    Args:
+        policy: policy of the running segment.
+        credit: `Interleaver.credit` after the present update.
+        left: number of updates after it in the segment.
+    """
+    if not any(METHODS[method].needs_gradient for method in policy.shares):
+        return False
+    ahead = Interleaver(credit)
+    for _ in range(left):
+        method = ahead.next(policy.shares)
+        if method == "clean" or METHODS[method].needs_gradient:
+            return method != "clean"
+    return True
+
+
+def is_among_last_clean(policy: MixPolicy, credit: Mapping[str, float], left: int, *, last: int) -> bool:
+    """Return whether the present clean update is one of a segment's last clean ones; see `saliency_follows`."""
+    if left * policy.shares["clean"] > last + 2:  # shares are kept to within two updates
+        return False
+    ahead = Interleaver(credit)
+    return [ahead.next(policy.shares) for _ in range(left)].count("clean") < last

@@ -1,0 +1,99 @@
+"""What an agent sees of a loop that is not ours: losses of training, validation, learning rate."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+from torch.optim import Optimizer
+
+from rlmix.classifier.errors import InputError
+from rlmix.classifier.mixing import as_targets, soft_cross_entropy
+from rlmix.classifier.training.segment_sums import measure_update
+from rlmix.classifier.training.stats import EvalStats, evaluation_sums
+
+
+def as_columns(logits: Tensor, num_classes: int) -> Tensor:
+    """Return logits as `[B, K]`; those of one output may be `[B]`."""
+    return logits[:, None] if num_classes == 1 and logits.ndim == 1 else logits
+
+
+def measured(logits: Tensor, targets: Tensor) -> Tensor:
+    """Return an update's `measure_update`, from logits and targets `[B, K]` of any loss, without a gradient.
+
+    Class weights are left out: the targets' entropy is then the least that the loss can be.
+    """
+    with torch.no_grad():
+        logits, targets = logits.detach().float(), targets.float()
+        if logits.shape[1] == 1:
+            logits, targets = _two_classes(logits, targets)
+        return measure_update(soft_cross_entropy(logits, targets).mean(), logits, targets)
+
+
+def evaluated(logits: Tensor, labels: Tensor, num_classes: int) -> EvalStats:
+    """Return the performance on validation images.
+
+    Args:
+        logits: `[N, K]`; with one output also `[N]`.
+        labels: `[N]`, whole numbers, or one-hot `[N, K]`; with one output yes or no.
+        num_classes: K.
+    """
+    with torch.no_grad():
+        logits, targets = as_columns(logits, num_classes).float(), as_targets(labels, num_classes).to(logits.device)
+        if num_classes == 1:
+            logits, targets = _two_classes(logits, targets)
+        ones = torch.ones(len(logits), device=logits.device)
+        return EvalStats.from_sums(*evaluation_sums(logits, targets.argmax(dim=1), ones), len(logits))
+
+
+def stated(
+    accuracy: float | None,
+    loss: float | None,
+    confidence: float | None,
+    calibration_error: float | None,
+    *,
+    num_classes: int,
+) -> EvalStats:
+    """Return the performance that a caller states; what is None is that of a calibrated network of this accuracy.
+
+    Raises:
+        InputError: the accuracy is missing or not in [0, 1].
+    """
+    if accuracy is None or not 0 <= float(accuracy) <= 1:
+        raise InputError(
+            f"expected val_accuracy in [0, 1], or logits and labels, got val_accuracy={accuracy}; divide percent by 100"
+        )
+    right = float(accuracy)
+    if loss is None:
+        wrong = (1 - right) / (max(num_classes, 2) - 1)
+        loss = -sum(
+            share * math.log(probability) for share, probability in ((right, right), (1 - right, wrong)) if share
+        )
+    return EvalStats(
+        right,
+        float(loss),
+        right if confidence is None else float(confidence),
+        0.0 if calibration_error is None else float(calibration_error),
+        0,
+    )
+
+
+def learning_rates(optimizer: Optimizer) -> tuple[float, float]:
+    """Return the optimiser's present learning rate, and the highest that its schedule is known to reach."""
+    group = optimizer.param_groups[0]
+    rate = float(group["lr"])
+    # `max_lr` is OneCycleLR's; all schedulers set `initial_lr`, the highest of those that warm up and decay.
+    return rate, max(rate, float(group.get("max_lr", group.get("initial_lr", rate))))
+
+
+def one_cycle(progress: float) -> float:
+    """Return the learning rate of OneCycleLR over its highest: it rises for 30 % of the training, then falls to 0."""
+    if progress < 0.3:
+        return 0.04 + 0.48 * (1 - math.cos(math.pi * progress / 0.3))
+    return 0.5 + 0.5 * math.cos(math.pi * (progress - 0.3) / 0.7)
+
+
+def _two_classes(logits: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
+    """Return one output and its target, `[B, 1]` each, as the two classes no and yes, `[B, 2]` each."""
+    return torch.cat((torch.zeros_like(logits), logits), 1), torch.cat((1 - targets, targets), 1)

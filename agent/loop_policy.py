@@ -1,0 +1,129 @@
+"""Policies for a loop that is not ours: what names one, and which of them such a loop can have."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from torch import Tensor, nn
+
+from rlmix.agent.agent import Agent, Allowed
+from rlmix.agent.files import SHIPPED
+from rlmix.classifier.errors import InputError
+from rlmix.classifier.mixing import METHODS, MixPolicy, PolicySchedule
+from rlmix.envs.menu import DIMENSIONS, Menu
+
+Policy = str | Path | PolicySchedule | MixPolicy | Agent  # what RLMix is made from
+
+
+def load_policy(policy: Policy, *, share: float) -> PolicySchedule | Agent:
+    """Return the schedule or agent that a value names.
+
+    Args:
+        policy: `"shipped"`, an agent's folder, a JSON file, a method's name, or a policy itself.
+        share: share of the updates of a method that is given by its name, in (0, 1].
+
+    Raises:
+        InputError: there is no such policy.
+    """
+    if isinstance(policy, PolicySchedule | Agent):
+        return policy
+    if isinstance(policy, MixPolicy):
+        return PolicySchedule.fixed(policy)
+    if policy == SHIPPED or Path(policy).is_dir():
+        return Agent.load(policy)
+    name = str(policy)
+    if name in METHODS:
+        if not 0 < share <= 1:
+            raise InputError(f"share must be in (0, 1], got {share}")
+        return PolicySchedule.fixed(MixPolicy({"clean": 1.0} if name == "clean" else _shares(name, share)))
+    if name.endswith(".json"):
+        return PolicySchedule.load(policy)
+    raise InputError(
+        f"policy must be {SHIPPED!r}, an agent's folder, a policy.json or a method of {', '.join(METHODS)}, "
+        f"got {name!r:.200}"
+    )
+
+
+def _shares(method: str, share: float) -> dict[str, float]:
+    return {method: 1.0} if share == 1 else {"clean": 1 - share, method: share}
+
+
+def policies_of(source: PolicySchedule | Agent) -> list[MixPolicy]:
+    """Return the policies of a schedule, or all that an agent may choose."""
+    if isinstance(source, Agent):
+        return [source.menu.policy(action) for action in source.menu.actions()]
+    return [policy for _, policy in source.segments]
+
+
+@dataclass(frozen=True)
+class LoopLimits:
+    """What a loop gives, and so which policies it can have.
+
+    Attributes:
+        colours: whether the mean and standard deviation of the images' colours are known.
+        size: height and width of the images; None before the first batch.
+        model: whether the loop gives the network; not read before the first batch.
+    """
+
+    colours: bool
+    size: tuple[int, int] | None = None
+    model: bool = False
+
+    def at(self, images: Tensor, model: nn.Module | None) -> LoopLimits:
+        """Return the limits that the first batch shows."""
+        height, width = images.shape[-2:]
+        return LoopLimits(self.colours, (height, width), model is not None)
+
+    def why_not(self, policy: MixPolicy) -> str | None:
+        """Return why the loop cannot have a policy; None if it can, as far as is known."""
+        if policy.label_beta != 1:
+            return "LaMix's global label (β below 1) needs a second head, which a loop of your own does not have"
+        reasons = (self._why_not_method(name) for name in policy.shares)
+        return next((reason for reason in reasons if reason is not None), None)
+
+    def allowed(self, menu: Menu) -> tuple[Allowed, list[str]]:
+        """Return the choices of a menu that the loop can have, and why the others cannot.
+
+        Raises:
+            InputError: a dimension has no such choice.
+        """
+        one_of_each = {
+            "source": [MixPolicy(shares) for _, shares in menu.sources],
+            "label": [MixPolicy({"clean": 1.0}, label_beta=beta) for beta, _ in menu.labels],
+        }
+        allowed, reasons = [], []
+        for dimension, size in zip(DIMENSIONS, menu.sizes, strict=True):
+            found = [self.why_not(policy) for policy in one_of_each.get(dimension, [])] or [None] * size
+            allowed.append([index for index, reason in enumerate(found) if reason is None])
+            reasons += [reason for reason in found if reason is not None]
+            if not allowed[-1]:
+                raise InputError(f"this loop can have none of the agent's choices of {dimension}: {reasons[-1]}")
+        return allowed, reasons
+
+    def _why_not_method(self, name: str) -> str | None:
+        method = METHODS[name]
+        if method.stage is not None:
+            return f"{name} mixes hidden states; see rlmix.classifier.mixing.manifold"
+        if method.needs_colours and not self.colours:
+            return f"{name} looks at colours; pass mean= and std="
+        if self.size is not None and method.needs_gradient and not self.model:
+            return f"{name} mixes by saliency; call mix(images, labels, model)"
+        try:
+            if method.library is not None:
+                method.library()
+            if method.fits is not None and self.size is not None:
+                method.fits(*self.size)
+        except (ImportError, InputError) as error:
+            return f"{name}: {error}"
+        return None
+
+
+def require(reason: str | None) -> None:
+    """Raise with a reason of `LoopLimits.why_not`, if there is one.
+
+    Raises:
+        InputError: there is.
+    """
+    if reason is not None:
+        raise InputError(reason)

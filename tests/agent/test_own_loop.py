@@ -1,0 +1,424 @@
+"""RLMix: the policy inside somebody's own training loop."""
+
+import copy
+import importlib.util
+import json
+import subprocess
+import sys
+import warnings
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from torch import Tensor, distributed, multiprocessing, nn
+
+from rlmix import RLMix
+from rlmix.agent.agent import Agent
+from rlmix.agent.ppo import new_policy, to_agent
+from rlmix.classifier.errors import InputError
+from rlmix.classifier.files import load_state, save_state
+from rlmix.classifier.mixing import METHODS, MixPolicy, PolicySchedule, one_hot, soft_cross_entropy
+from rlmix.classifier.mixing.method import MixInput
+from rlmix.classifier.models import build_model
+from rlmix.classifier.training.batches import BatchSource
+from rlmix.classifier.training.draws import UpdateDraws, stream_seed
+from rlmix.classifier.training.optimisers import LR_SCHEDULES, OPTIMISERS
+from rlmix.envs import Menu
+from rlmix.experiments import replay_policy
+from rlmix.experiments.runs.config import stored_config
+from rlmix.experiments.training.config import ReplayConfig
+from rlmix.experiments.training.resolve import load_data
+
+ROOT = Path(__file__).parents[2]
+HALF_RMIX = MixPolicy({"clean": 0.5, "rmix": 0.5})
+KNOWN = {"num_classes": 10, "total_updates": 20, "train_size": 200}
+
+
+def network(seed: int = 0, classes: int = 10) -> nn.Module:
+    torch.manual_seed(seed)
+    return nn.Sequential(
+        nn.Conv2d(1, 4, 3, padding=1), nn.BatchNorm2d(4), nn.ReLU(), nn.Flatten(), nn.Linear(256, classes)
+    )
+
+
+def batches(count: int, size: int = 16) -> list[tuple[Tensor, Tensor]]:
+    generator = torch.Generator().manual_seed(1)
+    return [
+        (torch.randn(size, 1, 8, 8, generator=generator), torch.randint(10, (size,), generator=generator))
+        for _ in range(count)
+    ]
+
+
+def agent(seed: int = 3, **menu: Any) -> Agent:
+    """An agent that has learned nothing but does not always choose the same."""
+    offered = Menu(**{"labels": ((1.0, 0.0), (1.0, 0.3)), **menu})
+    torch.manual_seed(seed)
+    policy = new_policy(offered, [16])
+    with torch.no_grad():
+        policy.action_net.weight.mul_(300)  # type: ignore[operator]
+    return to_agent(policy, offered, (0.25, 0.5, 0.75, 1.0), {})
+
+
+def train(
+    mix: RLMix, model: nn.Module, data: list[tuple[Tensor, Tensor]], optimizer: torch.optim.Optimizer, **observed: float
+) -> None:
+    for images, labels in data:
+        if mix.due and observed:
+            mix.observe(**observed)  # type: ignore[arg-type]
+        images, targets = mix(images, labels, model)
+        mix.loss(model(images), targets).backward()
+        optimizer.step()
+        optimizer.zero_grad()
+
+
+def sgd(model: nn.Module) -> torch.optim.Optimizer:
+    return torch.optim.SGD(model.parameters(), 0.05, momentum=0.9)
+
+
+@pytest.fixture
+def plain_loop() -> Any:
+    """The example's module."""
+    spec = importlib.util.spec_from_file_location("plain_loop", ROOT / "examples/plain_loop.py")
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.mark.parametrize("seed", [3, 4])
+def test_the_plain_loop_trains_as_the_projects_own_program(plain_loop: Any, tmp_path: Path, seed: int) -> None:
+    """The same choices and, to the last bit, the same weights."""
+    (tmp_path / "agent").mkdir()
+    agent(seed).save(tmp_path / "agent")
+    options = (
+        "--dataset digits --train-size 100 --updates 40 --batch-size 25 --validation-size 100 --lr 0.1 --evaluations 1 "
+        "--threads 1 --precision fp32 --compile off --no-augmentation"
+    ).split()
+    run = tmp_path / "run"
+    replay_policy.main([*options, "--agent", str(tmp_path / "agent"), "--out", str(run)])
+    config = stored_config(ReplayConfig, json.loads((run / "config.json").read_bytes())["config"])
+    data = load_data(config)
+    torch.manual_seed(stream_seed(config.seed, "data", -1))
+    channels = data.train.image_shape[0]
+    model = build_model(config.train.model, num_classes=10, in_channels=channels, image_size=data.train.image_shape[1:])
+    model.to(memory_format=torch.channels_last)
+    optimizer = OPTIMISERS[config.train.optimizer](model, config.train)
+    schedule = LR_SCHEDULES[config.train.lr_schedule](optimizer, config.train)
+    mix = RLMix(
+        tmp_path / "agent", num_classes=10, total_updates=40, train_size=100, optimizer=optimizer, seed=config.seed
+    )
+    source = BatchSource(config.train, data, seed=config.seed, device=torch.device("cpu"))
+
+    def loader() -> Iterator[tuple[Tensor, Tensor]]:
+        number = 0
+        for _ in range(40):
+            batch = source.batch(number)
+            yield batch.images, source.labels(batch)
+            number += not METHODS[mix.method].needs_gradient  # in whose place the batch before was mixed
+
+    mean, std = (torch.tensor(values).view(1, -1, 1, 1) for values in (data.mean, data.std))
+    images = ((data.validation.images.float() / 255 - mean) / std).contiguous(memory_format=torch.channels_last)
+    plain_loop.train(model, loader(), optimizer, schedule, mix, (images, data.validation.labels))
+    theirs = PolicySchedule.from_json(json.loads((run / "summary.json").read_bytes())["schedule"])
+    assert mix.schedule() == theirs
+    assert len({policy for _, policy in theirs.segments}) > 1
+    assert any(METHODS[name].needs_gradient for _, policy in theirs.segments for name in policy.shares) or seed != 3
+    found = load_file(run / "model.safetensors")
+    for name, tensor in model.state_dict().items():
+        assert torch.equal(found[name], tensor), name
+
+
+@pytest.mark.parametrize("cut", [3, 4, 5, 11])
+def test_a_resumed_training_ends_as_one_without_a_break(cut: int, tmp_path: Path) -> None:
+    chooser, data = agent(), batches(20)
+    outcomes = []
+    for stops in ([], [cut]):
+        model = network()
+        optimizer = sgd(model)
+        mix = RLMix(chooser, **KNOWN, optimizer=optimizer)
+        start = 0
+        for stop in stops:
+            train(mix, model, data[:stop], optimizer, val_accuracy=0.4, val_loss=1.5)
+            torch.save([mix.state_dict(), model.state_dict(), optimizer.state_dict()], tmp_path / "state.pt")
+            states = torch.load(tmp_path / "state.pt")  # without code
+            model, start = network(9), stop
+            optimizer = sgd(model)
+            mix = RLMix(chooser, **KNOWN, optimizer=optimizer)
+            for part, state in zip((mix, model, optimizer), states, strict=True):
+                part.load_state_dict(state)
+        train(mix, model, data[start:], optimizer, val_accuracy=0.4, val_loss=1.5)
+        outcomes.append((mix, model))
+    (whole, expected), (resumed, found) = outcomes
+    assert resumed.choices == whole.choices and len({choice.policy for choice in whole.choices}) > 1
+    for one, other in zip(expected.state_dict().values(), found.state_dict().values(), strict=True):
+        assert torch.equal(one, other)
+
+
+def test_a_state_of_another_policy_is_refused() -> None:
+    with pytest.raises(InputError, match="under another policy"):
+        RLMix("mixup", num_classes=3).load_state_dict(RLMix("cutmix", num_classes=3).state_dict())
+
+
+def test_recycled_saliency_is_the_loops_own_gradient_without_a_second_pass() -> None:
+    data, model, passes = batches(2), network(), []
+    model.register_forward_hook(lambda *_: passes.append(1))
+    mix = RLMix(HALF_RMIX, num_classes=10)
+    (images, labels), (later, other) = data
+    leaf = images.clone().requires_grad_()
+    (gradient,) = torch.autograd.grad(soft_cross_entropy(copy.deepcopy(model)(leaf), one_hot(labels, 10)).mean(), leaf)
+    passes.clear()
+    shown, targets = mix(images, labels, model)
+    assert mix.method == "clean" and torch.equal(shown, images)
+    mix.loss(model(shown), targets).backward()
+    assert shown.grad is None and not images.requires_grad
+    mixed, targets = mix(later, other, model)
+    assert mix.method == "rmix" and len(passes) == 1
+    draw = UpdateDraws(0).draw(1, 16, images.device)
+    expected = HALF_RMIX.mix("rmix", MixInput(images, one_hot(labels, 10), gradient), draw)
+    assert torch.equal(mixed, expected[0]) and torch.equal(targets, expected[1])
+
+
+def test_exact_saliency_mixes_the_batch_that_came(monkeypatch: pytest.MonkeyPatch) -> None:
+    data, model = batches(2), network()
+    before = copy.deepcopy(model.state_dict())
+    mix = RLMix(HALF_RMIX, num_classes=10, saliency="exact")
+    mix(*data[0], model)
+    images, labels = data[1]
+    mixed, _ = mix(images, labels, model)
+    leaf = images.clone().requires_grad_()
+    (gradient,) = torch.autograd.grad(soft_cross_entropy(copy.deepcopy(model)(leaf), one_hot(labels, 10)).mean(), leaf)
+    draw = UpdateDraws(0).draw(1, 16, images.device)
+    assert torch.equal(mixed, HALF_RMIX.mix("rmix", MixInput(images, one_hot(labels, 10), gradient), draw)[0])
+    assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
+
+
+def test_batches_of_one_size_are_drawn_as_a_trainers_and_a_short_one_fits() -> None:
+    draws = UpdateDraws(5)
+    device = torch.device("cpu")
+    long, short = draws.draw(3, 16, device), draws.draw(3, 7, device)
+    assert sorted(short.partner.tolist()) == list(range(7))
+    assert (long.lam_quantile != draws.draw(4, 16, device).lam_quantile) and draws.draw(3, 16, device) is long
+
+
+@pytest.mark.parametrize("form", ["one-hot", "int one-hot", "half", "int32"])
+def test_labels_of_every_form_give_the_same_targets(form: str) -> None:
+    images, labels = batches(1)[0]
+    forms = {
+        "one-hot": one_hot(labels, 10),
+        "int one-hot": one_hot(labels, 10).long(),
+        "half": one_hot(labels, 10).half(),
+        "int32": labels.int(),
+    }
+    policy = MixPolicy({"cutmix": 1.0}, label_smoothing=0.1)
+    expected = RLMix(policy, num_classes=10)(images, labels)
+    found = RLMix(policy, num_classes=10)(images, forms[form])
+    assert torch.equal(found[0], expected[0]) and torch.equal(found[1], expected[1])
+    assert found[1].dtype == torch.float32 and torch.allclose(found[1].sum(1), torch.ones(16))
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32])
+@pytest.mark.parametrize("method", ["clean", "mixup", "cutmix", "rmix"])
+def test_images_keep_their_type_and_memory_format(method: str, dtype: torch.dtype) -> None:
+    images = torch.randn(6, 3, 8, 8).to(dtype).contiguous(memory_format=torch.channels_last)
+    before = images.clone()
+    model = nn.Sequential(nn.Flatten(), nn.Linear(192, 10)).to(dtype)
+    mixed, targets = RLMix(method, num_classes=10, share=1.0)(images, torch.arange(6), model)
+    assert mixed.dtype == dtype and mixed.is_contiguous(memory_format=torch.channels_last)
+    assert targets.shape == (6, 10) and torch.equal(images, before)
+
+
+def test_evaluation_is_the_identity_and_mixing_can_be_switched_off() -> None:
+    images, labels = batches(1)[0]
+    mix = RLMix("cutmix", num_classes=10, share=1.0)
+    same, answers = mix.eval()(images, labels)
+    assert same is images and answers is labels
+    mix.train().mixup_enabled = False  # timm's switch
+    shown, targets = mix(images, labels)
+    assert torch.equal(shown, images) and torch.equal(targets, one_hot(labels, 10))
+    mix.mixup_enabled = True
+    assert not torch.equal(mix(images, labels)[0], images)
+
+
+def test_what_a_loop_does_not_give_is_said_once_and_left_out() -> None:
+    model, data = network(), batches(20)
+    chooser = agent(sources=(("clean", {"clean": 1.0}), ("rmix all", {"rmix": 1.0})))
+    mix = RLMix(chooser, **KNOWN)
+    with warnings.catch_warnings(record=True) as said:
+        warnings.simplefilter("always")
+        for images, labels in data:
+            mix(images, labels)  # no model, no loss, no validation, no optimiser
+    texts = [str(warning.message) for warning in said]
+    for part in ("mixes by saliency", "learning rate", "no training loss", "no validation"):
+        assert sum(part in text for text in texts) == 1, part
+    assert {choice.policy for choice in mix.choices} == {mix.choices[0].policy}, "the first choice holds"
+    assert set(mix.choices[0].policy.shares) == {"clean"}
+    mix(*data[0])
+    with pytest.warns(UserWarning, match="no validation"):
+        train(RLMix(chooser, **KNOWN, optimizer=sgd(model)), model, data, sgd(model))
+
+
+def test_validation_logits_are_measured_and_numbers_are_completed() -> None:
+    logits, labels = torch.randn(50, 10), torch.randint(10, (50,))
+    mix = RLMix(agent(), **KNOWN)
+    mix.observe(logits=logits, labels=labels)
+    told = mix.state_dict()["observed"]
+    assert told["accuracy"] == pytest.approx((logits.argmax(1) == labels).float().mean().item())
+    assert told["loss"] == pytest.approx(nn.functional.cross_entropy(logits, labels).item(), rel=1e-5)
+    with pytest.warns(UserWarning, match="calibrated"):
+        mix.observe(val_accuracy=0.1)
+    assert mix.state_dict()["observed"]["loss"] == pytest.approx(2.302585, rel=1e-5), "chance"
+    with pytest.raises(InputError, match="divide percent by 100"):
+        mix.observe(val_accuracy=71.0)
+
+
+@pytest.mark.parametrize("scale", [1.0, 1024.0])
+def test_the_agent_sees_the_gradient_of_the_loss_before_a_scaler(scale: float) -> None:
+    model, data = network(), batches(20)
+    mix = RLMix(agent(sources=(("clean", {"clean": 1.0}),)), **KNOWN, optimizer=sgd(model))
+    mix.observe(val_accuracy=0.4)
+    expected = []
+    for images, labels in data[:5]:
+        images, targets = mix(images, labels, model)
+        (mix.loss(model(images), targets) * scale).backward()
+        gradients = torch.cat(
+            [parameter.grad.flatten() for parameter in model.parameters() if parameter.grad is not None]
+        )
+        weights = torch.cat([parameter.detach().flatten() for parameter in model.parameters()])
+        expected.append(float(gradients.norm() / scale / weights.norm()))
+        model.zero_grad()
+    mix(*data[5], model)  # the second segment begins
+    segment = mix.state_dict()["scheduler"]["state"]["stretch"]
+    assert segment["gradient_norm"] == pytest.approx(sum(expected[1:5]) / 4, rel=1e-3)
+    assert 0 < segment["saliency_entropy"] <= 1
+
+
+def test_a_compiled_network_is_compiled_no_more_often() -> None:
+    def frames(mix: Callable[..., tuple[Tensor, Tensor]] | None) -> int:
+        torch._dynamo.reset()
+        compiled = []
+
+        def backend(module: torch.fx.GraphModule, inputs: list[Tensor]) -> Callable[..., Any]:
+            compiled.append(module)
+            return module.forward
+
+        model = torch.compile(network(), backend=backend)
+        optimizer = sgd(model)
+        for images, labels in [*batches(9), *batches(1, 5), *batches(9), *batches(1, 5)]:
+            images, targets = (images, one_hot(labels, 10)) if mix is None else mix(images, labels, model)
+            soft_cross_entropy(model(images), targets).mean().backward()
+            optimizer.step()
+            optimizer.zero_grad()
+        return len(compiled)
+
+    shares = {"clean": 0.4, "rmix": 0.2, "mixup": 0.2, "cutmix": 0.2}
+    assert frames(RLMix(MixPolicy(shares), num_classes=10)) == frames(None)
+    chooser = agent(sources=(("all", shares), ("clean", {"clean": 1.0})))
+    mix = RLMix(chooser, **KNOWN)
+    mix.observe(val_accuracy=0.5)
+    assert frames(mix) == frames(None)
+
+
+def one_of_two(rank: int, folder: Path) -> None:
+    torch.set_num_threads(1)
+    distributed.init_process_group("gloo", init_method=f"file://{folder}/meeting", rank=rank, world_size=2)
+    model = nn.parallel.DistributedDataParallel(network())
+    mix = RLMix(agent(), **KNOWN, optimizer=sgd(model))
+    if rank == 0:  # the other process knows nothing of it
+        mix.observe(val_accuracy=0.4, val_loss=1.5)
+    for images, labels in batches(20):
+        images, targets = mix(images, labels, model)
+        mix.loss(model(images), targets).backward()
+        model.zero_grad()
+    partners = mix._draws.draw(19, 16, torch.device("cpu")).partner
+    save_state(folder / f"left{rank}", {"choices": [str(choice) for choice in mix.choices], "partners": partners})
+    distributed.destroy_process_group()
+
+
+def test_the_first_of_two_processes_decides_and_partners_differ(tmp_path: Path) -> None:
+    multiprocessing.spawn(one_of_two, (tmp_path,), nprocs=2)
+    one, other = (load_state(tmp_path / f"left{rank}") for rank in range(2))
+    assert one["choices"] == other["choices"] and len(set(one["choices"])) == 4
+    assert not torch.equal(one["partners"], other["partners"])
+
+
+def test_what_was_chosen_can_be_saved_and_replayed(tmp_path: Path) -> None:
+    model = network()
+    mix = RLMix(agent(), **KNOWN, optimizer=sgd(model))
+    with pytest.raises(InputError, match="nothing has been chosen"):
+        mix.save(tmp_path / "policy.json")
+    train(mix, model, batches(20), sgd(model), val_accuracy=0.4, val_loss=1.5)
+    mix.save(tmp_path / "policy.json")
+    again = RLMix(str(tmp_path / "policy.json"), num_classes=10, total_updates=20)
+    for images, labels in batches(20):
+        again(images, labels, model)
+    assert [choice.policy for choice in again.choices] == [choice.policy for choice in mix.choices]
+    assert [choice.update for choice in mix.choices] == [0, 5, 10, 15]
+    assert sum(mix.scalars().values()) >= 1
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: RLMix(num_classes=10, total_updates=5), "train_size"),
+        (lambda: RLMix(num_classes=10, train_size=5), "total_updates"),
+        (lambda: RLMix("no such", num_classes=10), "policy must be 'shipped'"),
+        (lambda: RLMix("manifold", num_classes=10), "hidden states"),
+        (lambda: RLMix("saliencymix", num_classes=10), "mean= and std="),
+        (lambda: RLMix(MixPolicy({"mixup": 1.0}, label_beta=0.5), num_classes=10), "second head"),
+        (lambda: RLMix("mixup", num_classes=10, loss="mse"), "loss must be"),
+        (lambda: RLMix("rmix", num_classes=10)(torch.zeros(2, 1, 8, 8), torch.zeros(2).long()), "model"),
+        (lambda: RLMix("mixup", num_classes=10)(torch.zeros(2, 1, 8, 8).byte(), torch.zeros(2).long()), "uint8"),
+        (lambda: RLMix("mixup", num_classes=10)(torch.zeros(2, 1, 8, 8), torch.tensor([0, 10])), r"in \[0, 9\]"),
+        (lambda: RLMix("mixup", num_classes=10)(torch.zeros(2, 1, 8, 8), torch.zeros(2, 3)), r"\[B, 10\]"),
+        (lambda: RLMix("mixup", num_classes=10)(torch.zeros(3, 1, 8, 8), torch.zeros(2).long()), "as many labels"),
+    ],
+)
+def test_what_cannot_be_used_is_refused_in_a_line(make: Callable[[], object], message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        make()
+
+
+def test_one_output_and_class_weights_and_binary_losses() -> None:
+    images, _ = batches(1)[0]
+    answers, logits = torch.arange(16) % 2, torch.randn(16)
+    mix = RLMix("mixup", num_classes=1)
+    _, targets = mix(images, answers)
+    expected = nn.functional.binary_cross_entropy_with_logits(logits[:, None], targets)
+    assert targets.shape == (16, 1) and mix.loss(logits, targets).item() == pytest.approx(expected.item(), rel=1e-6)
+    labels, wide, weights = torch.randint(10, (16,)), torch.randn(16, 10), torch.rand(10)
+    mix = RLMix(MixPolicy({"mixup": 1.0}, label_smoothing=0.1), num_classes=10, class_weights=weights)
+    _, targets = mix(images, labels)
+    expected = nn.functional.cross_entropy(wide, targets, weight=weights)
+    assert mix.loss(wide, targets).item() == pytest.approx(expected.item(), rel=1e-5)
+    mix = RLMix("cutmix", num_classes=10, loss="binary_cross_entropy")
+    _, targets = mix(images, labels)
+    expected = nn.functional.binary_cross_entropy_with_logits(wide, targets)
+    assert mix.loss(wide, targets).item() == pytest.approx(expected.item(), rel=1e-5)
+
+
+def test_accuracy_on_clean_batches_is_offered() -> None:
+    mix = RLMix("mixup", num_classes=10)
+    assert mix.clean_accuracy is None
+    for images, labels in batches(4):
+        _, targets = mix(images, labels)
+        mix.note(one_hot(labels, 10) if mix.method == "clean" else torch.zeros(16, 10), targets)
+    assert mix.clean_accuracy == 1.0
+
+
+def test_choosing_takes_only_torch(tmp_path: Path) -> None:
+    code = """
+import sys, warnings, torch
+warnings.simplefilter("ignore")
+before = set(sys.modules)
+from rlmix import RLMix
+mix = RLMix(num_classes=10, total_updates=10, train_size=100)
+mix(torch.zeros(4, 1, 8, 8), torch.zeros(4).long())
+slow = ("stable_baselines3", "gymnasium", "scipy", "ray", "matplotlib", "tensorboard", "sklearn", "torchvision",
+        "torch._dynamo", "tyro")
+print(mix.choices[0].update, [name for name in slow if name in set(sys.modules) - before])
+"""
+    done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert done.stdout.strip() == "0 []", done.stdout + done.stderr
