@@ -65,7 +65,7 @@ class _AfterGymnasium:
     def find_spec(self, name: str, path: Any = None, target: Any = None) -> ModuleSpec | None:
         if name != "gymnasium":
             return None
-        sys.meta_path.remove(self)  # type: ignore[arg-type]
+        sys.meta_path.remove(self)
         spec = find_spec(name)
         if spec is not None and spec.loader is not None:
             load = spec.loader.exec_module
@@ -81,7 +81,7 @@ class _AfterGymnasium:
 if "gymnasium" in sys.modules:
     _register_environments()
 else:
-    sys.meta_path.insert(0, _AfterGymnasium())  # type: ignore[arg-type]
+    sys.meta_path.insert(0, _AfterGymnasium())
 
 
 def __getattr__(name: str) -> Any:
