@@ -69,6 +69,8 @@ def open_file(path: str | Path) -> IO[bytes]:
         if inside not in archive.files:
             raise FileNotFoundError(2, "no such file in the zip file", os.fspath(path))
         entry = archive.files[inside]
+        if entry.compress_size > archive.length:  # as many bytes would be asked for
+            raise zipfile.BadZipFile(f"{entry.compress_size:,} bytes in a zip file of {archive.length:,}")
         file, size = archive.source.open(entry), entry.file_size  # which never gives more than this size
     if size > MAX_BYTES:
         file.close()
@@ -107,6 +109,7 @@ class _Archive:
     """A zip file's visible files and folders, by their paths inside it; the folder "" is the whole."""
 
     source: zipfile.ZipFile
+    length: int  # bytes
     files: dict[str, zipfile.ZipInfo]
     folders: dict[str, Entries]
 
@@ -125,7 +128,7 @@ def _in_zip(path: str | Path) -> tuple[_Archive, str] | None:
                 return None
             if stat.S_ISREG(status.st_mode):
                 # Once per process: forked ones would share one place in the file.
-                key = (status.st_mtime_ns, status.st_size, status.st_ino, os.getpid())
+                key = (status.st_size, status.st_mtime_ns, status.st_ino, os.getpid())
                 return _open_zip(text[:end], key), text[end:].strip("/")
         end = lower.find(".zip", end)
     return None
@@ -137,7 +140,7 @@ def _open_zip(path: str, key: tuple[int, ...]) -> _Archive:
         source = zipfile.ZipFile(path)
     except (OSError, *ZIP_ERRORS) as error:
         raise DataError(
-            f"{printable(path)}: expected a whole zip file, got {type(error).__name__}: {printable(str(error))}; "
+            f"{printable(path)}: expected a whole zip file, got {type(error).__name__}: {printable(str(error)):.300}; "
             "copy or download it again"
         ) from error
     files: dict[str, zipfile.ZipInfo] = {}
@@ -165,4 +168,4 @@ def _open_zip(path: str, key: tuple[int, ...]) -> _Archive:
             content[folder][1].add(parts[-1])
             files["/".join(parts)] = entry
     folders = {name: Entries(tuple(sorted(inner)), tuple(sorted(own))) for name, (inner, own) in content.items()}
-    return _Archive(source, files, folders)
+    return _Archive(source, key[0], files, folders)

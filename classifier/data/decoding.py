@@ -171,7 +171,8 @@ def unreadable(path: str | Path, error: Exception) -> DataError:
     else:
         came = printable(str(error)) or type(error).__name__
     return DataError(
-        f"{printable(path)}: expected a whole image, got {type(error).__name__}: {came}; replace or remove this file"
+        f"{printable(path)}: expected a whole image, got {type(error).__name__}: {came:.300}; replace or remove this "
+        "file"
     )
 
 

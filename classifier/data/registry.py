@@ -6,12 +6,14 @@ from collections.abc import Callable
 from pathlib import Path
 
 from rlmix.classifier.data.cifar import load_cifar10, load_cifar100
+from rlmix.classifier.data.csv_labels import load_csv
 from rlmix.classifier.data.dataset import Dataset, resized
 from rlmix.classifier.data.digits import load_digits
 from rlmix.classifier.data.idx import load_fashion_mnist, load_mnist
 from rlmix.classifier.data.image_folder import load_image_folder
 from rlmix.classifier.data.image_set import DataError
 from rlmix.classifier.data.imagenet import load_imagenet
+from rlmix.classifier.data.npz import load_npz
 from rlmix.classifier.data.svhn import load_svhn
 from rlmix.classifier.data.tiny_imagenet import load_tiny_imagenet
 
@@ -26,7 +28,11 @@ DATASETS: dict[str, Callable[[Path | None], Dataset]] = {
     "tiny_imagenet": load_tiny_imagenet,
 }
 
-PATHS: dict[str, Callable[..., Dataset]] = {".zip": load_image_folder}
+PATHS: dict[str, Callable[..., Dataset]] = {
+    ".csv": load_csv,
+    ".npz": load_npz,
+    ".zip": load_image_folder,
+}
 """Readers of files of a user's own, by their ending; each takes the path, and `image_size` by name."""
 
 

@@ -30,8 +30,8 @@ class DatasetConfig:
     """Data set, and the part of it that steers."""
 
     dataset: str = "fashion_mnist"
-    """Data set: a name, a folder of images or a zip file of one, or package.module:function that returns a
-    rlmix.classifier.data.Dataset."""
+    """Data set: a name, a folder of images or a zip file of one, a .npz or .csv file, or package.module:function that
+    returns a rlmix.classifier.data.Dataset."""
     data_root: str | None = None
     """Folder of the data set; optional, defaults to $RLMIX_DATA, else ~/.cache/rlmix/data, else a download."""
     image_size: int | None = None

@@ -71,6 +71,7 @@ from rlmix.experiments.training import rl_mix
 from rlmix.experiments.training.config import CLASSIFIER, RL_MIX, ClassifierConfig, ReplayConfig, RLMixConfig
 from rlmix.experiments.training.config import REPLAY as REPLAY_KIND
 from rlmix.experiments.training.resolve import resolve
+from tests.soak.images import make_npz, make_table, make_zip, mutate_npz, mutate_table, mutate_zip
 from tests.soak.mutations import (
     Mutation,
     dump,
@@ -533,6 +534,13 @@ KINDS: dict[str, Kind] = {
     ),
     "folder of images": Kind(
         _make_images, dict.fromkeys(IMAGES, _mutate_image), lambda at: load_image_folder(at, image_size=8), 40
+    ),
+    "zip file of images": Kind(
+        make_zip, {"set.zip": mutate_zip}, lambda at: load_dataset(f"{at}/set.zip", image_size=8), 40
+    ),
+    "NumPy file of images": Kind(make_npz, {"set.npz": mutate_npz}, lambda at: load_dataset(f"{at}/set.npz"), 40),
+    "table of images": Kind(
+        make_table, {"set.csv": mutate_table}, lambda at: load_dataset(f"{at}/set.csv", image_size=8), 40
     ),
     "CIFAR-10 files": Kind(
         _make_cifar,
