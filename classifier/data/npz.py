@@ -1,4 +1,4 @@
-"""Images in a NumPy file, as MedMNIST (Yang et al. 2023) writes them: `train_images`, `train_labels`, `val_*`, `test_*`.
+"""Images in a NumPy file, as MedMNIST (Yang et al. 2023) writes them: `train_images`, `train_labels` and the like.
 
 Read without pickle: nothing in the file can run code.
 """
