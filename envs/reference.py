@@ -34,6 +34,20 @@ class ReferenceCurve:
     accuracies: tuple[float, ...]
     scales: tuple[float, ...]
 
+    @classmethod
+    def from_trainings(cls, accuracies: Sequence[Sequence[float]], images: Sequence[int]) -> "ReferenceCurve":
+        """Return the curve of trainings of one task from different seeds.
+
+        Args:
+            accuracies: validation accuracy at each segment's end in [0, 1], for each training.
+            images: number of validation images that each of them was measured on.
+        """
+        curves = np.array(accuracies)
+        mean = curves.mean(axis=0)
+        spread = curves.std(axis=0, ddof=1) if len(curves) > 1 else np.zeros_like(mean)
+        errors = [standard_error(accuracy, count) for accuracy, count in zip(mean.tolist(), images, strict=True)]
+        return cls(tuple(mean.tolist()), tuple(np.maximum(spread, errors).tolist()))
+
 
 class References:
     """Curves of the reference policy on tasks, each measured once, or read from an earlier run's cache.
@@ -79,13 +93,9 @@ class References:
         file = None if self._cache is None else self._cache / f"{hashlib.sha256(key.encode()).hexdigest()[:32]}.json"
         if file is not None and (known := _read(file, key, len(ends))) is not None:
             return known
-        curves = np.array([self._accuracies(task, seed, ends) for seed in seeds])
         images = len(trainer.data.validation)
         counts = [min(images, limit or images)] * (len(ends) - 1) + [images]
-        mean = np.mean(curves, axis=0)
-        spread = np.std(curves, axis=0, ddof=1) if len(curves) > 1 else np.zeros_like(mean)
-        errors = [standard_error(accuracy, count) for accuracy, count in zip(mean.tolist(), counts, strict=True)]
-        reference = ReferenceCurve(tuple(mean.tolist()), tuple(np.maximum(spread, errors).tolist()))
+        reference = ReferenceCurve.from_trainings([self._accuracies(task, seed, ends) for seed in seeds], counts)
         if file is not None:
             content = {"key": json.loads(key), **asdict(reference)}
             try:

@@ -11,16 +11,14 @@ a training shows what that has measured.
 from __future__ import annotations
 
 import functools
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from rlmix.classifier.errors import InputError
 from rlmix.experiments.reports import REPORT_FILE
 from rlmix.experiments.runs.command import command
-from rlmix.experiments.runs.errors import UNEXPECTED_VALUE, RunError
+from rlmix.experiments.runs.errors import RunError, reject_unfinished
 
 if TYPE_CHECKING:
     from rlmix.experiments.reports.html_report import Reading
@@ -94,24 +92,6 @@ def write_run(config: ReportConfig, path: Path, reading: Reading) -> None:
     else:
         run = TrainedRun.open(config.run, device=torch.device("cpu"), data_root=config.data_root, trust=True)
         write_training_report(path, run.data, run.network.model, run.device, reading=reading)
-
-
-@contextmanager
-def reject_unfinished(path: Path) -> Iterator[None]:
-    """Convert errors raised while a run's files are read into a `RunError` with a one-line message.
-
-    Raises:
-        RunError: a file is missing or damaged.
-    """
-    try:
-        yield
-    except InputError:
-        raise
-    except (OSError, *UNEXPECTED_VALUE) as error:
-        raise RunError(
-            f"{path}: expected the files of a finished run, got {type(error).__name__}: {error}; let it end first "
-            "(--resume), or restore what is missing"
-        ) from error
 
 
 if __name__ == "__main__":

@@ -301,19 +301,15 @@ class Trainer:
             ValueError: the state is that of another network or length.
         """
         if state["updates"] != self.config.updates:
-            raise ValueError(
-                f"expected the state of a training of {self.config.updates} updates, got one of {state['updates']}"
-            )
+            raise ValueError(f"expected a state of {self.config.updates} updates, got one of {state['updates']}")
         if len(state["processes"]) != self.world:
-            raise ValueError(
-                f"expected the state of a training by {self.world} processes, got one by {len(state['processes'])}"
-            )
+            raise ValueError(f"expected a state of {self.world} processes, got one of {len(state['processes'])}")
         own = state["processes"][self.rank]
         self.reset(state["seed"])
         try:
             self.model.load_state_dict(state["model"])
         except RuntimeError as error:
-            raise ValueError(f"expected the state of a {self.config.model}, got another's ({error})") from None
+            raise ValueError(f"expected a state of {self.config.model}, got one of another network ({error})") from None
         self.optimizer.load_state_dict(state["optimizer"])
         for parameter, kept in self.optimizer.state.items():
             # A copy in the parameter's memory format: the fused step pairs values by place, not by index.

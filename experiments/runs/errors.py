@@ -7,6 +7,7 @@ import threading
 import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 
 from rlmix.classifier.errors import InputError
 
@@ -102,4 +103,22 @@ def reject_incompatible(what: object) -> Iterator[None]:
         reason = f"{type(error).__name__}: {' '.join(str(error).split()):.200}"
         raise RunError(
             f"{what}: does not fit this run ({reason}); it was changed, or is another run's: restore or delete it"
+        ) from error
+
+
+@contextmanager
+def reject_unfinished(path: Path) -> Iterator[None]:
+    """Convert errors raised while a run's files are read into a `RunError` with a one-line message.
+
+    Raises:
+        RunError: a file is missing or damaged.
+    """
+    try:
+        yield
+    except InputError:
+        raise
+    except (OSError, *UNEXPECTED_VALUE) as error:
+        raise RunError(
+            f"{path}: expected the files of a finished run, got {type(error).__name__}: {error}; let it end first "
+            "(--resume), or restore what is missing"
         ) from error

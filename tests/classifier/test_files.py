@@ -96,7 +96,7 @@ def test_a_state_file_is_plain_safetensors(tmp_path: Path) -> None:
 
 
 def test_what_cannot_be_saved_is_named_and_writes_nothing(tmp_path: Path) -> None:
-    with pytest.raises(TypeError, match=r"a state holds .*Path"):
+    with pytest.raises(TypeError, match=r"a state must be of .*Path"):
         save_state(tmp_path / "state", {"folder": [tmp_path]})
     assert os.listdir(tmp_path) == []
 

@@ -646,9 +646,9 @@ def test_a_state_in_memory_stays_what_it_was_and_can_be_loaded_again_and_again()
 
 def test_a_state_of_another_network_or_length_is_refused() -> None:
     state = trainer_of().state_dict()
-    with pytest.raises(ValueError, match="training of 41 updates, got one of 40"):
+    with pytest.raises(ValueError, match="a state of 41 updates, got one of 40"):
         trainer_of(updates=41).load_state_dict(state)
-    with pytest.raises(ValueError, match="state of a tied, got another"):
+    with pytest.raises(ValueError, match="state of tied, got one of another network"):
         trainer_of(model="tied").load_state_dict(state)
 
 

@@ -11,7 +11,7 @@ import numpy as np
 
 from rlmix.classifier.files import LineLog
 from rlmix.envs.observation import DEFAULT_FEATURES
-from rlmix.envs.reference import standard_error
+from rlmix.envs.reference import ReferenceCurve
 from rlmix.envs.surrogate_tasks import RecordedTask, Recording
 from rlmix.experiments.runs.errors import RunError, reject_incompatible
 from rlmix.experiments.search.task_family import DATA, SEGMENTS, part_of
@@ -64,10 +64,7 @@ def recorded_tasks(lines: Sequence[Mapping[str, Any]]) -> list[RecordedTask]:
     images = [VALIDATION_LIMIT] * (len(SEGMENTS) - 1) + [DATA.validation_size or 0]
     tasks = []
     for number in sorted(references):
-        line, curves = first[number], np.array(references[number])
-        mean = curves.mean(axis=0)
-        spread = curves.std(axis=0, ddof=1) if len(curves) > 1 else np.zeros_like(mean)
-        errors = [standard_error(accuracy, count) for accuracy, count in zip(mean.tolist(), images, strict=True)]
+        line, curve = first[number], ReferenceCurve.from_trainings(references[number], images)
         drawn = line["task_drawn"]
         description = {"number": number, "part": part_of(number), **drawn}
         context = (
@@ -76,9 +73,7 @@ def recorded_tasks(lines: Sequence[Mapping[str, Any]]) -> list[RecordedTask]:
             float(part_of(number) == "bare"),
         )
         seen = np.array(line["observations"], dtype=np.float32)[:, : len(DEFAULT_FEATURES)]
-        tasks.append(
-            RecordedTask(number, context, seen, mean.tolist(), np.maximum(spread, errors).tolist(), description)
-        )
+        tasks.append(RecordedTask(number, context, seen, list(curve.accuracies), list(curve.scales), description))
     return tasks
 
 
