@@ -128,7 +128,7 @@ class MixPolicyEnv(gym.Env[Any, Any]):
     - v0: first version.
 
     Args:
-        dataset: name for `classifier.data.load_dataset`.
+        dataset: name for `rlmix.classifier.data.load_dataset`.
         data_root: folder of the data set; optional, defaults to `$RLMIX_DATA`, else `~/.cache/rlmix/data`.
         image_size: side in pixels that images are resized to; optional, defaults to their own.
         training: the classifier's setting, a `TrainConfig` or a dictionary of its fields; a task sets `updates` and

@@ -90,7 +90,7 @@ class RLMixEnv(gym.Env[Any, Any]):
     - v0: first version.
 
     Args:
-        dataset: name for `classifier.data.load_dataset`.
+        dataset: name for `rlmix.classifier.data.load_dataset`.
         data_root: folder of the data set; optional, defaults to `$RLMIX_DATA`, else `~/.cache/rlmix/data`.
         training: the classifier's setting, a `TrainConfig` or a dictionary of its fields; its `saliency` is not read.
         train_size: number of training images; None for all.

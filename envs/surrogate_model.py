@@ -65,7 +65,7 @@ class Ensemble:
 
     @classmethod
     def from_state(cls, state: Mapping[str, Tensor], *, inputs: int, segments: int) -> Ensemble:
-        """Return the ensemble of which `state` gave the tensors.
+        """Build the ensemble from the tensors that `state` returned.
 
         Args:
             state: tensors by name; the networks' layers in half precision.

@@ -119,10 +119,10 @@ class TaskTable:
 
     @classmethod
     def from_state(cls, state: Mapping[str, Tensor]) -> TaskTable:
-        """Return the table of which `state` gave the tensors.
+        """Build the table from the tensors that `state` returned.
 
         Raises:
-            ValueError: a tensor is missing, does not fit the others or holds what cannot be.
+            ValueError: a tensor is missing, does not fit the others, or holds values out of range.
         """
         table = cls(**{field.name: state[field.name] for field in fields(cls)})
         count, ends = table.progress.shape

@@ -58,7 +58,7 @@ class TaskTrainer:
     that name a data set are drawn from the library. A network is built anew only where a task needs another one.
 
     Args:
-        dataset: name for `classifier.data.load_dataset`.
+        dataset: name for `rlmix.classifier.data.load_dataset`.
         data_root: folder of the data set; optional, defaults to `$RLMIX_DATA`, else `~/.cache/rlmix/data`.
         image_size: side in pixels that images are resized to; optional, defaults to their own.
         training: the classifier's setting, a `TrainConfig` or a dictionary of its fields; a task sets `updates` and

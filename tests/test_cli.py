@@ -18,6 +18,19 @@ def test_it_lists_its_commands(capsys: Any) -> None:
         assert all(name in out for name in cli.COMMANDS)
 
 
+def test_help_breaks_lines_for_the_terminal_not_as_the_source_does(
+    monkeypatch: pytest.MonkeyPatch, capsys: Any
+) -> None:
+    monkeypatch.setenv("COLUMNS", "1000")
+    with pytest.raises(SystemExit):
+        cli.main(["train-classifier", "--help"])
+    lines = capsys.readouterr().out.splitlines()
+    long = "as vision transformers are trained, without decay of biases and normalisation layers"  # two lines there
+    assert any(long in line for line in lines)
+    examples = [line for line in lines if line.startswith("    python ")]
+    assert len(examples) > 2 and not any(line.count("python ") > 1 for line in lines), "one example a line"
+
+
 def test_a_wrong_name_is_refused(capsys: Any) -> None:
     with pytest.raises(SystemExit) as stopped:
         cli.main(["trian"])

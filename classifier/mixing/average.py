@@ -11,7 +11,7 @@ def average(images: Tensor, targets: Tensor, *, partner: Tensor, lam: float) -> 
     """Average each image with its partner, whatever `lam` is; the local soft label follows `lam`.
 
     `x~ = 0.5 x + 0.5 x'` (eq. 4), `y_lam = lam y + (1 - lam) y'` (eq. 2). The global soft label is added where the
-    network's second head is known: `classifier.mixing.targets.lamix_target`.
+    network's second head is known: `rlmix.classifier.mixing.targets.lamix_target`.
 
     Args:
         images: `[B, C, H, W]`.

@@ -27,7 +27,8 @@ def mixed_stage(stage: nn.Module, *, partner: Tensor, lam: float) -> Iterator[No
     """Mix the output of a stage while the block runs: `lam h + (1 - lam) h'` (section 2); targets follow as in mixup.
 
     Args:
-        stage: a module of the network whose output is `[B, ...]`; `classifier.models.stages.hidden_stages` finds them.
+        stage: a module of the network whose output is `[B, ...]`; `rlmix.classifier.models.stages.hidden_stages`
+            finds them.
         partner: `[B]`, index of each image's partner.
         lam: weight of the image in [0, 1]; drawn from Beta(2, 2) in the paper.
     """

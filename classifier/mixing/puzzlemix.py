@@ -154,7 +154,7 @@ def solve_mask(cost: Tensor, down: Tensor, right: Tensor) -> Tensor:
 
 @lru_cache(maxsize=16)
 def _neighbours(batch: int, blocks: int) -> tuple[NDArray[np.int32], NDArray[np.int32]]:
-    """Return the numbers of blocks that have one below or to the right of them, and those of these neighbours."""
+    """Return pairs of neighbouring blocks by number: a block, and the one below it or to its right."""
     number = np.arange(batch * blocks**2, dtype=np.int32).reshape(batch, blocks, blocks)
     first = np.concatenate([number[:, :-1].ravel(), number[:, :, :-1].ravel()])
     return first, np.concatenate([number[:, 1:].ravel(), number[:, :, 1:].ravel()])

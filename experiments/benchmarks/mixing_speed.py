@@ -196,8 +196,8 @@ def puzzlemix_parts(config: MixingBenchmarkConfig, blocks: int) -> dict[str, Any
 def transported_densely(images: Tensor, *, mask: Tensor, saliency: Tensor, t_eps: float) -> Tensor:
     """Transport images as in Puzzle Mix's algorithm 1, with plans as `n^2 x n^2` matrices.
 
-    Arguments and result are those of `classifier.mixing.puzzlemix.transported`, except that places to which no block is
-    moved are filled too; the mask does not show them.
+    Arguments and result are those of `rlmix.classifier.mixing.puzzlemix.transported`, except that places to which no
+    block is moved are filled too; the mask does not show them.
     """
     batch, blocks = len(images), mask.shape[-1]
     places, size = blocks**2, images.shape[-1] // blocks

@@ -297,7 +297,7 @@ def _measures_table(report: Mapping[str, Any]) -> list[str]:
         for _, row in best_first(report)
     ]
     return [
-        f"Beyond accuracy, in %{''.join(f' (*{heading}* is a ratio)' for heading in ratios)}, on "
+        f"Beyond accuracy, in %{''.join(f' (*{heading}* is a plain number)' for heading in ratios)}, on "
         f"{report['measured_images']:,} {report['setting']['split']} images: "
         f"{'; '.join(measure.summary for measure in measured)}. Means with 95 % intervals over seeds.",
         "",

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import contextlib
 import io
+import re
 import shlex
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import fields, is_dataclass
 from pathlib import Path
-from typing import Any, TypeVar
+from types import MappingProxyType
+from typing import Any, TypeVar, get_args, get_type_hints
 
 import tyro
 
@@ -34,7 +37,7 @@ def spelling(command: str) -> str:
 
 
 class Call:
-    """A command's call.
+    """Call of a command: its command line, and the command that resumes it.
 
     Args:
         command: path of its file below experiments/, without .py.
@@ -62,6 +65,9 @@ class Call:
             SystemExit: the options are wrong, or `--help` was asked for.
         """
         defaults: dict[str, Any] = {} if default is None else {"default": default}
+        if {"-h", "--help"} & {*self.arguments}:
+            _join_help_lines(kind)
+            description = re.sub("^(?=python )", "    ", description or "", flags=re.MULTILINE)  # a line each
         said = io.StringIO()
         try:
             with contextlib.redirect_stderr(said):
@@ -89,6 +95,26 @@ class Call:
             elif argument.startswith(f"{option}="):
                 value = argument.partition("=")[2]
         return value
+
+
+def _join_help_lines(kind: Any) -> None:
+    """Give each option of a configuration its docstring as help, without the line breaks of the source.
+
+    tyro would keep those before the docstring's indented lines.
+    """
+    from docstring_parser import parse_from_object
+
+    for part in get_args(kind):  # of a union, or what is annotated
+        _join_help_lines(part)
+    if isinstance(kind, type) and is_dataclass(kind):
+        sources = [source for source in reversed(kind.__mro__) if source is not object]
+        texts = {
+            text.arg_name: text.description or "" for source in sources for text in parse_from_object(source).params
+        }
+        hints = get_type_hints(kind, include_extras=True)
+        for entry in fields(kind):
+            entry.metadata = MappingProxyType({**entry.metadata, "help": " ".join(texts.get(entry.name, "").split())})
+            _join_help_lines(hints[entry.name])
 
 
 @contextmanager

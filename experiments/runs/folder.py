@@ -61,7 +61,7 @@ class RunFolder:
 
     @classmethod
     def create(cls, out: str | None, kind: str) -> "RunFolder":
-        """A new folder: `out`, or `runs/KIND-DATE-TIME`.
+        """Create a new run folder: `out`, or `runs/KIND-DATE-TIME`.
 
         Raises:
             RunError: `out` holds a run already.
