@@ -1,0 +1,233 @@
+"""Record trainings of broad tasks under fixed and switching policies, for agents that are to hold on data never seen.
+
+    python experiments/studies/broad/record.py --data ../shared/data --out runs/broad
+
+Tasks 0, 1, 2, ... of `BroadTasks` over a group of data sets, five trainings each from one seed: plain, two fixed
+policies of the menu, one that switches once and one that may switch after every segment. Each line of the log has
+observation v2 at the start and after each segment, validation accuracy after each segment and development accuracy at
+the end; the first line of a task also says what the task is. The true share of wrong labels is there to measure
+estimates of it, not for agents. Finished trainings do not run again: the same command resumes, also after a kill.
+
+At most 15 s a training on one slow core and about 4 s on average are estimated (`envs/broad_tasks.py`).
+"""
+
+from __future__ import annotations
+
+import functools
+import json
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+
+from rlmix.classifier.files import write_atomic
+from rlmix.classifier.hardware import resolve_device, resolve_precision
+from rlmix.classifier.training.config import Precision, TrainConfig
+from rlmix.envs import BroadTasks, ImageLibrary, MixPolicyEnv, Source, TaskTrainer
+from rlmix.envs.observation import RECORDED_FEATURES
+from rlmix.experiments.comparison.runner import TrainingLog
+from rlmix.experiments.runs.command import command
+from rlmix.experiments.runs.errors import RunError
+from rlmix.experiments.search.task_family import MENU, PLAIN, SEGMENTS
+
+GROUPS = {  # data sets to learn from, and to rehearse on; no other may be looked at before the contest
+    "learn": ("fashion_mnist", "mnist", "kmnist", "cifar10", "gtsrb", "pacs"),
+    "rehearse": ("digits", "flowers5", "sign_digits", "cifar100"),
+}
+BUILT_IN = ("fashion_mnist", "digits")  # read from where `load_dataset` finds them
+SEEDS = {"learn": 230_001, "rehearse": 230_002}  # of the tasks
+CHOICES = MENU.actions()
+FIXED = 2  # trainings under fixed policies, besides plain
+CHANGES = 0.5  # probability of another policy after a segment, in the last training of a task
+BEFOREHAND = RECORDED_FEATURES.index("progress")  # features before this one never change within a training
+DIGITS = 3  # decimals of a logged feature
+VALIDATION_LIMIT = 1000  # images, before the end of a training
+
+
+@dataclass(frozen=True)
+class RecordConfig:
+    """Record trainings of broad tasks."""
+
+    data: str
+    """Folder of the data sets: NAME.zip or NAME/, with train/CLASS/* and test/CLASS/* inside."""
+    group: Literal["learn", "rehearse"] = "learn"
+    """Data sets whose tasks are trained."""
+    tasks: int = 2000
+    """Number of tasks: 0, 1, 2, ..."""
+    processes: int = 2
+    """Number of parallel trainings, one thread each."""
+    out: str = "runs/broad"
+    """Folder of GROUP.jsonl, the trainings finished so far, and of GROUP.json, what its numbers mean."""
+
+
+@dataclass(frozen=True)
+class TrainingPlan:
+    """One training of a task.
+
+    Attributes:
+        task: number of the task.
+        training: number of the training among those of its task.
+        kind: plain, fixed, switching (once) or wandering (perhaps after every segment).
+        policies: policy of each segment, a place in `MENU.actions()`.
+    """
+
+    task: int
+    training: int
+    kind: str
+    policies: tuple[int, ...]
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Run the command."""
+    with command("studies/broad/record", arguments) as call:
+        call.resume = call.line
+        config = call.parse(RecordConfig, __doc__)
+        for name in ("tasks", "processes"):
+            if getattr(config, name) < 1:
+                raise RunError(f"--{name} must be at least 1, got {getattr(config, name)}")
+        out = Path(config.out)
+        out.mkdir(parents=True, exist_ok=True)
+        places = data_places(config.data, GROUPS[config.group])
+        tasks = BroadTasks(_sources(out / f"{config.group}.json", places), seed=SEEDS[config.group])
+        log = TrainingLog(out / f"{config.group}.jsonl", lambda lines: {_identity(line): line for line in lines})
+        precision = resolve_precision("auto", resolve_device("cpu"))
+        jobs = {
+            _identity(asdict(plan)): functools.partial(record, plan, tasks, tuple(places.items()), precision)
+            for number in range(config.tasks)
+            for plan in plans(number)
+        }
+        log.run(jobs, processes=config.processes, describe=_describe)
+
+
+def data_places(folder: str, names: Sequence[str]) -> dict[str, str]:
+    """Return what `load_dataset` takes for each data set, by name.
+
+    Raises:
+        RunError: a data set is neither built in nor in the folder.
+    """
+    places = {}
+    for name in names:
+        found = [path for path in (Path(folder) / f"{name}.zip", Path(folder) / name) if path.exists()]
+        if name not in BUILT_IN and not found:
+            raise RunError(f"--data: expected {name}.zip or {name}/ in {folder}, got neither")
+        places[name] = name if name in BUILT_IN else str(found[0].resolve())
+    return places
+
+
+def plans(number: int) -> list[TrainingPlan]:
+    """Return the trainings of a task, always the same ones."""
+    random = np.random.default_rng([number, 23])
+    segments = len(SEGMENTS)
+
+    def draw() -> int:
+        return int(random.integers(len(CHOICES)))
+
+    plain = CHOICES.index(PLAIN)
+    others = [choice for choice in range(len(CHOICES)) if choice != plain]
+    fixed = random.choice(others, size=FIXED, replace=False).tolist()
+    place = int(random.integers(1, segments))
+    wandering = [draw()]
+    while len(wandering) < segments:
+        wandering.append(draw() if random.random() < CHANGES else wandering[-1])
+    policies = [
+        ("plain", (plain,) * segments),
+        *(("fixed", (choice,) * segments) for choice in fixed),
+        ("switching", (draw(),) * place + (draw(),) * (segments - place)),
+        ("wandering", tuple(wandering)),
+    ]
+    return [TrainingPlan(number, training, kind, choices) for training, (kind, choices) in enumerate(policies)]
+
+
+def record(
+    plan: TrainingPlan, tasks: BroadTasks, places: tuple[tuple[str, str], ...], precision: Precision
+) -> dict[str, Any]:
+    """Train a task under a plan and return the line of the log.
+
+    Args:
+        plan: the training.
+        tasks: distribution of the tasks.
+        places: name of each data set and what `load_dataset` takes for it.
+        precision: number format of the network.
+
+    Returns:
+        The plan; `known`, the features that never change, and `rows`, the others at the start and after each segment;
+        validation accuracy after each segment and development accuracy at the end, in [0, 1] and at chance after a
+        diverged training; the true share of wrong labels; seconds of processor time; the task in its first training.
+    """
+    started = time.process_time()
+    task = tasks.task(plan.task)
+    env = MixPolicyEnv(
+        task_trainer=shared_trainer(places, precision),
+        tasks=tasks,
+        segments=SEGMENTS,
+        reward="final",
+        menu=MENU,
+        features=RECORDED_FEATURES,
+    )
+    observation, _ = env.reset(seed=plan.task)
+    rows, validation, info = [observation], [], {"diverged": False}
+    for choice in plan.policies:
+        observation, _, terminated, _, info = env.step(CHOICES[choice])
+        rows.append(observation)
+        validation.append(round(info["validation_accuracy"], 4))
+        if terminated:
+            break
+    return {
+        "task": plan.task,
+        "training": plan.training,
+        "kind": plan.kind,
+        "policies": list(plan.policies),
+        **({"task_drawn": task.to_json()} if plan.training == 0 else {}),
+        "known": _rounded(rows[0][:BEFOREHAND]),
+        "rows": [_rounded(row[BEFOREHAND : len(RECORDED_FEATURES)]) for row in rows],
+        "validation": validation,
+        "development": round(env.task_trainer.measure(["development"])["development"], 4),
+        "wrong": task.label_noise,
+        "diverged": info["diverged"],
+        "seconds": round(time.process_time() - started, 2),
+    }
+
+
+@functools.cache
+def shared_trainer(places: tuple[tuple[str, str], ...], precision: Precision) -> TaskTrainer:
+    """Return the trainer of the tasks, built once in each process."""
+    training = TrainConfig(device="cpu", precision=precision)
+    return TaskTrainer(training=training, validation_limit=VALIDATION_LIMIT, library=ImageLibrary(dict(places)))
+
+
+def _sources(file: Path, places: Mapping[str, str]) -> tuple[Source, ...]:
+    """Return the data sets that tasks are drawn from, as the first call has written them down."""
+    if file.exists():
+        known = json.loads(file.read_bytes())["sources"]
+        return tuple(Source(entry["name"], tuple(entry["counts"]), entry["colour"]) for entry in known)
+    library = ImageLibrary(places)
+    sources = tuple(Source.of(library, name) for name in places)
+    meaning = {
+        "sources": [asdict(source) for source in sources],
+        "segments": SEGMENTS,
+        "menu": MENU.to_json(),
+        "policies": CHOICES,
+        "known": RECORDED_FEATURES[:BEFOREHAND],
+        "rows": RECORDED_FEATURES[BEFOREHAND:],
+    }
+    write_atomic(file, (json.dumps(meaning) + "\n").encode())
+    return sources
+
+
+def _rounded(values: np.ndarray) -> list[float]:
+    return [round(float(value), DIGITS) for value in values]
+
+
+def _identity(line: Mapping[str, Any]) -> tuple[int, int]:
+    return line["task"], line["training"]
+
+
+def _describe(line: Mapping[str, Any]) -> str:
+    return f"task {line['task']:<5} {line['kind']:<10} {100 * line['development']:5.1f} %  {line['seconds']:5.1f} s"
+
+
+if __name__ == "__main__":
+    main()
