@@ -47,11 +47,12 @@ SCHEDULES: tuple[dict[str, Any], ...] = (
     {"lr_schedule": "piecewise", "lr_points": ((0.0, 1.0), (1.0, 0.0))},
     {"lr_schedule": "piecewise", "lr_points": ((0.0, 0.1), (0.2, 1.0), (1.0, 0.0))},
 )
-# Cost on one core of two slow ones, from some trainings of networks of every kind: within a factor of two.
-SECONDS_PER_GFLOP, SECONDS_PER_UPDATE = 0.025, 0.006
+# Cost on one slow core, where an update of the search network takes 20 ms on 100 images of 14 pixels; from trainings of
+# networks of several kinds, within a third. An update has a cost of its own, however small network and batch are.
+SECONDS_PER_GFLOP, SECONDS_PER_UPDATE, SECONDS_PER_TRAINING = 0.018, 0.011, 0.6
 EVALUATED = 10_000  # images that a training is measured on, all of its segments together
 CHEAPEST = 2.0  # seconds; the limit of a task's cost is drawn log-uniformly from here
-SHARE_OF_UPDATES = 0.7  # of the limit, at most, that updates may take by themselves: some is left for the network
+SHARE_OF_UPDATES = 0.8  # of the limit, at most, that updates may take by themselves: some is left for the network
 
 
 @dataclass(frozen=True)
@@ -105,7 +106,7 @@ class BroadTasks:
             raise InputError(
                 f"tasks need a data set and 1 <= low <= high updates, got {len(self.sources)}, {low, high}"
             )
-        if not self.seconds >= max(1.0, low * SECONDS_PER_UPDATE / SHARE_OF_UPDATES):
+        if not self.seconds >= max(1.0, low * SECONDS_PER_UPDATE / SHARE_OF_UPDATES + SECONDS_PER_TRAINING):
             raise InputError(f"a training of {low} updates costs more than seconds allows, got {self.seconds}")
 
     def task(self, number: int) -> Task:
@@ -116,7 +117,7 @@ class BroadTasks:
         """
         random = np.random.default_rng([self.seed, number])
         limit = log_uniform(random, min(CHEAPEST, self.seconds), self.seconds)
-        longest = max(int(SHARE_OF_UPDATES * limit / SECONDS_PER_UPDATE), self.updates[0])
+        longest = max(int(SHARE_OF_UPDATES * (limit - SECONDS_PER_TRAINING) / SECONDS_PER_UPDATE), self.updates[0])
         updates = whole(random, self.updates[0], min(longest, self.updates[1]))
         while True:
             model = _network(random)
@@ -155,7 +156,7 @@ def estimated_seconds(task: Task) -> float:
     assert task.image_size is not None
     images = 3 * task.updates * options["batch_size"] + EVALUATED  # backward takes twice the operations of forward
     operations = images * network_flops(options["model"]) * (task.image_size / SIDES[-1]) ** 2
-    return operations / 1e9 * SECONDS_PER_GFLOP + task.updates * SECONDS_PER_UPDATE
+    return operations / 1e9 * SECONDS_PER_GFLOP + task.updates * SECONDS_PER_UPDATE + SECONDS_PER_TRAINING
 
 
 @functools.cache
