@@ -85,7 +85,7 @@ def test_estimates_are_judged_on_data_sets_that_they_have_not_seen() -> None:
     for name in ("a", "b", "all"):
         assert results[name, "contradicted"]["correlation"] == pytest.approx(1)
         assert abs(results[name, "hump_share"]["correlation"]) < 0.3
-        assert results[name, FITTED]["error"] < 0.03 and results[name, FITTED]["correlation"] > 0.98
+        assert results[name, FITTED]["error"] < 0.03 and results[name, FITTED]["correlation"] > 0.95
     # A data set whose signs mean something else shows in its own row alone.
     strange = [{**line, "wrong": 0.6 - line["wrong"]} if line["task"] % 2 else line for line in lines]
     results = {(result["dataset"], result["estimate"]): result for result in measured(strange, meaning, 1)}
