@@ -116,7 +116,7 @@ class Menu:
             self.policy(action)  # raises PolicyError for a choice that is out of range
 
     def including(self, methods: Sequence[str]) -> Menu:
-        """Return this menu with further sources: methods of `rlmix.classifier.mixing.METHODS` on half the updates each
+        """Return this menu with more sources: methods of `rlmix.classifier.mixing.METHODS` on half of the updates each.
 
         Raises:
             ValueError: a method is not known, or is offered already.

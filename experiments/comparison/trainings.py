@@ -37,6 +37,14 @@ LOGGED = {"method": str, "seed": int, "accuracy": float, "diverged": bool, "meas
 TRIAL_IMAGES = 20  # images that measures are tried on before the first training
 
 
+def _plain(options: dict[str, Any]) -> dict[str, Any]:
+    """Return options as a log gives them back, with lists in place of tuples."""
+    return json.loads(json.dumps(options))
+
+
+DEFAULTS = _plain({**asdict(DataConfig()), **asdict(ComparisonTrainConfig())})
+
+
 @dataclass(frozen=True)
 class Setting:
     """Setting of all trainings; nothing is left to `auto`. With contestant and seed it determines the result."""
@@ -62,19 +70,18 @@ class Setting:
 
         The data set's folder is not among them: it does not change the result.
         """
-        options = {**asdict(self.data), **asdict(self.train)}
-        defaults = {**asdict(DataConfig()), **asdict(ComparisonTrainConfig()), "data_root": options["data_root"]}
+        options = _plain({**asdict(self.data), **asdict(self.train)})
         changed = {
             name: value
             for name, value in options.items()
-            if value != defaults[name] and name not in (*NAMED, "development_size")
+            if value != DEFAULTS[name] and name not in (*NAMED, "development_size", "data_root")
         }
         return {
             **{name: options[name] for name in NAMED},
             "torch": self.torch,
             "split": self.split,
             "development_size": options["development_size"],
-            **json.loads(json.dumps(changed)),
+            **changed,
         }
 
 
@@ -327,7 +334,8 @@ def _whole(data: DataConfig) -> Splits:
 def _first_difference(logged: Any, setting: Setting) -> str | None:
     if not isinstance(logged, dict):
         return "without a setting"
-    # Older logs lack these two, which had no other value.
-    expected, logged = setting.to_json(), {"split": "development", "development_size": None, **logged}
+    # Logs lack options that have their default; the oldest also lack the split.
+    defaults = {**DEFAULTS, "split": "development"}
+    expected, logged = {**defaults, **setting.to_json()}, {**defaults, **logged}
     names = [name for name in {**expected, **logged} if expected.get(name) != logged.get(name)]
     return f"{names[0]} {logged.get(names[0])!r:.80}, not {expected.get(names[0])!r}" if names else None

@@ -170,6 +170,28 @@ def test_results_of_another_setting_are_not_mixed_in(finished: Path, refused: Re
     assert "batch_size 20, not 30" in refused(compare.main, arguments)
 
 
+def test_an_option_of_training_is_part_of_the_setting(
+    comparison: Path, tmp_path: Path, trained: list[tuple[str, int]], refused: Refused
+) -> None:
+    changed = ["--lr", "0.05", "--label-noise", "0.2", "--lr-milestones", "0.4", "--seeds", "2"]
+    asked = ["--contestants", "plain", *SETTING, *changed, "--out", tmp_path / "out"]
+    compare.main([str(option) for option in asked])
+    report = read_strictly(tmp_path / "out" / "results.json")
+    options = {"lr": 0.05, "label_noise": 0.2, "lr_milestones": [0.4]}
+    assert options.items() <= report["setting"].items() and "warmup" not in report["setting"]
+    assert "lr 0.05" in squeezed(tmp_path / "out" / "results.md")
+    usual = read_strictly(comparison / "results.json")["setting"]
+    assert [name for name in report["setting"] if name not in options] == list(usual), "defaults are not stored"
+    assert len(usual) == 10
+    setting = stored_config(trainings.Setting, report["setting"])
+    assert (setting.data.label_noise, setting.train.lr, setting.train.lr_milestones) == (0.2, 0.05, (0.4,))
+    trained.clear()
+    compare.main([str(option) for option in asked])
+    assert trained == []
+    said = refused(compare.main, [*PAIR, *SETTING, "--lr", "0.05", "--seeds", "2", "--out", comparison])
+    assert "(lr 0.2, not 0.05)" in said
+
+
 def test_trainings_of_another_comparison_are_taken_over(
     comparison: Path, tmp_path: Path, trained: list[tuple[str, int]], refused: Refused
 ) -> None:
