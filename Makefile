@@ -15,7 +15,7 @@ VENV ?= .venv
 PYTHON ?=
 # For the command behind `make train`, and for pytest behind `make test`.
 ARGS ?=
-PYTEST_ARGS ?= -n 2 --dist loadfile --no-loadscope-reorder
+PYTEST_ARGS ?= -n 2 --dist loadfile
 # For `make tensorboard`.
 LOGDIR ?= runs
 PORT ?= 6006

@@ -130,7 +130,8 @@ class RLMix:
         self._colours = None if mean is None or std is None else (torch.tensor(mean), torch.tensor(std))
         self._limits = LoopLimits(self._colours is not None)
         self._done = self._end = 0  # calls so far, and the call at which the running segment ends
-        self._method = "clean"
+        self.method = "clean"
+        """Method of the last batch, a name of `METHODS`."""
         self._sums, self._started = SegmentSums(torch.device("cpu")), time.perf_counter()
         self._interleaver = Interleaver()
         self._kept: CleanBatch | None = None  # a clean batch whose gradient serves a saliency method to come
@@ -158,11 +159,6 @@ class RLMix:
     def policy(self) -> MixPolicy | None:
         """Policy of the last batch; None before the first."""
         return None if self._scheduler is None or not self._scheduler.chosen else self._scheduler.chosen[-1][1]
-
-    @property
-    def method(self) -> str:
-        """Method of the last batch, a name of `METHODS`."""
-        return self._method
 
     @property
     def choices(self) -> list[Choice]:
@@ -216,14 +212,14 @@ class RLMix:
         self._watch.remove()
         batch = CleanBatch(images, as_targets(labels, self.num_classes))
         policy = self._current_policy(images, model)
-        self._method = self._interleaver.next(policy.shares) if self.mixup_enabled else "clean"
-        reused = METHODS[self._method].needs_gradient
+        self.method = self._interleaver.next(policy.shares) if self.mixup_enabled else "clean"
+        reused = METHODS[self.method].needs_gradient
         if reused:
             batch = self._with_gradient(batch, model)
         draw = self._draws.draw(self._done, len(batch.images), images.device)
         mean, std = (None, None) if self._colours is None else (part.to(images.device) for part in self._colours)
         targets = smooth(batch.targets, policy.label_smoothing)
-        mixed, targets = policy.mix(self._method, MixInput(batch.images, targets, batch.gradient, mean, std), draw)
+        mixed, targets = policy.mix(self.method, MixInput(batch.images, targets, batch.gradient, mean, std), draw)
         self._done += 1
         took = self._takers(policy, batch, model)
         # A compiled network would be compiled again where the images need a gradient now and then.
@@ -266,7 +262,7 @@ class RLMix:
         targets = as_targets(targets, self.num_classes)
         if self.num_classes > 1 and self._loss is soft_binary_cross_entropy:
             targets = targets / targets.sum(dim=1, keepdim=True).clamp(min=1e-6)  # rows may hold several classes
-        self._sums.add(self._method, measured(as_columns(logits, self.num_classes), targets))
+        self._sums.add(self.method, measured(as_columns(logits, self.num_classes), targets))
 
     def observe(
         self,
@@ -315,9 +311,7 @@ class RLMix:
         """
         if self._scheduler is None or not self._scheduler.chosen:
             raise InputError("nothing has been chosen yet: the first policy is chosen at the first batch")
-        done = self._scheduler.schedule()
-        *before, (_, last) = done.segments
-        return PolicySchedule((*before, (1.0, last)), done.provenance)
+        return self._scheduler.schedule()
 
     def save(self, path: str | Path) -> None:
         """Write the schedule of `schedule()` to a JSON file, which `RLMix(path)` replays without an agent."""
@@ -333,7 +327,7 @@ class RLMix:
             "policy": self._identity(),
             "done": self._done,
             "end": self._end,
-            "method": self._method,
+            "method": self.method,
             "batch_size": self._batch_size,
             "credit": dict(self._interleaver.credit),
             "sums": self._sums.state_dict(),
@@ -356,7 +350,7 @@ class RLMix:
             raise InputError(f"expected a state of version {STATE_VERSION}, got {state.get('version')!r}")
         if state["policy"] != self._identity():
             raise InputError("the state is of a training under another policy; make RLMix with that of before")
-        self._done, self._end, self._method = state["done"], state["end"], state["method"]
+        self._done, self._end, self.method = state["done"], state["end"], state["method"]
         self._interleaver = Interleaver(state["credit"])
         kept = state["kept"]
         self._kept = None if kept is None else CleanBatch(kept["images"], kept["targets"], kept["gradient"])
@@ -367,11 +361,11 @@ class RLMix:
         self._sums = SegmentSums(torch.device("cpu"))
         self._sums.load_state_dict(state["sums"])
         if state["scheduler"] is not None:
-            self._begin(state["batch_size"])
+            self._begin(state["batch_size"], relative_lr=0.0)  # the state has it
             assert self._scheduler is not None
             self._scheduler.load_state_dict(state["scheduler"])
 
-    def _begin(self, batch_size: int) -> None:
+    def _begin(self, batch_size: int, *, relative_lr: float) -> None:
         """Start a training with batches of `batch_size` images."""
         together = distributed.is_available() and distributed.is_initialized()
         self._rank = distributed.get_rank() if together else 0
@@ -385,7 +379,7 @@ class RLMix:
             num_classes=max(self.num_classes, 2),
             batch_size=batch_size * self._world * steps,
             progress=self._done / self._total,
-            relative_lr=self._relative_lr(),
+            relative_lr=relative_lr,
         )
         self._scheduler = PolicyScheduler(self._decide, segments_of(self.source), state, updates=self._total)
 
@@ -400,7 +394,7 @@ class RLMix:
             else:
                 for policy in policies_of(self.source):
                     require(limits.why_not(policy))
-            self._begin(len(images))
+            self._begin(len(images), relative_lr=self._relative_lr())
         scheduler = self._scheduler
         assert scheduler is not None
         self._sums = self._sums.to(images.device)
@@ -465,8 +459,8 @@ class RLMix:
 
     def _takers(self, policy: MixPolicy, batch: CleanBatch, model: nn.Module | None) -> list[TakesGradient]:
         """Return what reads the gradient at the images of the present update; hooks the parameters where needed."""
-        if self._method != "clean" or self._done > self._end or not self._reads_gradients(policy):
-            if self._method == "clean":
+        if self.method != "clean" or self._done > self._end or not self._reads_gradients(policy):
+            if self.method == "clean":
                 self._kept = None  # the gradient of an earlier batch is stale
             return []
         left = self._end - self._done
@@ -487,12 +481,12 @@ class RLMix:
             device = batch.images.device
             return CleanBatch(*(one.to(device) for one in (kept.images, kept.targets, kept.gradient)))
         if model is None:
-            raise InputError(f"{self._method} needs the network's gradient; call mix(images, labels, model)")
+            raise InputError(f"{self.method} needs the network's gradient; call mix(images, labels, model)")
         batch.gradient = exact_gradient(
             model,
             lambda logits: self._loss(as_columns(logits, self.num_classes), batch.targets).mean(),
             batch.images,
-            evaluating=METHODS[self._method].gradient_in_eval,
+            evaluating=METHODS[self.method].gradient_in_eval,
         )
         return batch
 

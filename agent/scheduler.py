@@ -98,8 +98,12 @@ class PolicyScheduler:
         return [Choice(start, policy, given) for start, (_, policy), given in both]
 
     def schedule(self) -> PolicySchedule:
-        """Return the policies that were used as a schedule, with the probabilities that an agent gave."""
-        return PolicySchedule(tuple(self.chosen), as_provenance(self.probabilities))
+        """Return the policies that were used as a schedule, with the probabilities that an agent gave.
+
+        In the midst of a training the last policy, of which there must be one, holds to the end.
+        """
+        *before, (_, last) = self.chosen
+        return PolicySchedule((*before, (1.0, last)), as_provenance(self.probabilities))
 
     def state_dict(self) -> dict[str, Any]:
         """Return what was chosen and measured as plain values."""

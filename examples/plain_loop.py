@@ -1,26 +1,23 @@
-"""RL-Mix in a plain PyTorch loop, on scikit-learn's digits: the four lines that are marked.
+"""RL-Mix in a plain PyTorch loop: `mix`, `mix.loss`, `mix.due` and `mix.observe`.
 
-python examples/plain_loop.py --epochs 8
-python examples/plain_loop.py --epochs 8 --resume    # after an interruption, to the same weights
+python examples/plain_loop.py
+python examples/plain_loop.py --resume    # after an interruption, to the same weights
 """
 
 from __future__ import annotations
 
-import argparse
 from collections.abc import Iterable, Sequence
-from pathlib import Path
+from typing import Any
 
+import digits
 import torch
-from sklearn.datasets import load_digits
 from torch import Tensor, nn
 from torch.optim import SGD, Optimizer
 from torch.optim.lr_scheduler import LRScheduler, OneCycleLR
-from torch.utils.data import DataLoader, TensorDataset
+from torch.utils.data import DataLoader
 from torch.utils.tensorboard.writer import SummaryWriter
 
 from rlmix import RLMix
-
-TRAINING = 1000  # images; the others are for validation
 
 
 def train(
@@ -53,22 +50,11 @@ def predict(network: nn.Module, images: Tensor) -> Tensor:
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run the example."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--epochs", type=int, default=8)
-    parser.add_argument("--stop-after", type=int, help="stop after this epoch, as if interrupted")
-    parser.add_argument("--resume", action="store_true", help="continue from the checkpoint in --out")
-    parser.add_argument("--out", type=Path, default=Path("runs/plain_loop"))
-    options = parser.parse_args(arguments)
-    options.out.mkdir(parents=True, exist_ok=True)
-
-    digits = load_digits()
-    images = (torch.tensor(digits.images, dtype=torch.float32)[:, None] - 4.9) / 6.0
-    labels = torch.tensor(digits.target)
-    dataset = TensorDataset(images[:TRAINING], labels[:TRAINING])
-    validation = images[TRAINING:], labels[TRAINING:]
-    order = torch.Generator()
-    loader = DataLoader(dataset, batch_size=64, shuffle=True, generator=order)
-
+    options = digits.options(__doc__, "plain_loop", arguments)
+    dataset, held_out = digits.load()
+    validation = held_out.tensors[0], held_out.tensors[1]
+    order = digits.EpochOrder(len(dataset))
+    loader = DataLoader(dataset, batch_size=64, sampler=order)
     torch.manual_seed(0)
     network = nn.Sequential(
         *(nn.Conv2d(1, 16, 3, padding=1), nn.BatchNorm2d(16), nn.ReLU()),
@@ -78,9 +64,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     updates = options.epochs * len(loader)
     optimizer = SGD(network.parameters(), lr=0.1, momentum=0.9, nesterov=True)
     schedule = OneCycleLR(optimizer, 0.1, total_steps=updates)
-    mix = RLMix(num_classes=10, total_updates=updates, train_size=len(dataset), optimizer=optimizer)
+    mix = RLMix(options.policy, num_classes=10, total_updates=updates, train_size=len(dataset), optimizer=optimizer)
 
-    parts = {"network": network, "optimizer": optimizer, "schedule": schedule, "mix": mix}
+    parts: dict[str, Any] = {"network": network, "optimizer": optimizer, "schedule": schedule, "mix": mix}
     checkpoint, first = options.out / "checkpoint.pt", 0
     if options.resume:
         state = torch.load(checkpoint)
@@ -88,15 +74,15 @@ def main(arguments: Sequence[str] | None = None) -> None:
         for name, part in parts.items():
             part.load_state_dict(state[name])
     with SummaryWriter(str(options.out), purge_step=first) as writer:
-        for epoch in range(first, options.stop_after or options.epochs):
-            order.manual_seed(epoch)
+        for epoch in range(first, options.last):
+            order.set_epoch(epoch)
             train(network, loader, optimizer, schedule, mix, validation)
-            accuracy = (predict(network, validation[0]).argmax(1) == validation[1]).float().mean().item()
-            writer.add_scalar("validation/accuracy", accuracy, epoch)
-            for name, value in mix.scalars().items():
+            accuracy = digits.accuracy(predict(network, validation[0]), validation[1])
+            for name, value in {"validation/accuracy": accuracy, **mix.scalars()}.items():
                 writer.add_scalar(name, value, epoch)
             print(f"epoch {epoch}: validation accuracy {100 * accuracy:.1f} %, {mix.policy}")
-            torch.save({"epoch": epoch + 1, **{name: part.state_dict() for name, part in parts.items()}}, checkpoint)
+            states = {name: part.state_dict() for name, part in parts.items()}
+            torch.save({"epoch": epoch + 1, **states}, checkpoint)
     mix.save(options.out / "policy.json")  # RLMix("policy.json", ...) replays it
     print(*mix.choices, sep="\n")
 

@@ -1,15 +1,19 @@
 """What the documents say can be done: links lead to files, code runs, commands and their options exist."""
 
+import importlib
 import re
 import shlex
 import subprocess
 import sys
+import warnings
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 import yaml
+
+from rlmix import MixPolicy, PolicySchedule
 
 ROOT = Path(__file__).parents[1]
 PAGES = sorted(
@@ -85,6 +89,76 @@ def test_the_readmes_replay_covers_every_update(tmp_path: Path, monkeypatch: pyt
     names: dict[str, Any] = {"seen": []}
     exec(loop.replace("...  #", "seen.append(update)  #"), names)
     assert names["seen"] == list(range(2000))
+
+
+class Names(dict[str, Any]):
+    """What the snippets of docs/own_loop.md take for granted: a network, images of three sizes of labels, options."""
+
+    def __init__(self, folder: Path) -> None:
+        generator = torch.Generator().manual_seed(0)
+        images, labels = torch.randn(48, 1, 8, 8, generator=generator), torch.arange(48) % 10
+        dataset = torch.utils.data.TensorDataset(images, labels)
+        network = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(64, 10))
+
+        def predict(model: torch.nn.Module, shown: torch.Tensor) -> torch.Tensor:
+            with torch.no_grad():
+                return model(shown)
+
+        super().__init__(
+            dataset=dataset,
+            val_dataset=dataset,
+            loader=torch.utils.data.DataLoader(dataset, batch_size=16),
+            val_loader=torch.utils.data.DataLoader(dataset, batch_size=48),
+            network=network,
+            optimizer=torch.optim.SGD(network.parameters(), lr=0.1),
+            predict=predict,
+            val_images=images,
+            val_labels=labels,
+            epochs=2,
+        )
+
+
+SNIPPETS = {
+    "plain": lambda code: "mix.save" in code,
+    "timm": lambda code: "SoftTargetCrossEntropy" in code,
+    "torchvision": lambda code: '"cutmix"' in code,
+    "lightning": lambda code: "RLMixCallback" in code,
+    "transformers": lambda code: "RLMixTrainer" in code,
+    "export": lambda code: "timm_arguments" in code,
+}
+
+
+@pytest.mark.parametrize("name", SNIPPETS)
+def test_the_snippets_for_ones_own_loop_run(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    if name in ("timm", "lightning", "transformers"):
+        pytest.importorskip(name)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(str(ROOT / "examples"))
+    (code,) = filter(SNIPPETS[name], blocks(ROOT / "docs/own_loop.md", "python"))
+    names = Names(tmp_path)
+    if name == "lightning":
+        names["module"] = importlib.import_module("lightning_loop").Classifier()
+    if name == "transformers":
+        example, transformers = importlib.import_module("huggingface_loop"), importlib.import_module("transformers")
+        names |= {
+            "hf_model": example.network(),
+            "arguments": transformers.TrainingArguments(
+                output_dir=str(tmp_path), num_train_epochs=2, per_device_train_batch_size=16, eval_strategy="epoch",
+                report_to="none", use_cpu=True,
+            ),
+            "collate": example.collate,
+            "compute_metrics": example.accuracy,
+        }  # fmt: skip
+    if name == "export":
+        PolicySchedule.fixed(MixPolicy({"clean": 0.5, "cutmix": 0.5})).save(tmp_path / "policy.json")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        exec(code, names)
+    if name == "export":
+        return
+    mix = names["mixup_fn" if name == "timm" else "mix"]
+    assert sum(mix.state_dict()["sums"]["counts"].values()) > 0 or name == "torchvision", "the losses were noted"
+    assert mix.state_dict()["done"] == 6 and mix.choices
 
 
 @pytest.mark.slow

@@ -11,7 +11,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from scipy.ndimage import find_objects, label
 from torch import Tensor, nn
 
 from rlmix.classifier.data import ImageFiles, ImageSet
@@ -168,6 +167,8 @@ def boxes_of_maps(maps: np.ndarray, threshold: float) -> Tensor:
     Returns:
         `[N, 4]`, float64: top, left, bottom and right; the whole image of a map that is 0 everywhere.
     """
+    from scipy.ndimage import find_objects, label  # takes half a second, and most evaluations do without
+
     boxes = []
     for values in maps:
         parts, _ = label(values >= threshold * values.max())

@@ -1,7 +1,7 @@
 """RLMix: the policy inside somebody's own training loop."""
 
 import copy
-import importlib.util
+import importlib
 import json
 import subprocess
 import sys
@@ -79,13 +79,10 @@ def sgd(model: nn.Module) -> torch.optim.Optimizer:
 
 
 @pytest.fixture
-def plain_loop() -> Any:
+def plain_loop(monkeypatch: pytest.MonkeyPatch) -> Any:
     """The example's module."""
-    spec = importlib.util.spec_from_file_location("plain_loop", ROOT / "examples/plain_loop.py")
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    monkeypatch.syspath_prepend(str(ROOT / "examples"))
+    return importlib.import_module("plain_loop")
 
 
 @pytest.mark.parametrize("seed", [3, 4])
@@ -349,7 +346,9 @@ def test_what_was_chosen_can_be_saved_and_replayed(tmp_path: Path) -> None:
     mix = RLMix(agent(), **KNOWN, optimizer=sgd(model))
     with pytest.raises(InputError, match="nothing has been chosen"):
         mix.save(tmp_path / "policy.json")
-    train(mix, model, batches(20), sgd(model), val_accuracy=0.4, val_loss=1.5)
+    train(mix, model, batches(20)[:7], sgd(model), val_accuracy=0.4, val_loss=1.5)
+    assert [until for until, _ in mix.schedule().segments] == [0.25, 1.0], "the last one holds to the end"
+    train(mix, model, batches(20)[7:], sgd(model), val_accuracy=0.4, val_loss=1.5)
     mix.save(tmp_path / "policy.json")
     again = RLMix(str(tmp_path / "policy.json"), num_classes=10, total_updates=20)
     for images, labels in batches(20):

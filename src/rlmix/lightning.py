@@ -1,0 +1,93 @@
+"""RL-Mix in Lightning: a callback that mixes the batches of training and asks the agent."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from lightning.pytorch import Callback, LightningModule, Trainer
+from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
+
+from rlmix.agent.own_loop import RLMix
+
+HOOK = "on_after_batch_transfer"
+
+
+class RLMixCallback(Callback):
+    """Mixes every training batch on its device, before `training_step` sees it.
+
+    Batches are pairs of images and labels. The step's loss has to take targets `[B, K]`, as `cross_entropy` does. A
+    callback cannot replace a batch: the module's `on_after_batch_transfer` is wrapped while it is trained, and given
+    back at the end, after an error too.
+
+    Args:
+        mix: the mixer; its optimiser is set to the first one of the training.
+        accuracy: name under which the module logs its validation accuracy; optional.
+        loss: name under which it logs its validation loss; optional.
+        network: name of the submodule whose output are the logits; optional, defaults to the module itself.
+    """
+
+    def __init__(
+        self, mix: RLMix, *, accuracy: str | None = None, loss: str | None = None, network: str | None = None
+    ) -> None:
+        self.mix = mix
+        self._accuracy, self._loss, self._network = accuracy, loss, network
+        self._module: LightningModule | None = None
+        self._handle: RemovableHandle | None = None
+        self._targets: Tensor | None = None
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Wrap the module's hook."""
+        network = pl_module if self._network is None else pl_module.get_submodule(self._network)
+        before = getattr(pl_module, HOOK)
+
+        def mixed(batch: Any, dataloader_idx: int) -> Any:
+            batch = before(batch, dataloader_idx)
+            if not trainer.training:
+                return batch
+            images, self._targets = self.mix(batch[0], batch[1], network)
+            return images, self._targets
+
+        def note(_module: nn.Module, _inputs: Any, logits: Tensor) -> None:
+            targets, self._targets = self._targets, None  # the first output of a batch
+            if trainer.training and targets is not None:
+                self.mix.note(logits, targets)
+
+        self.mix.optimizer = trainer.optimizers[0]
+        self._module = pl_module
+        pl_module.__dict__[HOOK] = mixed
+        self._handle = network.register_forward_hook(note)
+
+    def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *_: Any) -> None:
+        """Log what holds now."""
+        pl_module.log_dict(self.mix.scalars())
+
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Tell the agent how the network does."""
+        found = trainer.callback_metrics
+        if self._accuracy in found and not trainer.sanity_checking:
+            loss = found.get(self._loss) if self._loss is not None else None
+            self.mix.observe(val_accuracy=float(found[self._accuracy]), val_loss=None if loss is None else float(loss))
+
+    def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Give the module's hook back."""
+        self._unwrap()
+
+    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
+        """Give the module's hook back."""
+        self._unwrap()
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return the state for Lightning's checkpoint."""
+        return self.mix.state_dict()
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Resume from Lightning's checkpoint."""
+        self.mix.load_state_dict(state_dict)
+
+    def _unwrap(self) -> None:
+        if self._module is not None:
+            self._module.__dict__.pop(HOOK, None)
+        if self._handle is not None:
+            self._handle.remove()
+        self._module = self._handle = None
