@@ -15,7 +15,7 @@ VENV ?= .venv
 PYTHON ?=
 # For the command behind `make train`, and for pytest behind `make test`.
 ARGS ?=
-PYTEST_ARGS ?= -n 2 --dist loadfile
+PYTEST_ARGS ?= -n 2 --dist loadfile --no-loadscope-reorder
 # For `make tensorboard`.
 LOGDIR ?= runs
 PORT ?= 6006

@@ -172,7 +172,7 @@ def image_set(count: int, side: int) -> ImageSet:
 
 @pytest.mark.parametrize("name", list(MODELS))
 def test_every_network_trains(name: str) -> None:
-    side = SMALLEST.get(name, 16)
+    side = SMALLEST.get(name, 8)
     data = Splits(
         train=image_set(8, side),
         validation=image_set(5, side),

@@ -12,6 +12,8 @@ from typing import Any, Protocol
 import pytest
 import torch
 
+from tests.experiments.inline import skip_drawing
+
 ROOT = Path(__file__).parents[2]
 PATIENCE = 600  # seconds; starting takes some, and much more of them on a busy machine
 
@@ -119,6 +121,12 @@ def _members(leader: subprocess.Popen[str]) -> list[int]:
             if int(group) == leader.pid and state != "Z":
                 found.append(int(entry.name))
     return found
+
+
+@pytest.fixture
+def undrawn(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Reports and TensorBoard's figures stay without drawings."""
+    skip_drawing(monkeypatch)
 
 
 @pytest.fixture

@@ -89,7 +89,8 @@ def test_a_number_that_was_asked_for_stays(tmp_path: Path) -> None:
     assert machine.trainings == 0 and not (tmp_path / "budget.json").exists()
 
 
-def test_a_resumed_search_keeps_its_number(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_resumed_search_keeps_its_number(undrawn: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(budget, "MIN_ROLLOUTS", 2)
     monkeypatch.setattr(search, "ProcessVecEnv", workers_here)
     run = tmp_path / "run"
     options = [*OPTIONS, "--episodes", "0", "--minutes", "0.01", "--contest-seeds", "1", "--out", str(run)]

@@ -8,7 +8,7 @@ import pickle
 import re
 import signal
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -363,7 +363,12 @@ def test_what_a_kill_breaks_is_noticed(breakage: str | None, tmp_path: Path, mon
 
 
 @pytest.mark.slow
-def test_a_training_whose_disk_fails_goes_on_to_the_same_result(tmp_path: Path) -> None:
+def test_a_training_whose_disk_fails_goes_on_to_the_same_result(
+    undrawn: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    program = writes.PROGRAMS["train_classifier.py"]
+    short = replace(program, options=program.options.replace("--updates 60", "--updates 12"))
+    monkeypatch.setitem(writes.PROGRAMS, "train_classifier.py", short)
     result, failed = WritesSoak(programs=("train_classifier.py",), every=10**6, out=str(tmp_path)).run()
     assert failed == []
     assert result["total"]["survived"] == result["total"]["tried"] >= 35
