@@ -18,8 +18,8 @@ from rlmix.classifier.files import DamagedFileError, write_atomic
 from rlmix.classifier.mixing.policy import require_fields
 
 DESCRIPTION, WEIGHTS = "agent.json", "agent.safetensors"
-SHIPPED = "shipped"  # name of the agent that comes with the program
-SHIPPED_FOLDER = Path(__file__).parents[1] / "experiments" / "policies" / SHIPPED
+SHIPPED, SURROGATE = "shipped", "surrogate"  # agents that come with the program
+NAMED = {name: Path(__file__).parents[1] / "experiments" / "policies" / name for name in (SHIPPED, SURROGATE)}
 
 Loaded = TypeVar("Loaded")
 

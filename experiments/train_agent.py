@@ -84,8 +84,14 @@ def parse(call: Call) -> SearchConfig:
     if call.value("--env") == "rl-mix":
         raise RunError(f"--env rl-mix is a command of its own now: {spelling('train_rl_mix')}")
     name = call.value("--preset") or ("default" if call.value("--dataset") is None else "clean")
-    config = call.parse(SearchConfig, __doc__, default=preset(name))
-    return config if config.start is None else replace(config, start=str(Path(config.start).resolve()))
+    if (start := call.value("--start")) is None:
+        return call.parse(SearchConfig, __doc__, default=preset(name))
+
+    from rlmix.agent.files import NAMED
+    from rlmix.experiments.search.plan import like_agent
+
+    config = call.parse(SearchConfig, __doc__, default=like_agent(preset(name), start))
+    return config if start in NAMED else replace(config, start=str(Path(start).resolve()))
 
 
 if __name__ == "__main__":

@@ -36,7 +36,7 @@ def fit_to_time(search: Search, run: RunFolder, workers: VecEnv, spent: float) -
         return search
     if not (run.path / FILE).exists():
         seconds = _seconds_per_round(search, workers)
-        later_rounds = sum(math.ceil(count / workers.num_envs) for count in trainings_after(search))
+        later_rounds = sum(math.ceil(count / workers.num_envs) for count in trainings_after(search, run))
         available = 60 * config.minutes * (1 - RESERVE) - spent - (TIMED_ROUNDS + later_rounds) * seconds
         rollout = config.ppo.episodes_per_update
         fitting = int(available / seconds * workers.num_envs) // rollout

@@ -91,7 +91,8 @@ class SearchConfig:
     seed: int = 0
     """RNG seed for the whole search."""
     start: str | None = None
-    """Folder of the agent that the search starts from; optional, defaults to a new one that prefers CutMix on half."""
+    """Agent that the search starts from, with its menu and segments: shipped, surrogate (PPO that learned in the
+    surrogate), or a folder; optional, defaults to a new one that prefers CutMix on half."""
     ppo: PPOConfig = field(default_factory=PPOConfig)
     """Hyperparameters of PPO."""
     run: Annotated[RunConfig, UNPREFIXED] = field(default_factory=RunConfig)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, Literal
 
 from stable_baselines3 import PPO
 from stable_baselines3.common.vec_env import DummyVecEnv, VecEnv
@@ -25,7 +25,7 @@ from rlmix.experiments.search import task_family
 from rlmix.experiments.search.cluster import run_on_worker
 from rlmix.experiments.search.config import SearchConfig, TaskTrainConfig
 
-MENUS = {"default": Menu(), "family": task_family.MENU}
+MENUS: dict[Literal["default", "family"], Menu] = {"default": Menu(), "family": task_family.MENU}
 MAX_ENVIRONMENTS = 1000  # each is built once to check the setting, before a search starts
 MAX_VALIDATION = 3000  # images; more would slow the end of every training
 START = "CutMix half"  # policy that the untrained agent prefers: the one that it has to beat
@@ -189,6 +189,27 @@ def print_data(data: Splits, search: Search) -> None:
     )
 
 
+def like_agent(config: SearchConfig, start: str) -> SearchConfig:
+    """Return a configuration with menu, segments and hidden layers of the agent that the search starts from.
+
+    Args:
+        config: configuration of a search.
+        start: the agent's name or folder.
+
+    Raises:
+        DamagedFileError: it cannot be used.
+    """
+    agent = Agent.load(start)
+    menus = [name for name, menu in MENUS.items() if menu == agent.menu]
+    hidden = agent.policy.hidden[0] if agent.policy.hidden else config.ppo.hidden
+    return replace(
+        config,
+        menu=menus[0] if menus else config.menu,
+        segments=agent.segments,
+        ppo=replace(config.ppo, hidden=hidden),
+    )
+
+
 def new_agent(search: Search, workers: VecEnv, start: Agent | None = None) -> PPO:
     """Return the learner before the search: with an agent's weights, or one that prefers CutMix on half the updates.
 
@@ -212,6 +233,19 @@ def new_agent(search: Search, workers: VecEnv, start: Agent | None = None) -> PP
             )
         model.policy.load_state_dict(start.policy.state_dict())
     return model
+
+
+def load_start(search: Search, run: RunFolder) -> Agent | None:
+    """Return the agent that the search starts from, and copy it so that the run can be resumed without the original."""
+    if search.config.start is None:
+        return None
+    copy = run.path / "start"
+    if (copy / "agent.json").exists():
+        return Agent.load(copy)
+    agent = Agent.load(search.config.start)
+    copy.mkdir(exist_ok=True)
+    agent.save(copy)
+    return agent
 
 
 def _range(limits: tuple[int, int]) -> str:

@@ -9,7 +9,6 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -36,15 +35,15 @@ from rlmix.experiments.runs.options import flatten
 from rlmix.experiments.runs.signals import interrupt_later
 from rlmix.experiments.search.budget import fit_to_time
 from rlmix.experiments.search.config import AGENT, SearchConfig
-from rlmix.experiments.search.plan import Search, new_agent
+from rlmix.experiments.search.plan import Search, load_start, new_agent
 from rlmix.experiments.search.selection import (
     LIVE,
     Trainings,
     compare_contestants,
     find_candidates,
+    known_agents,
     provenance,
     select_best,
-    shipped_agent,
 )
 
 
@@ -78,7 +77,7 @@ def execute(search: Search, run: RunFolder) -> None:
         trainings = Trainings(run, workers)
         schedule = select_best(search, run, trainings, find_candidates(search, run, workers, agent), agent.provenance)
         live = {} if search.one_decision else {LIVE: agent}  # the learned policy, where the agent chooses once
-        contest = compare_contestants(search, schedule, trainings, {**live, **shipped_agent(search)})
+        contest = compare_contestants(search, schedule, trainings, {**live, **known_agents(search, run)})
     except (EOFError, ConnectionError):
         raise RunError(
             "a worker process has died: by its own error above, or killed from outside (is there enough memory?); "
@@ -162,7 +161,7 @@ def learn(
     config = search.config
     log = LineLog(run.path / "episodes.jsonl")
     log.keep(0 if checkpoint is None else checkpoint["episodes_done"])
-    start = _load_start(search, run)
+    start = load_start(search, run)
     model = new_agent(search, workers, start)
     model.set_logger(configure(str(run.events), ["tensorboard"]))
     model.logger.record("hparams", HParam(_flat(asdict(config)), {Tag.RETURN_MEAN: 0.0}))
@@ -203,19 +202,6 @@ def learn(
     start_checksum = None if start is None else start.checksum  # a path means nothing elsewhere
     facts = {"learned_by": "ppo", "episodes": len(log.read()), "start_sha256": start_checksum, **provenance(search)}
     return to_agent(model.policy, search.menu, search.segments, facts), learning_seconds
-
-
-def _load_start(search: Search, run: RunFolder) -> Agent | None:
-    """Return the agent that the search starts from, and copy it so that the run can be resumed without the original."""
-    if search.config.start is None:
-        return None
-    copy = run.path / "start"
-    if (copy / "agent.json").exists():
-        return Agent.load(copy)
-    agent = Agent.load(Path(search.config.start))
-    copy.mkdir(exist_ok=True)
-    agent.save(copy)
-    return agent
 
 
 def _flat(config: dict[str, Any]) -> dict[str, Any]:

@@ -34,11 +34,11 @@ from rlmix.experiments.comparison.intervals import (
 from rlmix.experiments.runs.errors import RunError, reject_incompatible
 from rlmix.experiments.runs.folder import RunFolder
 from rlmix.experiments.search.config import SearchConfig
-from rlmix.experiments.search.plan import START, Search
+from rlmix.experiments.search.plan import START, Search, load_start
 
 GREEDY_EPISODES = 4  # rounded up to at least one per worker; the first candidate is their majority
 MAX_CANDIDATES = 3
-LIVE, SHIPPED_AGENT = "its agent, live", "shipped agent, live"  # contestants
+LIVE, START_AGENT, SHIPPED_AGENT = "its agent, live", "start agent, live", "shipped agent, live"  # contestants
 CONTEST_SEED_OFFSET = 1  # added to the tasks' seed, for images that the search has not trained on
 
 
@@ -146,25 +146,33 @@ def compare_contestants(
     return contest
 
 
-def trainings_after(search: Search) -> tuple[int, int, int]:
+def trainings_after(search: Search, run: RunFolder) -> tuple[int, int, int]:
     """Return the maximum number of trainings after the search: greedy rollouts, candidates, contestants."""
     greedy = 0 if search.one_decision else GREEDY_EPISODES
-    contestants = 2 + len(FIXED) + len(shipped_agent(search)) + (not search.one_decision)
+    contestants = 2 + len(FIXED) + len(known_agents(search, run)) + (not search.one_decision)
     return greedy, MAX_CANDIDATES * search.config.candidate_seeds, contestants * search.config.contest_seeds
 
 
-def shipped_agent(search: Search) -> dict[str, Agent]:
-    """Return the shipped agent by name; nothing if a training of the search is too short for its segments.
+def known_agents(search: Search, run: RunFolder) -> dict[str, Agent]:
+    """Return agents that the search did not make by name: the one that it started from, if any, and the shipped one.
+
+    The shipped one is missing if a training of the search is too short for its segments.
+
+    Args:
+        search: setting of the search.
+        run: run folder, which keeps the first one.
 
     Raises:
-        DamagedFileError: it cannot be used.
+        DamagedFileError: one of them cannot be used.
     """
-    shipped = Agent.load(SHIPPED)
+    agents, start, shipped = {}, load_start(search, run), Agent.load(SHIPPED)
+    if start is not None and start.checksum != shipped.checksum:
+        agents[START_AGENT] = start
     try:
         require_updates(shipped.segments, *search.tasks.updates)
     except InputError:
-        return {}
-    return {SHIPPED_AGENT: shipped}
+        return agents
+    return {**agents, SHIPPED_AGENT: shipped}
 
 
 class Trainings:

@@ -40,8 +40,8 @@ from rlmix.experiments.search.selection import (
     Trainings,
     compare_contestants,
     find_candidates,
+    known_agents,
     select_best,
-    shipped_agent,
 )
 from rlmix.experiments.search.selection import (
     provenance as search_provenance,
@@ -104,7 +104,7 @@ def finish(config: TuneConfig, run: RunFolder, results: ResultGrid) -> None:
         else:
             schedule = select_best(search, run, trainings, best_members(config, run, results), provenance(config))
             images = sum(entry["images"] for entry in LineLog(run.path / "members.jsonl").read())
-        contest = compare_contestants(search, schedule, trainings, shipped_agent(search))
+        contest = compare_contestants(search, schedule, trainings, known_agents(search, run))
     except WorkerFailedError as error:
         raise RunError(f"{error}; resume with {run.resume_options}") from None
     finally:

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from rlmix.agent.agent import Agent
-from rlmix.agent.files import SHIPPED_FOLDER
+from rlmix.agent.files import NAMED, SHIPPED
 from rlmix.agent.ppo import new_policy, to_agent
 from rlmix.classifier.data import load_dataset, split
 from rlmix.classifier.hardware import resolve_device, resolve_precision
@@ -353,15 +353,15 @@ def test_schedules_of_the_contest_of_one_task_are_those_that_its_searches_found(
     for name, found in (("best fixed", "fixed"), ("ppo", "ppo"), ("pbt", "pbt"), ("random search", "random")):
         schedule = PolicySchedule.load(folder / found / "policy.json")
         assert PolicySchedule.from_json(contestants[name]["schedule"]).segments == schedule.segments, name
-    assert contestants["shipped"]["sha256"] == Agent.load(SHIPPED_FOLDER).checksum
+    assert contestants["shipped"]["sha256"] == Agent.load(NAMED[SHIPPED]).checksum
 
 
 @pytest.mark.parametrize(
     ("name", "read", "agent"),
     [
-        ("rehearsal", "development", SHIPPED_FOLDER),
-        ("learning/rehearsal", "development", SHIPPED_FOLDER),
-        ("contest", "test", SHIPPED_FOLDER),
+        ("rehearsal", "development", NAMED[SHIPPED]),
+        ("learning/rehearsal", "development", NAMED[SHIPPED]),
+        ("contest", "test", NAMED[SHIPPED]),
         ("one_task", "test", ROOT / "experiments/results/one_task/ppo"),
     ],
 )

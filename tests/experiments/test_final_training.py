@@ -22,7 +22,7 @@ from torch import nn
 
 from rlmix.agent.agent import Agent
 from rlmix.agent.decisions import probabilities_of
-from rlmix.agent.files import SHIPPED_FOLDER
+from rlmix.agent.files import NAMED, SHIPPED
 from rlmix.agent.ppo import new_policy, to_agent
 from rlmix.agent.tags import WRITTEN_BY
 from rlmix.classifier.data import load_dataset
@@ -268,8 +268,8 @@ def test_the_shipped_agent_is_asked_without_a_search(tmp_path: Path, monkeypatch
     monkeypatch.setattr(Agent, "load", count)
     shipped = replay(tmp_path / "shipped", "--agent", "shipped")
     assert shipped[1]["trained_under"] == "the shipped agent" and loaded == ["shipped"]
-    assert Agent.load(tmp_path / "shipped").menu == Agent.load(SHIPPED_FOLDER).menu, "the run keeps what it asked"
-    named = replay(tmp_path / "named", "--agent", SHIPPED_FOLDER)
+    assert Agent.load(tmp_path / "shipped").menu == Agent.load(NAMED[SHIPPED]).menu, "the run keeps what it asked"
+    named = replay(tmp_path / "named", "--agent", NAMED[SHIPPED])
     assert named[0] == shipped[0] and named[1]["test"] == shipped[1]["test"]
 
 

@@ -722,6 +722,16 @@ def test_segments_are_given_as_a_number_or_as_their_ends() -> None:
     assert ends("0.1 1") == (0.1, 1.0)
 
 
+@pytest.mark.parametrize("name", ["shipped", "surrogate"])
+def test_a_named_start_brings_its_menu_and_segments(name: str) -> None:
+    agent = Agent.load(name)
+    asked = plan.Search.from_config(plan.like_agent(replace(PRESETS["default"], start=name), name))
+    assert (asked.menu, asked.segments) == (agent.menu, agent.segments) != (agent.menu, (1.0,))
+    environments = DummyVecEnv([lambda: MixPolicyEnv(**asked.environment(None))] * 2)
+    learner = plan.new_agent(asked, environments, agent).policy.state_dict()
+    assert all(bool((learner[key] == tensor).all()) for key, tensor in agent.policy.state_dict().items())
+
+
 def test_a_search_starts_at_an_agent_and_goes_on_without_it(
     here: None, run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -733,6 +743,9 @@ def test_a_search_starts_at_an_agent_and_goes_on_without_it(
     found = Agent.load(tmp_path / "new")
     assert all(np.allclose(known[name], tensor, atol=1e-6) for name, tensor in found.policy.state_dict().items())
     assert found.provenance["start_sha256"] == Agent.load(tmp_path / "known").checksum
+    contest = json.loads((tmp_path / "new" / "summary.json").read_text())["contest"]
+    # Nothing was learned: the agent that was started from makes the same choices, so the same networks.
+    assert contest["start agent, live"]["accuracies"] == contest["its agent, live"]["accuracies"]
     shutil.rmtree(tmp_path / "known")
     for part in ("summary.json", "checkpoints"):
         target = tmp_path / "new" / part
