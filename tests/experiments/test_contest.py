@@ -39,7 +39,7 @@ from tests.experiments.inline import run_inline
 ROOT = Path(__file__).parents[2]
 TINY = contest.TaskGroup(
     "tiny",
-    TaskDistribution(train_size=(200, 250), updates=(20, 30), label_noise=(0.0, 0.2), pool=None, seed=3),
+    TaskDistribution(train_size=(100, 120), updates=(8, 12), label_noise=(0.0, 0.2), pool=None, seed=3),
     dataset="digits",
     image_size=None,
     validation_size=100,

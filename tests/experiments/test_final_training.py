@@ -38,6 +38,8 @@ from rlmix.experiments.training.resolve import load_data
 from tests import board
 from tests.experiments.explained import help_of, require_explained
 
+pytestmark = pytest.mark.usefixtures("undrawn")
+
 UPDATES, EVALUATIONS, TEST_IMAGES = 60, 3, 359
 LR, LR_RISE = 0.1, 100  # highest learning rate, and that over the first one
 OPTIONS = (
@@ -294,14 +296,15 @@ def test_agents_choices_can_be_replayed_as_a_schedule(agent: Path, tmp_path: Pat
 
 @pytest.mark.parametrize("method", METHODS)
 def test_fixed_policy_is_a_schedule_of_one(method: str, tmp_path: Path) -> None:
+    short = ["--updates", "18"]
     train_classifier.main(
-        [*OPTIONS, "--out", str(tmp_path / "fixed"), "--method", method, "--clean-share", "0.4", "--lam", "beta(0.5)",
-         "--label-beta", "0.7", "--label-smoothing", "0.05"]
+        [*OPTIONS, *short, "--out", str(tmp_path / "fixed"), "--method", method, "--clean-share", "0.4",
+         "--lam", "beta(0.5)", "--label-beta", "0.7", "--label-smoothing", "0.05"]
     )  # fmt: skip
     shares = {"clean": 1.0} if method == "clean" else {"clean": 0.4, method: 0.6}
     policy = MixPolicy(shares, lam=LamDistribution.parse("beta(0.5)"), label_beta=0.7, label_smoothing=0.05)
     PolicySchedule.fixed(policy).save(tmp_path / "fixed.json")
-    replayed = replay(tmp_path / "replayed", "--policy", tmp_path / "fixed.json")
+    replayed = replay(tmp_path / "replayed", *short, "--policy", tmp_path / "fixed.json")
     fixed = outcome(tmp_path / "fixed")
     assert fixed[0] == replayed[0]
     assert {**fixed[1], "trained_under": None} == {**replayed[1], "trained_under": None}

@@ -36,10 +36,11 @@ from rlmix.experiments.search import config, plan, search, selection
 from rlmix.experiments.search.config import PRESETS, SearchConfig
 from tests import board
 from tests.experiments.explained import help_of, require_explained
+from tests.experiments.inline import skip_drawing
 from tests.soak.writes import workers_here
 
 # A search of seconds that learns fast enough for its agent to end somewhere else than where it started.
-EPISODES, SEGMENTS, PER_ROLLOUT, SEEDS = 12, 4, 4, 3
+EPISODES, SEGMENTS, PER_ROLLOUT, SEEDS = 8, 4, 4, 2
 OPTIONS = (
     "--dataset digits --train-size 100 120 --updates 8 10 --validation-size 100 --tasks 2 --reference-seeds 2 "
     f"--episodes {EPISODES} --ppo.episodes-per-update {PER_ROLLOUT} --ppo.learning-rate 0.03 "
@@ -54,8 +55,8 @@ class Killed(BaseException):
 
 
 @pytest.fixture
-def here(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Searches of this test run in this process alone, which saves the start of others."""
+def here(undrawn: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Searches of this test run in this process alone, which saves the start of others, and draw nothing."""
     monkeypatch.setattr(search, "ProcessVecEnv", workers_here)
 
 
@@ -100,13 +101,18 @@ def run(user: tuple[Path, str, str]) -> Path:
     return user[0]
 
 
+# One rollout of a training in each of four environments, and then a round and a half of them.
+FOUR = [*OPTIONS, *"--environments 4 --episodes 4 --candidate-seeds 1 --contest-seeds 1".split()]
+
+
 @pytest.fixture(scope="module")
 def four(tmp_path_factory: pytest.TempPathFactory) -> dict[str, bytes]:
-    """What the search leaves with four environments, all in this process."""
+    """What a search leaves with four environments, all in this process."""
     folder = tmp_path_factory.mktemp("four")
     with pytest.MonkeyPatch.context() as patch:
+        skip_drawing(patch)
         patch.setattr(search, "ProcessVecEnv", workers_here)
-        train_agent.main([*OPTIONS, "--environments", "4", "--out", str(folder / "run")])
+        train_agent.main([*FOUR, "--out", str(folder / "run")])
     return outcome(folder / "run")
 
 
@@ -338,13 +344,9 @@ def test_workers_do_not_change_the_search(here: None, run: Path, tmp_path: Path)
 
 @pytest.mark.parametrize("workers", [1, 2, pytest.param(4, marks=pytest.mark.slow)])
 def test_results_depend_on_the_environments_and_not_on_the_processes_that_hold_them(
-    start: Any, workers: int, four: dict[str, bytes], tmp_path: Path
+    undrawn: None, workers: int, four: dict[str, bytes], tmp_path: Path
 ) -> None:
-    process: subprocess.Popen[str] = start(
-        "train_agent.py", *OPTIONS, "--environments", "4", "--workers", str(workers), "--out", "run", cwd=tmp_path
-    )
-    _, err = process.communicate(timeout=300)
-    assert process.returncode == 0, err
+    train_agent.main([*FOUR, "--workers", str(workers), "--out", str(tmp_path / "run")])
     assert outcome(tmp_path / "run") == four
 
 

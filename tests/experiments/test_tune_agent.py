@@ -22,10 +22,12 @@ from rlmix.experiments.search.config import PRESETS, SearchConfig
 from rlmix.experiments.search.plan import Search
 from rlmix.experiments.search.population_trainable import Member
 from tests.envs.tiny import digits
-from tests.experiments.test_train_agent import OPTIONS, lines
+from tests.experiments.test_train_agent import EPISODES, OPTIONS, lines
 from tests.soak.writes import workers_here
 
-AGENT = [f"--agent.{word[2:]}" if word.startswith("--") else word for word in OPTIONS]
+# A search of one worker: a worker of Ray takes longer to start than its trainings take.
+SINGLE = [*OPTIONS, *"--workers 1 --contest-seeds 1 --candidate-seeds 1".split()]
+AGENT = [f"--agent.{word[2:]}" if word.startswith("--") else word for word in SINGLE]
 SETTING = with_options(
     SearchConfig(),
     dataset="digits",
@@ -155,9 +157,9 @@ def test_refused_in_one_line(refused: Any, options: str, told: str) -> None:
 
 @pytest.mark.slow
 def test_killed_run_goes_on_and_its_trials_are_searches_like_any(
-    start: Any, wait_until: Any, members: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    start: Any, wait_until: Any, undrawn: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    arguments = [*AGENT, "--trials", "2", "--grace", "12"]
+    arguments = [*AGENT, "--trials", "2", "--at-once", "1", "--grace", str(EPISODES)]
     run = tmp_path / "run"
     process = start("tune_agent.py", *arguments, "--out", "run", cwd=tmp_path)
     wait_until("a finished trial", lambda: any(run.glob("trials/*/policy.json")), running=process)
@@ -184,18 +186,15 @@ def test_killed_run_goes_on_and_its_trials_are_searches_like_any(
 
     # Trial 0 is the search that train_agent.py makes of the same options.
     monkeypatch.setattr(search, "ProcessVecEnv", workers_here)
-    train_agent.main([*OPTIONS, "--out", str(tmp_path / "alone")])
+    train_agent.main([*SINGLE, "--out", str(tmp_path / "alone")])
     for file in ("policy.json", "agent.safetensors", "episodes.jsonl"):
         assert (run / "trials/0000" / file).read_bytes() == (tmp_path / "alone" / file).read_bytes()
 
 
 @pytest.mark.slow
-def test_population_leaves_the_winning_lineage(start: Any, tmp_path: Path) -> None:
+def test_population_leaves_the_winning_lineage(undrawn: None, tmp_path: Path) -> None:
     run = tmp_path / "run"
-    arguments = [*AGENT, "--search", "pbt", "--trainings", "4"]
-    process = start("tune_agent.py", *arguments, "--out", "run", cwd=tmp_path)
-    _, err = process.communicate(timeout=900)
-    assert process.returncode == 0, err
+    tune_agent.main([*AGENT, "--search", "pbt", "--trainings", "4", "--out", str(run)])
     found = {entry["trial"]: entry for entry in lines(run / "members.jsonl")}
     assert len(found) == 4
     search = Search.from_config(SETTING)
@@ -223,7 +222,7 @@ class Holder:
 
 @pytest.mark.slow
 def test_actors_that_outlive_their_trials_leave_the_comparison_its_cpus(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    undrawn: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     search, left = tuning.fit, []
 
