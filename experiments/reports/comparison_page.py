@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +21,6 @@ from rlmix.experiments.comparison.results import (
     format_share,
     images_per_second,
 )
-from rlmix.experiments.comparison.trainings import Setting
 from rlmix.experiments.reports import REPORT_FILE
 from rlmix.experiments.reports.charts import interval_chart, line_chart
 from rlmix.experiments.reports.examples import loss_gradient, mixed_examples
@@ -153,11 +152,11 @@ class ExampleOptions:
             for method in policy.shares
             if method != "clean" or len(policy.shares) == 1
         ]
-        training = {"updates": SALIENCY_UPDATES, "batch_size": report["setting"]["batch_size"]}
+        setting, known = report["setting"], {entry.name for entry in fields(DataConfig)}
+        data = {name: value for name, value in setting.items() if name in known}
+        training = {"updates": SALIENCY_UPDATES, "batch_size": setting["batch_size"]}
         return cls(
-            replace(
-                stored_config(Setting, report["setting"]).data, data_root=data_root or report["config"]["data_root"]
-            ),
+            stored_config(DataConfig, {**data, "data_root": data_root or report["config"]["data_root"]}),
             replace(stored_config(TrainConfig, training), device="cpu", precision="fp32"),
             rows,
         )
