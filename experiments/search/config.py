@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import os
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Annotated, Literal
 
 from tyro.conf import Suppress
@@ -120,6 +120,20 @@ class SearchConfig:
         return max(count for count in range(1, places + 1) if self.ppo.episodes_per_update % count == 0)
 
 
+CIFAR10 = SearchConfig(
+    preset="cifar10",
+    data=DatasetConfig("cifar10", validation_size=5000),
+    train=TaskTrainConfig(model="preact_resnet18"),
+    train_size=(5000, 5000),
+    updates=(2000, 2000),
+    tasks=4,
+    episodes=1000,
+    workers=4,
+    candidate_seeds=5,
+    contest_seeds=10,
+    ppo=PPOConfig(episodes_per_update=16, minibatches=4),
+)
+
 PRESETS = {
     # About 10 minutes on every machine. Few images, four in ten with a wrong label, 100 passes over them: the network
     # learns the wrong labels by heart unless it is mixed well, and policies are up to 15 points apart.
@@ -178,33 +192,14 @@ PRESETS = {
         train=TaskTrainConfig(compile="off"),
         ppo=PPOConfig(episodes_per_update=16, minibatches=1, learning_rate=3e-4, epochs=10, target_kl=0.02),
     ),
-    # For a GPU. Not run yet: no machine of ours holds the data set.
-    "cifar10": SearchConfig(
-        preset="cifar10",
-        data=DatasetConfig("cifar10", validation_size=5000),
-        train=TaskTrainConfig(model="preact_resnet18"),
-        train_size=(5000, 5000),
-        updates=(2000, 2000),
-        tasks=4,
-        episodes=1000,
-        workers=4,
-        candidate_seeds=5,
-        contest_seeds=10,
-        ppo=PPOConfig(episodes_per_update=16, minibatches=4),
-    ),
-    # For a GPU. Not run yet: no machine of ours holds the data set.
-    "cifar100": SearchConfig(
+    # For a GPU. Not run yet: no machine of ours holds the data sets.
+    "cifar10": CIFAR10,
+    "cifar100": replace(
+        CIFAR10,
         preset="cifar100",
         data=DatasetConfig("cifar100", validation_size=5000),
-        train=TaskTrainConfig(model="preact_resnet18"),
         train_size=(10_000, 10_000),
         updates=(4000, 4000),
-        tasks=4,
-        episodes=1000,
-        workers=4,
-        candidate_seeds=5,
-        contest_seeds=10,
-        ppo=PPOConfig(episodes_per_update=16, minibatches=4),
     ),
 }
 

@@ -601,7 +601,7 @@ def test_own_data_and_network_and_no_look_at_the_test_set(
         ("--ppo.learning-rate -1", "learning_rate"),
         ("--out file/run", "file/run"),
         ("--resume missing", "missing"),
-        ("--resume .", "no run"),
+        ("--resume .", "expected a run folder"),
     ],
 )
 def test_refused_in_one_line_before_anything_is_made(option: str, named: str, refused: Any, tmp_path: Path) -> None:
