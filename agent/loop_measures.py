@@ -44,7 +44,8 @@ def evaluated(logits: Tensor, labels: Tensor, num_classes: int) -> EvalStats:
         if num_classes == 1:
             logits, targets = _two_classes(logits, targets)
         ones = torch.ones(len(logits), device=logits.device)
-        return EvalStats.from_sums(*evaluation_sums(logits, targets.argmax(dim=1), ones), len(logits))
+        sums, bins, _ = evaluation_sums(logits, targets.argmax(dim=1), ones)
+        return EvalStats.from_sums(sums, bins, len(logits))
 
 
 def stated(

@@ -51,6 +51,7 @@ class Tag(StrEnum):
     VALIDATION_LOSS = "validation/loss"
     CALIBRATION_ERROR = "validation/calibration_error"
     MIXED_IMAGES = "mixed_images"
+    CONFUSION = "test/confusion"
 
     # A training under RL-Mix's agent. Shares of the images are a run for each threshold.
     REWARD_MEAN = "reward/mean"
@@ -128,6 +129,7 @@ WRITTEN_BY: Mapping[str, frozenset[Tag]] = MappingProxyType(
                 Tag.VALIDATION_LOSS,
                 Tag.CALIBRATION_ERROR,
                 Tag.MIXED_IMAGES,
+                Tag.CONFUSION,
             }
         ),
         "rl_mix": frozenset(

@@ -1,6 +1,6 @@
-"""MNIST and Fashion-MNIST: 70,000 grey images of 28x28 pixels each, in 10 classes, published as four IDX files.
+"""MNIST, KMNIST, Fashion-MNIST: 70,000 grey images of 28x28 pixels each, in 10 classes, published as four IDX files.
 
-MNIST (LeCun et al. 1998) shows digits, Fashion-MNIST (Xiao, Rasul and Vollgraf, arXiv 1708.07747) clothes. The files
+MNIST (LeCun et al. 1998) shows digits, KMNIST (Clanuwat et al., arXiv 1812.01718) Japanese characters, Fashion-MNIST (Xiao, Rasul and Vollgraf, arXiv 1708.07747) clothes. The files
 are read plain or gzipped, wherever they are found first: the folder asked for, the user's data folder, the Debian
 package's folder; else downloaded by torchvision into the user's data folder.
 """
@@ -33,7 +33,7 @@ LABELS_MAGIC = 0x0801  # unsigned bytes in 1 dimension
 
 @dataclass(frozen=True)
 class Source:
-    """Properties of one of the two data sets.
+    """Properties of one of the data sets.
 
     Args:
         title: name as its authors write it.
@@ -63,6 +63,15 @@ SOURCES = {
         std=0.3081,
         flip=False,
     ),
+    "kmnist": Source(
+        title="KMNIST",
+        torchvision="KMNIST",
+        layouts=(Path("kmnist"), Path("KMNIST/raw")),
+        class_names=("o", "ki", "su", "tsu", "na", "ha", "ma", "ya", "re", "wo"),
+        mean=0.1918,
+        std=0.3483,
+        flip=False,
+    ),
     "fashion_mnist": Source(
         title="Fashion-MNIST",
         torchvision="FashionMNIST",
@@ -88,14 +97,15 @@ SOURCES = {
 
 
 def load_idx(name: str, root: Path | None = None) -> Dataset:
-    """Load MNIST or Fashion-MNIST, downloading it if it is not found.
+    """Load MNIST, KMNIST or Fashion-MNIST, downloading it if it is not found.
 
     The first folder that holds any of the four files must hold all of them, whole: a damaged copy is an error, never
     passed over for another.
 
     Args:
-        name: `mnist` or `fashion_mnist`.
-        root: folder to look in first, itself and its `mnist` and `MNIST/raw` (`fashion-mnist`, `FashionMNIST/raw`).
+        name: `mnist`, `kmnist` or `fashion_mnist`.
+        root: folder to look in first, itself and its `mnist` and `MNIST/raw` (`fashion-mnist`, `FashionMNIST/raw`); of
+            KMNIST only `kmnist` and `KMNIST/raw`.
 
     Raises:
         DataError: a file is missing or damaged, or the download failed.
@@ -127,6 +137,7 @@ def load_idx(name: str, root: Path | None = None) -> Dataset:
 
 
 load_mnist = partial(load_idx, "mnist")
+load_kmnist = partial(load_idx, "kmnist")
 load_fashion_mnist = partial(load_idx, "fashion_mnist")
 
 

@@ -5,27 +5,32 @@ import os
 from collections.abc import Callable
 from pathlib import Path
 
+from rlmix.classifier.data import torchvision_arrays, torchvision_sets
 from rlmix.classifier.data.cifar import load_cifar10, load_cifar100
 from rlmix.classifier.data.csv_labels import load_csv
 from rlmix.classifier.data.dataset import Dataset, resized
 from rlmix.classifier.data.digits import load_digits
-from rlmix.classifier.data.idx import load_fashion_mnist, load_mnist
+from rlmix.classifier.data.idx import load_fashion_mnist, load_kmnist, load_mnist
 from rlmix.classifier.data.image_folder import load_image_folder
 from rlmix.classifier.data.image_set import DataError
 from rlmix.classifier.data.imagenet import load_imagenet
+from rlmix.classifier.data.listing import Listing, load_listing
 from rlmix.classifier.data.npz import load_npz
 from rlmix.classifier.data.svhn import load_svhn
 from rlmix.classifier.data.tiny_imagenet import load_tiny_imagenet
 
-DATASETS: dict[str, Callable[[Path | None], Dataset]] = {
+DATASETS: dict[str, Callable[[Path | None], Dataset | Listing]] = {
     "cifar10": load_cifar10,
     "cifar100": load_cifar100,
     "digits": load_digits,
     "fashion_mnist": load_fashion_mnist,
     "imagenet": load_imagenet,
+    "kmnist": load_kmnist,
     "mnist": load_mnist,
     "svhn": load_svhn,
     "tiny_imagenet": load_tiny_imagenet,
+    **torchvision_arrays.READERS,
+    **torchvision_sets.READERS,
 }
 
 PATHS: dict[str, Callable[..., Dataset]] = {
@@ -53,12 +58,15 @@ def load_dataset(name: str, root: str | Path | None = None, *, image_size: int |
     """
     if name in DATASETS:
         try:
-            dataset = DATASETS[name](None if root is None else Path(root).expanduser())
+            found = DATASETS[name](None if root is None else Path(root).expanduser())
         except OSError as error:
             raise DataError(
                 f"data set {name!r}: its files cannot be read ({error!s:.200}); let this user read them, "
                 "or give another data_root"
             ) from error
+        if isinstance(found, Listing):
+            return load_listing(found, image_size=image_size)
+        dataset = found
     elif (ending := os.path.splitext(name)[1].lower()) in PATHS:
         return PATHS[ending](os.path.expanduser(name), image_size=image_size)
     elif os.sep in name or (name and os.path.isdir(os.path.expanduser(name))):

@@ -88,6 +88,9 @@ class BatchSource:
 
     Only caches change between calls: a number always gives the same batch or draw. Ascending numbers are fast.
 
+    Attributes:
+        class_weights: `[K]` float32, factors of the loss where the setting balances it; else None.
+
     Args:
         config: setting of the training.
         data: the images, on `device`.
@@ -123,6 +126,12 @@ class BatchSource:
         self._size = data.train.image_shape[1:]
         self._padded = None if isinstance(data.train, ImageFiles) else pad_images(data.train.images, self._padding)
         self._labels = data.train.labels.to(device)
+        weights = _balancing_weights(data) if config.balance != "none" else None
+        self.class_weights = None if weights is None or config.balance != "weights" else weights.float().to(device)
+        # Of each image; None for permutations, in which every image comes once an epoch.
+        self._chances = (
+            weights[data.train.labels.cpu()] if weights is not None and config.balance == "sampler" else None
+        )
         self.mean = torch.tensor(data.mean, device=device)
         self.std = torch.tensor(data.std, device=device)
         self.seed = seed
@@ -233,12 +242,18 @@ class BatchSource:
         count = len(self._data.train)
         positions = torch.arange(block * BLOCK * size, (block + 1) * BLOCK * size)
         index = torch.empty_like(positions)
-        # Batches follow each other through one long row of epochs, each a permutation of its own.
+        # Batches follow each other through one long row of epochs, each drawn for itself.
         for epoch in range(int(positions[0]) // count, int(positions[-1]) // count + 1):
-            order = torch.randperm(count, generator=self._generator("epoch", epoch))
+            order = self._epoch(self._generator("epoch", epoch))
             inside = positions // count == epoch
             index[inside] = order[positions[inside] % count]
         return index.view(BLOCK, size)[:, self._slice], views
+
+    def _epoch(self, generator: torch.Generator) -> Tensor:
+        """Draw an epoch's images, as many positions as the training set holds."""
+        if self._chances is None:
+            return torch.randperm(len(self._data.train), generator=generator)
+        return torch.multinomial(self._chances, len(self._chances), replacement=True, generator=generator)
 
     def _draw_views(self, generator: torch.Generator) -> Views:
         shape = (BLOCK, self._config.batch_size)
@@ -273,6 +288,12 @@ class BatchSource:
 
     def _generator(self, stream: str, number: int) -> torch.Generator:
         return stream_generator(self.seed, stream, number)
+
+
+def _balancing_weights(data: Splits) -> Tensor:
+    """Return each class's inverse frequency, `[K]` float64, with a mean of 1 over the training images."""
+    counts = torch.bincount(data.train.labels.cpu(), minlength=data.num_classes)
+    return len(data.train) / (data.num_classes * counts.clamp(min=1).double())
 
 
 def _channels_last(images: Tensor) -> Tensor:

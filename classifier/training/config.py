@@ -12,6 +12,7 @@ from rlmix.classifier.errors import InputError, require_at_least
 Precision = Literal["auto", "bf16", "fp32"]
 
 OptimiserName = Literal["sgd", "adamw"]
+BalanceName = Literal["none", "sampler", "weights"]
 ScheduleName = Literal["onecycle", "multistep", "piecewise", "cosine"]
 
 
@@ -57,6 +58,9 @@ class TrainConfig:
     the side; optional, defaults to the data set's own side, which evaluation always uses."""
     readers: int = 4
     """Processes that read streamed images; 0 reads them in this one."""
+    balance: BalanceName = "none"
+    """Balance of unequal classes. sampler: every class is drawn equally often, its images with replacement; weights:
+    the loss of an image counts by the inverse frequency of its class, 1 on average; none: classes as they are."""
     saliency: Literal["recycled", "exact"] = "recycled"
     """Saliency (the loss's gradient at the image) of methods that mix by it. recycled: from the clean update before, on
     the same images; exact: from a forward and backward pass of its own."""
@@ -76,6 +80,7 @@ class TrainConfig:
         for name, choices in (
             ("optimizer", get_args(OptimiserName)),
             ("lr_schedule", get_args(ScheduleName)),
+            ("balance", get_args(BalanceName)),
             ("saliency", ("recycled", "exact")),
         ):
             if getattr(self, name) not in choices:

@@ -123,8 +123,8 @@ class EvalStats:
         return cls(accuracy, loss, confidence, gaps / images, images)
 
 
-def evaluation_sums(logits: Tensor, labels: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
-    """Return sums of (hits, loss, confidence) `[3]`, and of (hits, confidence) per bin of confidence `[2, 15]`.
+def evaluation_sums(logits: Tensor, labels: Tensor, weight: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Return sums of (hits, loss, confidence) `[3]`, of (hits, confidence) per bin `[2, 15]`, and the answers `[B]`.
 
     Args:
         logits: `[B, K]` float32.
@@ -139,4 +139,4 @@ def evaluation_sums(logits: Tensor, labels: Tensor, weight: Tensor) -> tuple[Ten
     place = (confidence * CALIBRATION_BINS).long().clamp(0, CALIBRATION_BINS - 1)
     member = nn.functional.one_hot(place, CALIBRATION_BINS).float()
     values = torch.stack((hits, confidence))
-    return torch.stack((hits.sum(), (loss * weight).sum(), confidence.sum())), values @ member
+    return torch.stack((hits.sum(), (loss * weight).sum(), confidence.sum())), values @ member, answer

@@ -227,11 +227,19 @@ class Trainer:
             hidden_stages(self.model)
 
     def evaluate(self, split: str, *, limit: int | None = None) -> EvalStats:
+        """Measure the network on `train`, `validation`, `development` or `test`; see `evaluate_classes`."""
+        return self.evaluate_classes(split, limit=limit)[0]
+
+    def evaluate_classes(self, split: str, *, limit: int | None = None) -> tuple[EvalStats, Tensor]:
         """Measure the network on `train`, `validation`, `development` or `test`, without augmentation.
 
         Args:
             split: name of the split; measure `test` only once, at the very end.
             limit: number of images, from the start of the split; None for all.
+
+        Returns:
+            The measures, and the confusion matrix `[K, K]` int64, on the device: numbers of images by true class (row)
+            and answer (column).
 
         Raises:
             ValueError: the split is not known or empty, or the limit is below 1.
@@ -246,6 +254,7 @@ class Trainer:
             raise ValueError(f"expected images in the {split} split, got none; choose another split, or give it some")
         sums = torch.zeros(3, device=self.device)
         bins = torch.zeros(2, CALIBRATION_BINS, device=self.device)
+        confusion = torch.zeros(self.num_classes**2, device=self.device, dtype=torch.float64)
         self.model.eval()
         if self.world > 1:
             for buffer in self.model.buffers():  # each process has statistics of its own
@@ -263,16 +272,18 @@ class Trainer:
                     weight[len(answers) :] = 0
                     chunk = torch.cat((chunk, chunk[:1].expand(missing, -1, -1, -1)))
                     answers = torch.cat((answers, answers[:1].expand(missing)))
-                chunk_sums, chunk_bins = self._evaluation_sums(
+                chunk_sums, chunk_bins, answered = self._evaluation_sums(
                     normalise(chunk, self.batches.mean, self.batches.std).contiguous(memory_format=torch.channels_last),
                     answers,
                     weight,
                 )
                 sums += chunk_sums
                 bins += chunk_bins
-        self._average(sums, bins)
+                confusion.index_add_(0, answers * self.num_classes + answered, weight.double())
+        self._average(sums, bins, confusion)
         sums, bins = sums * self.world, bins * self.world
-        return EvalStats.from_sums(sums, bins, count)
+        cells = (confusion * self.world).round().long().view(self.num_classes, self.num_classes)
+        return EvalStats.from_sums(sums, bins, count), cells
 
     def state_dict(self) -> dict[str, Any]:
         """Return everything that a resumed training needs to end as an uninterrupted one, bit for bit."""
@@ -370,11 +381,11 @@ class Trainer:
         """Return the mean loss (LaMix, eq. 11); detached, (loss, target entropy, accuracy) `[3]`; logits `[B, K]`."""
         local, global_logits = self._logits(self._network, images)
         target = lamix_target(targets, global_logits, beta, attached)
-        loss = soft_cross_entropy(local, target).mean()
+        loss = soft_cross_entropy(local, target, self.batches.class_weights).mean()
         seen = local.detach()
         return loss, measure_update(loss, seen, target.detach()), seen
 
-    def _batch_sums(self, images: Tensor, labels: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
+    def _batch_sums(self, images: Tensor, labels: Tensor, weight: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Return `evaluation_sums` of images `[B, C, H, W]`."""
         local, _ = self._logits(self.model, images)
         return evaluation_sums(local, labels, weight)

@@ -31,6 +31,7 @@ from rlmix.experiments.reports import REPORT_FILE, describe_rollback
 from rlmix.experiments.runs.errors import RunError, reject_incompatible
 from rlmix.experiments.runs.folder import RunFolder, stop_file
 from rlmix.experiments.runs.signals import StopSignal
+from rlmix.experiments.training.by_class import by_class, confusion_figure, write_confusion
 from rlmix.experiments.training.config import FinalConfig
 
 CHUNK = 20  # updates between two checks of clock and signals
@@ -78,17 +79,22 @@ def train_to_the_end(
         )
     training.run()
     trainer.model.load_state_dict(training.best_network)
-    test = trainer.evaluate("test")  # the one time that it is read
+    test, confusion = trainer.evaluate_classes("test")  # the one time that it is read
+    confusions, development = {"test": confusion}, None
+    if len(data.development):
+        development, confusions["development"] = trainer.evaluate_classes("development")
+    classes = by_class(confusions, data.class_names)
     summary = {
         "trained_under": name,
         "schedule": training.scheduler.schedule().to_json(),
         "kept": {"progress": training.best_progress, "selected_by": training.selected_by},
         "validation": None if config.train_on_validation else asdict(training.best_validation),
-        "development": asdict(trainer.evaluate("development")) if len(data.development) else None,
+        "development": None if development is None else asdict(development),
         "test": asdict(test),
         "images_trained": train.updates * train.batch_size,
         "went_back": training.went_back,
         "seconds_this_time": round(training.seconds, 1),
+        "by_class": classes,
     }
     if run is None:
         return summary
@@ -96,13 +102,17 @@ def train_to_the_end(
     # One entry alone: safetensors writes several in no fixed order, and equal trainings should give equal files.
     metadata = {"trained": f"{train.model} on {data.name}"}
     write_atomic(run.path / "model.safetensors", save(weights, metadata=metadata))
+    write_confusion(run.path, confusion, data.class_names)
+    with SummaryWriter(str(run.events), purge_step=train.updates + 1) as writer:
+        writer.add_figure(Tag.CONFUSION, confusion_figure(confusion, data.class_names), train.updates + 1)
     run.write_json("summary.json", summary)
     from rlmix.experiments.reports.training_page import write_training_report  # takes seconds to import
 
     write_training_report(run.path, data, trainer.model, trainer.device)
     went_back = "" if training.went_back is None else f"{describe_rollback(training.went_back)}\n"
     print(
-        f"\ntest accuracy {100 * test.accuracy:.2f} % on {test.images:,} images (calibration error "
+        f"\ntest accuracy {100 * test.accuracy:.2f} % on {test.images:,} images (balanced over the classes "
+        f"{100 * classes['test']['balanced_accuracy']:.2f} %, calibration error "
         f"{100 * test.calibration_error:.1f} %), network of {100 * training.best_progress:.0f} % progress, "
         f"{training.selected_by}\n"
         f"{went_back}written: {run.path}/model.safetensors, summary.json, {REPORT_FILE}\n"

@@ -1,5 +1,6 @@
 """One training to be kept, by schedule, agent or fixed policy: what it leaves, what it refuses, and being stopped."""
 
+import csv
 import gc
 import importlib
 import json
@@ -133,14 +134,14 @@ def accuracy_of(model: nn.Module, part: str) -> float:
 @pytest.fixture
 def evaluations(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, int | None, float]]:
     """Every evaluation of the test: split, limit and accuracy."""
-    evaluate, noted = Trainer.evaluate, []
+    evaluate, noted = Trainer.evaluate_classes, []
 
     def note(self: Trainer, split: str, *, limit: int | None = None) -> Any:
         result = evaluate(self, split, limit=limit)
-        noted.append((split, limit, result.accuracy))
+        noted.append((split, limit, result[0].accuracy))
         return result
 
-    monkeypatch.setattr(Trainer, "evaluate", note)
+    monkeypatch.setattr(Trainer, "evaluate_classes", note)
     return noted
 
 
@@ -202,6 +203,28 @@ def test_summary_tells_what_was_trained_under(policy: Path, tmp_path: Path) -> N
     assert summary["trained_under"] == str(policy)
     assert summary["images_trained"] == UPDATES * 50
     assert PolicySchedule.load(tmp_path / "run/policy.json").provenance == SCHEDULE.provenance
+
+
+def test_results_by_class(policy: Path, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    _, summary = replay(run, "--policy", policy, "--updates", 12)
+    with (run / "confusion.csv").open(newline="") as file:
+        (_, *names), *rows = csv.reader(file)
+    confusion = torch.tensor([[int(cell) for cell in row[1:]] for row in rows])
+    assert names == [row[0] for row in rows] == list("0123456789")
+    labels = load_dataset("digits").test.labels
+    assert confusion.sum(dim=1).tolist() == labels.bincount().tolist()
+    assert confusion.trace() / len(labels) == pytest.approx(summary["test"]["accuracy"])
+    shares = confusion.diagonal() / confusion.sum(dim=1)
+    assert summary["by_class"]["test"]["balanced_accuracy"] == pytest.approx(shares.mean().item())
+    told = [entry["accuracy"] for entry in summary["by_class"]["test"]["classes"]]
+    assert told == pytest.approx(shares.tolist())
+    assert set(summary["by_class"]) == {"test", "development"}
+    page = (run / "report.html").read_text()
+    assert "Confusion matrix of the test images" in page and "balanced accuracy" in page
+    events = EventAccumulator(str(run / "tensorboard"))
+    events.Reload()
+    assert [event.step for event in events.Images("test/confusion")] == [13]
 
 
 def test_tensorboard_shows_the_training(policy: Path, tmp_path: Path) -> None:
@@ -328,7 +351,7 @@ def test_options_reach_the_training(policy: Path, tmp_path: Path) -> None:
     plain, _ = replay(tmp_path / "plain", *arguments)
     options = [
         "--seed 1", "--data-seed 1", "--label-noise 0.2", "--lr 0.05", "--lr-schedule multistep", "--weight-decay 0",
-        "--no-augmentation", "--saliency exact",
+        "--no-augmentation", "--saliency exact", "--balance sampler",
     ]  # fmt: skip
     weights = [replay(tmp_path / option, *arguments, *option.split())[0] for option in options]
     assert len({plain, *weights}) == 1 + len(options)
