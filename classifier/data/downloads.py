@@ -44,5 +44,6 @@ def download_whole(
     except (RuntimeError, OSError, HTTPException, EOFError, zlib.error, BadZipFile) as error:
         raise DataError(
             f"{title}: expected its files in a known folder or a download to {target}, got no files and "
-            f"{type(error).__name__}: {' '.join(str(error).split())}; run again when the network is there, or {otherwise}"
+            f"{type(error).__name__}: {' '.join(str(error).split())}; run again when the network is there, or "
+            f"{otherwise}"
         ) from error

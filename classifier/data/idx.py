@@ -1,8 +1,9 @@
 """MNIST, KMNIST, Fashion-MNIST: 70,000 grey images of 28x28 pixels each, in 10 classes, published as four IDX files.
 
-MNIST (LeCun et al. 1998) shows digits, KMNIST (Clanuwat et al., arXiv 1812.01718) Japanese characters, Fashion-MNIST (Xiao, Rasul and Vollgraf, arXiv 1708.07747) clothes. The files
-are read plain or gzipped, wherever they are found first: the folder asked for, the user's data folder, the Debian
-package's folder; else downloaded by torchvision into the user's data folder.
+MNIST (LeCun et al. 1998) shows digits, KMNIST (Clanuwat et al., arXiv 1812.01718) Japanese characters, Fashion-MNIST
+(Xiao, Rasul and Vollgraf, arXiv 1708.07747) clothes. The files are read plain or gzipped, wherever they are found
+first: the folder asked for, the user's data folder, the Debian package's folder; else downloaded by torchvision into
+the user's data folder.
 """
 
 import gzip
