@@ -24,8 +24,8 @@ from rlmix.envs.tasks import Task, log_uniform, whole
 
 SIDES = (12, 14, 16, 20, 24, 28, 32)  # pixels; all of them can be cut into R-Mix's patches
 BATCHES = (32, 48, 64, 96, 128, 192, 256)
-WIDTH_SHARES = (0.35, 0.3, 0.2, 0.15)  # of each width of a kind of networks
-TRIES = 200  # draws of everything else before another network is drawn
+WIDTH_SHARES = (0.2, 0.3, 0.25, 0.25)  # of each width of a kind of networks, narrow ones first
+TRIES = 40  # draws of everything else before what was drawn first is drawn again
 FEWEST, MOST = 100, 6000  # images
 PER_CLASS = 4  # fewest images per class, on average
 WRONG, LONG_TAILED, GREY, PLAIN_VIEWS = 0.5, 0.3, 0.25, 0.2  # shares of the tasks
@@ -47,9 +47,9 @@ SCHEDULES: tuple[dict[str, Any], ...] = (
     {"lr_schedule": "piecewise", "lr_points": ((0.0, 1.0), (1.0, 0.0))},
     {"lr_schedule": "piecewise", "lr_points": ((0.0, 0.1), (0.2, 1.0), (1.0, 0.0))},
 )
-# Cost on one slow core, where an update of the search network takes 20 ms on 100 images of 14 pixels; from trainings of
-# networks of several kinds, within a third. An update has a cost of its own, however small network and batch are.
-SECONDS_PER_GFLOP, SECONDS_PER_UPDATE, SECONDS_PER_TRAINING = 0.018, 0.011, 0.6
+# Cost on one slow core, where an update of the search network takes 20 ms on 100 images of 14 pixels. Nine networks
+# at two sizes are each within a third of it. An update has a cost of its own, and so has every pixel trained on.
+SECONDS_PER_GFLOP, SECONDS_PER_PIXEL, SECONDS_PER_UPDATE, SECONDS_PER_TRAINING = 0.018, 2e-7, 0.011, 0.6
 EVALUATED = 10_000  # images that a training is measured on, all of its segments together
 CHEAPEST = 2.0  # seconds; the limit of a task's cost is drawn log-uniformly from here
 SHARE_OF_UPDATES = 0.8  # of the limit, at most, that updates may take by themselves: some is left for the network
@@ -112,22 +112,23 @@ class BroadTasks:
     def task(self, number: int) -> Task:
         """Return task `number` of the distribution, always the same one.
 
-        Its limit of cost, its length and its network are drawn first, then everything else until it is within the
-        limit, or another network. So there are long trainings of small networks and short ones of large networks.
+        Its limit of cost and its length are drawn first, and either the size of its images or its network; then
+        everything else until it is within the limit. So there are large images and large networks in short trainings,
+        and long trainings of small networks on small images.
         """
         random = np.random.default_rng([self.seed, number])
         limit = log_uniform(random, min(CHEAPEST, self.seconds), self.seconds)
         longest = max(int(SHARE_OF_UPDATES * (limit - SECONDS_PER_TRAINING) / SECONDS_PER_UPDATE), self.updates[0])
         updates = whole(random, self.updates[0], min(longest, self.updates[1]))
         while True:
-            model = _network(random)
+            side, model = _one_of(random, ((_one_of(random, SIDES), None), (None, _network(random))))
             for _ in range(TRIES):
-                task = self._draw(random, model, updates)
+                task = self._draw(random, updates, side or _one_of(random, SIDES), model or _network(random))
                 if task.train_size >= FEWEST and estimated_seconds(task) <= limit:
                     return task
 
-    def _draw(self, random: np.random.Generator, model: str, updates: int) -> Task:
-        """Draw everything about a task but its network and its length."""
+    def _draw(self, random: np.random.Generator, updates: int, side: int, model: str) -> Task:
+        """Draw everything else about a task."""
         source = self.sources[random.integers(len(self.sources))]
         classes = random.permutation(len(source.counts))[: whole(random, 2, len(source.counts))]
         imbalance = _figures(log_uniform(random, 3, 50)) if random.random() < LONG_TAILED else 1.0
@@ -142,11 +143,11 @@ class BroadTasks:
             noise=noise if wrong else "symmetric",
             dataset=source.name,
             classes=tuple(classes.tolist()),
-            image_size=(side := _one_of(random, SIDES)),
+            image_size=side,
             grey=bool(random.random() < GREY) and source.colour,
             imbalance=imbalance,
             flip=bool(random.random() < 0.5),
-            options=_options(random, model, side),
+            options=_options(random, side, model),
         )
 
 
@@ -155,8 +156,10 @@ def estimated_seconds(task: Task) -> float:
     options = dict(task.options)
     assert task.image_size is not None
     images = 3 * task.updates * options["batch_size"] + EVALUATED  # backward takes twice the operations of forward
-    operations = images * network_flops(options["model"]) * (task.image_size / SIDES[-1]) ** 2
-    return operations / 1e9 * SECONDS_PER_GFLOP + task.updates * SECONDS_PER_UPDATE + SECONDS_PER_TRAINING
+    pixels = task.image_size**2
+    operations = images * network_flops(options["model"]) * pixels / SIDES[-1] ** 2
+    itself = task.updates * (SECONDS_PER_UPDATE + options["batch_size"] * pixels * SECONDS_PER_PIXEL)
+    return operations / 1e9 * SECONDS_PER_GFLOP + itself + SECONDS_PER_TRAINING
 
 
 @functools.cache
@@ -177,8 +180,8 @@ def _network(random: np.random.Generator) -> str:
     return f"{kind}_{norm}_{width}"
 
 
-def _options(random: np.random.Generator, model: str, side: int) -> dict[str, Any]:
-    """Draw the fields of the `TrainConfig`, for a network and images of `side` pixels."""
+def _options(random: np.random.Generator, side: int, model: str) -> dict[str, Any]:
+    """Draw the fields of the `TrainConfig`, for images of `side` pixels and a network."""
     optimizer = _one_of(random, ("sgd", "adamw"))
     rate = log_uniform(random, *RATES[optimizer, "_none_" not in model])
     crops = {"crop_padding": max(1, side // _one_of(random, (16, 8)))}

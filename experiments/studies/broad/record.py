@@ -8,7 +8,7 @@ observation v2 at the start and after each segment, validation accuracy after ea
 the end; the first line of a task also says what the task is. The true share of wrong labels is there to measure
 estimates of it, not for agents. Finished trainings do not run again: the same command resumes, also after a kill.
 
-At most 15 s a training on one slow core and about 4 s on average are estimated (`envs/broad_tasks.py`).
+At most 15 s a training on one slow core and about 5 s on average are estimated (`envs/broad_tasks.py`).
 """
 
 from __future__ import annotations
