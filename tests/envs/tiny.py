@@ -1,5 +1,7 @@
 """The smallest training that still is one: 20 updates of a small network on 100 digits, some 0.05 s."""
 
+import os
+import time
 from collections.abc import Sequence
 from functools import cache
 from typing import Any
@@ -36,6 +38,23 @@ def network(num_classes: int, in_channels: int) -> nn.Module:
         nn.Dropout(0.1),
         nn.Linear(16 * 4 * 4, num_classes),
     )
+
+
+PAUSE = "RLMIX_TESTS_PAUSE"  # environment variable: seconds
+
+
+class Pause(nn.Module):
+    """Makes each pass of a training last as long as the environment says, so that it can be disturbed on its way."""
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        if self.training:
+            time.sleep(float(os.environ.get(PAUSE, 0)))
+        return images
+
+
+def patient(num_classes: int, in_channels: int) -> nn.Module:
+    """The same network, behind a pause."""
+    return nn.Sequential(Pause(), network(num_classes, in_channels))
 
 
 def arguments(**changes: Any) -> dict[str, Any]:

@@ -21,13 +21,16 @@ from rlmix.agent.ray_env import WorkerResources
 from rlmix.experiments import train_agent
 from rlmix.experiments.search import search
 from rlmix.experiments.search.cluster import worker_capacity
+from tests.envs.tiny import PAUSE
+from tests.experiments.inline import skip_drawing
 from tests.experiments.test_train_agent import OPTIONS, outcome, status_of
 from tests.soak.writes import workers_here
 
 ROOT = Path(__file__).parents[2]
 NODE: dict[str, Any] = {"object_store_memory": 80 * 2**20, "include_dashboard": False}
-# Long enough to be disturbed four times.
-SEARCH = [*OPTIONS, "--updates", "60", "70", "--episodes", "32"]
+# Long enough to be disturbed four times; where nobody disturbs it, its network makes no pauses.
+SEARCH = [*OPTIONS, "--episodes", "20", "--model", "tests.envs.tiny:patient"]
+PAUSED = 0.05  # seconds
 WORKER, DRIVER = "ray::RayWorker", "ray::ImplicitFunc"
 PATIENCE = 600  # seconds; a busy machine takes some
 
@@ -35,9 +38,11 @@ PATIENCE = 600  # seconds; a busy machine takes some
 @pytest.fixture(scope="module")
 def cluster() -> Iterator[Cluster]:
     """The machine of the command, and two others with room for the workers; three pretend GPUs in all."""
-    started = Cluster(initialize_head=True, head_node_args={"num_cpus": 1, "num_gpus": 1, **NODE})
-    for _ in range(2):
-        started.add_node(num_cpus=2, num_gpus=1, **NODE)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv(PAUSE, str(PAUSED))
+        started = Cluster(initialize_head=True, head_node_args={"num_cpus": 1, "num_gpus": 1, **NODE})
+        for _ in range(2):
+            started.add_node(num_cpus=2, num_gpus=1, **NODE)
     yield started
     started.shutdown()
 
@@ -47,6 +52,7 @@ def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> dict[str, bytes]:
     """What the same search leaves without Ray."""
     folder = tmp_path_factory.mktemp("undisturbed")
     with pytest.MonkeyPatch.context() as patch:
+        skip_drawing(patch)
         patch.setattr(search, "ProcessVecEnv", workers_here)
         train_agent.main([*SEARCH, "--out", str(folder / "run")])
     return outcome(folder / "run")
@@ -89,12 +95,12 @@ def test_interrupted_then_worker_driver_and_node_lost(
         return max((path.stem for path in run.glob("checkpoints/*.safetensors")), default="")
 
     asked = [*SEARCH, "--backend", "ray", "--address", cluster.address, "--out", "run"]
-    process = start("train_agent.py", *asked, cwd=tmp_path)
+    process = start("train_agent.py", *asked, cwd=tmp_path, modules=ROOT)
     wait_until("a checkpoint", newest, running=process)
     os.killpg(process.pid, signal.SIGINT)
     _, err = process.communicate(timeout=PATIENCE)
     assert process.returncode == 130 and "Traceback" not in err, err
-    assert err.endswith("\ninterrupted; resume with: python experiments/train_agent.py --resume run\n")
+    assert err.endswith("\ninterrupted; resume with: python experiments/train_agent.py --resume run --trust\n")
     wait_until("driver and workers to end", lambda: not ours(DRIVER) and not ours(WORKER))
     assert not (run / "summary.json").exists()
 
@@ -120,7 +126,7 @@ def test_interrupted_then_worker_driver_and_node_lost(
 
     disturbing = threading.Thread(target=disturb)
     disturbing.start()
-    train_agent.main(["--resume", str(run)])
+    train_agent.main(["--resume", str(run), "--trust"])
     disturbing.join()
     cluster.add_node(num_cpus=2, num_gpus=1, **NODE)
     assert lost == ["worker", "driver", "node"]
@@ -185,7 +191,7 @@ def test_failing_search_is_told_in_its_own_words(
     cluster: Cluster, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     asked = [*OPTIONS, "--backend", "ray", "--address", cluster.address, "--out", str(tmp_path / "run")]
-    assert status_of([*asked, "--lr", "1e30", "--episodes", "4"]) == 2
+    assert status_of([*asked, *"--lr 1e30 --episodes 4 --workers 1".split()]) == 2
     (line,) = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error: ")]
     assert line == "error: every training under the greedy agent diverged: search longer, or with a lower --lr"
 

@@ -17,11 +17,12 @@ from torch import Tensor, distributed, multiprocessing, nn
 from rlmix.classifier.mixing import MixPolicy, PolicySchedule
 from rlmix.experiments import replay_policy
 from rlmix.experiments.training import replay
-from tests.envs.tiny import network
+from tests.envs.tiny import PAUSE, network
 
-UPDATES = 1200
+UPDATES = 240
+PAUSED = 0.02  # seconds of each pass of the training that is to be disturbed
 OPTIONS = (
-    "--policy policy.json --dataset digits --model tests.envs.tiny:network --validation-size 200 --batch-size 40 "
+    "--policy policy.json --dataset digits --model tests.envs.tiny:patient --validation-size 200 --batch-size 40 "
     f"--updates {UPDATES} --lr 0.05 --evaluations 4 --precision fp32 --compile off --checkpoint-seconds 0.2 --seed 3"
 ).split()
 ROOT = Path(__file__).parents[2]
@@ -113,13 +114,16 @@ def test_interrupted_and_killed_goes_on_where_it_was_and_ends_near_one_process(
     def newest() -> int:
         return max((int(path.stem) for path in (killed / "checkpoints").glob("*.safetensors")), default=0)
 
+    monkeypatch.setenv(PAUSE, str(PAUSED))
     asked = [*OPTIONS, "--num-workers", "2", "--threads", "1", "--out", "killed"]
     process = start("replay_policy.py", *asked, cwd=tmp_path, modules=ROOT)
     wait_until("a checkpoint", newest, running=process)
     trained_by = trainers()
     os.killpg(process.pid, signal.SIGINT)  # as a terminal sends Ctrl-C, to all of them
     _, err = process.communicate(timeout=900)
-    assert process.returncode == 130 and "Traceback" not in err, err
+    # On a busy machine Ray's controller tells with a traceback that Ray is slow.
+    said = "".join(line for line in err.splitlines(keepends=True) if "(TrainController " not in line)
+    assert process.returncode == 130 and "Traceback" not in said, err
     assert err.endswith("\ninterrupted; resume with: python experiments/replay_policy.py --resume killed --trust\n")
     wait_until("all of them to end", lambda: not titled(TRAINER, trained_by))
     saved = newest()
@@ -133,6 +137,7 @@ def test_interrupted_and_killed_goes_on_where_it_was_and_ends_near_one_process(
     assert process.returncode == 0, err
 
     # The same without Ray, undisturbed.
+    monkeypatch.delenv(PAUSE)
     (tmp_path / "undisturbed").mkdir()
     for name in ("config.json", "policy.json"):
         shutil.copy(killed / name, tmp_path / "undisturbed" / name)
