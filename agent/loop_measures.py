@@ -48,6 +48,13 @@ def evaluated(logits: Tensor, labels: Tensor, num_classes: int) -> EvalStats:
         return EvalStats.from_sums(sums, bins, len(logits))
 
 
+def not_given(**values: float | None) -> str:
+    """Return a warning that names the validation measures that are None; empty where all are given."""
+    missing = ", ".join(name.replace("_", " ") for name, value in values.items() if value is None)
+    rest = "taken as in a calibrated network; observe(logits=..., labels=...) measures all"
+    return missing and f"{missing} of validation not given: {rest}"
+
+
 def stated(
     accuracy: float | None,
     loss: float | None,

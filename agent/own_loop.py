@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, distributed, nn
 from torch.optim import Optimizer
+from torch.utils.data import get_worker_info
 
 from rlmix.agent.agent import Agent, Allowed
 from rlmix.agent.decisions import Decision, choose_by, segments_of
@@ -23,22 +24,14 @@ from rlmix.agent.loop_gradients import (
     is_among_last_clean,
     saliency_follows,
 )
-from rlmix.agent.loop_measures import as_columns, evaluated, learning_rates, measured, one_cycle, stated
+from rlmix.agent.loop_measures import as_columns, evaluated, learning_rates, measured, not_given, one_cycle, stated
 from rlmix.agent.loop_policy import LoopLimits, Policy, load_policy, policies_of, require
 from rlmix.agent.scheduler import Choice, PolicyScheduler
 from rlmix.classifier.errors import InputError
-from rlmix.classifier.mixing import (
-    METHODS,
-    Interleaver,
-    MixPolicy,
-    PolicySchedule,
-    as_targets,
-    soft_binary_cross_entropy,
-    soft_cross_entropy,
-)
+from rlmix.classifier.mixing import METHODS, Interleaver, MixPolicy, PolicySchedule
 from rlmix.classifier.mixing.batch import require_float
 from rlmix.classifier.mixing.method import MixInput
-from rlmix.classifier.mixing.targets import smooth
+from rlmix.classifier.mixing.targets import as_targets, smooth, soft_binary_cross_entropy, soft_cross_entropy
 from rlmix.classifier.training.draws import UpdateDraws
 from rlmix.classifier.training.segment_sums import PROBES, SegmentSums
 from rlmix.classifier.training.stats import EvalStats
@@ -203,6 +196,8 @@ class RLMix:
         """
         if not self.training:
             return images, labels
+        if get_worker_info() is not None:
+            raise InputError("a loader's worker cannot see what is decided; call mix after the loader, in the loop")
         require_float(images)
         if images.ndim != 4 or len(images) != len(labels):
             raise InputError(
@@ -296,12 +291,8 @@ class RLMix:
         self._observed = stated(
             val_accuracy, val_loss, val_confidence, val_calibration_error, num_classes=self.num_classes
         )
-        if None in (val_loss, val_confidence, val_calibration_error):
-            self._say(
-                "validation",
-                "validation loss, confidence or calibration error is not given: taken to be that of a calibrated "
-                "network; observe(logits=..., labels=...) measures all",
-            )
+        if missing := not_given(loss=val_loss, confidence=val_confidence, calibration_error=val_calibration_error):
+            self._say("validation", missing)
 
     def schedule(self) -> PolicySchedule:
         """Return what was chosen so far as a schedule; the last policy holds to the end.
@@ -325,6 +316,7 @@ class RLMix:
         return {
             "version": STATE_VERSION,
             "policy": self._identity(),
+            "arguments": self._arguments(),
             "done": self._done,
             "end": self._end,
             "method": self.method,
@@ -350,6 +342,8 @@ class RLMix:
             raise InputError(f"expected a state of version {STATE_VERSION}, got {state.get('version')!r}")
         if state["policy"] != self._identity():
             raise InputError("the state is of a training under another policy; make RLMix with that of before")
+        if state["arguments"] != self._arguments():
+            raise InputError(f"the state is of {state['arguments']}, got {self._arguments()}; pass the same")
         self._done, self._end, self.method = state["done"], state["end"], state["method"]
         self._interleaver = Interleaver(state["credit"])
         kept = state["kept"]
@@ -428,7 +422,8 @@ class RLMix:
         if self._rank == 0:
             unseen = isinstance(self.source, Agent) and state.segment is not None and state.evaluation is None
             if unseen:
-                self._say("observe", "no validation was given, so the agent's first choice holds; call mix.observe")
+                text = f"no validation was given before the choice at batch {self._done}, so the one before holds"
+                self._say("observe", f"{text}; call mix.observe sooner, at the latest where mix.due is true")
                 assert self._scheduler is not None and self.policy is not None
                 decision = Decision(self.policy, state.action, self._scheduler.probabilities[-1])
             else:
@@ -492,6 +487,10 @@ class RLMix:
 
     def _identity(self) -> str:
         return self.source.checksum if isinstance(self.source, Agent) else str(self.source.to_json()["segments"])
+
+    def _arguments(self) -> str:
+        sizes = f"num_classes={self.num_classes}, total_updates={self._total}, train_size={self._train_size}"
+        return f"{sizes}, accumulate={self._accumulate}"
 
     def _say(self, key: str, text: str) -> None:
         """Warn once in a training."""

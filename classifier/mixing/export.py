@@ -31,7 +31,7 @@ def timm_arguments(schedule: PolicySchedule, *, num_classes: int, epochs: int) -
     Raises:
         InputError: timm has no such policy; the message says which part.
     """
-    (until, policy), *rest = schedule.segments
+    (until, policy), *rest = _merged(schedule)
     if rest and (len(rest) > 1 or set(rest[0][1].shares) != {"clean"}):
         raise InputError(
             f"timm knows one policy and then an epoch without mixing, got {len(schedule.segments)} segments; train "
@@ -56,6 +56,16 @@ def timm_arguments(schedule: PolicySchedule, *, num_classes: int, epochs: int) -
     }
 
 
+def _merged(schedule: PolicySchedule) -> list[tuple[float, MixPolicy]]:
+    """Return the segments of a schedule, neighbours with one policy as one."""
+    merged: list[tuple[float, MixPolicy]] = []
+    for until, policy in schedule.segments:
+        if merged and merged[-1][1] == policy:
+            merged.pop()
+        merged.append((until, policy))
+    return merged
+
+
 def torchvision_transforms(schedule: PolicySchedule, *, num_classes: int) -> list[tuple[float, nn.Module]]:
     """Return a schedule as transforms of `torchvision.transforms.v2`, each with the progress until which it holds.
 
@@ -71,7 +81,7 @@ def torchvision_transforms(schedule: PolicySchedule, *, num_classes: int) -> lis
     from torchvision.transforms import v2  # takes a second to import
 
     transforms: list[tuple[float, nn.Module]] = []
-    for until, policy in schedule.segments:
+    for until, policy in _merged(schedule):
         alpha = _alpha(policy, "torchvision")
         if policy.label_smoothing:
             raise InputError(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from typing import Any
 
 from lightning.pytorch import Callback, LightningModule, Trainer
@@ -9,6 +10,7 @@ from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
 from rlmix.agent.own_loop import RLMix
+from rlmix.classifier.errors import InputError
 
 HOOK = "on_after_batch_transfer"
 
@@ -35,6 +37,7 @@ class RLMixCallback(Callback):
         self._module: LightningModule | None = None
         self._handle: RemovableHandle | None = None
         self._targets: Tensor | None = None
+        self._warned = False
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Wrap the module's hook."""
@@ -45,6 +48,11 @@ class RLMixCallback(Callback):
             batch = before(batch, dataloader_idx)
             if not trainer.training:
                 return batch
+            if not isinstance(batch, tuple | list) or len(batch) != 2:
+                raise InputError(
+                    f"RLMixCallback needs batches (images, labels), got {type(batch).__name__}; return a pair from "
+                    "the collate_fn, or call the mixer in training_step"
+                )
             images, self._targets = self.mix(batch[0], batch[1], network)
             return images, self._targets
 
@@ -60,14 +68,27 @@ class RLMixCallback(Callback):
 
     def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *_: Any) -> None:
         """Log what holds now."""
+        if self._targets is not None and not self._warned:
+            self._warned = True
+            warnings.warn(
+                "RLMixCallback: training_step did not call the module itself, so the agent sees no training losses; "
+                "name the submodule that gives the logits, RLMixCallback(mix, network='net')",
+                stacklevel=2,
+            )
         pl_module.log_dict(self.mix.scalars())
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Tell the agent how the network does."""
         found = trainer.callback_metrics
-        if self._accuracy in found and not trainer.sanity_checking:
-            loss = found.get(self._loss) if self._loss is not None else None
-            self.mix.observe(val_accuracy=float(found[self._accuracy]), val_loss=None if loss is None else float(loss))
+        if trainer.sanity_checking or self._accuracy is None:
+            return
+        if missing := [name for name in (self._accuracy, self._loss) if name is not None and name not in found]:
+            raise InputError(
+                f"RLMixCallback: validation logged {', '.join(sorted(found)) or 'nothing'}, not {', '.join(missing)}; "
+                "log it in validation_step, or name what is logged"
+            )
+        loss = None if self._loss is None else float(found[self._loss])
+        self.mix.observe(val_accuracy=float(found[self._accuracy]), val_loss=loss)
 
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Give the module's hook back."""
