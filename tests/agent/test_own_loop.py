@@ -14,6 +14,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 from torch import Tensor, distributed, multiprocessing, nn
+from torch.utils.data import DataLoader
 
 from rlmix import RLMix
 from rlmix.agent.agent import Agent
@@ -157,6 +158,24 @@ def test_a_resumed_training_ends_as_one_without_a_break(cut: int, tmp_path: Path
 def test_a_state_of_another_policy_is_refused() -> None:
     with pytest.raises(InputError, match="under another policy"):
         RLMix("mixup", num_classes=3).load_state_dict(RLMix("cutmix", num_classes=3).state_dict())
+
+
+def test_a_state_of_other_arguments_is_refused() -> None:
+    state = RLMix("mixup", num_classes=3, total_updates=64).state_dict()
+    RLMix("mixup", num_classes=3, total_updates=64).load_state_dict(state)
+    with pytest.raises(InputError, match=r"total_updates=64.* got .*total_updates=40"):
+        RLMix("mixup", num_classes=3, total_updates=40).load_state_dict(state)
+
+
+def test_a_loaders_worker_is_told_to_leave_mixing_to_the_loop() -> None:
+    mix = RLMix("mixup", num_classes=3)
+    data = [(torch.zeros(1, 8, 8), 0)] * 4
+
+    def collate(items: list[tuple[Tensor, int]]) -> tuple[Tensor, Tensor]:
+        return mix(torch.stack([image for image, _ in items]), torch.tensor([label for _, label in items]))
+
+    with pytest.raises(InputError, match="after the loader"):
+        next(iter(DataLoader(data, batch_size=2, num_workers=1, collate_fn=collate)))  # type: ignore[arg-type]
 
 
 def test_recycled_saliency_is_the_loops_own_gradient_without_a_second_pass() -> None:

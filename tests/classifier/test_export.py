@@ -34,6 +34,13 @@ def test_clean_training_at_the_end_is_timms_off_epoch() -> None:
     assert (found["prob"], found["switch_prob"], found["label_smoothing"]) == (1.0, 1.0, 0.1)
 
 
+def test_segments_of_one_policy_are_one() -> None:
+    split = PolicySchedule(((0.15, BOTH), (0.9, BOTH), (1.0, BOTH)))
+    whole = PolicySchedule.fixed(BOTH)
+    assert timm_arguments(split, num_classes=4, epochs=9) == timm_arguments(whole, num_classes=4, epochs=9)
+    assert [until for until, _ in torchvision_transforms(split, num_classes=4)] == [1.0]
+
+
 def test_torchvisions_transforms_mix_by_the_shares() -> None:
     schedule = PolicySchedule(((0.5, BOTH), (1.0, MixPolicy({"clean": 1.0}))))
     (half, mixing), (end, clean) = torchvision_transforms(schedule, num_classes=4)

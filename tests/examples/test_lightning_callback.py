@@ -1,0 +1,61 @@
+"""What Lightning's callback says of a module or a batch that it cannot use."""
+
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import cross_entropy
+from torch.utils.data import DataLoader, TensorDataset
+
+from rlmix import RLMix
+from rlmix.classifier.errors import InputError
+
+pl = pytest.importorskip("lightning.pytorch")
+
+
+def fit(step: str = "itself", collate: Any = None, **named: Any) -> None:
+    """Train two batches of a module whose `training_step` calls itself, or its network."""
+    from rlmix.lightning import RLMixCallback
+
+    class Module(pl.LightningModule):  # type: ignore[name-defined,misc]
+        def __init__(self) -> None:
+            super().__init__()
+            self.net = nn.Sequential(nn.Flatten(), nn.Linear(16, 3))
+
+        def forward(self, images: Tensor) -> Tensor:
+            return self.net(images)
+
+        def training_step(self, batch: Any, batch_idx: int) -> Tensor:
+            return cross_entropy((self if step == "itself" else self.net)(batch[0]), batch[1])
+
+        def validation_step(self, batch: Any, batch_idx: int) -> None:
+            self.log("val_acc", (self(batch[0]).argmax(1) == batch[1]).float().mean())
+
+        def configure_optimizers(self) -> torch.optim.Optimizer:
+            return torch.optim.SGD(self.parameters(), lr=0.1)
+
+    torch.manual_seed(0)
+    data = TensorDataset(torch.randn(8, 1, 4, 4), torch.arange(8) % 3)
+    callback = RLMixCallback(RLMix("mixup", num_classes=3), **named)
+    trainer = pl.Trainer(
+        max_epochs=1, accelerator="cpu", logger=False, callbacks=[callback], enable_checkpointing=False,
+        enable_progress_bar=False, enable_model_summary=False,
+    )  # fmt: skip
+    trainer.fit(Module(), DataLoader(data, batch_size=4, collate_fn=collate), DataLoader(data, batch_size=4))
+
+
+def test_a_name_that_is_not_logged_is_told_with_those_that_are() -> None:
+    with pytest.raises(InputError, match=r"val_acc.* not valid_accuracy"):
+        fit(accuracy="valid_accuracy")
+    fit(accuracy="val_acc")
+
+
+def test_a_step_that_goes_around_the_module_is_told() -> None:
+    with pytest.warns(UserWarning, match="network='net'"):
+        fit("its network")
+
+
+def test_a_batch_that_is_no_pair_is_refused() -> None:
+    with pytest.raises(InputError, match="got dict"):
+        fit(collate=lambda items: {"images": torch.stack([image for image, _ in items])})
