@@ -370,19 +370,28 @@ def test_digits_splits_never_change(digits: Dataset) -> None:
 
 def test_registry_has_the_built_in_data_sets() -> None:
     assert set(DATASETS) == {
+        "caltech101",
         "cifar10",
         "cifar100",
         "digits",
+        "emnist",
+        "eurosat",
         "fashion_mnist",
+        "flowers102",
+        "food101",
+        "gtsrb",
         "imagenet",
+        "kmnist",
         "mnist",
+        "oxford_pets",
+        "stl10",
         "svhn",
         "tiny_imagenet",
     }
 
 
 def test_unknown_name_lists_the_known() -> None:
-    with pytest.raises(DataError, match="digits, fashion_mnist, imagenet"):
+    with pytest.raises(DataError, match="digits, emnist, eurosat, fashion_mnist"):
         load_dataset("fashion-mnist")
 
 

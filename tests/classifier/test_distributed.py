@@ -126,5 +126,5 @@ def test_a_resumed_training_is_one_never_stopped(folder: Path) -> None:
 
 
 def test_a_state_of_another_number_of_processes_is_refused(folder: Path) -> None:
-    with pytest.raises(ValueError, match="by 2 processes, not 1"):
+    with pytest.raises(ValueError, match="of 1 processes, got one of 2"):
         Trainer(DROPPING, digits()).load_state_dict(load_state(folder / "kept0"))

@@ -58,7 +58,7 @@ def test_as_many_trainings_as_fit(num_envs: int, seconds: float, minutes: float,
 
     def job(episodes: int) -> float:
         """Seconds from the first training to the last one, had there been so many episodes."""
-        rounds = [machine.trainings, episodes, *trainings_after(found)]
+        rounds = [machine.trainings, episodes, *trainings_after(found, RunFolder(tmp_path))]
         return 20 + sum(-(-count // num_envs) for count in rounds) * seconds
 
     assert job(episodes) <= 60 * minutes, "the whole fits"
@@ -71,7 +71,9 @@ def test_a_machine_that_is_too_slow_still_learns_and_says_how_long(
     found = fit(Machine(2, 60.0), tmp_path, minutes=10.0)
     assert found.config.episodes == 16 * budget.MIN_ROLLOUTS
     minutes = json.loads((tmp_path / "budget.json").read_text())["minutes"]
-    assert minutes > (found.config.episodes + sum(trainings_after(found))) / 2, "a minute for every two of them"
+    assert minutes > (found.config.episodes + sum(trainings_after(found, RunFolder(tmp_path)))) / 2, (
+        "a minute for every two of them"
+    )
     assert f"about {minutes:.0f} minutes in all" in capsys.readouterr().out
 
 

@@ -121,7 +121,7 @@ def test_boxes_of_a_folder_need_colour_squares_and_lenet_no_canvas(
     run: Path, refused: Refused, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     arguments = ["--run", run, "--measures", "localisation", "--boxes", "CUB"]
-    assert "the network takes 1 x 8 x 8" in refused(evaluate.main, arguments)
+    assert "square colour images, got one for 1 x 8 x 8" in refused(evaluate.main, arguments)
     assert "--boxes is for localisation" in refused(
         evaluate.main, ["--run", run, "--measures", "accuracy", *arguments[4:]]
     )

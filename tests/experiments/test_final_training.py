@@ -696,7 +696,7 @@ def test_refused_in_one_line_before_anything_is_made(option: str, named: str, re
 def test_refuses_the_run_of_another_command(refused: Any, tmp_path: Path) -> None:
     train_classifier.main([*OPTIONS, "--out", str(tmp_path / "run")])
     gc.collect()
-    assert "expected replay" in refused(replay_policy.main, ["--resume", "run"])
+    assert "expected a run of replay" in refused(replay_policy.main, ["--resume", "run"])
     assert "--resume run" in refused(train_classifier.main, [*OPTIONS, "--out", "run"])
 
 

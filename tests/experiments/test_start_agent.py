@@ -3,7 +3,6 @@
 import json
 import math
 import shutil
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -168,7 +167,7 @@ def test_the_best_is_found_by_halving_and_a_search_goes_on(
         noise = float(np.random.default_rng([number, len(str(policy))]).normal(0, 0.005))
         return {
             "policy": json.dumps(policy.to_json()), "task": number,
-            "task_drawn": asdict(best_fixed.KINDS[kind].task(number)),
+            "task_drawn": best_fixed.KINDS[kind].task(number).to_json(),
             "development": 0.7 + 0.1 * policy.shares.get("cutmix", 0.0) + noise,
         }  # fmt: skip
 
