@@ -334,7 +334,7 @@ run.mkdir(exist_ok=True)
 signal.signal(signal.SIGTERM, lambda *_: {handler})
 print("run folder: run", flush=True)
 {first}
-time.sleep(0 if resumed else 2)
+time.sleep(0 if resumed else 5)  # longer than it takes Python to start on a busy machine
 (run / "result").write_text("the same")
 {last}
 """
@@ -349,7 +349,7 @@ def test_what_a_kill_breaks_is_noticed(breakage: str | None, tmp_path: Path, mon
     monkeypatch.setattr(kills, "SIGNALS", {"SIGTERM": 1})
     program = Program("stand_in.py", "", ("result",), patience=0.5)
     monkeypatch.setitem(PROGRAMS, "stand in", program)
-    whole = {"stand in": Undisturbed(1.5, {"result": b"the same"})}
+    whole = {"stand in": Undisturbed(4.0, {"result": b"the same"})}
     line = tell(0, 3, ["stand in"], whole, tmp_path / "stories")
     if breakage in KEPT:
         assert line["failed"] is None and len(line["kills"]) >= 1
