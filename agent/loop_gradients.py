@@ -1,4 +1,4 @@
-"""Gradients of a loop that is not ours, taken by hooks from its own backward pass."""
+"""Gradients in a loop of the user's own, taken by hooks from its backward pass."""
 
 from __future__ import annotations
 

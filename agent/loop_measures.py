@@ -1,4 +1,4 @@
-"""What an agent sees of a loop that is not ours: losses of training, validation, learning rate."""
+"""Measurements in a loop of the user's own, for the agent: losses, validation, learning rate."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Policies for a loop that is not ours: what names one, and which of them such a loop can have."""
+"""Policies for a loop of the user's own: the values that name one, and which policies such a loop can have."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from pathlib import Path
 from torch import Tensor, nn
 
 from rlmix.agent.agent import Agent, Allowed
-from rlmix.agent.files import SHIPPED
+from rlmix.agent.files import NAMED
 from rlmix.classifier.errors import InputError
 from rlmix.classifier.mixing import METHODS, MixPolicy, PolicySchedule
 from rlmix.envs.menu import DIMENSIONS, Menu
@@ -20,7 +20,7 @@ def load_policy(policy: Policy, *, share: float) -> PolicySchedule | Agent:
     """Return the schedule or agent that a value names.
 
     Args:
-        policy: `"shipped"`, an agent's folder, a JSON file, a method's name, or a policy itself.
+        policy: `"shipped"` or `"surrogate"`, an agent's folder, a JSON file, a method's name, or a policy itself.
         share: share of the updates of a method that is given by its name, in (0, 1].
 
     Raises:
@@ -30,7 +30,7 @@ def load_policy(policy: Policy, *, share: float) -> PolicySchedule | Agent:
         return policy
     if isinstance(policy, MixPolicy):
         return PolicySchedule.fixed(policy)
-    if policy == SHIPPED or Path(policy).is_dir():
+    if str(policy) in NAMED or Path(policy).is_dir():
         return Agent.load(policy)
     name = str(policy)
     if name in METHODS:
@@ -40,7 +40,7 @@ def load_policy(policy: Policy, *, share: float) -> PolicySchedule | Agent:
     if name.endswith(".json"):
         return PolicySchedule.load(policy)
     raise InputError(
-        f"policy must be {SHIPPED!r}, an agent's folder, a policy.json or a method of {', '.join(METHODS)}, "
+        f"policy must be {' or '.join(map(repr, NAMED))}, an agent's folder, a policy.json or a method of {', '.join(METHODS)}, "
         f"got {name!r:.200}"
     )
 
@@ -58,7 +58,7 @@ def policies_of(source: PolicySchedule | Agent) -> list[MixPolicy]:
 
 @dataclass(frozen=True)
 class LoopLimits:
-    """What a loop gives, and so which policies it can have.
+    """Limits of a loop: what it gives decides which policies it can have.
 
     Attributes:
         colours: whether the mean and standard deviation of the images' colours are known.

@@ -59,7 +59,7 @@ class RLMix:
     Everything random is a function of (seed, number of the call), as in the project's own training.
 
     Args:
-        policy: `"shipped"` for the agent that comes with the program, the folder of another agent, a `policy.json`, the
+        policy: `"shipped"` or `"surrogate"`, agents that come with the program; an agent's folder, a `policy.json`, the
             name of a method (for `share` of the batches), or an `Agent`, `PolicySchedule` or `MixPolicy`.
         num_classes: number of classes K; 1 for a single yes-or-no output.
         total_updates: number of calls in the whole training, e.g. epochs times batches; needed unless one policy holds
@@ -160,7 +160,7 @@ class RLMix:
 
     @property
     def due(self) -> bool:
-        """Whether the next call asks the agent: the best moment for `observe`."""
+        """Return whether the next call asks the agent: the best moment for `observe`."""
         return isinstance(self.source, Agent) and 0 < self._done == self._end < self._total
 
     @property

@@ -92,7 +92,7 @@ class PolicyScheduler:
 
     @property
     def choices(self) -> list[Choice]:
-        """What was chosen so far."""
+        """Choices so far, one for each segment."""
         starts = [0, *(round(until * self._updates) for until, _ in self.chosen)]
         both = zip(starts, self.chosen, self.probabilities, strict=False)
         return [Choice(start, policy, given) for start, (_, policy), given in both]

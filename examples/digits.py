@@ -1,4 +1,4 @@
-"""What the examples share: scikit-learn's digits, an order of images that can be resumed, and options."""
+"""Parts that the examples share: scikit-learn's digits, an order of images that can be resumed, and options."""
 
 from __future__ import annotations
 

@@ -69,7 +69,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parts: dict[str, Any] = {"network": network, "optimizer": optimizer, "schedule": schedule, "mix": mix}
     checkpoint, first = options.out / "checkpoint.pt", 0
     if options.resume:
-        state = torch.load(checkpoint)
+        state = torch.load(checkpoint, weights_only=True)
         first = state["epoch"]
         for name, part in parts.items():
             part.load_state_dict(state[name])

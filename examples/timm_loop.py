@@ -40,7 +40,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
     checkpoint, first = options.out / "last.pth.tar", 0
     if options.resume:
-        state = torch.load(checkpoint)
+        state = torch.load(checkpoint, weights_only=True)
         first = state["epoch"]
         for name, part in (("state_dict", model), ("optimizer", optimizer), ("mixup_fn", mixup_fn)):
             part.load_state_dict(state[name])

@@ -38,7 +38,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parts = (("model", model), ("optimizer", optimizer), ("lr_scheduler", lr_scheduler), ("mix", mix))
     checkpoint, first = options.out / "checkpoint.pth", 0
     if options.resume:
-        state = torch.load(checkpoint)
+        state = torch.load(checkpoint, weights_only=True)
         first = state["epoch"]
         for name, part in parts:
             part.load_state_dict(state[name])

@@ -3,9 +3,10 @@
 import os
 import tempfile
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Mapping
 from http.client import HTTPException
 from pathlib import Path
+from typing import Any
 from zipfile import BadZipFile
 
 from rlmix.classifier.data.image_set import DataError
@@ -47,3 +48,34 @@ def download_whole(
             f"{type(error).__name__}: {' '.join(str(error).split())}; run again when the network is there, or "
             f"{otherwise}"
         ) from error
+
+
+def torchvision_root(
+    title: str, kind: Callable[..., Any], folder: str, arguments: Iterable[Mapping[str, Any]], root: Path | None
+) -> Path:
+    """Return the folder to give one of torchvision's data sets, downloading its files if they are not found.
+
+    Args:
+        title: name of the data set, for the error.
+        kind: its class in `torchvision.datasets`; it checks MD5 when it downloads.
+        folder: folder of its unpacked files, below the one that is returned.
+        arguments: arguments of the class for each part of the data set.
+        root: folder to look in first; optional.
+
+    Raises:
+        DataError: the download failed.
+    """
+    places = [user_folder()] if root is None else [root, user_folder()]
+    for place in places:
+        if (place / folder).is_dir():
+            return place
+    place, top = user_folder(), folder.split("/")[0]
+
+    def fetch(temporary: Path) -> Path:
+        for part in arguments:
+            kind(temporary, download=True, **part)
+        return temporary / top
+
+    complete, otherwise = (place / folder).is_dir, f"put the unpacked folder {folder} in {place}"
+    download_whole(title, place / top, fetch, complete=complete, otherwise=otherwise)
+    return place

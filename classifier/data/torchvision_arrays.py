@@ -12,7 +12,7 @@ from torch import Tensor
 
 from rlmix.classifier.data.archives import printable
 from rlmix.classifier.data.dataset import Dataset
-from rlmix.classifier.data.downloads import download_whole, user_folder
+from rlmix.classifier.data.downloads import torchvision_root
 from rlmix.classifier.data.image_set import DataError, ImageSet
 
 
@@ -90,11 +90,7 @@ def load_arrays(name: str, root: Path | None = None) -> Dataset:
 
     source = SETS[name]
     kind = getattr(datasets, source.torchvision)
-    places = [user_folder()] if root is None else [root, user_folder()]
-    place = next((place for place in places if (place / source.folder).is_dir()), None)
-    if place is None:
-        place = user_folder()
-        _download(source, kind, place)
+    place = torchvision_root(source.title, kind, source.folder, source.arguments, root)
     try:
         parts = [kind(place, **arguments) for arguments in source.arguments]
         pool, test = (ImageSet(source.images(data), source.labels(data)) for data in parts)
@@ -116,20 +112,3 @@ def load_arrays(name: str, root: Path | None = None) -> Dataset:
 
 
 READERS: dict[str, Callable[[Path | None], Dataset]] = {name: partial(load_arrays, name) for name in SETS}
-
-
-def _download(source: Source, kind: Any, place: Path) -> None:
-    top = source.folder.split("/")[0]
-
-    def fetch(folder: Path) -> Path:
-        for arguments in source.arguments:
-            kind(folder, download=True, **arguments)  # checks MD5
-        return folder / top
-
-    download_whole(
-        source.title,
-        place / top,
-        fetch,
-        complete=(place / source.folder).is_dir,
-        otherwise=f"put the folder {source.folder} in {place}",
-    )

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from rlmix.classifier.data.archives import printable
-from rlmix.classifier.data.downloads import download_whole, user_folder
+from rlmix.classifier.data.downloads import torchvision_root
 from rlmix.classifier.data.image_set import DataError
 from rlmix.classifier.data.listing import Labelled, Listing
 
@@ -130,11 +130,7 @@ def list_published(name: str, root: Path | None = None) -> Listing:
 
     source = SETS[name]
     kind = getattr(datasets, source.torchvision)
-    places = [user_folder()] if root is None else [root, user_folder()]
-    place = next((place for place in places if (place / source.folder).is_dir()), None)
-    if place is None:
-        place = user_folder()
-        _download(source, kind, place)
+    place = torchvision_root(source.title, kind, source.folder, source.arguments.values(), root)
     parts, names = {}, tuple[str, ...]()
     for part, count in source.parts.items():
         try:
@@ -156,21 +152,4 @@ def _damaged(source: Source, place: Path, expected: str, came: str) -> DataError
     return DataError(
         f"{printable(place / source.folder)}: expected {expected}, got {came}; delete the folder and run again to "
         "download it"
-    )
-
-
-def _download(source: Source, kind: Any, place: Path) -> None:
-    top = source.folder.split("/")[0]
-
-    def fetch(folder: Path) -> Path:
-        for part in source.parts:
-            kind(folder, download=True, **source.arguments[part])  # checks MD5
-        return folder / top
-
-    download_whole(
-        source.title,
-        place / top,
-        fetch,
-        complete=(place / source.folder).is_dir,
-        otherwise=f"put the unpacked folder {source.folder} in {place}",
     )

@@ -119,7 +119,7 @@ class RunConfig:
 
 @dataclass(frozen=True)
 class TrainingRunConfig:
-    """What every command that trains one classifier can be asked."""
+    """Options of every command that trains one classifier."""
 
     data: Annotated[DataConfig, UNPREFIXED] = field(default_factory=DataConfig)
     data_seed: int = 0

@@ -12,18 +12,14 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from tabulate import tabulate
 
-from rlmix.classifier.files import write_atomic
-from rlmix.experiments.comparison.intervals import format_interval, mean_interval, paired_difference
-from rlmix.experiments.runs.command import command
+from rlmix.experiments.comparison.intervals import mean_interval, paired_difference
 from rlmix.experiments.runs.errors import RunError
 from rlmix.experiments.search.selection import LIVE, SHIPPED_AGENT, START_AGENT
-from rlmix.experiments.studies.searches import read_searches, write_searches
+from rlmix.experiments.studies.searches import points, sum_up
 
 LEARNED, NOTHING = "learned", "nothing"
 # Options in which searches of one task may differ, besides where they start and their number of trainings.
@@ -31,27 +27,9 @@ AGENT_OPTIONS = ("preset", "menu", "segments", "ppo", "reward", "reference_seeds
 BESIDE = ("plain", "random", SHIPPED_AGENT, LIVE, START_AGENT, NOTHING)  # what a learned policy is compared with
 
 
-@dataclass(frozen=True)
-class GoingOnConfig:
-    """Sum up searches that start at an agent or from nothing."""
-
-    runs: tuple[str, ...] = ()
-    """Run folders of train_agent.py; none takes the log that --out has already."""
-    out: str = "runs/going_on"
-    """Folder of searches.jsonl (a line for each search), results.json and results.md."""
-
-
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run the command."""
-    with command("studies/going_on", arguments) as call:
-        config = call.parse(GoingOnConfig, __doc__)
-        out = Path(config.out)
-        searches = read_searches(out, config.runs)
-        result = {"command": call.line, **summarise(searches)}
-        write_searches(out, searches)
-        write_atomic(out / "results.json", (json.dumps(result, indent=2) + "\n").encode())
-        write_atomic(out / "results.md", markdown(result).encode())
-        print(f"{markdown(result)}\nwritten: {out}/searches.jsonl, results.json, results.md")
+    sum_up("going_on", arguments, __doc__, summarise, markdown)
 
 
 def summarise(searches: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
@@ -114,7 +92,7 @@ def markdown(result: Mapping[str, Any]) -> str:
     """Return a summary as Markdown."""
 
     def cells(leads: Mapping[str, Sequence[float]]) -> list[str]:
-        return [_points(leads[name], signed=True) if name in leads else "" for name in BESIDE]
+        return [points(leads[name], signed=True) if name in leads else "" for name in BESIDE]
 
     titles = [f"less {name}" for name in BESIDE]
     body = [
@@ -124,7 +102,7 @@ def markdown(result: Mapping[str, Any]) -> str:
             f"{100 * row['label_noise'][0]:g} %",
             row["start"],
             row["episodes"],
-            _points(row["accuracy"]),
+            points(row["accuracy"]),
             *cells(row["leads"]),
             row["policy"],
         ]
@@ -141,10 +119,6 @@ def markdown(result: Mapping[str, Any]) -> str:
         f"from nothing with as many trainings learned ({NOTHING}). 95 % intervals over tasks.\n\n"
         f"{over}\n\n## Each search\n\nIntervals over seeds.\n\n{each}\n"
     )
-
-
-def _points(interval: Sequence[float], *, signed: bool = False) -> str:
-    return format_interval(100 * interval[0], 100 * interval[1], signed=signed)
 
 
 if __name__ == "__main__":

@@ -7,48 +7,22 @@ python experiments/studies/main_job.py --runs runs/main-0 runs/main-1 --out runs
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from tabulate import tabulate
 
-from rlmix.classifier.files import write_atomic
-from rlmix.experiments.comparison.intervals import format_interval, mean_interval, paired_difference, rise, verdict
-from rlmix.experiments.runs.command import command
+from rlmix.experiments.comparison.intervals import mean_interval, paired_difference, rise, verdict
 from rlmix.experiments.runs.errors import RunError
-from rlmix.experiments.studies.searches import read_searches, write_searches
+from rlmix.experiments.studies.searches import points, sum_up
 
 LEARNED = "learned"
 STANDARD_ERRORS = 2.0  # by which the last quarter's return must be above the first's for an agent that has learned
 
 
-@dataclass(frozen=True)
-class MainJobConfig:
-    """Sum up searches."""
-
-    runs: tuple[str, ...] = ()
-    """Run folders of train_agent.py, that differ only in --seed; optional, defaults to the log that --out has."""
-    out: str = "runs/main_job"
-    """Folder of searches.jsonl (a line for each search), results.json and results.md."""
-
-
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run the command."""
-    with command("studies/main_job", arguments) as call:
-        config = call.parse(MainJobConfig, __doc__)
-        out = Path(config.out)
-        searches = read_searches(out, config.runs)
-        settings = [{**search["setting"], "episodes": None} for search in searches]
-        if len({search["seed"] for search in searches}) < len(searches) or settings.count(settings[0]) < len(searches):
-            raise RunError("--runs must be searches that differ in --seed, and in nothing else")
-        write_searches(out, searches)
-        result = {"command": call.line, **summarise(searches)}
-        write_atomic(out / "results.json", (json.dumps(result, indent=2) + "\n").encode())
-        write_atomic(out / "results.md", markdown(result).encode())
-        print(f"{markdown(result)}\nwritten: {out}/searches.jsonl, results.json, results.md")
+    sum_up("main_job", arguments, __doc__, summarise, markdown)
 
 
 def summarise(searches: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
@@ -56,7 +30,13 @@ def summarise(searches: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
 
     Args:
         searches: lines of the log.
+
+    Raises:
+        RunError: they differ in more than their seed and number of trainings, or two have one seed.
     """
+    settings = [{**search["setting"], "episodes": None} for search in searches]
+    if len({search["seed"] for search in searches}) < len(searches) or settings.count(settings[0]) < len(searches):
+        raise RunError("--runs must name searches that are alike but for --seed, and of different seeds")
     rows = []
     for search in searches:
         found, ours = rise(search["returns"]), search["accuracies"][LEARNED]
@@ -96,14 +76,14 @@ def markdown(result: Mapping[str, Any]) -> str:
             f"{row['last_quarter']:.2f}",
             f"{(row['last_quarter'] - row['first_quarter']) / row['standard_error']:.1f}",
             row["policy"],
-            _points(row["accuracy"]),
-            *(_points(row["leads"][name], signed=True) for name in names),
+            points(row["accuracy"]),
+            *(points(row["leads"][name], signed=True) for name in names),
         ]
         for row in rows
     ]
     body.append(
         ["all", "", "", "", f"{result['learned']} of {count}", "", ""]
-        + [f"{_points(result['mean_leads'][name], signed=True)}; {result['ahead'][name]} of {count}" for name in names]
+        + [f"{points(result['mean_leads'][name], signed=True)}; {result['ahead'][name]} of {count}" for name in names]
     )
     header = [
         "seed",
@@ -122,10 +102,6 @@ def markdown(result: Mapping[str, Any]) -> str:
         "search. Last row: mean lead with its interval over searches, and number of searches beyond noise.\n\n"
         f"{table}\n"
     )
-
-
-def _points(interval: Sequence[float], *, signed: bool = False) -> str:
-    return format_interval(100 * interval[0], 100 * interval[1], signed=signed)
 
 
 if __name__ == "__main__":

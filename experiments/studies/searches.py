@@ -1,20 +1,64 @@
-"""Finished searches, read from their run folders for studies that sum up many of them."""
+"""Finished searches, read from their run folders: what the studies that sum up many of them share."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from rlmix.classifier.files import LineLog, with_filename
+from rlmix.classifier.files import LineLog, with_filename, write_atomic
 from rlmix.classifier.mixing import PolicySchedule
-from rlmix.experiments.comparison.intervals import MIN_RISE
+from rlmix.experiments.comparison.intervals import MIN_RISE, format_interval
+from rlmix.experiments.runs.command import command
 from rlmix.experiments.runs.errors import RunError, reject_incompatible
 from rlmix.experiments.runs.options import flatten
 
 LOG = "searches.jsonl"
 MACHINE = ("out", "workers", "resume", "trust", "minutes", "data_root")  # options that do not change its result
+
+
+@dataclass(frozen=True)
+class SearchesConfig:
+    """Sum up searches."""
+
+    runs: tuple[str, ...] = ()
+    """Run folders of train_agent.py; none takes the log that --out has already."""
+    out: str = ""
+    """Folder of searches.jsonl (a line for each search), results.json and results.md."""
+
+
+def sum_up(
+    study: str,
+    arguments: Sequence[str] | None,
+    description: str | None,
+    summarise: Callable[[Sequence[Mapping[str, Any]]], dict[str, Any]],
+    markdown: Callable[[Mapping[str, Any]], str],
+) -> None:
+    """Run the command of a study that sums up searches.
+
+    Args:
+        study: name of the study, and of its folder under runs/.
+        arguments: options of the command line; None for those of this process.
+        description: the command's help.
+        summarise: function from lines of the log to the result; raises a RunError where they do not fit each other.
+        markdown: function from the result to its page.
+    """
+    with command(f"studies/{study}", arguments) as call:
+        config = call.parse(SearchesConfig, description, default=SearchesConfig(out=f"runs/{study}"))
+        out = Path(config.out)
+        searches = read_searches(out, config.runs)
+        result = {"command": call.line, **summarise(searches)}
+        write_searches(out, searches)
+        write_atomic(out / "results.json", (json.dumps(result, indent=2) + "\n").encode())
+        write_atomic(out / "results.md", markdown(result).encode())
+        print(f"{markdown(result)}\nwritten: {out}/{LOG}, results.json, results.md")
+
+
+def points(interval: Sequence[float], *, signed: bool = False) -> str:
+    """Format a mean accuracy, or a difference of two, and its half-width in points: `12.34 ± 0.56`."""
+    return format_interval(100 * interval[0], 100 * interval[1], signed=signed)
 
 
 def read_searches(out: Path, runs: Sequence[str]) -> list[dict[str, Any]]:

@@ -111,7 +111,8 @@ class ReplayConfig(FinalConfig):
     policy: str | None = None
     """Policy schedule: a JSON file that train_agent.py wrote."""
     agent: str | None = None
-    """Agent that chooses at every segment, instead of a schedule: shipped, or a run folder of train_agent.py."""
+    """Agent that chooses at every segment, instead of a schedule: shipped, surrogate (learned by PPO in the surrogate),
+    or a run folder of train_agent.py."""
     num_workers: int = 1
     """Number of distributed processes, run by Ray Train, each with --threads on a CPU; batches are divided among
     them."""

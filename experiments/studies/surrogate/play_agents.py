@@ -55,7 +55,7 @@ class PlayConfig:
     first: int = 0
     """Number of the split's tasks that are left out first, so that rounds play different ones."""
     draws: bool = False
-    """Whether actions are drawn by the agent's probabilities, for recordings to learn from."""
+    """Draw actions by the agent's probabilities, for recordings to learn from, instead of taking the most probable."""
     log: str = LOG
     """Log of task_family/collect.py, with the references of the tasks."""
     model: str = SHIPPED
