@@ -39,9 +39,9 @@ def load_policy(policy: Policy, *, share: float) -> PolicySchedule | Agent:
         return PolicySchedule.fixed(MixPolicy({"clean": 1.0} if name == "clean" else _shares(name, share)))
     if name.endswith(".json"):
         return PolicySchedule.load(policy)
+    agents, methods = " or ".join(map(repr, NAMED)), ", ".join(name for name, one in METHODS.items() if not one.stage)
     raise InputError(
-        f"policy must be {' or '.join(map(repr, NAMED))}, an agent's folder, a policy.json or a method of {', '.join(METHODS)}, "
-        f"got {name!r:.200}"
+        f"policy must be {agents}, an agent's folder, a policy.json or a method of {methods}, got {name!r:.200}"
     )
 
 

@@ -23,7 +23,8 @@ from typing import Any, Literal
 
 import numpy as np
 
-from rlmix.classifier.files import write_atomic
+from rlmix.classifier.errors import require_at_least
+from rlmix.classifier.files import with_filename, write_atomic
 from rlmix.classifier.hardware import resolve_device, resolve_precision
 from rlmix.classifier.training.config import Precision, TrainConfig
 from rlmix.envs import BroadTasks, ImageLibrary, MixPolicyEnv, Source, TaskTrainer
@@ -60,7 +61,10 @@ class RecordConfig:
     processes: int = 2
     """Number of parallel trainings, one thread each."""
     out: str = "runs/broad"
-    """Folder of GROUP.jsonl, the trainings finished so far, and of GROUP.json, what its numbers mean."""
+    """Folder of GROUP.jsonl, the trainings finished so far, and of GROUP.json, the meaning of its numbers."""
+
+    def __post_init__(self) -> None:
+        require_at_least(self, tasks=1, processes=1)
 
 
 @dataclass(frozen=True)
@@ -85,11 +89,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     with command("studies/broad/record", arguments) as call:
         call.resume = call.line
         config = call.parse(RecordConfig, __doc__)
-        for name in ("tasks", "processes"):
-            if getattr(config, name) < 1:
-                raise RunError(f"--{name} must be at least 1, got {getattr(config, name)}")
         out = Path(config.out)
-        out.mkdir(parents=True, exist_ok=True)
+        with with_filename(out):
+            out.mkdir(parents=True, exist_ok=True)
         places = data_places(config.data, GROUPS[config.group])
         tasks = BroadTasks(_sources(out / f"{config.group}.json", places), seed=SEEDS[config.group])
         log = TrainingLog(out / f"{config.group}.jsonl", lambda lines: {_identity(line): line for line in lines})
