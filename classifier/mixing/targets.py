@@ -26,8 +26,9 @@ def as_targets(labels: Tensor, num_classes: int) -> Tensor:
     if num_classes == 1 and labels.ndim == 1:
         labels = labels[:, None]
     if labels.ndim == 1 and not labels.is_floating_point():
-        # Not looked at on a GPU, where that would wait for everything before it.
-        if not labels.is_cuda and len(labels) and not 0 <= int(labels.min()) <= int(labels.max()) < num_classes:
+        # Not looked at on a device, where that would wait for everything before it.
+        known = labels.device.type == "cpu" and len(labels) > 0
+        if known and not 0 <= int(labels.min()) <= int(labels.max()) < num_classes:
             raise InputError(
                 f"labels must be in [0, {num_classes - 1}] for {num_classes} classes, got "
                 f"{int(labels.min())} to {int(labels.max())}; pass the number of classes that the data have"
