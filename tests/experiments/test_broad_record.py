@@ -30,6 +30,13 @@ def test_every_task_is_trained_plainly_under_two_fixed_and_two_changing_policies
     assert len({plan.policies for number in range(40) for plan in record.plans(number)}) > 80
 
 
+def test_tasks_to_rehearse_on_are_trained_under_every_policy() -> None:
+    planned = record.every_policy(7)
+    assert planned[0] == record.plans(7)[0]
+    assert [plan.training for plan in planned] == list(range(len(MENU.actions())))
+    assert {plan.policies for plan in planned} == {(choice,) * len(SEGMENTS) for choice in range(len(MENU.actions()))}
+
+
 def test_a_line_says_what_the_training_was_and_how_it_ended() -> None:
     tasks = BroadTasks((Source("digits", (80,) * 10, False),), seed=5, updates=(10, 10), seconds=1.5)
     places = (("digits", "digits"),)

@@ -2,8 +2,10 @@
 
     python experiments/studies/broad/record.py --data ../shared/data --out runs/broad
 
-Tasks 0, 1, 2, ... of `BroadTasks` over a group of data sets, five trainings each from one seed: plain, two fixed
-policies of the menu, one that switches once and one that may switch after every segment. Each line of the log has
+Tasks 0, 1, 2, ... of `BroadTasks` over a group of data sets. Those to learn from are trained five times each, from one
+seed: plain, under two fixed policies of the menu, one that switches once and one that may switch after every segment.
+Those to rehearse on are trained under every policy of the menu, so that what a choice would have given is known. Each
+line of the log has
 observation v2 at the start and after each segment, validation accuracy after each segment and development accuracy at
 the end; the first line of a task also says what the task is. The true share of wrong labels is there to measure
 estimates of it, not for agents. Finished trainings do not run again: the same command resumes, also after a kill.
@@ -55,7 +57,7 @@ class RecordConfig:
     data: str
     """Folder of the data sets: NAME.zip or NAME/, with train/CLASS/* and test/CLASS/* inside."""
     group: Literal["learn", "rehearse"] = "learn"
-    """Data sets whose tasks are trained."""
+    """Data sets whose tasks are trained: learn, five trainings each, or rehearse, under every policy of the menu."""
     tasks: int = 2000
     """Number of tasks: 0, 1, 2, ..."""
     processes: int = 2
@@ -99,7 +101,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         jobs = {
             _identity(asdict(plan)): functools.partial(record, plan, tasks, tuple(places.items()), precision)
             for number in range(config.tasks)
-            for plan in plans(number)
+            for plan in (plans(number) if config.group == "learn" else every_policy(number))
         }
         log.run(jobs, processes=config.processes, describe=_describe)
 
@@ -141,6 +143,16 @@ def plans(number: int) -> list[TrainingPlan]:
         ("wandering", tuple(wandering)),
     ]
     return [TrainingPlan(number, training, kind, choices) for training, (kind, choices) in enumerate(policies)]
+
+
+def every_policy(number: int) -> list[TrainingPlan]:
+    """Return a training of a task under each policy of the menu, plain first."""
+    plain = CHOICES.index(PLAIN)
+    order = [plain, *(choice for choice in range(len(CHOICES)) if choice != plain)]
+    return [
+        TrainingPlan(number, training, "fixed" if training else "plain", (choice,) * len(SEGMENTS))
+        for training, choice in enumerate(order)
+    ]
 
 
 def record(
