@@ -12,6 +12,8 @@ from numpy.typing import NDArray
 from stable_baselines3 import PPO
 from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.logger import TensorBoardOutputFormat
+from tensorboard.compat.proto.event_pb2 import Event, SessionLog
+from torch.utils.tensorboard.writer import SummaryWriter
 from tqdm import tqdm
 
 from rlmix.agent.ppo import search_state
@@ -22,10 +24,9 @@ from rlmix.envs import DIMENSIONS, Menu
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
-    from torch.utils.tensorboard.writer import SummaryWriter
 
-# TensorBoard's custom scalars: charts side by side, by category. Each choice is a run of its own below the search's
-# (`add_scalars`), because TensorBoard colours lines by run.
+# TensorBoard's custom scalars: charts side by side, by category. Each choice is a run of its own below the search's,
+# because TensorBoard colours lines by run.
 LAYOUT: Layout = {
     # A category of its own: within one, TensorBoard shows charts with a band after those with lines.
     "Learning curve": {
@@ -89,8 +90,17 @@ class SearchLog(BaseCallback):
         self._writer: SummaryWriter = next(
             entry.writer for entry in formats if isinstance(entry, TensorBoardOutputFormat)
         )
+        # What an interrupted run wrote after its checkpoint is replaced.
+        first = self.num_timesteps + 1
+        assert self._writer.file_writer is not None
+        self._writer.file_writer.add_event(Event(step=first, session_log=SessionLog(status=SessionLog.START)))
         self._writer.add_custom_scalars(LAYOUT)
-        self._learned = self.num_timesteps
+        self._choices: dict[tuple[str, str], SummaryWriter] = {
+            (dimension, name): SummaryWriter(f"{self._writer.log_dir}/policy_{dimension}_{name}", purge_step=first)
+            for dimension in DIMENSIONS
+            for name in self._menu.names(dimension)
+        }
+        self._learned: int = self.num_timesteps
 
     def _on_step(self) -> bool:
         for worker, (action, reward, done, info) in enumerate(
@@ -153,8 +163,8 @@ class SearchLog(BaseCallback):
         shares = []
         for index, (dimension, size) in enumerate(zip(DIMENSIONS, self._menu.sizes, strict=True)):
             shares.append((np.bincount(actions[:, index], minlength=size) / len(actions)).tolist())
-            chosen = dict(zip(self._menu.names(dimension), shares[-1], strict=True))
-            self._writer.add_scalars(choice_tag(dimension), chosen, self.num_timesteps)
+            for name, share in zip(self._menu.names(dimension), shares[-1], strict=True):
+                self._choices[dimension, name].add_scalar(choice_tag(dimension), share, self.num_timesteps)
         self.history.append(shares)
         if (len(self.history) - 1) % self._picture_every == 0:
             self._draw_progress()
@@ -174,14 +184,17 @@ class SearchLog(BaseCallback):
 
     def _on_training_end(self) -> None:
         self._checkpoint()
-        if self.history:
+        if self.history and (len(self.history) - 1) % self._picture_every:  # else it has been drawn
             self._writer.add_figure(Tag.CHOICES_OVER_SEARCH, self.search_figure(), self.num_timesteps)
         self._writer.flush()
+        for writer in self._choices.values():
+            writer.close()
 
     def _checkpoint(self) -> None:
         assert isinstance(self.model, PPO)
         self.learning_seconds += time.monotonic() - self._rollout_ended
         self._learned = self.num_timesteps
+        self.logger.dump(self.num_timesteps)  # what PPO tells of this update; later, a kill would lose it
         self._save(
             {
                 "search": search_state(self.model),

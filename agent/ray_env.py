@@ -17,7 +17,7 @@ import torch
 from numpy.typing import NDArray
 from stable_baselines3.common.vec_env.base_vec_env import VecEnvIndices, VecEnvStepReturn
 
-from rlmix.agent.vec_env import EnvServer, Make, RemoteVecEnv
+from rlmix.agent.vec_env import EnvServer, Make, RemoteVecEnv, WorkerFailedError, error_line
 from rlmix.agent.workers import EpisodeCursor
 from rlmix.classifier.errors import InputError
 
@@ -54,10 +54,6 @@ class WorkerResources:
 
     def __str__(self) -> str:
         return f"{self.cpus:g} CPU" + (f" and {self.gpus:g} GPU" if self.gpus else "")
-
-
-class WorkerFailedError(RuntimeError):
-    """A worker failed too often; the message holds its own error."""
 
 
 class RayWorker(EnvServer):
@@ -232,8 +228,10 @@ class RayVecEnv(RemoteVecEnv):
         if isinstance(error, exceptions.GetTimeoutError):
             return f"gave no answer in time ({self._timeout:g} seconds a step)"
         if isinstance(error, exceptions.RayTaskError):
-            return f"{type(error.cause).__name__}: {error.cause}"
-        return f"was lost ({' '.join(str(error).split()):.240})"
+            return error_line(error.cause)
+        told = " ".join(str(error).split())
+        _, _, cause = told.partition("Worker exit detail: ")  # behind names of the actor that mean nothing to a user
+        return f"was lost ({cause or told:.300})"
 
 
 def _plain(action: NDArray[Any]) -> tuple[int, ...]:

@@ -5,8 +5,12 @@ from __future__ import annotations
 import multiprocessing
 import signal
 import sys
+import traceback
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from functools import partial
 from multiprocessing.connection import Connection
 from typing import Any
 
@@ -24,6 +28,18 @@ from rlmix.classifier.errors import InputError
 MAX_HELD = 64  # environments of a process: more answers at a time than a pipe holds would deadlock
 PATIENCE = 10.0  # seconds for a process to end before it is killed
 Make = Callable[[int, EpisodeCursor], Worker]  # builds a worker from its number and position, in the worker's process
+
+
+class WorkerFailedError(ConnectionError):
+    """A worker raised, was killed or did not answer; the message holds its own error, or the signal."""
+
+
+def error_line(error: BaseException) -> str:
+    """Return an error in one line: its message, with its type unless it is a user's mistake."""
+    message = " ".join(str(error).split())
+    if isinstance(error, InputError):
+        return message
+    return f"{type(error).__name__}: {message}" if message else type(error).__name__
 
 
 class EnvServer:
@@ -149,7 +165,8 @@ class ProcessVecEnv(RemoteVecEnv):
 
     Raises:
         ValueError: a process would hold more than `MAX_HELD` environments.
-        EOFError, ConnectionError: a process ended, here or in any method; its own error is on standard error.
+        WorkerFailedError: an environment raised, or a process was killed, here or in any method. The traceback of an
+            error that is no `InputError` is on standard error.
     """
 
     def __init__(self, make: Make, positions: Sequence[EpisodeCursor], *, processes: int) -> None:
@@ -185,11 +202,19 @@ class ProcessVecEnv(RemoteVecEnv):
             pipe.close()
 
     def _send(self, index: int, method: str, arguments: tuple[Any, ...]) -> None:
-        self._pipes[index % len(self._pipes)].send((index, method, arguments))
+        with suppress(ConnectionError):  # `_receive` tells why the process has ended
+            self._pipes[index % len(self._pipes)].send((index, method, arguments))
 
     def _receive(self, index: int, _method: str, _arguments: tuple[Any, ...], _sent: None) -> Any:
-        # A process answers in the order of the requests.
-        return self._pipes[index % len(self._pipes)].recv()
+        held_by = index % len(self._pipes)
+        try:
+            # A process answers in the order of the requests.
+            answer = self._pipes[held_by].recv()
+        except (EOFError, ConnectionError):
+            raise WorkerFailedError(f"worker {index}'s process {_ending(self.processes[held_by])}") from None
+        if isinstance(answer, _Failure):
+            raise WorkerFailedError(f"worker {answer.index} failed: {answer.reason}")
+        return answer
 
 
 def _exit(*_: Any) -> None:
@@ -198,16 +223,59 @@ def _exit(*_: Any) -> None:
     sys.exit(128 + signal.SIGTERM)
 
 
+@dataclass(frozen=True)
+class _Failure:
+    """A process's last answer: which of its environments raised, and what."""
+
+    index: int
+    reason: str
+
+
+def _ending(process: Any) -> str:
+    """Return how a process ended that has closed its pipe without an answer."""
+    process.join(PATIENCE)
+    status = process.exitcode
+    if status is None:
+        return "does not answer any more"
+    number = -status if status < 0 else status - 128  # as shells count, where a handler has exited
+    if number not in signal.valid_signals():
+        return f"ended with status {status}; its error is above"
+    hint = ", from outside or for lack of memory" if number == signal.SIGKILL else ""
+    return f"was ended by signal {number} ({signal.strsignal(number)}{hint})"
+
+
 def _serve(pipe: Connection, make: Make, positions: dict[int, EpisodeCursor]) -> None:
     # Ctrl-C reaches every process of the terminal; the parent alone decides what it means.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, _exit)
     torch.set_num_threads(1)
-    served = {index: EnvServer(make(index, position)) for index, position in positions.items()}
-    while True:
-        try:
+    served: dict[int, EnvServer] = {}
+    try:
+        for index, position in positions.items():
+            answer = _try(index, partial(_server, make, index, position))
+            if isinstance(answer, _Failure):
+                pipe.send(answer)
+                return
+            served[index] = answer
+        while True:
             index, method, arguments = pipe.recv()
-        except EOFError:
-            signal.signal(signal.SIGTERM, signal.SIG_IGN)
-            return
-        pipe.send(getattr(served[index], method)(*arguments))
+            answer = _try(index, getattr(served[index], method), *arguments)
+            pipe.send(answer)
+            if isinstance(answer, _Failure):
+                return
+    except (EOFError, ConnectionError):  # the parent has ended, or closed the pipe
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)
+
+
+def _server(make: Make, index: int, position: EpisodeCursor) -> EnvServer:
+    return EnvServer(make(index, position))
+
+
+def _try(index: int, function: Callable[..., Any], *arguments: Any) -> Any:
+    """Return a function's value, or a `_Failure` where it raises; a user's mistake is told without a traceback."""
+    try:
+        return function(*arguments)
+    except Exception as error:
+        if not isinstance(error, InputError):
+            traceback.print_exc()
+        return _Failure(index, error_line(error))

@@ -20,9 +20,9 @@ from tqdm import tqdm
 from rlmix.agent.agent import Agent
 from rlmix.agent.callbacks import SearchLog
 from rlmix.agent.ppo import start_search, to_agent
-from rlmix.agent.ray_env import RayVecEnv, WorkerFailedError
+from rlmix.agent.ray_env import RayVecEnv
 from rlmix.agent.tags import Tag
-from rlmix.agent.vec_env import ProcessVecEnv
+from rlmix.agent.vec_env import ProcessVecEnv, WorkerFailedError
 from rlmix.agent.workers import EpisodeCursor, make_worker
 from rlmix.classifier.files import LineLog
 from rlmix.classifier.hardware import available_memory
@@ -78,11 +78,6 @@ def execute(search: Search, run: RunFolder) -> None:
         schedule = select_best(search, run, trainings, find_candidates(search, run, workers, agent), agent.provenance)
         live = {} if search.one_decision else {LIVE: agent}  # the learned policy, where the agent chooses once
         contest = compare_contestants(search, schedule, trainings, {**live, **known_agents(search, run)})
-    except (EOFError, ConnectionError):
-        raise RunError(
-            "a worker process has died: by its own error above, or killed from outside (is there enough memory?); "
-            f"resume with {run.resume_options}"
-        ) from None
     except WorkerFailedError as error:
         raise RunError(f"{error}; the search is saved, resume with {run.resume_options}") from None
     finally:

@@ -15,8 +15,8 @@ import torch
 
 from rlmix.agent.agent import Agent
 from rlmix.agent.population import QUANTILE, RESAMPLE
-from rlmix.agent.ray_env import WorkerFailedError
 from rlmix.agent.replay import to_schedule
+from rlmix.agent.vec_env import WorkerFailedError
 from rlmix.agent.workers import EpisodeCursor, episode_seed
 from rlmix.classifier.files import LineLog
 from rlmix.classifier.mixing import PolicySchedule

@@ -144,6 +144,18 @@ def test_hyperparameters_are_shown(tmp_path: Path) -> None:
     assert "_hparams_/session_start_info" in accumulator.PluginTagToContent("hparams")
 
 
+def test_a_resumed_search_shows_every_step_once(tmp_path: Path) -> None:
+    """Killed between a rollout's events and its checkpoint: what the rollout wrote is replaced, not repeated."""
+    search(tmp_path, stub_workers, rollouts=2)
+    search(tmp_path, stub_workers, rollouts=3, checkpoint=tmp_path / "16.checkpoint")
+    shown = board.read(tmp_path / "events")
+    for run, entry in shown.Runs().items():
+        for tag in entry["scalars"]:
+            steps = [scalar.step for scalar in shown.Scalars(run, tag)]
+            assert steps == [16, 32, 48], (run, tag)
+    assert len(shown.Runs()) == 1 + sum(Menu().sizes)
+
+
 def test_diverged_trainings_are_counted_and_logged(tmp_path: Path) -> None:
     _, log = search(tmp_path, lambda positions: stub_workers(positions, diverges=DIVERGES), rollouts=2)
     found = entries(tmp_path)

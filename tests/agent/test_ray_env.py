@@ -14,7 +14,8 @@ import pytest
 import ray
 
 from rlmix.agent import ray_env
-from rlmix.agent.ray_env import RayVecEnv, WorkerFailedError, WorkerResources
+from rlmix.agent.ray_env import RayVecEnv, WorkerResources
+from rlmix.agent.vec_env import WorkerFailedError
 from rlmix.agent.workers import EpisodeCursor, Worker, episode_seed
 from tests.agent.stub import Stub, stub_workers
 
@@ -153,7 +154,7 @@ def test_killed_workers_are_replaced_and_nothing_else_changes(
     same_as_here(workers, lambda step: step in victims and signal_one(workers, victims[step], signal.SIGKILL))
     told = capsys.readouterr().err.splitlines()
     for line, worker in zip(told, victims.values(), strict=True):
-        assert line.startswith(f"worker {worker}: was lost (")
+        assert line.startswith(f"worker {worker}: was lost (") and "killed" in line, "Ray's own words about the cause"
         assert line.endswith("; it is replaced and its episode repeated")
 
 

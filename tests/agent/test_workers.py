@@ -4,6 +4,7 @@ import itertools
 import json
 import multiprocessing
 import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -13,8 +14,9 @@ import numpy as np
 import pytest
 from stable_baselines3.common.vec_env import DummyVecEnv
 
-from rlmix.agent.vec_env import ProcessVecEnv
+from rlmix.agent.vec_env import ProcessVecEnv, WorkerFailedError
 from rlmix.agent.workers import STREAMS, EpisodeCursor, Job, Worker, episode_seed, run_jobs
+from rlmix.classifier.errors import InputError
 from rlmix.classifier.mixing import MixPolicy, PolicySchedule
 from rlmix.experiments.search.task_family import MENU
 from tests.agent.stub import Stub, stub_workers
@@ -83,6 +85,43 @@ def test_processes_that_are_ended_give_back_what_they_hold(tmp_path: Path) -> No
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, paths))}
     ended = subprocess.run([sys.executable, file], capture_output=True, text=True, check=True, env=environment)
     assert ended.stderr == ""
+
+
+class Failing(Stub):
+    """An environment whose step raises the error of its number, or kills its process."""
+
+    def __init__(self, index: int) -> None:
+        super().__init__()
+        self._index = index
+
+    def step(self, action: Any) -> Any:
+        if self._index == 2:
+            os.kill(os.getpid(), signal.SIGKILL)
+        raise (RuntimeError("boom\nin two lines"), InputError("no grid"))[self._index]
+
+
+def failing(index: int, position: EpisodeCursor) -> Worker:
+    return Worker(Failing(index), 3, index, position)  # type: ignore[arg-type]
+
+
+def test_what_ended_a_worker_is_told(capfd: pytest.CaptureFixture[str]) -> None:
+    """The parent's message holds the worker's own error or the signal, instead of a pipe's "EOFError"."""
+    workers = ProcessVecEnv(failing, [EpisodeCursor()] * 3, processes=3)
+    told = []
+    try:
+        workers.reset()
+        for index in (0, 1, 2, 2):  # the last one finds the pipe closed
+            with pytest.raises(WorkerFailedError) as failed:
+                workers.env_method("step", ACTIONS[0], indices=index)
+            told.append(str(failed.value))
+    finally:
+        workers.close()
+    assert told == [
+        "worker 0 failed: RuntimeError: boom in two lines",
+        "worker 1 failed: no grid",
+        *["worker 2's process was ended by signal 9 (Killed, from outside or for lack of memory)"] * 2,
+    ]
+    assert capfd.readouterr().err.count("Traceback") == 1, "of the error that is no user's mistake"
 
 
 def test_vector_environments_start_the_next_episode_by_themselves() -> None:

@@ -25,6 +25,7 @@ from rlmix.agent.agent import Agent
 from rlmix.agent.decisions import probabilities_of
 from rlmix.agent.replay import to_schedule
 from rlmix.agent.tags import WRITTEN_BY
+from rlmix.agent.vec_env import WorkerFailedError
 from rlmix.agent.workers import episode_seed
 from rlmix.classifier.mixing import PolicySchedule
 from rlmix.classifier.training.trainer import Trainer
@@ -460,12 +461,13 @@ def test_lost_worker_is_told_in_one_line(
     here: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     def lost(*_: object) -> None:
-        raise EOFError  # what a pipe to a process that is gone raises
+        raise WorkerFailedError("worker 1 failed: RuntimeError: boom")
 
     monkeypatch.setattr(search, "prepare_references", lost)
     assert status_of([*OPTIONS, "--out", str(tmp_path / "run")]) == 2
     (line,) = capsys.readouterr().err.splitlines()
-    assert line.startswith("error: ") and line.endswith(f"--resume {tmp_path / 'run'}")
+    assert line.startswith("error: worker 1 failed: RuntimeError: boom; ")
+    assert line.endswith(f"--resume {tmp_path / 'run'}")
 
 
 def test_resumed_after_its_end_trains_nothing(
