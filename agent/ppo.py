@@ -19,7 +19,7 @@ from rlmix.agent.agent import MAX_UNITS, ActorCritic, Agent
 from rlmix.agent.config import PPOConfig
 from rlmix.agent.files import NoOptimizer
 from rlmix.classifier.errors import InputError
-from rlmix.classifier.hardware import require_memory
+from rlmix.classifier.limits import require_memory
 from rlmix.envs import Menu
 from rlmix.envs.observation import DEFAULT_FEATURES, observation_space
 

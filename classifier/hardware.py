@@ -1,18 +1,15 @@
-"""Capabilities of this machine: device, bf16 and torch.compile, each tested before use, and memory."""
+"""Capabilities of this machine: device, bf16 and torch.compile, each tested before use."""
 
-import contextlib
 import functools
 import os
-import resource
 import shutil
-from collections.abc import Iterator
-from pathlib import Path
 from typing import Literal
 
 import torch
 from torch import nn
 
 from rlmix.classifier.errors import InputError
+from rlmix.classifier.limits import usable_cores
 
 BF16_TOLERANCE = 0.05  # largest error of a bf16 convolution, relative to the largest value; rounding gives about 0.01
 MAX_THREADS = 64  # or as many as there are processors: each takes memory of its own
@@ -99,7 +96,7 @@ def why_not_compile(device: torch.device) -> str | None:
 
 
 def set_threads(threads: int, *, stored: bool = False) -> None:
-    """Set torch's threads on the CPU; 0 leaves them as they are.
+    """Set torch's threads on the CPU; 0 leaves them as they are, but at most one for each core that may be used.
 
     Args:
         threads: number of threads.
@@ -111,70 +108,5 @@ def set_threads(threads: int, *, stored: bool = False) -> None:
     most = MAX_STORED_THREADS if stored else max(MAX_THREADS, os.cpu_count() or 1)
     if not 0 <= threads <= most:
         raise InputError(f"threads must be from 0 (one for each core) to {most}, got {threads}")
-    if threads:
-        torch.set_num_threads(threads)
-
-
-def require_memory(needed: int, what: str) -> None:
-    """Raise, before anything is allocated, if it will not fit into memory or this process's limit.
-
-    Args:
-        needed: number of bytes.
-        what: their purpose, for the error.
-
-    Raises:
-        InputError: fewer bytes are available.
-    """
-    free = available_memory()
-    limit, _ = resource.getrlimit(resource.RLIMIT_AS)
-    if limit != resource.RLIM_INFINITY:
-        with contextlib.suppress(OSError):  # not Linux
-            taken = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
-            free = max(min(free, limit - taken), 0)
-    if needed > free:
-        raise InputError(f"{what} would take {needed / 1e9:,.1f} GB of memory, and {free / 1e9:.1f} GB are free")
-
-
-def available_memory(*, system: Path = Path("/proc"), groups: Path = Path("/sys/fs/cgroup")) -> int:
-    """Return the bytes of memory available without swapping, within this process's control groups (v2 or v1).
-
-    Args:
-        system: mount point of Linux's proc file system.
-        groups: mount point of its control groups.
-    """
-    free = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    with contextlib.suppress(OSError, ValueError, KeyError):  # not Linux
-        free = _counts(system / "meminfo")["MemAvailable:"] * 1024
-    for limit, used, cache in _memory_groups(system, groups):
-        with contextlib.suppress(OSError, ValueError, KeyError):  # "max": no limit; or the group is not visible here
-            # Cached files count as used but can be dropped; container runtimes subtract them too.
-            taken = int(used.read_text()) - _counts(used.parent / "memory.stat")[cache]
-            free = min(free, int(limit.read_text()) - taken)
-    return max(free, 0)
-
-
-def _memory_groups(system: Path, groups: Path) -> Iterator[tuple[Path, Path, str]]:
-    """Yield the files with limit and use of each control group of this process, and the name of its cache size."""
-    try:
-        lines = (system / "self/cgroup").read_text().splitlines()
-    except OSError:
-        return
-    for line in lines:
-        _, controllers, own = line.split(":", 2)
-        if not controllers:
-            root, names = groups, ("memory.max", "memory.current", "inactive_file")
-        elif "memory" in controllers.split(","):
-            root, names = groups / "memory", ("memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file")
-        else:
-            continue
-        # Inside a container the group may be named as the host sees it, and lie at the root.
-        for folder in (root / own.strip("/"), *(root / own.strip("/")).parents):
-            yield folder / names[0], folder / names[1], names[2]
-            if folder == root:
-                break
-
-
-def _counts(path: Path) -> dict[str, int]:
-    """Return the numbers, by name, of a file whose lines are a name and a number."""
-    entries = (line.split() for line in path.read_text().splitlines())
-    return {entry[0]: int(entry[1]) for entry in entries if len(entry) > 1}
+    if threads or usable_cores() < torch.get_num_threads():
+        torch.set_num_threads(threads or usable_cores())

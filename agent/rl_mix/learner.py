@@ -19,7 +19,7 @@ from rlmix.agent.ppo import restore_search, search_state
 from rlmix.agent.rl_mix.loop import Choice
 from rlmix.agent.rl_mix.networks import POLICIES
 from rlmix.classifier.errors import InputError
-from rlmix.classifier.hardware import require_memory
+from rlmix.classifier.limits import require_memory
 from rlmix.envs import RLMixEnv
 from rlmix.envs.rl_mix import Observation
 

@@ -6,6 +6,7 @@ dot, and the `__MACOSX` folder of zips that macOS makes.
 
 import os
 import stat
+import unicodedata
 import zipfile
 import zlib
 from dataclasses import dataclass
@@ -32,6 +33,11 @@ def printable(path: str | Path) -> str:
     """Return a path that can be printed, with \\x.. for line ends and bytes that are not UTF-8."""
     text = os.fsencode(path).decode("utf-8", "backslashreplace")
     return text.replace("\n", "\\x0a").replace("\r", "\\x0d")
+
+
+def same_name(name: str) -> str:
+    """Return what names have in common that people read as one: in any case, as macOS or others write accents."""
+    return unicodedata.normalize("NFC", name).casefold().strip()
 
 
 def list_folder(path: str | Path) -> Entries:

@@ -4,14 +4,16 @@ import csv
 import io
 import os
 import re
+from collections import defaultdict
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
 
 import torch
 
-from rlmix.classifier.data.archives import ZIP_ERRORS, is_file, open_file, printable
+from rlmix.classifier.data.archives import ZIP_ERRORS, is_file, list_folder, open_file, printable, same_name
 from rlmix.classifier.data.dataset import Dataset
 from rlmix.classifier.data.decoding import readable_endings
 from rlmix.classifier.data.image_folder import part_called
@@ -25,6 +27,8 @@ FILE_COLUMNS = (
 )
 LABEL_COLUMNS = ("label", "labels", "class", "class_name", "category", "category_id", "target", "diagnosis", "breed")
 PART_COLUMNS = ("split", "part", "subset", "set", "data set", "dataset")
+
+JPEG = (".jpg", ".jpeg", ".jpe", ".jfif")  # one kind of file: tables and files may spell its ending differently
 
 MAX_ROWS = 5_000_000
 MAX_LINE = 10_000  # characters
@@ -41,8 +45,9 @@ def load_csv(path: str | Path, *, image_size: int | None = None) -> Dataset:
 
     The first line may name the columns; with two columns it need not. Files are looked for beside the table, or in a
     folder beside it that is called like the table (`train` for `train.csv`), with `_images` behind it, or `images`; an
-    ending may be left out. Classes are names or numbers. A third column, `split`, may say train, val or test; without
-    test images a fixed stratified fifth is the test set.
+    ending may be left out, and a name may differ in case, Unicode form or as `.jpg` from `.jpeg`. Classes are names or
+    numbers. A third column, `split`, may say train, val or test; without test images a fixed stratified fifth is the
+    test set.
 
     Args:
         path: path of the table: UTF-8 text, separated by commas, semicolons or tabs.
@@ -150,6 +155,7 @@ class _Files:
         names = dict.fromkeys((stem, f"{stem}_images", re.split("[_.-]", stem)[0], "images", "train", "train_images"))
         self._places = ("", *names)
         self._endings = ("", *readable_endings())
+        self._listed: dict[str, dict[str, list[str]]] = {}  # by folder and `same_name`: the names of its files
 
     def found(self, file: str) -> bool:
         """Return whether a cell names a file."""
@@ -186,7 +192,25 @@ class _Files:
                     self._places = (place,)
                     self._endings = tuple(dict.fromkeys((ending, *self._endings)))  # likely that of the next one too
                     return path
+        for place in self._places:
+            alike = self._alike(os.path.join(self._folder, place, file.replace("\\", "/")))
+            if alike is not None:
+                self._places = (place,)
+                return alike
         return None
+
+    def _alike(self, path: str) -> str | None:
+        """Return the one file whose name differs in case, Unicode form or the spelling of JPEG's ending."""
+        folder, name = os.path.split(path)
+        if folder not in self._listed:
+            listed = self._listed[folder] = defaultdict(list)
+            with suppress(OSError):
+                for there in list_folder(folder).files:
+                    listed[same_name(there)].append(there)
+        stem, own = os.path.splitext(same_name(name))
+        wanted = [stem + own + ending for ending in self._endings] + [stem + jpeg for jpeg in JPEG if own in JPEG]
+        found = {there for key in wanted for there in self._listed[folder].get(key, ())}
+        return os.path.join(folder, found.pop()) if len(found) == 1 else None
 
 
 def _columns(name: str, first: tuple[int, Cells], second: tuple[int, Cells], files: _Files) -> _Columns:

@@ -7,7 +7,7 @@ import torch
 
 from rlmix.classifier.data.image_files import ImageFiles
 from rlmix.classifier.data.image_set import DataError, ImageSet
-from rlmix.classifier.hardware import require_memory
+from rlmix.classifier.limits import require_memory
 
 Images = ImageSet | ImageFiles  # pixels in memory, or files that are streamed
 

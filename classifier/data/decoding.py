@@ -5,7 +5,6 @@ the same on every machine. `torchvision.io` is a little faster (1.1 against 1.5 
 kinds and is deprecated from torchvision 0.29 on.
 """
 
-import os
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -20,6 +19,7 @@ from torch import Tensor
 
 from rlmix.classifier.data.archives import open_file, printable
 from rlmix.classifier.data.image_set import DataError
+from rlmix.classifier.limits import usable_cores
 
 # torchvision.datasets.folder.IMG_EXTENSIONS, without the seconds that its import takes
 TORCHVISION_ENDINGS = (".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".pgm", ".tif", ".tiff", ".webp")
@@ -206,7 +206,7 @@ def decode_squares(paths: Sequence[str | Path], size: int, form: PixelFormat = R
         pixels[place] = square.reshape(size, size, form.channels).transpose(2, 0, 1)
         return highest
 
-    with ThreadPoolExecutor(min(MAX_THREADS, os.cpu_count() or 1)) as pool:
+    with ThreadPoolExecutor(min(MAX_THREADS, usable_cores())) as pool:
         try:
             highest = max(pool.map(decode, range(len(paths))), default=0)
         except DataError:

@@ -10,7 +10,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from rlmix.classifier.data.archives import is_zip, list_folder, printable
+from rlmix.classifier.data.archives import is_zip, list_folder, printable, same_name
 from rlmix.classifier.data.dataset import Dataset
 from rlmix.classifier.data.decoding import readable_endings
 from rlmix.classifier.data.image_set import DataError
@@ -39,7 +39,8 @@ def load_image_folder(path: str | Path, *, image_size: int | None = None, stream
 
     Classes are in alphabetical order and images are searched in sub-folders too, as by torchvision's `ImageFolder`;
     hidden files and folders are ignored, other files that are no images are counted in a warning. Links are followed,
-    but no folder is searched twice. Held-out parts may lack classes, which a warning names.
+    but no folder is searched twice. Held-out parts may lack classes, which a warning names, and may write their names
+    in another case or Unicode form.
 
     Args:
         path: path of the folder or zip file.
@@ -193,20 +194,24 @@ def _parts(root: str) -> dict[str, str]:
 def _held_out(folder: str, train: str, classes: Sequence[str], passed_over: Counter[str]) -> Labelled:
     """Return the files of a held-out part, which may lack classes of the training part but not have others."""
     own = class_folders(folder)
-    unknown = [name for name in own if name not in classes]
+    numbers = {name: number for number, name in enumerate(classes)}
+    if len(read := {same_name(name): number for name, number in numbers.items()}) == len(classes):
+        numbers = {**{name: read[same_name(name)] for name in own if same_name(name) in read}, **numbers}
+    unknown = [name for name in own if name not in numbers]
     if unknown or not own:
         raise DataError(
             f"{printable(folder)}: expected the class folders of {printable(train)}, got "
             f"{', '.join(map(printable, unknown)) or 'none'}; rename or remove {'them' if unknown else 'the folder'}"
         )
-    if absent := [name for name in classes if name not in own]:
+    labels_of_own = torch.tensor([numbers[name] for name in own])
+    if absent := [name for number, name in enumerate(classes) if number not in labels_of_own]:
         warnings.warn(
             f"{printable(folder)}: no images of {', '.join(map(printable, absent)):.200}; measures are of the other "
             "classes",
             stacklevel=4,
         )
     paths, labels = image_files(folder, own, passed_over)
-    return Labelled(paths, torch.tensor([classes.index(name) for name in own])[labels])
+    return Labelled(paths, labels_of_own[labels])
 
 
 def _inside_zip(path: str) -> str:

@@ -6,7 +6,7 @@ import warnings
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from os import cpu_count
+from hashlib import blake2b
 
 import torch
 from torch import Tensor
@@ -16,7 +16,7 @@ from rlmix.classifier.data.decoding import MAX_THREADS, Decoded, PixelFormat, de
 from rlmix.classifier.data.image_files import ImageFiles
 from rlmix.classifier.data.image_set import DataError, ImageSet
 from rlmix.classifier.data.stratify import set_apart
-from rlmix.classifier.hardware import available_memory
+from rlmix.classifier.limits import available_memory, usable_cores
 
 # Without test images, a fixed fifth of each class is the test set; the seed must never change.
 TEST_SEED = 1_797
@@ -100,7 +100,7 @@ def load_listing(listing: Listing, *, image_size: int | None = None, streamed: b
         return ImageSet(decode_squares(part.paths, image_size, form).pixels, part.labels)
 
     mean, std = mean_and_std(pixels)
-    return Dataset(
+    data = Dataset(
         name=listing.name,
         pool=images(train) if streamed else ImageSet(pixels, train.labels),
         test=images(test),
@@ -111,6 +111,28 @@ def load_listing(listing: Listing, *, image_size: int | None = None, streamed: b
         crop_padding=max(1, image_size // 16),  # 2 at 32 pixels, 4 at 64, as published for CIFAR and Tiny-ImageNet
         validation=None if listing.validation is None else images(listing.validation),
     )
+    if not streamed:
+        warn_of_leaks(data)
+    return data
+
+
+def warn_of_leaks(data: Dataset) -> None:
+    """Warn of held-out images in memory that are training images too, pixel by pixel."""
+    known = {*_digests(data.pool)}
+    for part, held_out in (("test", data.test), ("validation", data.validation)):
+        digests = _digests(held_out)
+        if twice := sum(digest in known for digest in digests):
+            warnings.warn(
+                f"{data.name}: {twice:,} of the {len(digests):,} {part} images are training images too, so that "
+                "measures of them are too good; keep one of each",
+                stacklevel=4,
+            )
+
+
+def _digests(images: Images | None) -> list[bytes]:
+    if not isinstance(images, ImageSet):
+        return []
+    return [blake2b(image.numpy(), digest_size=16).digest() for image in images.images]
 
 
 def mean_and_std(images: Tensor) -> tuple[tuple[float, ...], tuple[float, ...]]:
@@ -169,7 +191,7 @@ def _all_grey(pixels: Tensor) -> bool:
 
 
 def _usual_size(name: str, paths: Sequence[str]) -> int:
-    with ThreadPoolExecutor(min(MAX_THREADS, cpu_count() or 1)) as pool:
+    with ThreadPoolExecutor(min(MAX_THREADS, usable_cores())) as pool:
         sizes = list(pool.map(read_size, paths))
     shorter = [min(size) for size in sizes]
     if len(set(sizes)) == 1:

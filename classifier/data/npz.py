@@ -16,9 +16,9 @@ from torch import Tensor
 from rlmix.classifier.data.archives import printable
 from rlmix.classifier.data.dataset import Dataset, resized
 from rlmix.classifier.data.image_set import DataError, ImageSet
-from rlmix.classifier.data.listing import TEST_SEED, TEST_SHARE, mean_and_std
+from rlmix.classifier.data.listing import TEST_SEED, TEST_SHARE, mean_and_std, warn_of_leaks
 from rlmix.classifier.data.stratify import set_apart
-from rlmix.classifier.hardware import require_memory
+from rlmix.classifier.limits import require_memory
 
 Array = np.ndarray[Any, Any]
 
@@ -31,8 +31,8 @@ MAX_CLASSES = 100_000
 def load_npz(path: str | Path, *, image_size: int | None = None) -> Dataset:
     """Load images and labels from arrays `train_images`, `train_labels`, and optionally `val_*` and `test_*`.
 
-    Labels are whole numbers from 0. `val_*` gives the validation images beside `test_*`, else the test images; without
-    either, a fixed stratified fifth of the training images is the test set.
+    Labels are whole numbers; those of the training images are the classes. `val_*` gives the validation images beside
+    `test_*`, else the test images; without either, a fixed stratified fifth of the training images is the test set.
 
     Args:
         path: path of the file.
@@ -49,10 +49,12 @@ def load_npz(path: str | Path, *, image_size: int | None = None) -> Dataset:
 
 
 def _dataset(name: str, parts: dict[str, ImageSet], image_size: int | None) -> Dataset:
-    train = parts["train"]
-    if len(train.labels.unique()) < 2:
+    classes = parts["train"].labels.unique()
+    if len(classes) < 2:
         raise DataError(f"{name}: expected train_labels of 2 or more classes, got one; give images of each class")
-    num_classes = int(train.labels.max()) + 1
+    num_classes = len(classes)
+    parts = {part: _numbered(name, images, classes, part) for part, images in parts.items()}
+    train = parts["train"]
     if "test" not in parts and "val" not in parts:
         remaining, apart = set_apart(train.labels.numpy(), num_classes, share=TEST_SHARE, seed=TEST_SEED)
         train, parts["test"] = train.take(remaining), train.take(apart)
@@ -61,14 +63,25 @@ def _dataset(name: str, parts: dict[str, ImageSet], image_size: int | None) -> D
         name=name,
         pool=train,
         test=parts["test" if "test" in parts else "val"],
-        class_names=tuple(map(str, range(num_classes))),
+        class_names=tuple(map(str, classes.tolist())),
         mean=mean,
         std=std,
         flip=True,
         crop_padding=max(1, min(train.image_shape[1:]) // 16),
         validation=parts["val"] if "test" in parts and "val" in parts else None,
     )
+    warn_of_leaks(data)
     return data if image_size is None else resized(data, image_size)
+
+
+def _numbered(name: str, images: ImageSet, classes: Tensor, part: str) -> ImageSet:
+    """Return images with the positions of their labels among the training images' labels."""
+    if unknown := sorted({*images.labels.tolist()} - {*classes.tolist()}):
+        raise DataError(
+            f"{name}: expected {part}_labels among those of train_labels, got {', '.join(map(str, unknown)):.80}; give "
+            "training images of these classes, or leave them out"
+        )
+    return ImageSet(images.images, torch.searchsorted(classes, images.labels))
 
 
 def _image_set(name: str, arrays: dict[str, Array], part: str) -> ImageSet:

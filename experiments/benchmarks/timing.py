@@ -18,6 +18,7 @@ import torch
 from tyro.conf import Suppress
 
 from rlmix.classifier.errors import InputError
+from rlmix.classifier.limits import usable_cores
 from rlmix.classifier.training.config import Precision, TrainConfig
 from rlmix.experiments.runs.errors import RunError
 
@@ -90,7 +91,7 @@ def set_threads_for(model: str, threads: int | None) -> None:
         model: name of the network.
         threads: number of threads; optional.
     """
-    default = 1 if model == "search" else min(2, len(os.sched_getaffinity(0)))
+    default = 1 if model == "search" else min(2, usable_cores())
     torch.set_num_threads(threads or default)
 
 

@@ -3,6 +3,7 @@
 import fcntl
 import json
 import os
+import shlex
 import shutil
 import sys
 import time
@@ -102,7 +103,7 @@ class RunFolder:
     def resume_options(self) -> str:
         """Options by which a command resumes this run."""
         kind, config = read_config(str(self.path), None, trust=True)
-        return f"--resume {self.path}{' --trust' if code_of(kind, config) else ''}"
+        return f"--resume {shlex.quote(str(self.path))}{' --trust' if code_of(kind, config) else ''}"
 
     def release(self) -> None:
         """Let another process own the folder."""

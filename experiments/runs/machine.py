@@ -8,6 +8,8 @@ from typing import Any
 
 import torch
 
+from rlmix.classifier.limits import usable_cores
+
 CPU_FLAGS = ("avx2", "avx512f", "avx512_bf16", "amx_tile", "amx_bf16")
 PACKAGES = ("torch", "torchvision", "gymnasium", "stable-baselines3", "numpy")
 
@@ -23,7 +25,7 @@ def machine() -> dict[str, Any]:
     return {
         "processor": processor.get("model name") or platform.processor() or platform.machine(),
         "cpu_flags": [flag for flag in CPU_FLAGS if flag in flags],
-        "cores": len(os.sched_getaffinity(0)),
+        "cores": usable_cores(),
         "threads": torch.get_num_threads(),
         "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
         "cuda": torch.version.cuda if torch.cuda.is_available() else None,

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import os
 from dataclasses import dataclass, field, replace
 from typing import Annotated, Literal
 
@@ -11,6 +10,7 @@ from tyro.conf import Suppress
 
 from rlmix.agent.config import PPOConfig
 from rlmix.classifier.errors import require_at_least
+from rlmix.classifier.limits import usable_cores
 from rlmix.classifier.training.config import TrainConfig
 from rlmix.experiments.runs.errors import RunError
 from rlmix.experiments.runs.options import UNPREFIXED, DatasetConfig, RunConfig
@@ -107,7 +107,7 @@ class SearchConfig:
     @property
     def worker_count(self) -> int:
         """Number of workers on this machine."""
-        cores = len(os.sched_getaffinity(0))
+        cores = usable_cores()
         return self.workers or (min(self.environments, cores) if self.environments else self.most_workers(cores))
 
     @property

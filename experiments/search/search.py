@@ -25,7 +25,7 @@ from rlmix.agent.tags import Tag
 from rlmix.agent.vec_env import ProcessVecEnv, WorkerFailedError
 from rlmix.agent.workers import EpisodeCursor, make_worker
 from rlmix.classifier.files import LineLog
-from rlmix.classifier.hardware import available_memory
+from rlmix.classifier.limits import available_memory
 from rlmix.envs.rewards import REWARDS
 from rlmix.experiments.reports.search_page import write_search_report
 from rlmix.experiments.runs.config import stored_config

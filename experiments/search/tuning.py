@@ -148,12 +148,15 @@ def agents(config: TuneConfig, run: RunFolder) -> ResultGrid:
         grace_period=min(config.grace, config.agent.episodes),
         reduction_factor=2,
     )
-    trainable = tune.with_resources(tune.with_parameters(agent_trial, base=asdict(config.agent)), resources)
+    # Not in the parameters' space, which Tune keeps: a run folder may be moved before it is resumed.
+    trainable = tune.with_resources(
+        tune.with_parameters(agent_trial, base=asdict(config.agent), trials=str((run.path / "trials").resolve())),
+        resources,
+    )
     tuner = partial(
         tune.Tuner,
         trainable,
         param_space={
-            "trials": str((run.path / "trials").resolve()),
             "seed": config.seed,
             "number": tune.grid_search(list(range(config.trials))),
         },
@@ -165,19 +168,20 @@ def agents(config: TuneConfig, run: RunFolder) -> ResultGrid:
     return fit(tuner, trainable, run)
 
 
-def agent_trial(parameters: dict[str, Any], base: dict[str, Any]) -> None:
+def agent_trial(parameters: dict[str, Any], base: dict[str, Any], trials: str) -> None:
     """Train one agent in a run folder of its own, as train_agent.py does; resume if there is a checkpoint.
 
     Args:
-        parameters: `trials`, folder of all trials; `seed` and `number`, arguments of `trial_config`.
+        parameters: `seed` and `number`, arguments of `trial_config`.
         base: setting whose hyperparameters are changed, as fields of `SearchConfig`.
+        trials: folder of all trials.
     """
     from ray import tune
 
     torch.set_num_threads(1)
     setting = trial_config(stored_config(SearchConfig, base), parameters["seed"], parameters["number"])
     search = Search.from_config(setting)
-    run = RunFolder(trial_folder(Path(parameters["trials"]), parameters["number"]))
+    run = RunFolder(trial_folder(Path(trials), parameters["number"]))
     run.write_config(AGENT, asdict(search.config))
     total = search.config.episodes
     if not (run.path / "policy.json").exists():

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -15,6 +14,7 @@ from rlmix.agent.decisions import PolicyFn, choose_by, segments_of
 from rlmix.agent.files import SHIPPED
 from rlmix.agent.loop_policy import policies_of
 from rlmix.agent.ray_env import WorkerResources
+from rlmix.classifier.limits import usable_cores
 from rlmix.classifier.mixing import MixPolicy, PolicySchedule
 from rlmix.experiments.runs.config import stored_config
 from rlmix.experiments.runs.errors import RunError
@@ -42,7 +42,7 @@ def split_for_ddp(config: ReplayConfig) -> ReplayConfig:
         )
     if config.train.compile == "on":
         raise RunError("--compile on is for one process; leave it out with --num-workers")
-    cores = len(os.sched_getaffinity(0))
+    cores = usable_cores()
     train = replace(config.train, compile="off")
     return replace(config, train=train, threads=config.threads or max(cores // config.num_workers, 1))
 

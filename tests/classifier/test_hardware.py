@@ -1,6 +1,8 @@
 """Hardware: names that are not there are refused, and bf16 is only trusted where it agrees with fp32."""
 
+import os
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -8,7 +10,8 @@ import torch
 from torch import Tensor, nn
 
 from rlmix.classifier import hardware
-from rlmix.classifier.hardware import bf16_works, resolve_device, resolve_precision, why_not_compile
+from rlmix.classifier.hardware import bf16_works, resolve_device, resolve_precision, set_threads, why_not_compile
+from rlmix.classifier.limits import usable_cores
 
 CPU = torch.device("cpu")
 
@@ -109,6 +112,50 @@ def test_the_check_leaves_the_global_random_state_alone(native_bf16: None) -> No
     before = torch.get_rng_state()
     bf16_works(CPU)
     assert torch.equal(torch.get_rng_state(), before)
+
+
+@pytest.mark.parametrize(
+    ("groups", "files", "cores"),
+    [
+        ("0::/box", {"box/cpu.max": "150000 100000", "cpu.max": "max 100000"}, 2),
+        ("0::/box", {"cpu.max": "50000 100000"}, 1),  # as it is seen from inside
+        ("0::/box", {"box/cpu.max": "max 100000"}, 8),
+        ("0::/box", {"box/cpu.max": "9900000 100000"}, 8),
+        (
+            "3:cpuset:/\n2:cpu,cpuacct:/a/b",
+            {"cpu/a/cpu.cfs_quota_us": "300000", "cpu/a/cpu.cfs_period_us": "100000"},
+            3,
+        ),
+        ("2:cpu:/", {"cpu/cpu.cfs_quota_us": "-1", "cpu/cpu.cfs_period_us": "100000"}, 8),
+        ("2:memory:/a", {"cpu/a/cpu.cfs_quota_us": "300000", "cpu/a/cpu.cfs_period_us": "100000"}, 8),
+        ("0::/box", {}, 8),
+    ],
+)
+def test_a_quota_of_processor_time_counts_as_cores(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, groups: str, files: dict[str, str], cores: int
+) -> None:
+    """Containers have one, which libraries do not see: llvm/llvm-project#225493, OpenMathLib/OpenBLAS#6059."""
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: range(8))
+    (tmp_path / "groups").mkdir()
+    for name, content in {
+        "proc/self/cgroup": groups,
+        **{f"groups/{name}": text for name, text in files.items()},
+    }.items():
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text(f"{content}\n")
+    assert usable_cores(system=tmp_path / "proc", groups=tmp_path / "groups") == cores
+
+
+def test_threads_are_no_more_than_the_cores(monkeypatch: pytest.MonkeyPatch) -> None:
+    before = torch.get_num_threads()
+    try:
+        torch.set_num_threads(3)
+        for cores, asked, threads in ((8, 0, 3), (2, 0, 2), (1, 2, 2)):
+            monkeypatch.setattr(hardware, "usable_cores", lambda cores=cores: cores)
+            set_threads(asked)
+            assert torch.get_num_threads() == threads
+    finally:
+        torch.set_num_threads(before)
 
 
 def test_compiling_needs_a_compiler_on_a_processor(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -38,7 +38,7 @@ from rlmix.classifier.data.decoding import (
     readable_endings,
 )
 from rlmix.classifier.data.listing import mean_and_std
-from rlmix.classifier.hardware import available_memory
+from rlmix.classifier.limits import available_memory
 
 CLASSES = ("cat", "dog", "eel")
 
@@ -579,10 +579,36 @@ def test_a_test_set_may_lack_classes_but_not_have_others(tmp_path: Path) -> None
     with pytest.warns(UserWarning, match=r"test: no images of cat; measures are of the other classes"):
         data = load_image_folder(tmp_path)
     assert data.test.labels.tolist() == [1, 1, 2] and data.class_names == CLASSES
-    (tmp_path / "test" / "eel").rename(tmp_path / "test" / "Eel")
-    with pytest.raises(DataError, match="got Eel; rename or remove them") as refused:
+    (tmp_path / "test" / "eel").rename(tmp_path / "test" / "elk")
+    with pytest.raises(DataError, match="got elk; rename or remove them") as refused:
         load_image_folder(tmp_path)
     assert str(tmp_path / "test") in str(refused.value)
+
+
+def test_classes_of_a_test_set_may_be_spelt_as_other_systems_spell_them(tmp_path: Path) -> None:
+    """macOS decomposes accents, Windows knows no case: haiwen/seadroid#1153, sindresorhus/filenamify#40."""
+    for number, name in enumerate(("caf\u00e9", "tea", "Tea")):
+        write(tmp_path / "train" / name / "0.png", picture(number))
+    for number, name in enumerate(("cafe\u0301", "CAF\u00c9", "tea")):
+        write(tmp_path / "test" / name / "0.png", picture(10 + number))
+    with pytest.raises(DataError, match="got"):  # tea or Tea?
+        load_image_folder(tmp_path)
+    (tmp_path / "train" / "Tea").rename(tmp_path / "train" / "rum")
+    with pytest.warns(UserWarning, match="no images of rum"):
+        data = load_image_folder(tmp_path)
+    assert data.class_names == ("caf\u00e9", "rum", "tea") and data.test.labels.tolist() == [0, 0, 2]
+
+
+@pytest.mark.parametrize("kind", ["png", "jpg"])
+def test_held_out_images_that_are_trained_on_are_told(tmp_path: Path, kind: str) -> None:
+    """joojs/fairface#21, stefyste/RIAWELC#2, tqwei05/PlantSeg#11: thousands of them in published sets."""
+    for part, first in (("train", 0), ("val", 5), ("test", 20)):
+        for number in range(10):
+            write(tmp_path / part / CLASSES[number % 2] / f"{part} {number}.{kind}", picture(first + number))
+    with pytest.warns(UserWarning) as told:
+        load_image_folder(tmp_path)
+    (line,) = (str(warning.message) for warning in told)
+    assert line.startswith(f"{tmp_path}: 5 of the 10 validation images are training images too")
 
 
 def test_too_few_images_for_a_test_set(tmp_path: Path) -> None:

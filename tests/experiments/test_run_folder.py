@@ -5,6 +5,7 @@ import fcntl
 import gc
 import json
 import os
+import shlex
 import shutil
 import signal
 import subprocess
@@ -352,6 +353,13 @@ def test_processes_that_a_sigterm_ended_are_no_error_of_their_own() -> None:
         raise EOFError
     with pytest.raises(EOFError), interrupt_later():
         raise EOFError
+
+
+def test_the_command_that_resumes_can_be_pasted(tmp_path: Path) -> None:
+    """A path may hold blanks (SWivid/F5-TTS#1063)."""
+    run = RunFolder.create(str(tmp_path / "my first run"), "agent")
+    run.write_config("agent", {})
+    assert shlex.split(run.resume_options) == ["--resume", str(run.path)]
 
 
 def test_what_kills_and_damage_leave_behind_does_not_pile_up(tmp_path: Path) -> None:

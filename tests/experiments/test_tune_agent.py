@@ -165,11 +165,15 @@ def test_killed_run_goes_on_and_its_trials_are_searches_like_any(
     wait_until("a finished trial", lambda: any(run.glob("trials/*/policy.json")), running=process)
     os.killpg(process.pid, signal.SIGKILL)
     process.communicate(timeout=60)
+    moved = tmp_path / "elsewhere" / "moved"
+    moved.parent.mkdir()
+    run = run.rename(moved)
     kept = {path: path.read_bytes() for path in run.glob("trials/*/policy.json")}
-    process = start("tune_agent.py", "--resume", "run", "--trust", cwd=tmp_path)
+    process = start("tune_agent.py", "--resume", "moved", "--trust", cwd=moved.parent)
     out, err = process.communicate(timeout=900)
     assert process.returncode == 0, err
-    assert all(path.read_bytes() == content for path, content in kept.items())
+    assert kept and all(path.read_bytes() == content for path, content in kept.items())
+    assert not (tmp_path / "run").exists(), "nothing is written where the folder was"
 
     policies = {path.parent.name: PolicySchedule.load(path) for path in run.glob("trials/*/policy.json")}
     assert set(policies) == {"0000", "0001"}
