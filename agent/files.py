@@ -1,4 +1,4 @@
-"""Files of an agent: `agent.json` describes it, `agent.safetensors` holds its weights; reading them runs no code."""
+"""Files of an agent: a `.json` describes it, a `.safetensors` holds its weights; reading them runs no code."""
 
 from __future__ import annotations
 
@@ -17,7 +17,6 @@ from torch.optim import Optimizer
 from rlmix.classifier.files import DamagedFileError, write_atomic
 from rlmix.classifier.mixing.policy import require_fields
 
-DESCRIPTION, WEIGHTS = "agent.json", "agent.safetensors"
 SHIPPED, SURROGATE = "shipped", "surrogate"  # agents that come with the program
 NAMED = {name: Path(__file__).parents[1] / "experiments" / "policies" / name for name in (SHIPPED, SURROGATE)}
 
@@ -34,6 +33,7 @@ class AgentFormat:
         title: name of the kind of agent in messages.
         command: name of the command that writes such agents.
         fields: names of the description's fields, in order; all are required, and no other is allowed.
+        stem: name of both files, without their endings.
     """
 
     name: str
@@ -41,6 +41,12 @@ class AgentFormat:
     title: str
     command: str
     fields: tuple[str, ...]
+    stem: str = "agent"
+
+    @property
+    def files(self) -> tuple[str, str]:
+        """Names of the files: description and weights."""
+        return f"{self.stem}.json", f"{self.stem}.safetensors"
 
     def to_files(self, description: Mapping[str, Any], weights: dict[str, Tensor]) -> dict[str, bytes]:
         """Return the contents of an agent's files by name.
@@ -51,7 +57,8 @@ class AgentFormat:
         """
         header = {"format": self.name, "version": self.version}
         text = json.dumps({**header, **{name: description[name] for name in self.fields}}, indent=2) + "\n"
-        return {WEIGHTS: save(weights), DESCRIPTION: text.encode()}
+        described, weighted = self.files
+        return {weighted: save(weights), described: text.encode()}
 
     def from_files(
         self, files: Mapping[str, bytes], build: Callable[[dict[str, Any], dict[str, Tensor]], Loaded]
@@ -66,13 +73,14 @@ class AgentFormat:
             ValueError: the files are damaged, of another format or version, or do not fit each other.
         """
         try:
-            value = json.loads(files[DESCRIPTION])
+            described, weighted = self.files
+            value = json.loads(files[described])
             if not isinstance(value, dict) or (value.get("format"), value.get("version")) != (self.name, self.version):
                 raise ValueError(f"not an {self.title} of version {self.version}")
             require_fields("agent", value, ["format", "version", *self.fields])
             if not isinstance(value["provenance"], dict):
                 raise ValueError("provenance must be an object")
-            return build(value, load(files[WEIGHTS]))
+            return build(value, load(files[weighted]))
         # ArithmeticError: JSON knows numbers that are infinite.
         except (ValueError, TypeError, KeyError, ArithmeticError, RuntimeError, SafetensorError) as error:
             raise ValueError(error) from None
@@ -84,10 +92,10 @@ class AgentFormat:
             DamagedFileError: a file is missing, damaged, of another format or version, or does not fit the other.
         """
         try:
-            return self.from_files({name: (folder / name).read_bytes() for name in (DESCRIPTION, WEIGHTS)}, build)
+            return self.from_files({name: (folder / name).read_bytes() for name in self.files}, build)
         except (OSError, ValueError) as error:
             raise DamagedFileError(
-                f"{folder}: no usable {self.title} there ({error}); expected {DESCRIPTION} and {WEIGHTS} as "
+                f"{folder}: no usable {self.title} there ({error}); expected {' and '.join(self.files)} as "
                 f"{self.command} writes them"
             ) from None
 
@@ -99,8 +107,8 @@ def write_files(folder: Path, files: Mapping[str, bytes]) -> None:
 
 
 def files_checksum(files: Mapping[str, bytes]) -> str:
-    """Return the SHA-256 of an agent's files, description first, as hexadecimal digits."""
-    return hashlib.sha256(files[DESCRIPTION] + files[WEIGHTS]).hexdigest()
+    """Return the SHA-256 of an agent's two files, description first, as hexadecimal digits."""
+    return hashlib.sha256(b"".join(files[name] for name in sorted(files))).hexdigest()
 
 
 class NoOptimizer(Optimizer):

@@ -18,6 +18,7 @@ from stable_baselines3.common.policies import ActorCriticPolicy
 from torch import Tensor, nn
 from torch.nn.functional import mse_loss
 
+from rlmix.agent.values import ActionValues, value_network
 from rlmix.classifier.errors import InputError, require_at_least
 from rlmix.envs import Menu
 from rlmix.envs.effects import action_effects, combination_numbers
@@ -141,37 +142,6 @@ class Decisions:
         )
 
 
-class ActionValues:
-    """Expected score of holding each of A actions to the end.
-
-    Args:
-        effects: features of each action, `[A, E]`.
-        mean, spread: mean and standard deviation by which observations are standardised, `[O]`.
-        networks: ensemble; each maps `[N, O + E]`, observations and action features, to scores `[N, 1]`.
-    """
-
-    def __init__(self, effects: Tensor, mean: Tensor, spread: Tensor, networks: Sequence[nn.Module]) -> None:
-        self._effects, self._mean, self._spread, self._networks = effects, mean, spread, networks
-
-    def __call__(self, observations: Tensor, caution: float) -> tuple[Tensor, Tensor]:
-        """Return the values and their lower confidence bounds.
-
-        Args:
-            observations: `[N, O]`.
-            caution: number of the ensemble's standard deviations between value and bound.
-
-        Returns:
-            Values and bounds, `[N, A]` each, in the order of the menu's `actions()`.
-        """
-        seen = (observations - self._mean) / self._spread
-        count = len(self._effects)
-        inputs = torch.cat((seen.repeat_interleave(count, 0), self._effects.repeat(len(seen), 1)), dim=1)
-        with torch.no_grad():
-            told = torch.stack([network(inputs).view(-1, count) for network in self._networks])
-        mean = told.mean(dim=0)
-        return mean, mean - caution * told.std(dim=0, correction=0)
-
-
 def fit_values(decisions: Decisions, menu: Menu, config: RegressionConfig, *, seed: int) -> ActionValues:
     """Fit the ensemble to decisions; the same seed gives the same values.
 
@@ -249,12 +219,7 @@ def follow_values(
 
 
 def _fit_network(inputs: Tensor, scores: Tensor, weights: Tensor, config: RegressionConfig) -> nn.Module:
-    width, dropout = config.hidden, config.dropout
-    network = nn.Sequential(
-        *(nn.Linear(inputs.shape[1], width), nn.Tanh(), nn.Dropout(dropout)),
-        *(nn.Linear(width, width), nn.Tanh(), nn.Dropout(dropout)),
-        nn.Linear(width, 1),
-    )
+    network = value_network(inputs.shape[1], config.hidden, config.dropout)
     optimizer = torch.optim.AdamW(network.parameters(), config.learning_rate, weight_decay=config.weight_decay)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, config.learning_rate, total_steps=config.steps)
     for _ in range(config.steps):

@@ -28,13 +28,18 @@ def segment_ends(segments: int | Sequence[float]) -> tuple[float, ...]:
     return ends
 
 
+def segment_lengths(segments: Sequence[float]) -> list[float]:
+    """Return the length of each segment, as a share of the training, from the progress at which each ends."""
+    return [high - low for low, high in zip((0.0, *segments), segments, strict=False)]
+
+
 def require_updates(segments: Sequence[float], fewest: int, most: int) -> None:
     """Raise if a training of `fewest` to `most` updates would have a segment without an update.
 
     Raises:
         ValueError: there is such a training.
     """
-    shortest = min(high - low for low, high in zip((0.0, *segments), segments, strict=False))
+    shortest = min(segment_lengths(segments))
     for updates in range(fewest, int(min(most, 1 / shortest + 1)) + 1):  # beyond, every segment is above one update
         ends = [0, *(round(end * updates) for end in segments)]
         if any(low == high for low, high in pairwise(ends)):

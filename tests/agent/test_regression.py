@@ -7,7 +7,8 @@ import pytest
 import torch
 
 from rlmix.agent.ppo import new_policy, to_agent
-from rlmix.agent.regression import ActionValues, Decisions, Episode, RegressionConfig, fit_values, follow_values
+from rlmix.agent.regression import Decisions, Episode, RegressionConfig, fit_values, follow_values
+from rlmix.agent.values import ActionValues
 from rlmix.envs import Menu
 from rlmix.envs.observation import DEFAULT_FEATURES, observation_space, one_hot
 
