@@ -14,7 +14,7 @@ from torch.utils.hooks import RemovableHandle
 
 from rlmix.classifier.mixing import METHODS, Interleaver, MixPolicy
 from rlmix.classifier.mixing.saliency import input_gradient
-from rlmix.classifier.training.segment_sums import measure_probe
+from rlmix.classifier.training.segment_sums import PROBES, measure_probe
 
 TakesGradient = Callable[[Tensor], None]
 
@@ -106,6 +106,67 @@ class Watch:
 
     def _note_scale(self, gradient: Tensor) -> None:
         self._scale = gradient.detach().float()
+
+
+class LoopGradients:
+    """Gradients at clean images, which the loop's own backward pass gives to saliency methods and to the agent.
+
+    Args:
+        policies: policies that may be chosen.
+        recycles: whether saliency methods mix a clean batch whose gradient was taken.
+        probes: whether saliency and gradient are measured for an agent.
+    """
+
+    def __init__(self, policies: Sequence[MixPolicy], *, recycles: bool, probes: bool) -> None:
+        self._recycles, self._probes = recycles, probes
+        self.are_ever_read = any(map(self._reads, policies))
+        """Whether the gradient is read under any of the policies."""
+        self.kept: CleanBatch | None = None
+        """A clean batch whose gradient serves a saliency method to come."""
+        self.watch = Watch()
+
+    def takers(
+        self,
+        batch: CleanBatch,
+        policy: MixPolicy,
+        credit: Mapping[str, float],
+        *,
+        left: int,
+        model: nn.Module | None,
+        probed: TakesGradient,
+    ) -> list[TakesGradient]:
+        """Return what reads the gradient at the images of a clean update; hooks the parameters where needed.
+
+        Args:
+            batch: batch of the update, which is kept where a saliency method follows.
+            policy: policy of the running segment.
+            credit: `Interleaver.credit` after the update.
+            left: number of updates after it in the segment; below 0 after the end of the training.
+            model: the network; None where it is not known.
+            probed: takes the result of `measure_probe`.
+        """
+        self.kept = None  # the gradient of an earlier batch is stale
+        takers: list[TakesGradient] = []
+        if left < 0 or not self._reads(policy):
+            return takers
+        if self._recycles and saliency_follows(policy, credit, left):
+            self.kept = batch
+            takers.append(batch.take)
+        if self._probes and model is not None and is_among_last_clean(policy, credit, left, last=PROBES):
+            takers.append(self.watch.probe(model, probed))
+        return takers
+
+    def give_kept(self, device: torch.device) -> CleanBatch | None:
+        """Return the batch that was kept, on a device, and forget it; None where its gradient is not there."""
+        kept, self.kept = self.kept, None
+        if kept is None or kept.gradient is None:
+            return None
+        return CleanBatch(kept.images.to(device), kept.targets.to(device), kept.gradient.to(device))
+
+    def _reads(self, policy: MixPolicy) -> bool:
+        """Return whether the loop's gradient at clean images is read under a policy."""
+        saliency = self._recycles and any(METHODS[method].needs_gradient for method in policy.shares)
+        return "clean" in policy.shares and (saliency or self._probes)
 
 
 def exact_gradient(model: nn.Module, loss: Callable[[Tensor], Tensor], images: Tensor, *, evaluating: bool) -> Tensor:

@@ -8,15 +8,11 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
+from rlmix.agent.loop_checks import as_validation, fraction, non_negative, require_optimizer
 from rlmix.classifier.errors import InputError
-from rlmix.classifier.mixing import as_targets, soft_cross_entropy
+from rlmix.classifier.mixing import soft_cross_entropy
 from rlmix.classifier.training.segment_sums import measure_update
 from rlmix.classifier.training.stats import EvalStats, evaluation_sums
-
-
-def as_columns(logits: Tensor, num_classes: int) -> Tensor:
-    """Return logits as `[B, K]`; those of one output may be `[B]`."""
-    return logits[:, None] if num_classes == 1 and logits.ndim == 1 else logits
 
 
 def measured(logits: Tensor, targets: Tensor) -> Tensor:
@@ -31,16 +27,20 @@ def measured(logits: Tensor, targets: Tensor) -> Tensor:
         return measure_update(soft_cross_entropy(logits, targets).mean(), logits, targets)
 
 
-def evaluated(logits: Tensor, labels: Tensor, num_classes: int) -> EvalStats:
+def evaluated(logits: Tensor | None, labels: Tensor | None, num_classes: int) -> EvalStats:
     """Return the performance on validation images.
 
     Args:
         logits: `[N, K]`; with one output also `[N]`.
         labels: `[N]`, whole numbers, or one-hot `[N, K]`; with one output yes or no.
         num_classes: K.
+
+    Raises:
+        InputError: one is missing, or they have another form.
     """
     with torch.no_grad():
-        logits, targets = as_columns(logits, num_classes).float(), as_targets(labels, num_classes).to(logits.device)
+        logits, targets = as_validation(logits, labels, num_classes)
+        logits = logits.float()
         if num_classes == 1:
             logits, targets = _two_classes(logits, targets)
         ones = torch.ones(len(logits), device=logits.device)
@@ -66,13 +66,11 @@ def stated(
     """Return the performance that a caller states; what is None is that of a calibrated network of this accuracy.
 
     Raises:
-        InputError: the accuracy is missing or not in [0, 1].
+        InputError: the accuracy is missing, or a number is out of range.
     """
-    if accuracy is None or not 0 <= float(accuracy) <= 1:
-        raise InputError(
-            f"expected val_accuracy in [0, 1], or logits and labels, got val_accuracy={accuracy}; divide percent by 100"
-        )
-    right = float(accuracy)
+    if accuracy is None:
+        raise InputError("observe needs val_accuracy, or logits and labels, of validation images; got neither")
+    right = fraction("val_accuracy", accuracy)
     if loss is None:
         wrong = (1 - right) / (max(num_classes, 2) - 1)
         loss = -sum(
@@ -80,15 +78,20 @@ def stated(
         )
     return EvalStats(
         right,
-        float(loss),
-        right if confidence is None else float(confidence),
-        0.0 if calibration_error is None else float(calibration_error),
+        non_negative("val_loss", loss),
+        right if confidence is None else fraction("val_confidence", confidence),
+        0.0 if calibration_error is None else fraction("val_calibration_error", calibration_error),
         0,
     )
 
 
 def learning_rates(optimizer: Optimizer) -> tuple[float, float]:
-    """Return the optimiser's present learning rate, and the highest that its schedule is known to reach."""
+    """Return the optimiser's present learning rate, and the highest that its schedule is known to reach.
+
+    Raises:
+        InputError: it is no optimiser.
+    """
+    require_optimizer(optimizer)
     group = optimizer.param_groups[0]
     rate = float(group["lr"])
     # `max_lr` is OneCycleLR's; all schedulers set `initial_lr`, the highest of those that warm up and decay.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from difflib import get_close_matches
 from pathlib import Path
 
 from torch import Tensor, nn
@@ -12,40 +13,61 @@ from rlmix.agent.files import NAMED
 from rlmix.classifier.errors import InputError
 from rlmix.classifier.mixing import METHODS, MixPolicy, PolicySchedule
 from rlmix.envs.menu import DIMENSIONS, Menu
+from rlmix.envs.observation import DEFAULT_FEATURES
 
 Policy = str | Path | PolicySchedule | MixPolicy | Agent  # what RLMix is made from
 
 
-def load_policy(policy: Policy, *, share: float) -> PolicySchedule | Agent:
+def load_policy(policy: Policy, *, share: float | None) -> PolicySchedule | Agent:
     """Return the schedule or agent that a value names.
 
     Args:
         policy: `"shipped"` or `"surrogate"`, an agent's folder, a JSON file, a method's name, or a policy itself.
-        share: share of the updates of a method that is given by its name, in (0, 1].
+        share: share of the updates of a method that is given by its name, in (0, 1]; None is one half.
 
     Raises:
-        InputError: there is no such policy.
+        InputError: there is no such policy, or it has shares of its own.
     """
-    if isinstance(policy, PolicySchedule | Agent):
+    name = str(policy) if isinstance(policy, str | Path) else None
+    if share is not None and name not in METHODS:
+        raise InputError(f"share is for a method given by its name, got share={share} with a policy that has shares")
+    if isinstance(policy, PolicySchedule):
         return policy
+    if isinstance(policy, Agent):
+        return _seeing_what_a_loop_gives(policy)
     if isinstance(policy, MixPolicy):
         return PolicySchedule.fixed(policy)
-    if str(policy) in NAMED or Path(policy).is_dir():
-        return Agent.load(policy)
-    name = str(policy)
+    if name is None:
+        example = "MixPolicy({'clean': 0.5, 'mixup': 0.25, 'cutmix': 0.25})"
+        raise InputError(f"policy must be a name or a path, got {policy!r:.80}; several methods are {example}")
+    if name in NAMED or Path(name).is_dir():
+        return _seeing_what_a_loop_gives(Agent.load(name))
     if name in METHODS:
-        if not 0 < share <= 1:
-            raise InputError(f"share must be in (0, 1], got {share}")
         return PolicySchedule.fixed(MixPolicy({"clean": 1.0} if name == "clean" else _shares(name, share)))
     if name.endswith(".json"):
-        return PolicySchedule.load(policy)
-    agents, methods = " or ".join(map(repr, NAMED)), ", ".join(name for name, one in METHODS.items() if not one.stage)
+        return PolicySchedule.load(name)
+    agents, methods = " or ".join(map(repr, NAMED)), [name for name, one in METHODS.items() if not one.stage]
+    near = get_close_matches(name.lower(), [*NAMED, *methods], 1)
+    meant = f"; did you mean {near[0]!r}?" if near else ""
     raise InputError(
-        f"policy must be {agents}, an agent's folder, a policy.json or a method of {methods}, got {name!r:.200}"
+        f"policy must be {agents}, an agent's folder, a policy.json or a method of {', '.join(methods)}, "
+        f"got {name!r:.200}{meant}"
     )
 
 
-def _shares(method: str, share: float) -> dict[str, float]:
+def _seeing_what_a_loop_gives(agent: Agent) -> Agent:
+    if unknown := [name for name in agent.features if name not in DEFAULT_FEATURES]:
+        raise InputError(
+            f"the agent sees features that a loop of your own does not give: {', '.join(unknown):.200}; use one with "
+            "the features of 'shipped'"
+        )
+    return agent
+
+
+def _shares(method: str, share: float | None) -> dict[str, float]:
+    share = 0.5 if share is None else share
+    if isinstance(share, str) or not 0 < share <= 1:
+        raise InputError(f"share must be in (0, 1], got {share!r}")
     return {method: 1.0} if share == 1 else {"clean": 1 - share, method: share}
 
 

@@ -9,36 +9,41 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, distributed, nn
+from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.utils.data import get_worker_info
 
 from rlmix.agent.agent import Agent, Allowed
 from rlmix.agent.decisions import Decision, choose_by, segments_of
 from rlmix.agent.files import SHIPPED
-from rlmix.agent.loop_gradients import (
-    CleanBatch,
-    TakesGradient,
-    Watch,
-    exact_gradient,
-    is_among_last_clean,
-    saliency_follows,
+from rlmix.agent.loop_checks import (
+    as_class_weights,
+    as_colours,
+    as_logits,
+    as_pair,
+    batch_targets,
+    require_first_batch,
+    require_module,
+    require_optimizer,
+    whole_number,
 )
-from rlmix.agent.loop_measures import as_columns, evaluated, learning_rates, measured, not_given, one_cycle, stated
+from rlmix.agent.loop_gradients import CleanBatch, LoopGradients, TakesGradient, exact_gradient
+from rlmix.agent.loop_measures import evaluated, learning_rates, measured, not_given, one_cycle, stated
 from rlmix.agent.loop_policy import LoopLimits, Policy, load_policy, policies_of, require
+from rlmix.agent.loop_processes import average, from_first, processes
 from rlmix.agent.scheduler import Choice, PolicyScheduler
 from rlmix.classifier.errors import InputError
 from rlmix.classifier.mixing import METHODS, Interleaver, MixPolicy, PolicySchedule
-from rlmix.classifier.mixing.batch import require_float
 from rlmix.classifier.mixing.method import MixInput
-from rlmix.classifier.mixing.targets import as_targets, smooth, soft_binary_cross_entropy, soft_cross_entropy
+from rlmix.classifier.mixing.targets import smooth, soft_binary_cross_entropy, soft_cross_entropy
 from rlmix.classifier.training.draws import UpdateDraws
-from rlmix.classifier.training.segment_sums import PROBES, SegmentSums
+from rlmix.classifier.training.segment_sums import SegmentSums
 from rlmix.classifier.training.stats import EvalStats
 from rlmix.envs.observation import TrainingState
 from rlmix.envs.tasks import Task
 
 STATE_VERSION = 1
+EVALUATION = "call mix.eval() before validation, and mix.train() after it"
 ENDLESS = 2**53  # updates of a training whose length does not matter
 LOSSES = {"cross_entropy": soft_cross_entropy, "binary_cross_entropy": soft_binary_cross_entropy}
 
@@ -65,7 +70,7 @@ class RLMix:
         total_updates: number of calls in the whole training, e.g. epochs times batches; needed unless one policy holds
             from start to end.
         train_size: number of training images; needed for an agent.
-        share: share of the batches that a method given by its name mixes, in (0, 1].
+        share: share of the batches that a method given by its name mixes, in (0, 1]; optional, defaults to one half.
         optimizer: the loop's optimiser, from which an agent reads the learning rate; may be set later.
         loss: loss of `loss()`, `cross_entropy` or `binary_cross_entropy`; one output always takes the second.
         class_weights: `[K]`, factor of each class in `loss()`; optional, defaults to 1.
@@ -88,7 +93,7 @@ class RLMix:
         num_classes: int,
         total_updates: int | None = None,
         train_size: int | None = None,
-        share: float = 0.5,
+        share: float | None = None,
         optimizer: Optimizer | None = None,
         loss: str = "cross_entropy",
         class_weights: Tensor | None = None,
@@ -99,36 +104,36 @@ class RLMix:
         seed: int = 0,
     ) -> None:
         self.source = load_policy(policy, share=share)
-        if num_classes < 1:
-            raise InputError(f"num_classes must be at least 1, got {num_classes}")
+        self._name = repr(str(policy)) if isinstance(policy, str | Path) else type(policy).__name__
         if loss not in LOSSES:
-            raise InputError(f"loss must be one of {', '.join(LOSSES)}, got {loss!r}")
+            raise InputError(f"loss must be one of {', '.join(LOSSES)}, got {loss!r}; tell mix.note of any other")
         if saliency not in ("recycled", "exact"):
             raise InputError(f"saliency must be recycled or exact, got {saliency!r}")
-        for name, number in (("total_updates", total_updates), ("train_size", train_size), ("accumulate", accumulate)):
-            if number is not None and number < 1:
-                raise InputError(f"{name} must be at least 1, got {number}")
+        require_optimizer(optimizer)
         if isinstance(self.source, Agent) and train_size is None:
             raise InputError("an agent looks at the number of training images; pass train_size=len(dataset)")
         if total_updates is None and len(segments_of(self.source)) > 1:
             raise InputError("a policy that changes needs the length of the training; pass total_updates")
-        self.num_classes, self.optimizer, self.seed = num_classes, optimizer, seed
+        self.num_classes, self.seed = whole_number("num_classes", num_classes), whole_number("seed", seed, least=0)
+        self.optimizer = optimizer
         self.training = True
         self.mixup_enabled = True
         """False mixes nothing, as timm's scripts set it for the last epochs; labels still become targets."""
         self._loss = LOSSES["binary_cross_entropy" if num_classes == 1 else loss]
-        self._class_weights = class_weights
-        self._recycles, self._accumulate = saliency == "recycled", accumulate
-        self._total, self._train_size = total_updates or ENDLESS, train_size or 1
-        self._colours = None if mean is None or std is None else (torch.tensor(mean), torch.tensor(std))
+        self._class_weights = as_class_weights(class_weights, self.num_classes)
+        self._accumulate = whole_number("accumulate", accumulate)
+        length, size = "; batches in the training, epochs * len(loader)", "; training images, len(dataset)"
+        self._total = ENDLESS if total_updates is None else whole_number("total_updates", total_updates, advice=length)
+        self._train_size = 1 if train_size is None else whole_number("train_size", train_size, advice=size)
+        self._colours = as_colours(mean, std)
         self._limits = LoopLimits(self._colours is not None)
         self._done = self._end = 0  # calls so far, and the call at which the running segment ends
         self.method = "clean"
         """Method of the last batch, a name of `METHODS`."""
         self._sums, self._started = SegmentSums(torch.device("cpu")), time.perf_counter()
         self._interleaver = Interleaver()
-        self._kept: CleanBatch | None = None  # a clean batch whose gradient serves a saliency method to come
-        self._watch = Watch()
+        agent = isinstance(self.source, Agent)
+        self._gradients = LoopGradients(policies_of(self.source), recycles=saliency == "recycled", probes=agent)
         self._observed: EvalStats | None = None
         self._highest_lr = 0.0
         self._said: list[str] = []
@@ -147,6 +152,11 @@ class RLMix:
     def eval(self) -> RLMix:
         """Return every batch as it came, from now on."""
         return self.train(False)
+
+    def __repr__(self) -> str:
+        batches = f"batch {self._done:,}" + ("" if self._total == ENDLESS else f" of {self._total:,}")
+        now = f"{self.policy or 'nothing chosen yet'}{'' if self.training else ', in evaluation mode'}"
+        return f"RLMix({self._name}, {self.num_classes} classes, {batches}: {now})"
 
     @property
     def policy(self) -> MixPolicy | None:
@@ -185,7 +195,7 @@ class RLMix:
         Args:
             images: `[B, C, H, W]`, floating point, as the network sees them (normalised or not); left unchanged.
             labels: `[B]`, whole numbers; or targets `[B, K]`, one-hot, multi-hot or soft. With one output `[B]` or
-                `[B, 1]`, in [0, 1].
+                `[B, 1]`, in [0, 1]. A list or array of such numbers will do.
             model: the network; without it, methods that mix by saliency are left out.
 
         Returns:
@@ -198,14 +208,13 @@ class RLMix:
             return images, labels
         if get_worker_info() is not None:
             raise InputError("a loader's worker cannot see what is decided; call mix after the loader, in the loop")
-        require_float(images)
-        if images.ndim != 4 or len(images) != len(labels):
-            raise InputError(
-                "expected images [B, C, H, W] and as many labels, "
-                f"got images {tuple(images.shape)} and labels {tuple(labels.shape)}"
-            )
-        self._watch.remove()
-        batch = CleanBatch(images, as_targets(labels, self.num_classes))
+        require_module(model)
+        batch = CleanBatch(images, batch_targets(images, labels, self.num_classes))
+        if model is not None and not model.training:
+            self._say("eval", f"the network is in evaluation mode: {EVALUATION}")
+        if not self._done:
+            self._require_first(batch)
+        self._gradients.watch.remove()
         policy = self._current_policy(images, model)
         self.method = self._interleaver.next(policy.shares) if self.mixup_enabled else "clean"
         reused = METHODS[self.method].needs_gradient
@@ -216,12 +225,15 @@ class RLMix:
         targets = smooth(batch.targets, policy.label_smoothing)
         mixed, targets = policy.mix(self.method, MixInput(batch.images, targets, batch.gradient, mean, std), draw)
         self._done += 1
-        took = self._takers(policy, batch, model)
+        took: list[TakesGradient] = []
+        if self.method == "clean":
+            left, credit = self._end - self._done, self._interleaver.credit
+            took = self._gradients.takers(batch, policy, credit, left=left, model=model, probed=self._sums.add_probe)
         # A compiled network would be compiled again where the images need a gradient now and then.
-        if took or (hasattr(model, "_orig_mod") and any(map(self._reads_gradients, policies_of(self.source)))):
+        if took or (hasattr(model, "_orig_mod") and self._gradients.are_ever_read):
             mixed = mixed.detach().requires_grad_()
         if took:
-            self._watch.watch_images(mixed, took)
+            self._gradients.watch.watch_images(mixed, took)
         return mixed, targets
 
     def loss(self, logits: Tensor, targets: Tensor) -> Tensor:
@@ -236,13 +248,15 @@ class RLMix:
         Returns:
             0-d, in nats.
         """
-        logits, targets = as_columns(logits, self.num_classes), as_targets(targets, self.num_classes)
+        logits, targets = as_pair(logits, targets, self.num_classes)
         if self._class_weights is not None:
             self._class_weights = self._class_weights.to(logits.device)
         value = self._loss(logits, targets, self._class_weights).mean()
         if self.training:
+            if not torch.is_grad_enabled():
+                self._say("no_grad", f"a loss without gradients: {EVALUATION}")
             self.note(logits, targets)
-            self._watch.watch_loss(value)
+            self._gradients.watch.watch_loss(value)
         return value
 
     def note(self, logits: Tensor, targets: Tensor) -> None:
@@ -254,10 +268,12 @@ class RLMix:
         """
         if not self.training:
             return
-        targets = as_targets(targets, self.num_classes)
+        logits, targets = as_pair(logits, targets, self.num_classes)
+        if not self._done:
+            raise InputError("nothing has been mixed yet; call images, targets = mix(images, labels) before the loss")
         if self.num_classes > 1 and self._loss is soft_binary_cross_entropy:
             targets = targets / targets.sum(dim=1, keepdim=True).clamp(min=1e-6)  # rows may hold several classes
-        self._sums.add(self.method, measured(as_columns(logits, self.num_classes), targets))
+        self._sums.add(self.method, measured(logits, targets))
 
     def observe(
         self,
@@ -285,7 +301,9 @@ class RLMix:
         Raises:
             InputError: neither is given, or a value is out of range.
         """
-        if logits is not None and labels is not None:
+        if logits is not None or labels is not None:
+            if val_accuracy is not None:
+                raise InputError("observe takes val_accuracy or logits and labels, got both; pass one of them")
             self._observed = evaluated(logits, labels, self.num_classes)
             return
         self._observed = stated(
@@ -323,7 +341,7 @@ class RLMix:
             "batch_size": self._batch_size,
             "credit": dict(self._interleaver.credit),
             "sums": self._sums.state_dict(),
-            "kept": None if self._kept is None else self._kept.state_dict(),
+            "kept": None if self._gradients.kept is None else self._gradients.kept.state_dict(),
             "observed": None if self._observed is None else asdict(self._observed),
             "highest_lr": self._highest_lr,
             "said": list(self._said),
@@ -338,8 +356,9 @@ class RLMix:
         Raises:
             InputError: the state is of another version or policy.
         """
-        if state.get("version") != STATE_VERSION:
-            raise InputError(f"expected a state of version {STATE_VERSION}, got {state.get('version')!r}")
+        version = state.get("version") if isinstance(state, dict) else None
+        if version != STATE_VERSION:
+            raise InputError(f"expected what state_dict returned, of version {STATE_VERSION}, got one of {version}")
         if state["policy"] != self._identity():
             raise InputError("the state is of a training under another policy; make RLMix with that of before")
         if state["arguments"] != self._arguments():
@@ -347,7 +366,7 @@ class RLMix:
         self._done, self._end, self.method = state["done"], state["end"], state["method"]
         self._interleaver = Interleaver(state["credit"])
         kept = state["kept"]
-        self._kept = None if kept is None else CleanBatch(kept["images"], kept["targets"], kept["gradient"])
+        self._gradients.kept = None if kept is None else CleanBatch(**kept)
         self._observed = None if state["observed"] is None else EvalStats(**state["observed"])
         self._highest_lr, self._said = state["highest_lr"], list(state["said"])
         self.mixup_enabled = state["mixup_enabled"]
@@ -359,11 +378,16 @@ class RLMix:
             assert self._scheduler is not None
             self._scheduler.load_state_dict(state["scheduler"])
 
+    def _require_first(self, batch: CleanBatch) -> None:
+        """Look at the first batch for what would take time in each."""
+        require_first_batch(batch.images, batch.targets, self._colours)
+        if isinstance(self.source, Agent) and len(batch.images) > self._train_size:
+            images = f"train_size={self._train_size} images, fewer than in the first batch"
+            self._say("train_size", f"{images}; pass train_size=len(dataset), not len(loader)")
+
     def _begin(self, batch_size: int, *, relative_lr: float) -> None:
         """Start a training with batches of `batch_size` images."""
-        together = distributed.is_available() and distributed.is_initialized()
-        self._rank = distributed.get_rank() if together else 0
-        self._world = distributed.get_world_size() if together else 1
+        self._rank, self._world = processes()
         self._batch_size = batch_size
         self._draws = UpdateDraws(self.seed, rank=self._rank, world=self._world)
         self._ask = choose_by(self.source, self._allowed)
@@ -393,7 +417,8 @@ class RLMix:
         assert scheduler is not None
         self._sums = self._sums.to(images.device)
         if self._done >= self._total:
-            self._say("over", f"the training is longer than total_updates={self._total:,}; the last policy stays")
+            counts = f"total_updates={self._total:,}, which counts batches, epochs * len(loader)"
+            self._say("over", f"the training is longer than {counts}; the last policy stays")
             return scheduler.chosen[-1][1]
         if scheduler.policy is not None and self._done == self._end:
             self._end_segment(scheduler)
@@ -404,12 +429,14 @@ class RLMix:
         return scheduler.policy
 
     def _end_segment(self, scheduler: PolicyScheduler) -> None:
-        if isinstance(self.source, Agent) and not self._sums.counts:
-            self._say("loss", "no training loss was noted, so the agent does not see it; call mix.loss or mix.note")
-        if self._world > 1:
-            for tensor in self._sums.tensors:
-                distributed.all_reduce(tensor)
-                tensor /= self._world
+        if isinstance(self.source, Agent):
+            noted, calls = self._sums.counts.total(), self._done - self.choices[-1].update
+            if not noted:
+                self._say("loss", "no training loss was noted, so the agent does not see it; call mix.loss or mix.note")
+            elif 2 * noted <= calls:
+                once = "call mix once a batch, in training alone, and mix.loss or mix.note after it"
+                self._say("calls", f"of {calls} batches that were mixed, the losses of {noted} were noted; {once}")
+        average(self._sums.tensors, self._world)
         images = self._sums.counts.total() * self._batch_size * self._world
         scheduler.add(self._sums.read(images=images, started=self._started))
         progress = self._done / self._total
@@ -429,10 +456,7 @@ class RLMix:
             else:
                 decision = self._ask(state)
         if self._world > 1:
-            shared = [None if decision is None else (decision.policy.to_json(), *decision[1:])]
-            distributed.broadcast_object_list(shared, 0)
-            assert shared[0] is not None
-            decision = Decision(MixPolicy.from_json(shared[0][0]), *shared[0][1:])
+            decision = from_first(decision)
         assert decision is not None
         return decision
 
@@ -447,39 +471,16 @@ class RLMix:
         self._highest_lr = max(self._highest_lr, highest)
         return rate / self._highest_lr if self._highest_lr else 0.0
 
-    def _reads_gradients(self, policy: MixPolicy) -> bool:
-        """Return whether the loop's gradient at clean images is read under a policy."""
-        saliency = self._recycles and any(METHODS[method].needs_gradient for method in policy.shares)
-        return "clean" in policy.shares and (saliency or isinstance(self.source, Agent))
-
-    def _takers(self, policy: MixPolicy, batch: CleanBatch, model: nn.Module | None) -> list[TakesGradient]:
-        """Return what reads the gradient at the images of the present update; hooks the parameters where needed."""
-        if self.method != "clean" or self._done > self._end or not self._reads_gradients(policy):
-            if self.method == "clean":
-                self._kept = None  # the gradient of an earlier batch is stale
-            return []
-        left = self._end - self._done
-        takers: list[TakesGradient] = []
-        self._kept = None
-        if self._recycles and saliency_follows(policy, self._interleaver.credit, left):
-            self._kept = batch
-            takers.append(batch.take)
-        if isinstance(self.source, Agent) and model is not None:
-            if is_among_last_clean(policy, self._interleaver.credit, left, last=PROBES):
-                takers.append(self._watch.probe(model, self._sums.add_probe))
-        return takers
-
     def _with_gradient(self, batch: CleanBatch, model: nn.Module | None) -> CleanBatch:
         """Return the clean batch before, whose gradient is there, or this one with the gradient of a second pass."""
-        kept, self._kept = self._kept, None
-        if kept is not None and kept.gradient is not None:
-            device = batch.images.device
-            return CleanBatch(*(one.to(device) for one in (kept.images, kept.targets, kept.gradient)))
+        kept = self._gradients.give_kept(batch.images.device)
+        if kept is not None:
+            return kept
         if model is None:
             raise InputError(f"{self.method} needs the network's gradient; call mix(images, labels, model)")
         batch.gradient = exact_gradient(
             model,
-            lambda logits: self._loss(as_columns(logits, self.num_classes), batch.targets).mean(),
+            lambda logits: self._loss(as_logits(logits, self.num_classes), batch.targets).mean(),
             batch.images,
             evaluating=METHODS[self.method].gradient_in_eval,
         )

@@ -35,9 +35,11 @@ def as_targets(labels: Tensor, num_classes: int) -> Tensor:
             )
         return one_hot(labels.long(), num_classes)
     if labels.ndim != 2 or labels.shape[1] != num_classes:
+        column = labels.ndim == 2 and labels.shape[1] == 1
+        advice = "labels.squeeze(1)" if column else "labels.long()" if labels.ndim == 1 else "one column for each class"
         raise InputError(
             f"expected labels [B], whole numbers, or targets [B, {num_classes}], got {tuple(labels.shape)} of "
-            f"{labels.dtype}"
+            f"{labels.dtype}; pass {advice}"
         )
     return _full(labels) if labels.is_floating_point() else labels.float()
 

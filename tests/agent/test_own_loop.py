@@ -17,8 +17,6 @@ from torch import Tensor, distributed, multiprocessing, nn
 from torch.utils.data import DataLoader
 
 from rlmix import RLMix
-from rlmix.agent.agent import Agent
-from rlmix.agent.ppo import new_policy, to_agent
 from rlmix.classifier.errors import InputError
 from rlmix.classifier.files import load_state, save_state
 from rlmix.classifier.mixing import METHODS, MixPolicy, PolicySchedule, one_hot, soft_cross_entropy
@@ -27,40 +25,14 @@ from rlmix.classifier.models import build_model
 from rlmix.classifier.training.batches import BatchSource
 from rlmix.classifier.training.draws import UpdateDraws, stream_seed
 from rlmix.classifier.training.optimisers import LR_SCHEDULES, OPTIMISERS
-from rlmix.envs import Menu
 from rlmix.experiments import replay_policy
 from rlmix.experiments.runs.config import stored_config
 from rlmix.experiments.training.config import ReplayConfig
 from rlmix.experiments.training.resolve import load_data
+from tests.agent.loops import KNOWN, agent, batches, network, sgd
 
 ROOT = Path(__file__).parents[2]
 HALF_RMIX = MixPolicy({"clean": 0.5, "rmix": 0.5})
-KNOWN = {"num_classes": 10, "total_updates": 20, "train_size": 200}
-
-
-def network(seed: int = 0, classes: int = 10) -> nn.Module:
-    torch.manual_seed(seed)
-    return nn.Sequential(
-        nn.Conv2d(1, 4, 3, padding=1), nn.BatchNorm2d(4), nn.ReLU(), nn.Flatten(), nn.Linear(256, classes)
-    )
-
-
-def batches(count: int, size: int = 16) -> list[tuple[Tensor, Tensor]]:
-    generator = torch.Generator().manual_seed(1)
-    return [
-        (torch.randn(size, 1, 8, 8, generator=generator), torch.randint(10, (size,), generator=generator))
-        for _ in range(count)
-    ]
-
-
-def agent(seed: int = 3, **menu: Any) -> Agent:
-    """An agent that has learned nothing but does not always choose the same."""
-    offered = Menu(**{"labels": ((1.0, 0.0), (1.0, 0.3)), **menu})
-    torch.manual_seed(seed)
-    policy = new_policy(offered, [16])
-    with torch.no_grad():
-        policy.action_net.weight.mul_(300)  # type: ignore[operator]
-    return to_agent(policy, offered, (0.25, 0.5, 0.75, 1.0), {})
 
 
 def train(
@@ -73,10 +45,6 @@ def train(
         mix.loss(model(images), targets).backward()
         optimizer.step()
         optimizer.zero_grad()
-
-
-def sgd(model: nn.Module) -> torch.optim.Optimizer:
-    return torch.optim.SGD(model.parameters(), 0.05, momentum=0.9)
 
 
 @pytest.fixture
@@ -375,28 +343,6 @@ def test_what_was_chosen_can_be_saved_and_replayed(tmp_path: Path) -> None:
     assert [choice.policy for choice in again.choices] == [choice.policy for choice in mix.choices]
     assert [choice.update for choice in mix.choices] == [0, 5, 10, 15]
     assert sum(mix.scalars().values()) >= 1
-
-
-@pytest.mark.parametrize(
-    ("make", "message"),
-    [
-        (lambda: RLMix(num_classes=10, total_updates=5), "train_size"),
-        (lambda: RLMix(num_classes=10, train_size=5), "total_updates"),
-        (lambda: RLMix("no such", num_classes=10), "policy must be 'shipped'"),
-        (lambda: RLMix("manifold", num_classes=10), "hidden states"),
-        (lambda: RLMix("saliencymix", num_classes=10), "mean= and std="),
-        (lambda: RLMix(MixPolicy({"mixup": 1.0}, label_beta=0.5), num_classes=10), "second head"),
-        (lambda: RLMix("mixup", num_classes=10, loss="mse"), "loss must be"),
-        (lambda: RLMix("rmix", num_classes=10)(torch.zeros(2, 1, 8, 8), torch.zeros(2).long()), "model"),
-        (lambda: RLMix("mixup", num_classes=10)(torch.zeros(2, 1, 8, 8).byte(), torch.zeros(2).long()), "uint8"),
-        (lambda: RLMix("mixup", num_classes=10)(torch.zeros(2, 1, 8, 8), torch.tensor([0, 10])), r"in \[0, 9\]"),
-        (lambda: RLMix("mixup", num_classes=10)(torch.zeros(2, 1, 8, 8), torch.zeros(2, 3)), r"\[B, 10\]"),
-        (lambda: RLMix("mixup", num_classes=10)(torch.zeros(3, 1, 8, 8), torch.zeros(2).long()), "as many labels"),
-    ],
-)
-def test_what_cannot_be_used_is_refused_in_a_line(make: Callable[[], object], message: str) -> None:
-    with pytest.raises(InputError, match=message):
-        make()
 
 
 def test_one_output_and_class_weights_and_binary_losses() -> None:

@@ -1,0 +1,41 @@
+"""Parts of the tests of one's own loop: a small network, batches, an agent."""
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from rlmix.agent.agent import Agent
+from rlmix.agent.ppo import new_policy, to_agent
+from rlmix.envs import Menu
+
+KNOWN = {"num_classes": 10, "total_updates": 20, "train_size": 200}
+
+
+def network(seed: int = 0, classes: int = 10) -> nn.Module:
+    torch.manual_seed(seed)
+    return nn.Sequential(
+        nn.Conv2d(1, 4, 3, padding=1), nn.BatchNorm2d(4), nn.ReLU(), nn.Flatten(), nn.Linear(256, classes)
+    )
+
+
+def batches(count: int, size: int = 16) -> list[tuple[Tensor, Tensor]]:
+    generator = torch.Generator().manual_seed(1)
+    return [
+        (torch.randn(size, 1, 8, 8, generator=generator), torch.randint(10, (size,), generator=generator))
+        for _ in range(count)
+    ]
+
+
+def agent(seed: int = 3, **menu: Any) -> Agent:
+    """An agent that has learned nothing but does not always choose the same."""
+    offered = Menu(**{"labels": ((1.0, 0.0), (1.0, 0.3)), **menu})
+    torch.manual_seed(seed)
+    policy = new_policy(offered, [16])
+    with torch.no_grad():
+        policy.action_net.weight.mul_(300)  # type: ignore[operator]
+    return to_agent(policy, offered, (0.25, 0.5, 0.75, 1.0), {})
+
+
+def sgd(model: nn.Module) -> torch.optim.Optimizer:
+    return torch.optim.SGD(model.parameters(), 0.05, momentum=0.9)
