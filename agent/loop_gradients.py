@@ -150,8 +150,9 @@ class LoopGradients:
         if left < 0 or not self._reads(policy):
             return takers
         if self._recycles and saliency_follows(policy, credit, left):
-            self.kept = batch
-            takers.append(batch.take)
+            # The loop may change the targets that it was given, which can be these.
+            self.kept = CleanBatch(batch.images, batch.targets.clone())
+            takers.append(self.kept.take)
         if self._probes and model is not None and is_among_last_clean(policy, credit, left, last=PROBES):
             takers.append(self.watch.probe(model, probed))
         return takers

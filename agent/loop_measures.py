@@ -9,22 +9,9 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from rlmix.agent.loop_checks import as_validation, fraction, non_negative, require_optimizer
+from rlmix.agent.loop_loss import two_classes
 from rlmix.classifier.errors import InputError
-from rlmix.classifier.mixing import soft_cross_entropy
-from rlmix.classifier.training.segment_sums import measure_update
 from rlmix.classifier.training.stats import EvalStats, evaluation_sums
-
-
-def measured(logits: Tensor, targets: Tensor) -> Tensor:
-    """Return an update's `measure_update`, from logits and targets `[B, K]` of any loss, without a gradient.
-
-    Class weights are left out: the targets' entropy is then the least that the loss can be.
-    """
-    with torch.no_grad():
-        logits, targets = logits.detach().float(), targets.float()
-        if logits.shape[1] == 1:
-            logits, targets = _two_classes(logits, targets)
-        return measure_update(soft_cross_entropy(logits, targets).mean(), logits, targets)
 
 
 def evaluated(logits: Tensor | None, labels: Tensor | None, num_classes: int) -> EvalStats:
@@ -42,7 +29,7 @@ def evaluated(logits: Tensor | None, labels: Tensor | None, num_classes: int) ->
         logits, targets = as_validation(logits, labels, num_classes)
         logits = logits.float()
         if num_classes == 1:
-            logits, targets = _two_classes(logits, targets)
+            logits, targets = two_classes(logits, targets)
         ones = torch.ones(len(logits), device=logits.device)
         sums, bins, _ = evaluation_sums(logits, targets.argmax(dim=1), ones)
         return EvalStats.from_sums(sums, bins, len(logits))
@@ -103,8 +90,3 @@ def one_cycle(progress: float) -> float:
     if progress < 0.3:
         return 0.04 + 0.48 * (1 - math.cos(math.pi * progress / 0.3))
     return 0.5 + 0.5 * math.cos(math.pi * (progress - 0.3) / 0.7)
-
-
-def _two_classes(logits: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
-    """Return one output and its target, `[B, 1]` each, as the two classes no and yes, `[B, 2]` each."""
-    return torch.cat((torch.zeros_like(logits), logits), 1), torch.cat((1 - targets, targets), 1)

@@ -17,7 +17,6 @@ from rlmix.agent.agent import Agent, Allowed
 from rlmix.agent.decisions import Decision, choose_by, segments_of
 from rlmix.agent.files import SHIPPED
 from rlmix.agent.loop_checks import (
-    as_class_weights,
     as_colours,
     as_logits,
     as_pair,
@@ -28,14 +27,15 @@ from rlmix.agent.loop_checks import (
     whole_number,
 )
 from rlmix.agent.loop_gradients import CleanBatch, LoopGradients, TakesGradient, exact_gradient
-from rlmix.agent.loop_measures import evaluated, learning_rates, measured, not_given, one_cycle, stated
+from rlmix.agent.loop_loss import LoopLoss
+from rlmix.agent.loop_measures import evaluated, learning_rates, not_given, one_cycle, stated
 from rlmix.agent.loop_policy import LoopLimits, Policy, load_policy, policies_of, require
 from rlmix.agent.loop_processes import average, from_first, processes
 from rlmix.agent.scheduler import Choice, PolicyScheduler
 from rlmix.classifier.errors import InputError
 from rlmix.classifier.mixing import METHODS, Interleaver, MixPolicy, PolicySchedule
 from rlmix.classifier.mixing.method import MixInput
-from rlmix.classifier.mixing.targets import smooth, soft_binary_cross_entropy, soft_cross_entropy
+from rlmix.classifier.mixing.targets import smooth
 from rlmix.classifier.training.draws import UpdateDraws
 from rlmix.classifier.training.segment_sums import SegmentSums
 from rlmix.classifier.training.stats import EvalStats
@@ -45,7 +45,6 @@ from rlmix.envs.tasks import Task
 STATE_VERSION = 1
 EVALUATION = "call mix.eval() before validation, and mix.train() after it"
 ENDLESS = 2**53  # updates of a training whose length does not matter
-LOSSES = {"cross_entropy": soft_cross_entropy, "binary_cross_entropy": soft_binary_cross_entropy}
 
 
 class RLMix:
@@ -105,8 +104,6 @@ class RLMix:
     ) -> None:
         self.source = load_policy(policy, share=share)
         self._name = repr(str(policy)) if isinstance(policy, str | Path) else type(policy).__name__
-        if loss not in LOSSES:
-            raise InputError(f"loss must be one of {', '.join(LOSSES)}, got {loss!r}; tell mix.note of any other")
         if saliency not in ("recycled", "exact"):
             raise InputError(f"saliency must be recycled or exact, got {saliency!r}")
         require_optimizer(optimizer)
@@ -119,8 +116,7 @@ class RLMix:
         self.training = True
         self.mixup_enabled = True
         """False mixes nothing, as timm's scripts set it for the last epochs; labels still become targets."""
-        self._loss = LOSSES["binary_cross_entropy" if num_classes == 1 else loss]
-        self._class_weights = as_class_weights(class_weights, self.num_classes)
+        self._loss = LoopLoss(loss, self.num_classes, class_weights)
         self._accumulate = whole_number("accumulate", accumulate)
         length, size = "; batches in the training, epochs * len(loader)", "; training images, len(dataset)"
         self._total = ENDLESS if total_updates is None else whole_number("total_updates", total_updates, advice=length)
@@ -249,13 +245,11 @@ class RLMix:
             0-d, in nats.
         """
         logits, targets = as_pair(logits, targets, self.num_classes)
-        if self._class_weights is not None:
-            self._class_weights = self._class_weights.to(logits.device)
-        value = self._loss(logits, targets, self._class_weights).mean()
+        value = self._loss.weighted(logits, targets)
         if self.training:
             if not torch.is_grad_enabled():
                 self._say("no_grad", f"a loss without gradients: {EVALUATION}")
-            self.note(logits, targets)
+            self._note(logits, targets, value)
             self._gradients.watch.watch_loss(value)
         return value
 
@@ -266,14 +260,8 @@ class RLMix:
             logits: `[B, K]`, of any precision; with one output also `[B]`.
             targets: `[B, K]`, as the call returned them.
         """
-        if not self.training:
-            return
-        logits, targets = as_pair(logits, targets, self.num_classes)
-        if not self._done:
-            raise InputError("nothing has been mixed yet; call images, targets = mix(images, labels) before the loss")
-        if self.num_classes > 1 and self._loss is soft_binary_cross_entropy:
-            targets = targets / targets.sum(dim=1, keepdim=True).clamp(min=1e-6)  # rows may hold several classes
-        self._sums.add(self.method, measured(logits, targets))
+        if self.training:
+            self._note(*as_pair(logits, targets, self.num_classes))
 
     def observe(
         self,
@@ -385,6 +373,14 @@ class RLMix:
             images = f"train_size={self._train_size} images, fewer than in the first batch"
             self._say("train_size", f"{images}; pass train_size=len(dataset), not len(loader)")
 
+    def _note(self, logits: Tensor, targets: Tensor, loss: Tensor | None = None) -> None:
+        if not self._done:
+            raise InputError("nothing has been mixed yet; call images, targets = mix(images, labels) before the loss")
+        if self.method == "clean" or isinstance(self.source, Agent):
+            self._sums.add(self.method, self._loss.measured(logits, targets, loss))
+        else:
+            self._sums.counts[self.method] += 1  # nobody looks at the others
+
     def _begin(self, batch_size: int, *, relative_lr: float) -> None:
         """Start a training with batches of `batch_size` images."""
         self._rank, self._world = processes()
@@ -480,7 +476,7 @@ class RLMix:
             raise InputError(f"{self.method} needs the network's gradient; call mix(images, labels, model)")
         batch.gradient = exact_gradient(
             model,
-            lambda logits: self._loss(as_logits(logits, self.num_classes), batch.targets).mean(),
+            lambda logits: self._loss.plain(as_logits(logits, self.num_classes), batch.targets),
             batch.images,
             evaluating=METHODS[self.method].gradient_in_eval,
         )

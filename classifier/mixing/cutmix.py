@@ -53,7 +53,10 @@ def cutmix(images: Tensor, targets: Tensor, *, partner: Tensor, box: Box) -> tup
             "clip it as cutmix_box does"
         )
     mixed = images.clone(memory_format=torch.preserve_format)
-    mixed[:, :, top:bottom, left:right] = images[:, :, top:bottom, left:right].index_select(0, partner)
+    inside = images[:, :, top:bottom, left:right]
+    # The faster one: index_select would give pixels of interleaved channels back channel by channel.
+    pasted = inside[partner] if images.stride(1) == 1 else inside.index_select(0, partner)
+    mixed[:, :, top:bottom, left:right] = pasted
     kept = 1.0 - (bottom - top) * (right - left) / (height * width)
     return mixed, blend_targets(targets, partner, kept)
 

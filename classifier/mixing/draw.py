@@ -75,8 +75,10 @@ class MixDraw:
         threshold = send(torch.tensor(THRESHOLDS)[level])
         numbers = torch.rand(len(keys), 4, generator=generator, dtype=torch.float64).tolist()
         return [
-            cls(partner[row], threshold[row], quantile, (down, across), choice, key)
-            for row, (key, (quantile, down, across, choice)) in enumerate(zip(keys, numbers, strict=True))
+            cls(own_partner, own_threshold, quantile, (down, across), choice, key)
+            for own_partner, own_threshold, key, (quantile, down, across, choice) in zip(
+                partner.unbind(), threshold.unbind(), keys, numbers, strict=True
+            )
         ]
 
     def generator(self, name: str) -> torch.Generator:

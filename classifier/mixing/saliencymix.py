@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from rlmix.classifier.mixing.blend import blend_targets
+from rlmix.classifier.mixing.blend import blend_targets, partners_of
 from rlmix.classifier.mixing.draw import MixDraw
 from rlmix.classifier.mixing.method import Method, Mixed, MixInput, MixSettings
 
@@ -76,7 +76,7 @@ def saliencymix(
     inside_columns = _within(centre % width, half_width, width)
     inside = inside_rows[:, :, None] & inside_columns[:, None, :]
     kept = 1 - inside_rows.sum(dim=1) * inside_columns.sum(dim=1) / (height * width)
-    mixed = torch.where(inside[:, None], images[partner], images)
+    mixed = torch.where(inside[:, None], partners_of(images, partner), images)
     return mixed, blend_targets(targets, partner, kept[:, None].to(targets.dtype))
 
 

@@ -9,7 +9,7 @@ from rlmix.classifier.errors import InputError
 
 def one_hot(labels: Tensor, num_classes: int) -> Tensor:
     """Return labels `[B]` long as float32 targets `[B, num_classes]`."""
-    return torch.nn.functional.one_hot(labels, num_classes).float()
+    return torch.zeros(len(labels), num_classes, device=labels.device).scatter_(1, labels[:, None], 1.0)
 
 
 def as_targets(labels: Tensor, num_classes: int) -> Tensor:
@@ -26,14 +26,17 @@ def as_targets(labels: Tensor, num_classes: int) -> Tensor:
     if num_classes == 1 and labels.ndim == 1:
         labels = labels[:, None]
     if labels.ndim == 1 and not labels.is_floating_point():
-        # Not looked at on a device, where that would wait for everything before it.
-        known = labels.device.type == "cpu" and len(labels) > 0
-        if known and not 0 <= int(labels.min()) <= int(labels.max()) < num_classes:
+        try:
+            return one_hot(labels.long(), num_classes)
+        except RuntimeError:
+            # On the host alone: a device does not look at an index, or does so later.
+            low, high = map(int, labels.aminmax())
+            if 0 <= low <= high < num_classes:
+                raise
             raise InputError(
-                f"labels must be in [0, {num_classes - 1}] for {num_classes} classes, got "
-                f"{int(labels.min())} to {int(labels.max())}; pass the number of classes that the data have"
-            )
-        return one_hot(labels.long(), num_classes)
+                f"labels must be in [0, {num_classes - 1}] for {num_classes} classes, got {low} to {high}; "
+                "pass the number of classes that the data have"
+            ) from None
     if labels.ndim != 2 or labels.shape[1] != num_classes:
         column = labels.ndim == 2 and labels.shape[1] == 1
         advice = "labels.squeeze(1)" if column else "labels.long()" if labels.ndim == 1 else "one column for each class"
@@ -49,8 +52,10 @@ def smooth(targets: Tensor, label_smoothing: float) -> Tensor:
 
     Args:
         targets: `[B, K]`, rows summing to 1; or `[B, 1]` in [0, 1], yes or no, which counts as two classes.
-        label_smoothing: `e` in [0, 1].
+        label_smoothing: `e` in [0, 1]; 0 returns the targets themselves.
     """
+    if not label_smoothing:
+        return targets
     classes = targets.shape[1] if targets.shape[1] > 1 else 2
     return targets.lerp(targets.new_full((), 1.0 / classes), label_smoothing)
 

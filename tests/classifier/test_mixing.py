@@ -18,6 +18,7 @@ from torchvision.transforms import v2
 
 from rlmix.classifier.mixing import METHODS, LamDistribution, MixDraw, MixPolicy, mix_batch, one_hot, soft_cross_entropy
 from rlmix.classifier.mixing.average import average
+from rlmix.classifier.mixing.blend import partners_of
 from rlmix.classifier.mixing.cutmix import cutmix, cutmix_box
 from rlmix.classifier.mixing.draw import THRESHOLDS
 from rlmix.classifier.mixing.method import MixInput
@@ -219,6 +220,25 @@ def test_a_policys_threshold_replaces_the_drawn_ones() -> None:
 
 
 # mixup and CutMix
+
+
+@pytest.mark.parametrize("shape", [(5, 3, 8, 6), (4, 1, 14, 14), (3, 4, 1, 1), (1, 3, 4, 4), (2, 1, 1, 7)])
+@pytest.mark.parametrize(
+    "kind", ["channels first", "channels last", "turned", "cut out", "one for all", "with gradient"]
+)
+def test_partners_are_copied_bit_by_bit_and_lie_as_indexing_lays_them(kind: str, shape: tuple[int, ...]) -> None:
+    count, channels, height, width = shape
+    images = {
+        "channels first": torch.randn(shape),
+        "channels last": torch.randn(count, height, width, channels).permute(0, 3, 1, 2),
+        "turned": torch.randn(count, channels, width, height).transpose(2, 3),
+        "cut out": torch.randn(count, channels, height + 2, width)[:, :, 1:-1],
+        "one for all": torch.randn(1, *shape[1:]).expand(shape),
+        "with gradient": torch.randn(shape, requires_grad=True),
+    }[kind]
+    partner = torch.randperm(count)
+    found = partners_of(images, partner)
+    assert torch.equal(found, images[partner]) and found.stride() == images[partner].stride()
 
 
 def test_mixup_is_torchvisions() -> None:
