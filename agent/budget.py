@@ -76,9 +76,9 @@ class BudgetSearch:
 
     Args:
         agent: its own choice is among the candidates that begin.
-        forecaster: has the agent's menu and segments.
+        forecaster: has the agent's menu, segments and features.
         budget: updates of all candidates together, in whole trainings, from 1 to 64.
-        observation: observation at the start, `[O]`, of the forecaster's features.
+        observation: observation at the start, `[O]`.
         own_choice: the agent's action at the start.
         images: number of validation images.
         seed: RNG seed of the estimates.
@@ -98,8 +98,8 @@ class BudgetSearch:
         images: int,
         seed: int = 0,
     ) -> None:
-        if (agent.menu, agent.segments) != (forecaster.menu, forecaster.segments):
-            raise InputError("agent and forecaster must have the same menu and segments")
+        if not forecaster.fits(agent):
+            raise InputError("agent and forecaster must have the same menu, segments and features")
         self.forecaster, self.images, self.seed = forecaster, images, seed
         self.counts = counts_within(budget, forecaster.segments)
         """Number of candidates in each segment."""

@@ -12,6 +12,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from rlmix.agent.agent import Agent
 from rlmix.agent.files import NAMED, AgentFormat, write_files
 from rlmix.envs.effects import action_effects, combination_numbers
 from rlmix.envs.menu import Menu
@@ -109,6 +110,10 @@ class Forecaster:
     def __call__(self, observations: NDArray[np.float32]) -> NDArray[np.float64]:
         """Return the forecasts of each network of the ensemble, in points, `[M, N, A]`, of observations `[N, O]`."""
         return self.values.of_members(torch.from_numpy(observations)).double().numpy()
+
+    def fits(self, agent: Agent) -> bool:
+        """Return whether it has an agent's menu and segments, and sees what that sees."""
+        return (self.menu, self.segments, self.features) == (agent.menu, agent.segments, agent.features)
 
     def save(self, folder: Path) -> None:
         """Write `forecaster.safetensors` and `forecaster.json` into `folder`."""

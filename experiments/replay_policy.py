@@ -1,10 +1,15 @@
 """Train a classifier under a learned policy: a schedule from a file, or an agent that chooses at every segment.
 
     python experiments/replay_policy.py --agent shipped
+    python experiments/replay_policy.py --agent shipped --budget 4
     python experiments/replay_policy.py --policy runs/agent-20260101-120000/policy.json
     python experiments/replay_policy.py --agent runs/agent-20260101-120000 --model preact_resnet18 --updates 20000
     python experiments/replay_policy.py --policy runs/agent-20260101-120000/policy.json --num-workers 4 --address auto
     python experiments/replay_policy.py --resume runs/replay-20260101-130000
+
+With `--budget` several candidates begin, within the updates of so many trainings. After every segment a forecast that
+was learned from thousands of trainings, and sees how each validates, decides which go on and how; validation decides
+among those that end. `--workers` trains several at the same time, with the same result.
 
 With `--num-workers` Ray Train runs the training in several processes (gloo on CPUs, NCCL on GPUs, one each). The batch
 of `--batch-size` is divided evenly, and gradients are averaged. Each process mixes and normalises within its own part
@@ -46,7 +51,13 @@ def main(arguments: Sequence[str] | None = None) -> None:
             run.write_config(REPLAY, asdict(config))
         call.resume = f"{call.command} {run.resume_options}"
         print(f"run folder: {run.path}", flush=True)
-        if config.num_workers > 1:
+        if config.budget > 1:
+            from rlmix.agent.agent import Agent
+            from rlmix.experiments.training.budget_training import train_within_budget
+
+            assert isinstance(source.policy, Agent)
+            train_within_budget(config, run, data, source.policy, source.name, asked.address or config.address)
+        elif config.num_workers > 1:
             train_distributed(config, run, asked.address or config.address)
         else:
             train_to_the_end(config, run, data, source.choose, source.segments, source.name)

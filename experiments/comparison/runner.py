@@ -8,6 +8,7 @@ import time
 from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Generic, TypeVar
 
@@ -88,15 +89,36 @@ def run_all(jobs: Mapping[Key, Job], processes: int) -> Iterator[tuple[Key, Line
     Raises:
         RunError: a process died, or a training cannot run.
     """
-    if not jobs:
-        return
+    if jobs:
+        with training_processes(min(processes, len(jobs))) as run:
+            yield from run(jobs)
+
+
+@contextmanager
+def training_processes(
+    processes: int,
+) -> Iterator[Callable[[Mapping[Key, Job]], Iterator[tuple[Key, Line]]]]:
+    """Yield a function that runs trainings, several times if need be, in the same processes of one thread each.
+
+    The function yields each result with its key as soon as it is available.
+
+    Args:
+        processes: number of processes.
+
+    Raises:
+        RunError: a process died, or a training cannot run.
+    """
     executor = ProcessPoolExecutor(
-        min(processes, len(jobs)), mp_context=multiprocessing.get_context("spawn"), initializer=_start_worker
+        processes, mp_context=multiprocessing.get_context("spawn"), initializer=_start_worker
     )
-    try:
+
+    def run(jobs: Mapping[Key, Job]) -> Iterator[tuple[Key, Line]]:
         keys = {executor.submit(job): key for key, job in jobs.items()}
         for future in as_completed(keys):
             yield keys[future], future.result()
+
+    try:
+        yield run
         executor.shutdown()
     except BaseException as error:
         # Do not wait for trainings whose results are lost anyway: they run again when the command resumes.
@@ -106,7 +128,7 @@ def run_all(jobs: Mapping[Key, Job], processes: int) -> Iterator[tuple[Key, Line
         if isinstance(error, BrokenProcessPool):
             raise RunError(
                 "a training's process died, perhaps because memory ran out; the same command resumes, "
-                "and --processes 1 needs less memory"
+                "and fewer --processes or --workers need less memory"
             ) from None
         raise
 

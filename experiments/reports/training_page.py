@@ -16,6 +16,7 @@ from rlmix.classifier.evaluation.measures import MEASURES
 from rlmix.classifier.files import write_atomic
 from rlmix.classifier.mixing import METHODS, PolicySchedule
 from rlmix.experiments.reports import REPORT_FILE, describe_rollback
+from rlmix.experiments.reports.budget import tried
 from rlmix.experiments.reports.by_class import class_results
 from rlmix.experiments.reports.charts import Chart, line_chart, policy_timeline
 from rlmix.experiments.reports.examples import loss_gradient, mixed_examples
@@ -99,6 +100,8 @@ def _content(
     ]
     if "by_class" in summary:  # older summaries do not have it
         sections.insert(1, ("Classes", class_results(path, summary["by_class"])))
+    if "budget" in summary:
+        sections.insert(1, ("What was tried", tried(summary["budget"])))
     return lead, sections
 
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Literal, TypeVar
 from tyro.conf import Suppress
 
 from rlmix.agent.config import RLMixAgentConfig
-from rlmix.classifier.errors import require_at_least
+from rlmix.classifier.errors import InputError, require_at_least
 from rlmix.classifier.training.config import TrainConfig
 from rlmix.experiments.runs.options import UNPREFIXED, DataConfig, TrainingRunConfig
 
@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 CLASSIFIER = "classifier"
 REPLAY = "replay"
 RL_MIX = "rl-mix"
+MOST_BUDGET = 64  # trainings
 
 Final = TypeVar("Final", bound="FinalConfig")
 
@@ -113,16 +114,31 @@ class ReplayConfig(FinalConfig):
     agent: str | None = None
     """Agent that chooses at every segment, instead of a schedule: shipped, surrogate (learned by PPO in the surrogate),
     or a run folder of train_agent.py."""
+    budget: float = 1.0
+    """Updates to spend, in whole trainings, from 1 to 64. With more than 1 several candidates begin, forecasts and
+    validation decide at the end of every segment which go on and how, and the best network is kept."""
+    workers: int = 1
+    """Number of candidates of a budget that are trained at the same time, each with --threads; results are the same."""
+    backend: Literal["local", "ray"] = "local"
+    """Place of these workers. local: processes of this machine; ray: actors of a Ray cluster."""
     num_workers: int = 1
-    """Number of distributed processes, run by Ray Train, each with --threads on a CPU; batches are divided among
-    them."""
+    """Number of distributed processes of one training, run by Ray Train, each with --threads on a CPU; batches are
+    divided among them."""
     address: str | None = None
-    """Address of a Ray cluster for several processes, auto for this machine's; optional, defaults to Ray started on
-    this machine, on loopback."""
+    """Address of a Ray cluster, auto for this machine's; optional, defaults to Ray started on this machine, on
+    loopback."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        require_at_least(self, num_workers=1)
+        require_at_least(self, workers=1, num_workers=1)
+        if not 1 <= self.budget <= MOST_BUDGET:
+            raise InputError(f"budget must be from 1 to {MOST_BUDGET} trainings, got {self.budget:g}")
+        if self.budget == 1 and (self.workers > 1 or self.backend == "ray"):
+            raise InputError("--workers and --backend are for the candidates of a --budget above 1; see --num-workers")
+        if self.budget > 1 and self.num_workers > 1:
+            raise InputError("--num-workers is for one training: use --workers with --budget")
+        if self.budget > 1 and self.train_on_validation:
+            raise InputError("a budget above 1 chooses by validation images: leave out --train-on-validation")
 
 
 @dataclass(frozen=True)

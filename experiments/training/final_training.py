@@ -67,17 +67,42 @@ def train_to_the_end(
         The content of `summary.json`.
     """
     set_threads(config.threads, stored=True)
-    train = config.train
-    trainer = Trainer(train, data, seed=config.seed, distributed=distributed)
+    trainer = Trainer(config.train, data, seed=config.seed, distributed=distributed)
     training = FinalTraining(config, run, trainer, choose, segments)
     if run is not None:
         print(
-            f"{data.name}: {len(data.train):,} training images, {train.updates:,} updates of {train.batch_size}, "
-            f"{train.model} in {train.precision} on {train.device}{', compiled' if train.compile == 'on' else ''}"
-            f"{f', {trainer.world} processes' if distributed else ''}\nunder: {name}",
+            f"{describe(config, data)}{f', {trainer.world} processes' if distributed else ''}\nunder: {name}",
             flush=True,
         )
     training.run()
+    return finish(config, run, training, name)
+
+
+def describe(config: FinalConfig, data: Splits) -> str:
+    """Return one line about a training's images and setting."""
+    train = config.train
+    return (
+        f"{data.name}: {len(data.train):,} training images, {train.updates:,} updates of {train.batch_size}, "
+        f"{train.model} in {train.precision} on {train.device}{', compiled' if train.compile == 'on' else ''}"
+    )
+
+
+def finish(
+    config: FinalConfig, run: RunFolder | None, training: FinalTraining, name: str, **facts: Any
+) -> dict[str, Any]:
+    """Keep the best network of a training at its end, read the test set once, and report.
+
+    Args:
+        config: configuration with nothing left to `auto`.
+        run: run folder; None in every distributed process but the first.
+        training: the training.
+        name: name of the policy, for the report.
+        facts: further entries of `summary.json`.
+
+    Returns:
+        The content of `summary.json`.
+    """
+    trainer, train, data = training.trainer, config.train, training.trainer.data
     trainer.model.load_state_dict(training.best_network)
     test, confusion = trainer.evaluate_classes("test")  # the one time that it is read
     confusions, development = {"test": confusion}, None
@@ -95,6 +120,7 @@ def train_to_the_end(
         "went_back": training.went_back,
         "seconds_this_time": round(training.seconds, 1),
         "by_class": classes,
+        **facts,
     }
     if run is None:
         return summary
@@ -162,10 +188,18 @@ class FinalTraining:
         trainer: Trainer at the start of its training.
         choose: function that returns each segment's policy.
         segments: progress at which each segment ends.
+        start: checkpoint to resume; optional, defaults to the folder's newest.
     """
 
     def __init__(
-        self, config: FinalConfig, run: RunFolder | None, trainer: Trainer, choose: PolicyFn, segments: Sequence[float]
+        self,
+        config: FinalConfig,
+        run: RunFolder | None,
+        trainer: Trainer,
+        choose: PolicyFn,
+        segments: Sequence[float],
+        *,
+        start: dict[str, Any] | None = None,
     ) -> None:
         self._config, self._run, self._trainer = config, run, trainer
         total = config.train.updates
@@ -183,7 +217,7 @@ class FinalTraining:
         self.selected_by = "the last one" if config.train_on_validation else "best on validation"
         self.seconds = 0.0
         self.went_back: dict[str, Any] | None = None
-        checkpoint = self._broadcast(None if run is None else run.load_checkpoint())
+        checkpoint = self._broadcast(start if start is not None or run is None else run.load_checkpoint())
         if checkpoint is not None:
             with reject_incompatible("the checkpoint" if run is None else run.checkpoints):
                 self._restore(checkpoint)
@@ -197,6 +231,28 @@ class FinalTraining:
         if self.went_back is None:
             self._good = (checkpoint or {}).get("good") or self._progress()
         self._started_at = trainer.updates_done
+
+    @property
+    def trainer(self) -> Trainer:
+        """Trainer of the training."""
+        return self._trainer
+
+    def train_segment(self, events: SummaryWriter | Events) -> None:
+        """Train to the end of the next segment, or of the running one; nothing is rolled back.
+
+        Args:
+            events: writer of TensorBoard's events.
+
+        Raises:
+            DivergedError: the training diverged.
+        """
+        self._methods: dict[str, SummaryWriter] = {}
+        end = self.scheduler.end(self._trainer.updates_done)
+        if self.scheduler.policy is None:
+            self._start_segment(events)
+        with tqdm(disable=True) as bar:
+            while self._trainer.updates_done < end:
+                self._train_chunk(events, bar)
 
     def run(self) -> None:
         """Train to the end; roll back to the last good state, with half the learning rate, if it diverges once.
@@ -230,10 +286,10 @@ class FinalTraining:
         """Train from the present state to the end, with new TensorBoard writers."""
         saved = time.monotonic()
         with (
-            nullcontext(_NoEvents()) if self._run is None else self._writer(self._run) as writer,
+            nullcontext(Events()) if self._run is None else self._writer(self._run) as writer,
             ExitStack() as self._method_runs,
         ):
-            self._methods: dict[str, SummaryWriter] = {}
+            self._methods = {}
             if self._run is not None:
                 # Also those of an interrupted run, so that what it wrote after its checkpoint is not shown.
                 for folder in sorted(self._run.events.glob(f"{METHOD_RUN}*")):
@@ -285,13 +341,13 @@ class FinalTraining:
         """Return whether to stop: after a signal, or in the first distributed process if there is a stop file."""
         return stop.asked if stop is not None else self._run is not None and stop_file(self._run.path).exists()
 
-    def _start_segment(self, writer: SummaryWriter | _NoEvents) -> None:
+    def _start_segment(self, writer: SummaryWriter | Events) -> None:
         done = self._trainer.updates_done
         policy = self.scheduler.start_segment(done)
         writer.add_text(Tag.POLICY, str(policy), done)
         self._show_policy(writer, policy, done)
 
-    def _show_policy(self, writer: SummaryWriter | _NoEvents, policy: MixPolicy, update: int) -> None:
+    def _show_policy(self, writer: SummaryWriter | Events, policy: MixPolicy, update: int) -> None:
         """Log the policy at an update; each method is a run of its own, because TensorBoard colours lines by run."""
         writer.add_scalar(Tag.LABEL_BETA, policy.label_beta, update)
         writer.add_scalar(Tag.LABEL_SMOOTHING, policy.label_smoothing, update)
@@ -309,7 +365,7 @@ class FinalTraining:
         """Return a writer whose events replace those that an interrupted run wrote after its checkpoint."""
         return SummaryWriter(str(run.events / name), purge_step=self._started_at + 1)
 
-    def _train_chunk(self, writer: SummaryWriter | _NoEvents, bar: tqdm[Any]) -> None:
+    def _train_chunk(self, writer: SummaryWriter | Events, bar: tqdm[Any]) -> None:
         """Train up to the next evaluation or end of a segment, at most `CHUNK` updates, and log it."""
         trainer = self._trainer
         done = trainer.updates_done
@@ -357,7 +413,7 @@ class FinalTraining:
             raise self._diverged("the validation loss")
         return result
 
-    def _evaluate(self, writer: SummaryWriter | _NoEvents, bar: tqdm[Any]) -> None:
+    def _evaluate(self, writer: SummaryWriter | Events, bar: tqdm[Any]) -> None:
         trainer = self._trainer
         if self._config.train_on_validation:
             better = trainer.updates_done == self._config.train.updates
@@ -377,7 +433,7 @@ class FinalTraining:
             self.best_network = {key: tensor.detach().clone() for key, tensor in trainer.model.state_dict().items()}
             self.best_progress = trainer.progress
 
-    def _end_segment(self, writer: SummaryWriter | _NoEvents) -> None:
+    def _end_segment(self, writer: SummaryWriter | Events) -> None:
         trainer = self._trainer
         if trainer.last_mixed is not None:
             images, targets = trainer.last_mixed
@@ -402,26 +458,30 @@ class FinalTraining:
         """Return a copy of the training's state, for `_restore`."""
         return {"trainer": self._trainer.state_dict(), **self.scheduler.state_dict()}
 
-    def _save(self) -> None:
-        progress = self._progress()
-        if self._run is None:
-            return
+    def checkpoint(self) -> dict[str, Any]:
+        """Return everything that resumes the training, in the memory of its own that the trainer's state has."""
         best = {
             "network": self.best_network,
             "progress": self.best_progress,
             "validation": asdict(self.best_validation),
         }
+        return {**self._progress(), "best": best, "good": self._good, "went_back": self.went_back}
+
+    def _save(self) -> None:
+        checkpoint = self.checkpoint()
+        if self._run is None:
+            return
         # After a rollback, above all earlier numbers: the highest number is the newest checkpoint.
         number = self._trainer.updates_done + (0 if self.went_back is None else self._config.train.updates)
-        self._run.save_checkpoint(number, {**progress, "best": best, "good": self._good, "went_back": self.went_back})
+        self._run.save_checkpoint(number, checkpoint)
 
     def _restore(self, progress: dict[str, Any]) -> None:
         self._trainer.load_state_dict(progress["trainer"])
         self.scheduler.load_state_dict(progress)
 
 
-class _NoEvents:
-    """Writer that discards all events, for every distributed process but the first."""
+class Events:
+    """Writer of TensorBoard's events that discards all of them, for every distributed process but the first."""
 
     def __getattr__(self, name: str) -> Callable[..., None]:
         return lambda *_, **__: None

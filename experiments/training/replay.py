@@ -14,6 +14,7 @@ from rlmix.agent.decisions import PolicyFn, choose_by, segments_of
 from rlmix.agent.files import SHIPPED
 from rlmix.agent.loop_policy import policies_of
 from rlmix.agent.ray_env import WorkerResources
+from rlmix.agent.values import Forecaster
 from rlmix.classifier.limits import usable_cores
 from rlmix.classifier.mixing import MixPolicy, PolicySchedule
 from rlmix.experiments.runs.config import stored_config
@@ -32,8 +33,8 @@ def split_for_ddp(config: ReplayConfig) -> ReplayConfig:
         RunError: the batch cannot be divided evenly, or an option is for one process alone.
     """
     if config.num_workers == 1:
-        if config.address is not None:
-            raise RunError("--address is for several processes: add --num-workers")
+        if config.address is not None and config.backend != "ray":
+            raise RunError("--address is for a Ray cluster: add --num-workers, or --backend ray with --budget")
         return config
     if config.train.batch_size % config.num_workers or config.train.batch_size < 2 * config.num_workers:
         raise RunError(
@@ -91,10 +92,12 @@ class PolicySource:
     Attributes:
         policy: the schedule, or the agent that chooses at every segment.
         name: its name in reports.
+        forecaster: the agent's, where there is a budget of several trainings; else None.
     """
 
     policy: PolicySchedule | Agent
     name: str
+    forecaster: Forecaster | None = None
 
     @classmethod
     def load(cls, config: ReplayConfig, run: Path | None) -> PolicySource:
@@ -109,11 +112,19 @@ class PolicySource:
             PolicyError: the schedule cannot be used.
             DamagedFileError: the agent cannot be used.
         """
+        if config.budget > 1 and config.agent is None:
+            raise RunError("--budget is for an agent: add --agent shipped")
         if config.policy is not None and config.agent is None:
             return cls(PolicySchedule.load(config.policy if run is None else run / "policy.json"), config.policy)
         if config.agent is not None and config.policy is None:
-            agent = Agent.load(config.agent if run is None else run)
-            return cls(agent, "the shipped agent" if config.agent == SHIPPED else f"the agent of {config.agent}")
+            place = config.agent if run is None else run
+            name = "the shipped agent" if config.agent == SHIPPED else f"the agent of {config.agent}"
+            agent, forecaster = Agent.load(place), Forecaster.load(place) if config.budget > 1 else None
+            if forecaster is not None and not forecaster.fits(agent):
+                raise RunError(
+                    f"{place}: agent and forecaster have other menus, segments or features; fit them together"
+                )
+            return cls(agent, name, forecaster)
         raise RunError("give either --policy FILE (a schedule) or --agent shipped (or a search's run folder)")
 
     @property
@@ -133,3 +144,5 @@ class PolicySource:
     def save(self, run: Path) -> None:
         """Copy the policy into a run folder, so that the training can be resumed without the original."""
         self.policy.save(run if isinstance(self.policy, Agent) else run / "policy.json")
+        if self.forecaster is not None:
+            self.forecaster.save(run)

@@ -1,0 +1,67 @@
+"""Part of a report: the candidates of a budget, what became of each, and why."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from rlmix.experiments.reports.html_report import Paragraph, Part, Table, percent
+
+INDENT = "\u2003"  # a space that HTML keeps
+
+
+def tried(budget: Mapping[str, Any]) -> list[Part]:
+    """Return the candidates as a tree, one row a segment; what continues a step stands below it.
+
+    Args:
+        budget: entry of this name in a training's `summary.json`.
+    """
+    steps, kept = budget["steps"], _path(budget["steps"], budget["kept"])
+    text = Paragraph(
+        f"{1 + max(step['candidate'] for step in steps)} candidates began, {len(steps)} segments were trained, "
+        f"{budget['spent']:g} trainings' worth of updates of the {budget['trainings']:g} allowed. After each segment "
+        "those went on whose best one was expected to be highest: the forecast is of accuracy at the end if the policy "
+        "is held, in points above the lowest of its segment, ± what is not known; the gain is by how much the step "
+        "raised the best that was expected. At the end validation decides, with allowance for luck: the network that "
+        f"is kept is expected at {percent(budget['expected_validation_accuracy'])} % on validation images."
+    )
+    rows = [
+        (
+            f"{INDENT * step['segment']}{100 * budget['segments'][step['segment']]:.0f} %",
+            str(step["candidate"]),
+            step["policy"],
+            _became(step, steps, kept),
+            f"{step['forecast']:+.1f} ± {step['uncertainty']:.1f}",
+            f"{step['gain']:.2f}",
+            "-" if step["diverged"] else percent(step["accuracy"]),
+        )
+        for step in _in_depth(steps, None)
+    ]
+    header = ["until", "candidate", "policy", "then", "forecast", "gain", "validation, %"]
+    return [text, Table(header, rows, "Candidates, segment by segment", text_columns=4)]
+
+
+def _in_depth(steps: list[dict[str, Any]], parent: int | None) -> Iterator[dict[str, Any]]:
+    for step in steps:
+        if step["continues"] == parent:
+            yield step
+            yield from _in_depth(steps, step["step"])
+
+
+def _path(steps: list[dict[str, Any]], number: int | None) -> set[int]:
+    path = set()
+    while number is not None:
+        path.add(number)
+        number = steps[number]["continues"]
+    return path
+
+
+def _became(step: Mapping[str, Any], steps: list[dict[str, Any]], kept: set[int]) -> str:
+    if step["diverged"]:
+        return "diverged"
+    continued = sum(other["continues"] == step["step"] for other in steps)
+    if not continued:
+        last = step["segment"] == max(other["segment"] for other in steps)
+        return ("kept" if step["step"] in kept else "not kept") if last else "dropped"
+    what = "went on" if continued == 1 else f"went on in {continued} ways"
+    return f"{what}, to what is kept" if step["step"] in kept else what

@@ -1,0 +1,334 @@
+"""Final training within a budget of several: candidates in this process, in several or on Ray, and what was tried.
+
+Every step, a segment of one candidate, is a pure function of the checkpoint that it continues. Checkpoints and results
+are in the run folder until nothing needs them: a training that was killed at any moment resumes to the same result,
+and so does one with another number of workers.
+"""
+
+from __future__ import annotations
+
+import functools
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from torch.utils.tensorboard.writer import SummaryWriter
+
+from rlmix.agent.agent import Agent
+from rlmix.agent.budget import BudgetSearch, Step, StepResult
+from rlmix.agent.decisions import Decision
+from rlmix.agent.ray_env import WorkerResources
+from rlmix.agent.tags import Tag
+from rlmix.agent.values import Forecaster
+from rlmix.classifier.data import Splits
+from rlmix.classifier.files import LineLog, load_state, save_state
+from rlmix.classifier.hardware import set_threads
+from rlmix.classifier.mixing import PolicySchedule
+from rlmix.classifier.training.trainer import Trainer
+from rlmix.envs.observation import TrainingState, observe
+from rlmix.envs.seeds import derive_seed
+from rlmix.experiments.comparison.runner import training_processes
+from rlmix.experiments.runs.errors import RunError, reject_incompatible
+from rlmix.experiments.runs.folder import RunFolder
+from rlmix.experiments.search.cluster import check_capacity, ray_session
+from rlmix.experiments.training.config import ReplayConfig
+from rlmix.experiments.training.final_training import (
+    METHOD_RUN,
+    DivergedError,
+    Events,
+    FinalTraining,
+    describe,
+    finish,
+    layout,
+)
+from rlmix.experiments.training.resolve import load_data
+
+CANDIDATES = "candidates"  # folder of the checkpoints
+LOG = "candidates.jsonl"
+CANDIDATE_RUN = "candidate_"  # start of the name of each candidate's TensorBoard run
+
+Line = dict[str, Any]  # what came of a step: a line of the log
+Checkpoint = dict[str, Any]
+TrainSteps = Callable[[Sequence[Step]], Iterator[Line]]  # saves each checkpoint, then yields the line
+
+
+class StepTrainer:
+    """Trains the steps of candidates, one after the other, with one `Trainer`.
+
+    Args:
+        config: configuration with nothing left to `auto`.
+        data: images of the training.
+        forecaster: says what is observed.
+    """
+
+    def __init__(self, config: ReplayConfig, data: Splits, forecaster: Forecaster) -> None:
+        set_threads(config.threads, stored=True)
+        self._config, self._forecaster = config, forecaster
+        self._trainer = Trainer(config.train, data, seed=config.seed)
+
+    def start(self) -> NDArray[np.float32]:
+        """Return the observation at the start of a training, `[O]`."""
+        self._trainer.reset(self._config.seed)
+        return self._observation(self._training(None, None))
+
+    def train(self, step: Step, before: Checkpoint | None) -> tuple[Line, Checkpoint]:
+        """Train one step.
+
+        Args:
+            step: the step.
+            before: checkpoint after the step that it continues; None at a candidate's start.
+
+        Returns:
+            What came of it, and the checkpoint after it.
+        """
+        started = time.monotonic()
+        if before is None:
+            self._trainer.reset(candidate_seed(self._config.seed, step.candidate))
+        training = self._training(step, before)
+        events = _Recorded([] if before is None else before["events"])
+        observation, accuracy = None, 1 / self._trainer.num_classes
+        try:
+            training.train_segment(events)
+        except DivergedError:  # nothing is rolled back in a candidate: it ends
+            pass
+        else:
+            observation = [float(value) for value in self._observation(training)]
+            evaluation = training.scheduler.state.evaluation
+            assert evaluation is not None
+            ended = step.segment == len(self._forecaster.segments) - 1
+            accuracy = (training.best_validation if ended else evaluation).accuracy
+        seconds = round(time.monotonic() - started, 1)
+        line = {"step": step.number, "observation": observation, "accuracy": accuracy, "seconds": seconds}
+        return line, {**training.checkpoint(), "good": None, "events": events.scalars}
+
+    def finished(self, checkpoint: Checkpoint) -> FinalTraining:
+        """Return the training that has ended with a checkpoint."""
+        return self._training(None, checkpoint)
+
+    def _training(self, step: Step | None, before: Checkpoint | None) -> FinalTraining:
+        def choose(_: TrainingState) -> Decision:
+            assert step is not None
+            return Decision(self._forecaster.menu.policy(step.action), step.action)
+
+        return FinalTraining(self._config, None, self._trainer, choose, self._forecaster.segments, start=before)
+
+    def _observation(self, training: FinalTraining) -> NDArray[np.float32]:
+        return observe(training.scheduler.state, self._forecaster.menu, self._forecaster.features)
+
+
+def candidate_seed(seed: int, candidate: int) -> int:
+    """Return the seed of a candidate; the first one has that of the training."""
+    return seed if candidate == 0 else derive_seed(seed, candidate)
+
+
+def train_within_budget(
+    config: ReplayConfig, run: RunFolder, data: Splits, agent: Agent, name: str, address: str | None
+) -> dict[str, Any]:
+    """Train candidates within the budget, from where an earlier call has stopped; keep the best, test it, and report.
+
+    Args:
+        config: configuration with nothing left to `auto`.
+        run: run folder, with the agent's forecaster.
+        data: images of the training.
+        agent: its own choice is among the candidates that begin.
+        name: name of the agent, for the report.
+        address: address of a Ray cluster; None for Ray on this machine.
+
+    Returns:
+        The content of `summary.json`.
+
+    Raises:
+        RunError: all candidates diverged, or a worker failed.
+    """
+    started = time.monotonic()
+    forecaster = Forecaster.load(run.path)
+    trainer = StepTrainer(config, data, forecaster)
+    observation = trainer.start()
+    search = BudgetSearch(
+        agent,
+        forecaster,
+        config.budget,
+        observation,
+        agent.choose(observation),
+        images=len(data.validation),
+        seed=config.seed,
+    )
+    print(
+        f"{describe(config, data)}\nunder: {name}, the updates of {config.budget:g} trainings: "
+        f"{', '.join(map(str, search.counts))} candidates in the {len(search.counts)} segments",
+        flush=True,
+    )
+    folder, log = run.path / CANDIDATES, LineLog(run.path / LOG)
+    folder.mkdir(exist_ok=True)
+    lines = log.read()
+    log.keep(len(lines))  # a torn last line would spoil the next one
+    with reject_incompatible(log.path), _steps_trained(config, run, trainer, address) as train:
+        known = {line["step"]: line for line in lines}
+        while due := search.due:
+            if missing := [step for step in due if step.number not in known]:
+                _forget(folder, search, due[0].segment - 1)
+                for line in train(missing):
+                    log.append(line)
+                    known[line["step"]] = line
+                    print(_describe(search, line), flush=True)
+            for step in due:
+                seen, accuracy = known[step.number]["observation"], known[step.number]["accuracy"]
+                search.tell(step.number, StepResult(None if seen is None else np.array(seen, np.float32), accuracy))
+    winner = search.winner
+    if winner is None:
+        raise RunError(f"every candidate diverged; start again with an --lr lower than {config.train.lr:g}")
+    kept = load_state(_file(folder, winner.number))
+    training = trainer.finished(kept)
+    training.seconds = time.monotonic() - started
+    _write_events(run, search, training.scheduler.schedule(), kept["events"], config.train.updates)
+    facts = {
+        "trainings": config.budget,
+        "spent": round(search.cost, 3),
+        "kept": winner.number,
+        "expected_validation_accuracy": round(search.expected_accuracies()[winner.number], 5),
+        "segments": list(forecaster.segments),
+        "steps": [{**step, "policy": str(forecaster.menu.policy(step["action"]))} for step in search.to_json()],
+    }
+    summary = finish(config, run, training, f"{name}, the best of a budget of {config.budget:g}", budget=facts)
+    _forget(folder, search, len(search.counts))
+    folder.rmdir()
+    return summary
+
+
+@contextmanager
+def _steps_trained(
+    config: ReplayConfig, run: RunFolder, trainer: StepTrainer, address: str | None
+) -> Iterator[TrainSteps]:
+    """Yield the function that trains steps: here, in processes of this machine, or on Ray."""
+    folder = run.path / CANDIDATES
+    if config.backend == "ray":
+        with ray_session(address), _on_ray(config, run, folder) as train:
+            yield train
+    elif config.workers > 1:
+        with training_processes(config.workers) as run_jobs:
+
+            def in_processes(steps: Sequence[Step]) -> Iterator[Line]:
+                jobs = {
+                    step.number: functools.partial(_train_in_process, str(run.path), config, step) for step in steps
+                }
+                yield from (line for _, line in run_jobs(jobs))
+
+            yield in_processes
+    else:
+        yield lambda steps: (_train_and_save(trainer, folder, step) for step in steps)
+
+
+@contextmanager
+def _on_ray(config: ReplayConfig, run: RunFolder, folder: Path) -> Iterator[TrainSteps]:
+    """Yield the function that trains steps in Ray's actors; this process keeps the checkpoints."""
+    import ray
+    from ray.util import ActorPool
+
+    share = WorkerResources(config.threads, 1.0 if config.train.device.startswith("cuda") else 0.0)
+    check_capacity(config.workers, share)
+    forecaster = Forecaster.load(run.path)
+
+    class Actor:
+        def __init__(self) -> None:
+            self._trainer: StepTrainer | None = None
+
+        def train(self, step: Step, before: Checkpoint | None) -> tuple[Line, Checkpoint]:
+            # Not in the constructor, where Ray would hide an error's own message.
+            self._trainer = self._trainer or StepTrainer(config, load_data(config), forecaster)
+            return self._trainer.train(step, before)
+
+    remote = ray.remote(num_cpus=share.cpus, num_gpus=share.gpus)(Actor)
+    actors = [remote.remote() for _ in range(config.workers)]
+
+    def on_actors(steps: Sequence[Step]) -> Iterator[Line]:
+        pool = ActorPool(actors)
+        started = [(step, None if step.parent is None else load_state(_file(folder, step.parent))) for step in steps]
+        for line, checkpoint in pool.map_unordered(lambda actor, pair: actor.train.remote(*pair), started):
+            save_state(_file(folder, line["step"]), checkpoint)
+            yield line
+
+    yield on_actors
+
+
+def _train_in_process(run: str, config: ReplayConfig, step: Step) -> Line:
+    """Train a step in a process of its own."""
+    return _train_and_save(_shared_trainer(run, config), Path(run) / CANDIDATES, step)
+
+
+@functools.cache
+def _shared_trainer(run: str, config: ReplayConfig) -> StepTrainer:
+    """Return the trainer of a run, built once in each process."""
+    return StepTrainer(config, load_data(config), Forecaster.load(run))
+
+
+def _train_and_save(trainer: StepTrainer, folder: Path, step: Step) -> Line:
+    line, checkpoint = trainer.train(step, None if step.parent is None else load_state(_file(folder, step.parent)))
+    save_state(_file(folder, step.number), checkpoint)
+    return line
+
+
+def _file(folder: Path, number: int) -> Path:
+    return folder / f"{number:04d}.safetensors"
+
+
+def _forget(folder: Path, search: BudgetSearch, segment: int) -> None:
+    """Delete the checkpoints of all steps before a segment."""
+    for step in search.steps:
+        if step.segment < segment:
+            _file(folder, step.number).unlink(missing_ok=True)
+
+
+def _describe(search: BudgetSearch, line: Line) -> str:
+    step, forecaster = search.steps[line["step"]], search.forecaster
+    result = "diverged" if line["observation"] is None else f"validation {100 * line['accuracy']:5.2f} %"
+    return (
+        f"  {100 * forecaster.segments[step.segment]:3.0f} %  candidate {step.candidate:<3} {result}  "
+        f"{line['seconds']:6.1f} s  {forecaster.menu.policy(step.action)}"
+    )
+
+
+class _Recorded(Events):
+    """Writer that keeps scalars, so that those of the training that is kept can be written.
+
+    Args:
+        scalars: those so far: tag, value and update.
+    """
+
+    def __init__(self, scalars: Sequence[Sequence[Any]]) -> None:
+        self.scalars = [list(entry) for entry in scalars]
+
+    def add_scalar(self, tag: str, value: float, step: int) -> None:
+        """Keep a scalar."""
+        self.scalars.append([str(tag), float(value), step])
+
+
+def _write_events(
+    run: RunFolder, search: BudgetSearch, schedule: PolicySchedule, scalars: Sequence[Sequence[Any]], updates: int
+) -> None:
+    """Write TensorBoard's events: the curves of the training that is kept, and every candidate's accuracies."""
+    with ExitStack() as writers:
+
+        def writer(name: str = "") -> SummaryWriter:
+            # An interrupted call may have written the same before.
+            return writers.enter_context(SummaryWriter(str(run.events / name), purge_step=0))
+
+        kept = writer()
+        kept.add_custom_scalars(layout(validated=True))
+        for tag, value, update in scalars:
+            kept.add_scalar(tag, value, update)
+        methods = dict.fromkeys(method for _, policy in schedule.segments for method in policy.shares)
+        shares = {method: writer(f"{METHOD_RUN}{method}") for method in methods}
+        for update in sorted({update for tag, _, update in scalars if tag == Tag.LEARNING_RATE}):
+            policy = next(policy for until, policy in schedule.segments if round(until * updates) >= update)
+            for method, one in shares.items():
+                one.add_scalar(Tag.METHOD_SHARE, policy.shares.get(method, 0.0), update)
+        continued = {step.parent for step in search.steps}
+        for last in (step for step in search.steps if step.number not in continued):
+            one = writer(f"{CANDIDATE_RUN}{last.number}")
+            for step in search.path(last):
+                end = round(search.forecaster.segments[step.segment] * updates)
+                one.add_scalar(Tag.ACCURACY, search.results[step.number].accuracy, end)

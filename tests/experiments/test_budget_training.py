@@ -1,0 +1,181 @@
+"""Final training within a budget of several: what is kept, being killed, several workers, what is refused."""
+
+import gc
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from rlmix.agent.agent import ActorCritic, Agent
+from rlmix.agent.tags import Tag
+from rlmix.agent.values import ActionValues, Forecaster, value_network
+from rlmix.classifier.files import LineLog
+from rlmix.classifier.mixing import PolicySchedule
+from rlmix.envs import Menu
+from rlmix.envs.effects import action_effects, combination_numbers
+from rlmix.envs.observation import DEFAULT_FEATURES
+from rlmix.experiments import replay_policy
+from rlmix.experiments.training import budget_training
+from rlmix.experiments.training.budget_training import candidate_seed
+from tests import board
+
+pytestmark = pytest.mark.usefixtures("undrawn")
+
+MENU = Menu(
+    sources=(("clean", {"clean": 1.0}), ("cutmix half", {"clean": 0.5, "cutmix": 0.5}), ("rmix all", {"rmix": 1.0})),
+    thresholds=(None,),
+    labels=((1.0, 0.0), (1.0, 0.3)),
+    lams=("beta(1)",),
+)
+SEGMENTS = (0.2, 0.5, 1.0)
+UPDATES = 40
+OPTIONS = (
+    f"--dataset digits --train-size 100 --updates {UPDATES} --batch-size 50 --validation-size 100 --lr 0.1 "
+    "--evaluations 4 --threads 1 --precision fp32 --seed 5"
+).split()
+
+
+@pytest.fixture(scope="module")
+def agent(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of an agent, and a forecaster whose networks have learned nothing and disagree."""
+    folder = tmp_path_factory.mktemp("agent")
+    torch.manual_seed(3)
+    observed = len(DEFAULT_FEATURES) + sum(MENU.sizes)
+    Agent(ActorCritic(observed, [16], sum(MENU.sizes)).eval(), MENU, SEGMENTS, {}).save(folder)
+    effects = action_effects(MENU)[combination_numbers(MENU.actions(), MENU)]
+    networks = [value_network(observed + effects.shape[1], 16).eval() for _ in range(4)]
+    values = ActionValues(effects, torch.zeros(observed), torch.ones(observed), networks)
+    Forecaster(values, MENU, SEGMENTS, DEFAULT_FEATURES, (0.3, 0.2, 0.1), {}).save(folder)
+    return folder
+
+
+def train(agent: Path, run: Path, *arguments: object, budget: float = 2.6) -> dict[str, Any]:
+    gc.collect()  # the lock of a killed one goes with the folder's last reference
+    if (run / "config.json").exists():
+        replay_policy.main(["--resume", str(run)])
+    else:
+        options = ["--agent", str(agent), "--budget", str(budget), "--out", str(run)]
+        replay_policy.main([*OPTIONS, *options, *map(str, arguments)])
+    return outcome(run)
+
+
+def outcome(run: Path) -> dict[str, Any]:
+    summary = json.loads((run / "summary.json").read_text())
+    del summary["seconds_this_time"]
+    return {**summary, "weights": (run / "model.safetensors").read_bytes()}
+
+
+@pytest.fixture(scope="module")
+def whole(agent: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    run = tmp_path_factory.mktemp("whole") / "run"
+    train(agent, run)
+    return run
+
+
+def test_what_is_kept_is_the_training_under_its_schedule(whole: Path, tmp_path: Path) -> None:
+    summary = outcome(whole)
+    steps = summary["budget"]["steps"]
+    kept = steps[summary["budget"]["kept"]]
+    lengths = [0.2, 0.3, 0.5]
+    assert summary["budget"]["spent"] == pytest.approx(sum(lengths[step["segment"]] for step in steps))
+    assert 2.1 < summary["budget"]["spent"] <= 2.6
+    PolicySchedule.from_json(summary["schedule"]).save(tmp_path / "policy.json")
+    seed = str(candidate_seed(5, kept["candidate"]))
+    replay_policy.main([*OPTIONS, "--policy", f"{tmp_path}/policy.json", "--out", f"{tmp_path}/alone", "--seed", seed])
+    alone = outcome(tmp_path / "alone")
+    assert alone["weights"] == summary["weights"]
+    for split in ("validation", "development", "test"):
+        assert alone[split] == summary[split]
+    ends = [step for step in steps if step["segment"] == 2]
+    assert kept["accuracy"] == alone["validation"]["accuracy"] and kept in ends
+    assert not (whole / "candidates").exists()
+
+
+def test_tensorboard_and_report_show_the_candidates(whole: Path) -> None:
+    steps = outcome(whole)["budget"]["steps"]
+    curve = board.scalars(whole / "tensorboard", Tag.ACCURACY)
+    assert [event.step for event in curve] == [10, 20, 30, 40]
+    ended = {step["step"] for step in steps} - {step["continues"] for step in steps}
+    folders = {folder.name for folder in (whole / "tensorboard").glob("candidate_*")}
+    assert folders == {f"candidate_{number}" for number in ended}
+    for number in ended:
+        points = board.scalars(whole / "tensorboard", Tag.ACCURACY, f"candidate_{number}")
+        assert points[-1].value == pytest.approx(steps[number]["accuracy"])
+    page = (whole / "report.html").read_text()
+    dropped = sum(step["segment"] < 2 for step in steps if step["step"] in ended)
+    assert "What was tried" in page and page.count(">dropped<") == dropped > 0
+
+
+class Killed(BaseException):
+    """Stands for SIGKILL in this process: nothing but `finally` sees it."""
+
+
+@pytest.mark.parametrize("place", ["before a step", "before its line", "at the end"])
+@pytest.mark.parametrize("call", [0, 3])
+def test_a_killed_search_resumes_to_the_same(
+    agent: Path, whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, place: str, call: int
+) -> None:
+    calls = 0
+
+    def killing(function: Any) -> Any:
+        def wrapped(*arguments: Any, **options: Any) -> Any:
+            nonlocal calls
+            calls += 1
+            if calls == call + 1:
+                raise Killed
+            return function(*arguments, **options)
+
+        return wrapped
+
+    with monkeypatch.context() as patch:
+        if place == "before a step":
+            patch.setattr(budget_training.StepTrainer, "train", killing(budget_training.StepTrainer.train))
+        elif place == "before its line":
+            patch.setattr(LineLog, "append", killing(LineLog.append))
+        else:
+            calls = call
+            patch.setattr(budget_training, "finish", killing(budget_training.finish))
+        with pytest.raises(Killed):
+            train(agent, tmp_path / "run")
+    assert train(agent, tmp_path / "run") == outcome(whole)
+
+
+def test_two_processes_give_the_same(agent: Path, whole: Path, tmp_path: Path) -> None:
+    assert train(agent, tmp_path / "run", "--workers", 2) == outcome(whole)
+
+
+def test_candidates_that_diverge_are_said_to_have(
+    agent: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as stopped:
+        train(agent, tmp_path / "run", "--lr", 1e30)
+    out, error = capsys.readouterr()
+    began = len((tmp_path / "run" / budget_training.LOG).read_text().splitlines())
+    assert stopped.value.code == 2 and out.count("diverged") == began > 1
+    assert error == "error: every candidate diverged; start again with an --lr lower than 1e+30\n"
+
+
+@pytest.mark.parametrize(
+    ("options", "told"),
+    [
+        ("--budget 0.5", "budget must be from 1 to 64 trainings, got 0.5"),
+        ("--budget 65", "budget must be from 1 to 64"),
+        ("--workers 2", "--budget above 1"),
+        ("--budget 2 --num-workers 2", "--workers"),
+        ("--budget 2 --train-on-validation", "--train-on-validation"),
+    ],
+)
+def test_refused_in_one_line(refused: Any, agent: Path, tmp_path: Path, options: str, told: str) -> None:
+    arguments = [*OPTIONS, "--agent", str(agent), "--out", str(tmp_path / "run"), *options.split()]
+    assert told in refused(replay_policy.main, arguments)
+
+
+def test_a_schedule_or_an_agent_without_forecaster_has_no_budget(refused: Any, agent: Path, tmp_path: Path) -> None:
+    alone = tmp_path / "alone"
+    alone.mkdir()
+    Agent.load(agent).save(alone)
+    options = [*OPTIONS, "--budget", "2", "--out", str(tmp_path / "run")]
+    assert "no usable forecaster there" in refused(replay_policy.main, [*options, "--agent", str(alone)])
+    assert "--agent shipped" in refused(replay_policy.main, [*options, "--policy", "policy.json"])
