@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Iterator, Sequence
+from importlib.metadata import distribution
 from pathlib import Path
 
+import numpy as np
 import torch
-from sklearn.datasets import load_digits
 from torch import Tensor
 from torch.utils.data import Sampler, TensorDataset
 
@@ -16,9 +17,11 @@ TRAINING = 1000  # images; the others are for validation
 
 def load(channels: int = 1) -> tuple[TensorDataset, TensorDataset]:
     """Return training and validation images `[N, channels, 8, 8]`, normalised, with labels."""
-    digits = load_digits()
-    images = (torch.tensor(digits.images, dtype=torch.float32)[:, None] - 4.9) / 6.0
-    images, labels = images.expand(-1, channels, -1, -1).contiguous(), torch.tensor(digits.target)
+    # The file alone: scikit-learn takes almost as long to import as torch, and needs SciPy.
+    file = distribution("scikit-learn").locate_file("sklearn/datasets/data/digits.csv.gz")
+    table = torch.from_numpy(np.loadtxt(str(file), delimiter=","))
+    images, labels = (table[:, :64].float().view(-1, 1, 8, 8) - 4.9) / 6.0, table[:, 64].long()
+    images = images.expand(-1, channels, -1, -1).contiguous()
     return TensorDataset(images[:TRAINING], labels[:TRAINING]), TensorDataset(images[TRAINING:], labels[TRAINING:])
 
 

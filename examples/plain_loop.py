@@ -6,6 +6,7 @@ python examples/plain_loop.py --resume    # after an interruption, to the same w
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterable, Sequence
 from typing import Any
 
@@ -15,7 +16,6 @@ from torch import Tensor, nn
 from torch.optim import SGD, Optimizer
 from torch.optim.lr_scheduler import LRScheduler, OneCycleLR
 from torch.utils.data import DataLoader
-from torch.utils.tensorboard.writer import SummaryWriter
 
 from rlmix import RLMix
 
@@ -73,16 +73,17 @@ def main(arguments: Sequence[str] | None = None) -> None:
         first = state["epoch"]
         for name, part in parts.items():
             part.load_state_dict(state[name])
-    with SummaryWriter(str(options.out), purge_step=first) as writer:
-        for epoch in range(first, options.last):
-            order.set_epoch(epoch)
-            train(network, loader, optimizer, schedule, mix, validation)
-            accuracy = digits.accuracy(predict(network, validation[0]), validation[1])
-            for name, value in {"validation/accuracy": accuracy, **mix.scalars()}.items():
-                writer.add_scalar(name, value, epoch)
-            print(f"epoch {epoch}: validation accuracy {100 * accuracy:.1f} %, {mix.policy}")
-            states = {name: part.state_dict() for name, part in parts.items()}
-            torch.save({"epoch": epoch + 1, **states}, checkpoint)
+    log = options.out / "log.jsonl"
+    lines = log.read_text().splitlines()[:first] if options.resume else []
+    for epoch in range(first, options.last):
+        order.set_epoch(epoch)
+        train(network, loader, optimizer, schedule, mix, validation)
+        accuracy = digits.accuracy(predict(network, validation[0]), validation[1])
+        print(f"epoch {epoch}: validation accuracy {100 * accuracy:.1f} %, {mix.policy}")
+        lines.append(json.dumps({"epoch": epoch, "validation_accuracy": accuracy, **mix.scalars()}))
+        log.write_text("\n".join(lines) + "\n")
+        states = {name: part.state_dict() for name, part in parts.items()}
+        torch.save({"epoch": epoch + 1, **states}, checkpoint)
     mix.save(options.out / "policy.json")  # RLMix("policy.json", ...) replays it
     print(*mix.choices, sep="\n")
 

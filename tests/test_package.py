@@ -1,25 +1,30 @@
 """What is installed: one package, `rlmix`, made of real files, which works beside a user's own packages."""
 
 import os
+import re
 import shutil
 import subprocess
 import sys
 import tarfile
 import zipfile
+from collections.abc import Callable
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
 
 ROOT = Path(__file__).parents[1]
 ROOMS = ("agent", "classifier", "envs", "experiments")
+# Dependencies without which a loop of one's own must run.
+UNNEEDED = ("stable_baselines3", "gymnasium", "ray", "matplotlib", "tensorboard", "scipy", "torchvision", "tyro")
 
 pytestmark = pytest.mark.slow
 
 
-def run(*words: str, cwd: Path, path: Path | None = None) -> str:
-    """The output of this Python with these arguments; `path` is put in front of what it imports from."""
+def run(*words: str, cwd: Path, path: Path | None = None, python: str = sys.executable) -> str:
+    """The output of a Python with these arguments; `path` is put in front of what it imports from."""
     environment = {**os.environ, "PYTHONPATH": str(path or "")}
-    done = subprocess.run([sys.executable, *words], cwd=cwd, env=environment, capture_output=True, text=True)
+    done = subprocess.run([python, *words], cwd=cwd, env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout + done.stderr
     return done.stdout
 
@@ -54,6 +59,30 @@ def installed(wheel: Path) -> Path:
     pip = ("-m", "pip", "install", "--quiet", "--no-index", "--no-deps", "--no-compile", "--target", str(target))
     run(*pip, str(wheel), cwd=wheel.parent)
     return target
+
+
+@pytest.fixture
+def environment(wheel: Path, tmp_path: Path) -> Callable[..., str]:
+    """A maker of virtual environments of the wheel and this environment's other packages, but for those left out."""
+
+    def make(*left_out: str) -> str:
+        libraries = tmp_path / "libraries"
+        libraries.mkdir()
+        for folder in dict.fromkeys(path for path in map(Path, sys.path) if path.name == "site-packages"):
+            for entry in folder.iterdir():
+                name = re.split(r"[-.]", entry.name)[0].lower()
+                own = name in ("rlmix", "rl_mix") or entry.suffix == ".pth"
+                if not (own or name in left_out or (libraries / entry.name).exists()):
+                    (libraries / entry.name).symlink_to(entry)
+        run("-m", "venv", "--without-pip", str(tmp_path / "venv"), cwd=tmp_path)
+        python = str(tmp_path / "venv/bin/python")
+        pip = ("-m", "pip", "--python", python, "install", "--quiet", "--no-index", "--no-deps", "--no-compile")
+        run(*pip, str(wheel), cwd=tmp_path)
+        (packages,) = (tmp_path / "venv").glob("lib/*/site-packages")
+        (packages / "libraries.pth").write_text(f"{libraries}\n")
+        return python
+
+    return make
 
 
 @pytest.fixture
@@ -115,6 +144,34 @@ def test_importing_the_package_is_light(installed: Path, project: Path) -> None:
     loaded = set(run("-c", code, cwd=project, path=installed).split())
     assert "rlmix" in loaded
     assert not loaded & {"ray", "matplotlib", "tensorboard", "torch", "stable_baselines3", "scipy"}
+
+
+EXAMPLES = f"""
+import importlib, importlib.util, sys, warnings, rlmix
+assert rlmix.__file__.startswith(sys.prefix), rlmix.__file__
+warnings.simplefilter("ignore")
+sys.path.insert(0, {str(ROOT / "examples")!r})
+names, left_out = (words.split() for words in sys.argv[1:])
+assert not [name for name in left_out if importlib.util.find_spec(name)]
+for name in names:
+    importlib.import_module(name).main(["--epochs", "1", "--out", name])
+"""
+
+
+def test_the_plain_loop_runs_in_an_environment_of_little_but_torch(
+    environment: Callable[..., str], tmp_path: Path
+) -> None:
+    python = environment(*UNNEEDED)
+    assert "epoch 0" in run("-c", EXAMPLES, "plain_loop", " ".join(UNNEEDED), cwd=tmp_path, python=python)
+    assert (tmp_path / "plain_loop/policy.json").is_file()
+
+
+def test_the_examples_run_with_what_is_installed(environment: Callable[..., str], tmp_path: Path) -> None:
+    needs = {"timm_loop": "timm", "lightning_loop": "lightning", "huggingface_loop": "transformers"}
+    names = [path.stem for path in sorted((ROOT / "examples").glob("*_loop.py"))]
+    there = [name for name in names if name not in needs or find_spec(needs[name])]
+    run("-c", EXAMPLES, " ".join(there), "", cwd=tmp_path, python=environment())
+    assert len(names) >= 5 and all(any((tmp_path / name).iterdir()) for name in there)
 
 
 def test_the_commands_are_installed(installed: Path, project: Path) -> None:

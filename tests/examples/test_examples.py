@@ -28,6 +28,10 @@ def tensorboard(out: Path) -> set[str]:
     return set(EventAccumulator(str(out)).Reload().Tags()["scalars"])
 
 
+def json_lines(out: Path) -> set[str]:
+    return {key for line in (out / "log.jsonl").read_text().splitlines() for key in json.loads(line)}
+
+
 def columns(name: str) -> Callable[[Path], set[str]]:
     return lambda out: {key for file in out.glob(name) for row in csv.DictReader(file.open()) for key in row}
 
@@ -38,7 +42,7 @@ def trainer_state(out: Path) -> set[str]:
 
 
 LOOPS: dict[str, tuple[Callable[[Path], Any], Callable[[Path], set[str]], str]] = {
-    "plain_loop": (weights_in("checkpoint.pt", "network"), tensorboard, "rlmix/label_smoothing"),
+    "plain_loop": (weights_in("checkpoint.pt", "network"), json_lines, "rlmix/label_smoothing"),
     "timm_loop": (weights_in("last.pth.tar", "state_dict"), columns("summary.csv"), "train_rlmix/label_smoothing"),
     "torchvision_loop": (weights_in("checkpoint.pth", "model"), tensorboard, "rlmix/label_smoothing"),
     "lightning_loop": (
