@@ -30,6 +30,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         from rlmix.classifier.mixing import PolicySchedule
         from rlmix.experiments.runs.config import stored_config
         from rlmix.experiments.runs.folder import RunFolder
+        from rlmix.experiments.training.data_record import keep_to_data
         from rlmix.experiments.training.dry_run import what_it_takes
         from rlmix.experiments.training.final_training import train_to_the_end
         from rlmix.experiments.training.resolve import load_data, resolve
@@ -47,6 +48,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
             run = RunFolder.create(config.run.out, CLASSIFIER)
             run.write_config(CLASSIFIER, asdict(config))
         call.resume = f"{call.command} {run.resume_options}"
+        keep_to_data(run, data)
         print(f"run folder: {run.path}")
         train_to_the_end(config, run, data, from_schedule(PolicySchedule.fixed(policy)), [1.0], str(policy))
 

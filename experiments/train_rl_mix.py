@@ -29,6 +29,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         from rlmix.agent.rl_mix.agent import RLMixAgent
         from rlmix.experiments.runs.config import stored_config
         from rlmix.experiments.runs.folder import RunFolder
+        from rlmix.experiments.training.data_record import keep_to_data
         from rlmix.experiments.training.rl_mix import resolve, train
 
         if config.run.resume is not None:
@@ -43,6 +44,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
                 RLMixAgent.load(Path(config.agent)).save(run.path)
             run.write_config(RL_MIX, asdict(config))
         call.resume = f"{call.command} {run.resume_options}"
+        keep_to_data(run, data)
         print(f"run folder: {run.path}\nwatch: tensorboard --logdir {run.events}", flush=True)
         train(config, run, data)
 

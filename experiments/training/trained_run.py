@@ -15,6 +15,7 @@ from rlmix.experiments.runs.errors import RunError
 from rlmix.experiments.runs.folder import read_config
 from rlmix.experiments.training import config
 from rlmix.experiments.training.config import ClassifierConfig, FinalConfig, ReplayConfig
+from rlmix.experiments.training.data_record import require_same_data
 from rlmix.experiments.training.resolve import load_data
 
 # The commands that train one network to be kept, and their configurations.
@@ -50,7 +51,8 @@ class TrainedRun:
             trust: whether code that its configuration names may run.
 
         Raises:
-            RunError: there is no such run, it has not finished, or its network cannot be built.
+            RunError: there is no such run, it has not finished, its data set has changed, or its network cannot be
+                built.
             DamagedFileError: the weights cannot be read.
             DataError: the images are not available.
         """
@@ -62,6 +64,7 @@ class TrainedRun:
         if data_root is not None:
             config = replace(config, data=replace(config.data, data_root=data_root))
         data = load_data(config)
+        require_same_data(Path(path), data)
         state = load_weights(weights)
         try:
             network = trained_network(

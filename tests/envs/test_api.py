@@ -183,6 +183,13 @@ def _make_tiny() -> gym.Env[Any, Any]:
     return gym.make(IDS[0], **arguments(reward="change"))
 
 
+def test_environments_of_a_vector_play_different_episodes() -> None:
+    """As RLlib's runners did not: ray-project/ray#54039."""
+    many = gym.make_vec(IDS[0], num_envs=3, vectorization_mode="sync", **arguments(reward="change"))
+    seen = [many.reset(seed=seed)[1]["episode_seed"].tolist() for seed in (None, None, 0)]
+    assert seen[2] == [0, 1, 2] and len({*seen[0], *seen[1]}) == 6
+
+
 def test_a_vector_of_processes_gives_the_same_as_this_process() -> None:
     actions = random_actions(4, 1, seed=1)
     vector = AsyncVectorEnv([_make_tiny], context="spawn")  # a fork of a process with torch's threads may hang

@@ -1,5 +1,6 @@
 """What Lightning's callback says of a module or a batch that it cannot use."""
 
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -14,8 +15,8 @@ from rlmix.classifier.errors import InputError
 pl = pytest.importorskip("lightning.pytorch")
 
 
-def fit(step: str = "itself", collate: Any = None, **named: Any) -> None:
-    """Train two batches of a module whose `training_step` calls itself, or its network."""
+def fit(step: str = "itself", collate: Any = None, accumulate: int = 1, **named: Any) -> Any:
+    """Train two batches of a module whose `training_step` calls itself, or its network; return the trainer."""
     from rlmix.lightning import RLMixCallback
 
     class Module(pl.LightningModule):  # type: ignore[name-defined,misc]
@@ -40,9 +41,10 @@ def fit(step: str = "itself", collate: Any = None, **named: Any) -> None:
     callback = RLMixCallback(RLMix("mixup", num_classes=3), **named)
     trainer = pl.Trainer(
         max_epochs=1, accelerator="cpu", logger=False, callbacks=[callback], enable_checkpointing=False,
-        enable_progress_bar=False, enable_model_summary=False,
+        enable_progress_bar=False, enable_model_summary=False, accumulate_grad_batches=accumulate,
     )  # fmt: skip
     trainer.fit(Module(), DataLoader(data, batch_size=4, collate_fn=collate), DataLoader(data, batch_size=4))
+    return trainer
 
 
 def test_a_name_that_is_not_logged_is_told_with_those_that_are() -> None:
@@ -59,3 +61,20 @@ def test_a_step_that_goes_around_the_module_is_told() -> None:
 def test_a_batch_that_is_no_pair_is_refused() -> None:
     with pytest.raises(InputError, match="got dict"):
         fit(collate=lambda items: {"images": torch.stack([image for image, _ in items])})
+
+
+def test_its_checkpoint_is_read_without_unpickling(tmp_path: Path) -> None:
+    """As torch 2.6 and Lightning 2.6 do: Lightning-AI/pytorch-lightning#20643."""
+    trainer = fit(accuracy="val_acc")
+    trainer.save_checkpoint(tmp_path / "a.ckpt")
+    (kept,) = torch.load(tmp_path / "a.ckpt", weights_only=True)["callbacks"].values()
+    again = RLMix("mixup", num_classes=3)
+    again.load_state_dict(kept)
+    assert again.state_dict()["done"] == kept["done"] == 2
+
+
+def test_accumulated_batches_are_each_mixed_and_counted() -> None:
+    """Steps of the optimiser are fewer than batches (Lightning-AI/pytorch-lightning#21808); batches count."""
+    trainer = fit(accumulate=2, accuracy="val_acc")
+    (callback,) = (entry for entry in trainer.callbacks if hasattr(entry, "mix"))
+    assert trainer.global_step == 1 and callback.mix.state_dict()["done"] == 2

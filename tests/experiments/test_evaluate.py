@@ -176,6 +176,7 @@ def test_a_training_without_development_images(run: Path, refused: Refused) -> N
     value = json.loads((run / "config.json").read_text())
     value["config"]["development_size"] = 0
     (run / "config.json").write_text(json.dumps(value))
+    (run / "data.json").unlink()
     assert "kept no development images" in refused(evaluate.main, ["--run", run])
 
 

@@ -20,6 +20,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from torch import nn
+from torchvision.transforms.functional import to_pil_image
 
 from rlmix.agent.agent import Agent
 from rlmix.agent.decisions import probabilities_of
@@ -31,7 +32,7 @@ from rlmix.classifier.mixing import METHODS, LamDistribution, MixPolicy, PolicyS
 from rlmix.classifier.models import build_model
 from rlmix.classifier.training.trainer import Trainer
 from rlmix.envs import DIMENSIONS, Menu
-from rlmix.experiments import replay_policy, train_classifier
+from rlmix.experiments import evaluate, replay_policy, train_classifier
 from rlmix.experiments.runs.folder import RunFolder
 from rlmix.experiments.runs.options import DataConfig
 from rlmix.experiments.training.config import ClassifierConfig, FinalConfig, ReplayConfig
@@ -545,6 +546,47 @@ def test_own_network_and_data_killed_and_terminated_as_by_a_user(
     model = importlib.import_module("own_for_replay").build(10, 1)  # as its author wrote it: no head, no wrapper
     model.load_state_dict(load_file(run / "model.safetensors"))
     assert accuracy_of(model, "test") == pytest.approx(summary["test"]["accuracy"], abs=1e-6)
+
+
+def test_images_that_have_changed_since_are_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Another class list would be scored against the wrong outputs without a word: ultralytics/ultralytics#26192."""
+    folder, run = tmp_path / "images", tmp_path / "run"
+    for name in ("cat", "dog", "eel"):
+        (folder / name).mkdir(parents=True)
+        for number in range(20):
+            pixels = torch.rand(3, 8, 8, generator=torch.Generator().manual_seed(1000 * ord(name[0]) + number))
+            to_pil_image(pixels).save(folder / name / f"{number}.png")
+
+    def resume() -> None:
+        train_classifier.main(["--resume", str(run)])
+
+    def measure() -> None:
+        evaluate.main(["--run", str(run), "--measures", "accuracy", "--device", "cpu"])
+
+    def refused(command: Callable[[], None]) -> str:
+        capsys.readouterr()
+        gc.collect()  # the lock goes with the folder's last reference
+        with pytest.raises(SystemExit):
+            command()
+        (line,) = capsys.readouterr().err.splitlines()
+        return line
+
+    options = f"--dataset {folder} --updates 4 --batch-size 8 --threads 1 --precision fp32 --evaluations 1"
+    train_classifier.main([*options.split(), "--out", str(run)])
+    for old, new, told in (
+        ("dog", "zebra", "with the new classes [zebra] and without [dog]; restore it"),
+        ("dog/0.png", "../0.png", "images, not "),
+        ("dog/0.png", "cat/20.png", "with other labels; "),
+    ):
+        (folder / old).rename(folder / new)
+        assert told in refused(resume) and told in refused(measure)
+        (folder / new).rename(folder / old)
+    resume()
+    measure()
+    (run / "data.json").write_text('{"class_names": 3}')
+    assert "data.json: does not fit this run" in refused(measure)
+    (run / "data.json").unlink()  # of an older version
+    measure()
 
 
 @pytest.mark.parametrize("damage", ["cut", "flipped", "empty"])

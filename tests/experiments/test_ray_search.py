@@ -23,6 +23,7 @@ from rlmix.experiments.search import search
 from rlmix.experiments.search.cluster import worker_capacity
 from tests.envs.tiny import PAUSE
 from tests.experiments.inline import skip_drawing
+from tests.experiments.own_words import own_words
 from tests.experiments.test_train_agent import OPTIONS, outcome, status_of
 from tests.soak.writes import workers_here
 
@@ -77,6 +78,15 @@ def raylet(node: Any) -> int:
     return node.all_processes["raylet"][0].process.pid
 
 
+def test_a_traceback_that_ray_logs_is_not_taken_for_ours() -> None:
+    raised = 'Traceback (most recent call last):\n  File "a.py", line 3, in b\n    c()\nTimeoutError: late\n'
+    record = f"2026-11-28 10:00:00,123\tERROR gcs.py:12 -- Safe to ignore:\n{raised}"
+    repeated = "\x1b[36m(TrainController pid=12)\x1b[0m Traceback (most recent call last):\n(raylet) KeyError\n"
+    assert own_words(f"worker 0: lost\n{record}{repeated}\ninterrupted\n") == "worker 0: lost\n\ninterrupted\n"
+    for ours in (raised, f"{record}{raised}", f"{repeated}{raised}", f"{repeated}interrupted\n{raised}"):
+        assert own_words(ours).endswith(raised)
+
+
 @pytest.mark.slow
 def test_interrupted_then_worker_driver_and_node_lost(
     cluster: Cluster,
@@ -100,7 +110,7 @@ def test_interrupted_then_worker_driver_and_node_lost(
     wait_until("a checkpoint", newest, running=process)
     os.killpg(process.pid, signal.SIGINT)
     _, err = process.communicate(timeout=PATIENCE)
-    assert process.returncode == 130 and "Traceback" not in err, err
+    assert process.returncode == 130 and "Traceback" not in own_words(err), err
     assert err.endswith("\ninterrupted; resume with: python experiments/train_agent.py --resume run --trust\n")
     wait_until("driver and workers to end", lambda: not ours(DRIVER) and not ours(WORKER))
     assert not (run / "summary.json").exists()
