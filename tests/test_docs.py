@@ -110,6 +110,7 @@ class Names(dict[str, Any]):
             loader=torch.utils.data.DataLoader(dataset, batch_size=16),
             val_loader=torch.utils.data.DataLoader(dataset, batch_size=48),
             network=network,
+            torch=torch,
             optimizer=torch.optim.SGD(network.parameters(), lr=0.1),
             predict=predict,
             val_images=images,
@@ -124,13 +125,14 @@ SNIPPETS = {
     "torchvision": lambda code: '"cutmix"' in code,
     "lightning": lambda code: "RLMixCallback" in code,
     "transformers": lambda code: "RLMixTrainer" in code,
+    "accelerate": lambda code: "Accelerator" in code,
     "export": lambda code: "timm_arguments" in code,
 }
 
 
 @pytest.mark.parametrize("name", SNIPPETS)
 def test_the_snippets_for_ones_own_loop_run(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    if name in ("timm", "lightning", "transformers"):
+    if name in ("timm", "lightning", "transformers", "accelerate"):
         pytest.importorskip(name)
     monkeypatch.chdir(tmp_path)
     monkeypatch.syspath_prepend(str(ROOT / "examples"))

@@ -167,7 +167,12 @@ def test_the_plain_loop_runs_in_an_environment_of_little_but_torch(
 
 
 def test_the_examples_run_with_what_is_installed(environment: Callable[..., str], tmp_path: Path) -> None:
-    needs = {"timm_loop": "timm", "lightning_loop": "lightning", "huggingface_loop": "transformers"}
+    needs = {
+        "accelerate_loop": "accelerate",
+        "timm_loop": "timm",
+        "lightning_loop": "lightning",
+        "huggingface_loop": "transformers",
+    }
     names = [path.stem for path in sorted((ROOT / "examples").glob("*_loop.py"))]
     there = [name for name in names if name not in needs or find_spec(needs[name])]
     run("-c", EXAMPLES, " ".join(there), "", cwd=tmp_path, python=environment())

@@ -123,6 +123,80 @@ def test_a_resumed_training_ends_as_one_without_a_break(cut: int, tmp_path: Path
         assert torch.equal(one, other)
 
 
+@pytest.mark.parametrize("cut", [6, 9])
+def test_accumulated_gradients_resume_in_the_midst_of_a_step(cut: int) -> None:
+    chooser, data = agent(), batches(20)
+
+    def train_on(mix: RLMix, model: nn.Module, optimizer: torch.optim.Optimizer, start: int, end: int) -> None:
+        for number in range(start, end):
+            if mix.due:
+                mix.observe(val_accuracy=0.4, val_loss=1.5)
+            images, targets = mix(*data[number], model)
+            (mix.loss(model(images), targets) / 4).backward()
+            if number % 4 == 3:
+                optimizer.step()
+                optimizer.zero_grad()
+
+    def new(seed: int) -> tuple[RLMix, nn.Module, torch.optim.Optimizer]:
+        model = network(seed)
+        optimizer = sgd(model)
+        return RLMix(chooser, **KNOWN, optimizer=optimizer, accumulate=4), model, optimizer
+
+    mix, model, optimizer = new(0)
+    train_on(mix, model, optimizer, 0, cut)
+    states = copy.deepcopy([mix.state_dict(), model.state_dict(), optimizer.state_dict()])
+    gradients = [None if parameter.grad is None else parameter.grad.clone() for parameter in model.parameters()]
+    assert all(gradient is not None for gradient in gradients), "it stops between two steps"
+    train_on(mix, model, optimizer, cut, 20)
+    resumed, again, other = new(9)
+    for part, state in zip((resumed, again, other), states, strict=True):
+        part.load_state_dict(state)
+    for parameter, gradient in zip(again.parameters(), gradients, strict=True):
+        parameter.grad = gradient
+    train_on(resumed, again, other, cut, 20)
+    assert resumed.choices == mix.choices and len({choice.policy for choice in mix.choices}) > 1
+    for one, two in zip(model.state_dict().values(), again.state_dict().values(), strict=True):
+        assert torch.equal(one, two)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_recycled_saliency_is_the_same_under_autocast_and_a_scaler(dtype: torch.dtype) -> None:
+    data, model = batches(6), network()
+    optimizer, scaler = sgd(model), torch.amp.GradScaler("cpu", init_scale=2.0**8)
+    mix = RLMix(HALF_RMIX, num_classes=10)
+    before: tuple[Tensor, Tensor, Tensor] | None = None
+    for number, (images, labels) in enumerate(data):
+        with torch.autocast("cpu", dtype=dtype):
+            shown, targets = mix(images, labels, model)
+            if mix.method == "clean":
+                leaf, plain = images.clone().requires_grad_(), copy.deepcopy(model)
+                (gradient,) = torch.autograd.grad(soft_cross_entropy(plain(leaf), targets).mean(), leaf)
+                before = images, one_hot(labels, 10), gradient
+            else:
+                assert before is not None
+                draw = UpdateDraws(0).draw(number, 16, images.device)
+                expected, _ = HALF_RMIX.mix("rmix", MixInput(*before), draw)
+                # In half precision small gradients are rounded otherwise once they are scaled.
+                alike = torch.isclose(shown, expected).float().mean()
+                assert alike == 1 if dtype == torch.bfloat16 else alike > 0.9
+            loss = mix.loss(model(shown), targets)
+        scaler.scale(loss).backward()
+        scaler.step(optimizer)
+        scaler.update()
+        optimizer.zero_grad()
+        assert shown.dtype == torch.float32 and loss.dtype == torch.float32 and loss.isfinite()
+    assert scaler.get_scale() == 2.0**8, "no gradient was infinite"
+
+
+def test_an_overflow_under_a_scaler_leaves_the_mixed_images_finite() -> None:
+    data, model = batches(2), network()
+    mix = RLMix(HALF_RMIX, num_classes=10)
+    images, targets = mix(*data[0], model)
+    (mix.loss(model(images), targets) * float("inf")).backward()  # as in a scaler's first updates
+    images, targets = mix(*data[1], model)
+    assert mix.method == "rmix" and images.isfinite().all() and targets.isfinite().all()
+
+
 def test_a_state_of_another_policy_is_refused() -> None:
     with pytest.raises(InputError, match="under another policy"):
         RLMix("mixup", num_classes=3).load_state_dict(RLMix("cutmix", num_classes=3).state_dict())
@@ -309,15 +383,23 @@ def one_of_two(rank: int, folder: Path) -> None:
     torch.set_num_threads(1)
     distributed.init_process_group("gloo", init_method=f"file://{folder}/meeting", rank=rank, world_size=2)
     model = nn.parallel.DistributedDataParallel(network())
-    mix = RLMix(agent(), **KNOWN, optimizer=sgd(model))
+    optimizer = sgd(model)
+    mix = RLMix(agent(), **KNOWN, optimizer=optimizer)
     if rank == 0:  # the other process knows nothing of it
         mix.observe(val_accuracy=0.4, val_loss=1.5)
-    for images, labels in batches(20):
-        images, targets = mix(images, labels, model)
+    for number, (images, labels) in enumerate(batches(20)):
+        # Each epoch ends with fewer images, on each process with another number of them.
+        left = (9, 5)[rank] if number % 5 == 4 else 16
+        images, targets = mix(images[:left], labels[:left], model)
+        assert len(images) == len(targets) and torch.allclose(targets.sum(1), torch.ones(len(targets)))
         mix.loss(model(images), targets).backward()
-        model.zero_grad()
-    partners = mix._draws.draw(19, 16, torch.device("cpu")).partner
-    save_state(folder / f"left{rank}", {"choices": [str(choice) for choice in mix.choices], "partners": partners})
+        optimizer.step()
+        optimizer.zero_grad()
+    partners = mix._draws.draw(18, 16, torch.device("cpu")).partner
+    choices, weights = [str(choice) for choice in mix.choices], model.module.state_dict()
+    own = {name for name in weights if "running" in name}  # each process's own statistics
+    shared = {name: tensor for name, tensor in weights.items() if name not in own}
+    save_state(folder / f"left{rank}", {"choices": choices, "partners": partners, "weights": shared})
     distributed.destroy_process_group()
 
 
@@ -326,6 +408,8 @@ def test_the_first_of_two_processes_decides_and_partners_differ(tmp_path: Path) 
     one, other = (load_state(tmp_path / f"left{rank}") for rank in range(2))
     assert one["choices"] == other["choices"] and len(set(one["choices"])) == 4
     assert not torch.equal(one["partners"], other["partners"])
+    for name, tensor in one["weights"].items():
+        assert torch.equal(tensor, other["weights"][name]), name
 
 
 def test_what_was_chosen_can_be_saved_and_replayed(tmp_path: Path) -> None:

@@ -50,9 +50,19 @@ LOOPS: dict[str, tuple[Callable[[Path], Any], Callable[[Path], set[str]], str]] 
         columns("version_*/metrics.csv"),
         "rlmix/label_smoothing",
     ),
+    "accelerate_loop": (
+        lambda out: load_file(out / "epoch_2/model.safetensors"),
+        lambda out: tensorboard(out / "log"),
+        "rlmix/label_smoothing",
+    ),
     "huggingface_loop": (lambda out: load_file(out / "model.safetensors"), trainer_state, "rlmix/label_smoothing"),
 }
-NEEDS = {"timm_loop": "timm", "lightning_loop": "lightning", "huggingface_loop": "transformers"}
+NEEDS = {
+    "accelerate_loop": "accelerate",
+    "timm_loop": "timm",
+    "lightning_loop": "lightning",
+    "huggingface_loop": "transformers",
+}
 
 
 @pytest.fixture(scope="module")
