@@ -297,7 +297,8 @@ class RLMix:
         self._observed = stated(
             val_accuracy, val_loss, val_confidence, val_calibration_error, num_classes=self.num_classes
         )
-        if missing := not_given(loss=val_loss, confidence=val_confidence, calibration_error=val_calibration_error):
+        missing = not_given(loss=val_loss, confidence=val_confidence, calibration_error=val_calibration_error)
+        if missing and isinstance(self.source, Agent):
             self._say("validation", missing)
 
     def schedule(self) -> PolicySchedule:

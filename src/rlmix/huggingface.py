@@ -10,6 +10,7 @@ from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState,
 from transformers.trainer_utils import get_last_checkpoint
 
 from rlmix.agent.own_loop import RLMix
+from rlmix.classifier.errors import InputError
 from rlmix.classifier.files import load_state, save_state
 
 STATE = "rlmix.safetensors"  # in each checkpoint's folder
@@ -32,6 +33,8 @@ class RLMixTrainer(Trainer):
         self, *arguments: Any, mix: RLMix, images: str = "pixel_values", labels: str = "labels", **options: Any
     ) -> None:
         super().__init__(*arguments, **options)
+        if not isinstance(mix, RLMix):
+            raise InputError(f"mix must be an RLMix, got {mix!r:.80}; make one: RLMix('cutmix', num_classes=10)")
         self.mix, self._images, self._labels = mix, images, labels
         self.model_accepts_loss_kwargs = False  # accumulated losses are averaged by Trainer itself
         self.add_callback(_SaveMixer(mix))
@@ -46,6 +49,12 @@ class RLMixTrainer(Trainer):
         """Return the loss of a mixed batch in training, the model's own in evaluation."""
         if not model.training:
             return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
+        if missing := [name for name in (self._images, self._labels) if name not in inputs]:
+            raise InputError(
+                f"RLMixTrainer looks for {' and '.join(missing)} among the model's inputs, got {', '.join(inputs)}; "
+                "name them: RLMixTrainer(..., images='pixel_values', labels='labels'), and keep them with "
+                "TrainingArguments(remove_unused_columns=False) or a data_collator"
+            )
         self.mix.optimizer = self.optimizer
         rest = dict(inputs)
         network = _Logits(self.accelerator.unwrap_model(model), self._images)

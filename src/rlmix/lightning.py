@@ -32,6 +32,8 @@ class RLMixCallback(Callback):
     def __init__(
         self, mix: RLMix, *, accuracy: str | None = None, loss: str | None = None, network: str | None = None
     ) -> None:
+        if not isinstance(mix, RLMix):
+            raise InputError(f"mix must be an RLMix, got {mix!r:.80}; make one: RLMix('cutmix', num_classes=10)")
         self.mix = mix
         self._accuracy, self._loss, self._network = accuracy, loss, network
         self._module: LightningModule | None = None

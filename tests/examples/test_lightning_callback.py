@@ -78,3 +78,10 @@ def test_accumulated_batches_are_each_mixed_and_counted() -> None:
     trainer = fit(accumulate=2, accuracy="val_acc")
     (callback,) = (entry for entry in trainer.callbacks if hasattr(entry, "mix"))
     assert trainer.global_step == 1 and callback.mix.state_dict()["done"] == 2
+
+
+def test_something_else_than_a_mixer_is_refused() -> None:
+    from rlmix.lightning import RLMixCallback
+
+    with pytest.raises(InputError, match="mix must be an RLMix, got 'mixup'"):
+        RLMixCallback("mixup")  # type: ignore[arg-type]
