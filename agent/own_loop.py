@@ -373,6 +373,8 @@ class RLMix:
         if isinstance(self.source, Agent) and len(batch.images) > self._train_size:
             images = f"train_size={self._train_size} images, fewer than in the first batch"
             self._say("train_size", f"{images}; pass train_size=len(dataset), not len(loader)")
+        if batch.images.shape[3] == 3 and batch.images.shape[1] > 4:
+            self._say("channels", f"images {list(batch.images.shape)} seem to have colours last; permute(0, 3, 1, 2)")
 
     def _note(self, logits: Tensor, targets: Tensor, loss: Tensor | None = None) -> None:
         if not self._done:

@@ -178,6 +178,18 @@ def test_a_loop_that_is_used_otherwise_is_warned_once() -> None:
             mix.loss(model(images), targets)
 
 
+def test_colours_last_are_warned_of_and_validation_of_a_method_is_not() -> None:
+    with warnings.catch_warnings(record=True) as said:
+        warnings.simplefilter("always")
+        mix = mixup()
+        for _ in range(2):
+            mix(torch.randn(4, 8, 8, 3), LABELS)
+            mix.observe(val_accuracy=0.5)
+    assert [str(warning.message) for warning in said] == [
+        "RLMix: images [4, 8, 8, 3] seem to have colours last; permute(0, 3, 1, 2)"
+    ]
+
+
 def test_a_mixer_shows_what_it_does() -> None:
     mix = RLMix(MixPolicy({"clean": 0.5, "cutmix": 0.5}), num_classes=10, total_updates=2000)
     assert repr(mix) == "RLMix(MixPolicy, 10 classes, batch 0 of 2,000: nothing chosen yet)"
