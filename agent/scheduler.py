@@ -7,9 +7,11 @@ from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from rlmix.agent.decisions import PolicyFn, Probabilities, as_provenance
+from rlmix.classifier.evaluation.label_check import LabelStats
 from rlmix.classifier.mixing import MixPolicy, PolicySchedule
 from rlmix.classifier.training.stats import EvalStats, TrainStats, UpdateStats, merge_stats
 from rlmix.envs.observation import TrainingState
+from rlmix.envs.transfer_features import LAGS
 
 
 @dataclass(frozen=True, repr=False)
@@ -70,13 +72,21 @@ class PolicyScheduler:
         """Add the statistics of a part of the running segment."""
         self._parts.append(stats)
 
-    def end_segment(self, *, progress: float, relative_lr: float, evaluation: EvalStats | None) -> None:
+    def end_segment(
+        self,
+        *,
+        progress: float,
+        relative_lr: float,
+        evaluation: EvalStats | None,
+        labels: LabelStats | None = None,
+    ) -> None:
         """End the running segment: the next choice sees its statistics.
 
         Args:
             progress: share of the training that is done, in [0, 1].
             relative_lr: learning rate of the next update over the highest one.
             evaluation: validation after the segment; None where it was not measured.
+            labels: signs of wrong training labels after it; optional, defaults to not measured.
         """
         before = self.state.evaluation or EvalStats.at_chance(self.state.num_classes)
         self.state = replace(
@@ -87,6 +97,8 @@ class PolicyScheduler:
             evaluation=evaluation,
             accuracy_before=before.accuracy,
             action=self._action,
+            labels=labels,
+            before=self.state,
         )
         self.policy, self._parts = None, []
 
@@ -107,21 +119,14 @@ class PolicyScheduler:
 
     def state_dict(self) -> dict[str, Any]:
         """Return what was chosen and measured as plain values."""
-        state = self.state
         return {
             "chosen": [[until, policy.to_json()] for until, policy in self.chosen],
             "probabilities": list(self.probabilities),
             "running": self.policy is not None,
             "action": None if self.policy is None or self._action is None else list(self._action),
             "parts": [asdict(part) for part in self._parts],
-            "state": {
-                "progress": state.progress,
-                "relative_lr": state.relative_lr,
-                "stretch": None if state.segment is None else asdict(state.segment),  # the segment, by its first name
-                "evaluation": None if state.evaluation is None else asdict(state.evaluation),
-                "accuracy_before": state.accuracy_before,
-                "action": None if state.action is None else list(state.action),
-            },
+            "state": _plain(self.state),
+            "before": [_plain(state) for state in self._earlier()],
         }
 
     def load_state_dict(self, values: dict[str, Any]) -> None:
@@ -132,19 +137,50 @@ class PolicyScheduler:
         self.policy = self.chosen[-1][1] if values["running"] else None
         self._action = None if values["action"] is None else tuple(values["action"])
         self._parts = [_stats(part) for part in values["parts"]]
-        state = values["state"]
-        self.state = replace(
-            self.state,
-            progress=state["progress"],
-            relative_lr=state["relative_lr"],
-            segment=None if state["stretch"] is None else _stats(state["stretch"]),
-            evaluation=None if state["evaluation"] is None else EvalStats(**state["evaluation"]),
-            accuracy_before=state["accuracy_before"],
-            action=None if state["action"] is None else tuple(state["action"]),
-        )
+        state = None
+        for one in [*values.get("before", []), values["state"]]:  # old checkpoints have no states before
+            state = replace(self.state, before=state, **_restored(one))
+        assert state is not None
+        self.state = state
+
+    def _earlier(self) -> list[TrainingState]:
+        """Return the states before the present one, as many as are observed, the first ones first."""
+        states: list[TrainingState] = []
+        state = self.state.before
+        while state is not None and len(states) < max(LAGS):
+            states.append(state)
+            state = state.before
+        return states[::-1]
 
 
 def _stats(value: dict[str, Any]) -> TrainStats:
     """Return the TrainStats that `asdict` has converted."""
     updates = {kind: None if value[kind] is None else UpdateStats(**value[kind]) for kind in ("clean", "mixed")}
     return TrainStats(**{**value, **updates})
+
+
+def _plain(state: TrainingState) -> dict[str, Any]:
+    """Return what changes in a training's state as plain values."""
+    return {
+        "progress": state.progress,
+        "relative_lr": state.relative_lr,
+        "stretch": None if state.segment is None else asdict(state.segment),  # the segment, by its first name
+        "evaluation": None if state.evaluation is None else asdict(state.evaluation),
+        "accuracy_before": state.accuracy_before,
+        "action": None if state.action is None else list(state.action),
+        "labels": None if state.labels is None else asdict(state.labels),
+    }
+
+
+def _restored(value: dict[str, Any]) -> dict[str, Any]:
+    """Return the fields of a state of which `_plain` gave the values."""
+    labels = value.get("labels")  # old checkpoints do not have it
+    return {
+        "progress": value["progress"],
+        "relative_lr": value["relative_lr"],
+        "segment": None if value["stretch"] is None else _stats(value["stretch"]),
+        "evaluation": None if value["evaluation"] is None else EvalStats(**value["evaluation"]),
+        "accuracy_before": value["accuracy_before"],
+        "action": None if value["action"] is None else tuple(value["action"]),
+        "labels": None if labels is None else LabelStats(**{**labels, "loss_deciles": tuple(labels["loss_deciles"])}),
+    }

@@ -62,7 +62,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
         elif config.num_workers > 1:
             train_distributed(config, run, asked.address or config.address)
         else:
-            train_to_the_end(config, run, data, source.choose, source.segments, source.name)
+            checked = source.labels_checked
+            train_to_the_end(config, run, data, source.choose, source.segments, source.name, labels_checked=checked)
 
 
 if __name__ == "__main__":

@@ -29,7 +29,7 @@ from rlmix.classifier.files import LineLog, load_state, save_state
 from rlmix.classifier.hardware import set_threads
 from rlmix.classifier.mixing import PolicySchedule
 from rlmix.classifier.training.trainer import Trainer
-from rlmix.envs.observation import TrainingState, observe
+from rlmix.envs.observation import TrainingState, checks_labels, observe
 from rlmix.envs.seeds import derive_seed
 from rlmix.experiments.comparison.runner import training_processes
 from rlmix.experiments.runs.errors import RunError, reject_incompatible
@@ -114,7 +114,16 @@ class StepTrainer:
             assert step is not None
             return Decision(self._forecaster.menu.policy(step.action), step.action)
 
-        return FinalTraining(self._config, None, self._trainer, choose, self._forecaster.segments, start=before)
+        checked = checks_labels(self._forecaster.features)
+        return FinalTraining(
+            self._config,
+            None,
+            self._trainer,
+            choose,
+            self._forecaster.segments,
+            labels_checked=checked,
+            start=before,
+        )
 
     def _observation(self, training: FinalTraining) -> NDArray[np.float32]:
         return observe(training.scheduler.state, self._forecaster.menu, self._forecaster.features)

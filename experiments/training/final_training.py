@@ -19,6 +19,7 @@ from rlmix.agent.decisions import PolicyFn
 from rlmix.agent.scheduler import PolicyScheduler
 from rlmix.agent.tags import Layout, Tag, multiline
 from rlmix.classifier.data import Splits
+from rlmix.classifier.evaluation import check_labels
 from rlmix.classifier.files import write_atomic
 from rlmix.classifier.hardware import set_threads
 from rlmix.classifier.mixing import MixPolicy
@@ -26,7 +27,7 @@ from rlmix.classifier.mixing.picture import mixed_picture
 from rlmix.classifier.training.stats import EvalStats
 from rlmix.classifier.training.trainer import Trainer
 from rlmix.envs import Task
-from rlmix.envs.observation import TrainingState
+from rlmix.envs.observation import Setting, TrainingState
 from rlmix.experiments.reports import REPORT_FILE, describe_rollback
 from rlmix.experiments.runs.errors import RunError, reject_incompatible
 from rlmix.experiments.runs.folder import RunFolder, stop_file
@@ -50,6 +51,7 @@ def train_to_the_end(
     segments: Sequence[float],
     name: str,
     *,
+    labels_checked: bool = False,
     distributed: bool = False,
 ) -> dict[str, Any]:
     """Train to the end, from a checkpoint if there is one; keep the best network, read the test set once, and report.
@@ -61,6 +63,7 @@ def train_to_the_end(
         choose: function that returns each segment's policy.
         segments: progress at which each segment ends.
         name: name of the policy, for the report.
+        labels_checked: whether the policy sees signs of wrong training labels.
         distributed: train with all processes of `torch.distributed`'s default group.
 
     Returns:
@@ -68,7 +71,7 @@ def train_to_the_end(
     """
     set_threads(config.threads, stored=True)
     trainer = Trainer(config.train, data, seed=config.seed, distributed=distributed)
-    training = FinalTraining(config, run, trainer, choose, segments)
+    training = FinalTraining(config, run, trainer, choose, segments, labels_checked=labels_checked)
     if run is not None:
         print(
             f"{describe(config, data)}{f', {trainer.world} processes' if distributed else ''}\nunder: {name}",
@@ -188,6 +191,7 @@ class FinalTraining:
         trainer: Trainer at the start of its training.
         choose: function that returns each segment's policy.
         segments: progress at which each segment ends.
+        labels_checked: whether signs of wrong training labels are measured after each segment, for an agent.
         start: checkpoint to resume; optional, defaults to the folder's newest.
     """
 
@@ -199,8 +203,10 @@ class FinalTraining:
         choose: PolicyFn,
         segments: Sequence[float],
         *,
+        labels_checked: bool = False,
         start: dict[str, Any] | None = None,
     ) -> None:
+        self._labels_checked = labels_checked
         self._config, self._run, self._trainer = config, run, trainer
         total = config.train.updates
         self._evaluation_ends = {
@@ -208,7 +214,12 @@ class FinalTraining:
         }
         task = Task(len(trainer.data.train), total, config.data.label_noise, config.data_seed)
         state = TrainingState(
-            task, trainer.num_classes, trainer.config.batch_size, trainer.progress, trainer.relative_lr
+            task,
+            trainer.num_classes,
+            trainer.config.batch_size,
+            trainer.progress,
+            trainer.relative_lr,
+            setting=Setting.of(trainer),
         )
         self.scheduler = PolicyScheduler(choose, segments, state, updates=total)
         self.best_network: dict[str, Tensor] = {}
@@ -444,6 +455,7 @@ class FinalTraining:
             progress=trainer.progress,
             relative_lr=trainer.relative_lr,
             evaluation=self._validated(1000),  # as in the environment
+            labels=check_labels(trainer) if self._labels_checked else None,
         )
 
     def _broadcast(self, value: Any) -> Any:

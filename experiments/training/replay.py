@@ -17,6 +17,7 @@ from rlmix.agent.ray_env import WorkerResources
 from rlmix.agent.values import Forecaster
 from rlmix.classifier.limits import usable_cores
 from rlmix.classifier.mixing import MixPolicy, PolicySchedule
+from rlmix.envs.observation import checks_labels
 from rlmix.experiments.runs.config import stored_config
 from rlmix.experiments.runs.errors import RunError
 from rlmix.experiments.runs.folder import RunFolder, stop_file
@@ -65,7 +66,16 @@ def ddp_worker(parameters: dict[str, str]) -> None:
     config = stored_config(ReplayConfig, json.loads((path / "config.json").read_bytes())["config"])
     source = PolicySource.load(config, path)
     try:
-        train_to_the_end(config, run, load_data(config), source.choose, source.segments, source.name, distributed=True)
+        train_to_the_end(
+            config,
+            run,
+            load_data(config),
+            source.choose,
+            source.segments,
+            source.name,
+            labels_checked=source.labels_checked,
+            distributed=True,
+        )
     except KeyboardInterrupt:  # saved; Ray would take the exception for a failure and restart
         return
     if first:
@@ -136,6 +146,11 @@ class PolicySource:
     def segments(self) -> Sequence[float]:
         """Progress at which each segment ends."""
         return segments_of(self.policy)
+
+    @property
+    def labels_checked(self) -> bool:
+        """Whether it sees signs of wrong training labels."""
+        return isinstance(self.policy, Agent) and checks_labels(self.policy.features)
 
     def policies(self) -> list[MixPolicy]:
         """Return the policies of the schedule, or all that the agent may choose."""

@@ -14,6 +14,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from safetensors import safe_open
@@ -22,7 +23,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from torch import nn
 from torchvision.transforms.functional import to_pil_image
 
-from rlmix.agent.agent import Agent
+from rlmix.agent.agent import ActorCritic, Agent
 from rlmix.agent.decisions import probabilities_of
 from rlmix.agent.files import NAMED, SHIPPED
 from rlmix.agent.ppo import new_policy, to_agent
@@ -30,8 +31,11 @@ from rlmix.agent.tags import WRITTEN_BY
 from rlmix.classifier.data import load_dataset
 from rlmix.classifier.mixing import METHODS, LamDistribution, MixPolicy, PolicySchedule
 from rlmix.classifier.models import build_model
+from rlmix.classifier.training.config import TrainConfig
 from rlmix.classifier.training.trainer import Trainer
-from rlmix.envs import DIMENSIONS, Menu
+from rlmix.envs import DIMENSIONS, Menu, Task, TaskTrainer
+from rlmix.envs.observation import OBSERVATION_V2
+from rlmix.envs.seeds import training_seed
 from rlmix.experiments import evaluate, replay_policy, train_classifier
 from rlmix.experiments.runs.folder import RunFolder
 from rlmix.experiments.runs.options import DataConfig
@@ -78,6 +82,18 @@ def agent(tmp_path_factory: pytest.TempPathFactory) -> Path:
     with torch.no_grad():
         network.action_net.weight.mul_(300)  # type: ignore[operator]
     to_agent(network, Menu(), (0.25, 0.5, 0.75, 1.0), {}).save(folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def transfer_agent(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of such an agent that sees observation v2."""
+    folder = tmp_path_factory.mktemp("transfer")
+    torch.manual_seed(4)
+    network = ActorCritic(len(OBSERVATION_V2) + sum(Menu().sizes), [16], sum(Menu().sizes))
+    with torch.no_grad():
+        network.action_net.weight.mul_(300)
+    Agent(network.eval(), Menu(), (0.25, 0.5, 0.75, 1.0), {}, OBSERVATION_V2).save(folder)
     return folder
 
 
@@ -368,12 +384,40 @@ def test_shortest_trainings(updates: int, policy: Path, tmp_path: Path) -> None:
 # Stopping and going on
 
 
-@pytest.mark.parametrize("who", ["policy", "agent"])
-def test_killed_between_any_two_updates_and_resumed(
-    who: str, policy: Path, agent: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def test_an_agent_sees_what_it_sees_in_the_environment(
+    transfer_agent: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    chosen = {"policy": policy, "agent": shutil.copytree(agent, tmp_path / "agent")}[who]
-    arguments = (f"--{who}", chosen, "--checkpoint-seconds", 0)
+    choose, seen = Agent.choose, []
+
+    def choose_and_note(self: Agent, observation: Any, allowed: Any = None) -> Any:
+        seen.append(observation)
+        return choose(self, observation, allowed)
+
+    monkeypatch.setattr(Agent, "choose", choose_and_note)
+    asked = replay(tmp_path / "asked", "--agent", transfer_agent, "--seed", training_seed(7), "--compile", "off")
+    in_training = seen[:]
+    seen.clear()
+    agent, config = Agent.load(transfer_agent), FinalConfig(DataConfig("digits", validation_size=100))
+    train = TrainConfig(updates=UPDATES, batch_size=50, lr=LR, precision="fp32", device="cpu")
+    task_trainer = TaskTrainer("digits", training=train, validation_size=100)
+    task = Task(100, UPDATES, 0.0, config.data_seed)
+    actions = agent.play(agent.environment(task_trainer, task), task, 7)
+    assert [agent.menu.policy(action) for action in actions] == [
+        policy for _, policy in PolicySchedule.from_json(asked[1]["schedule"]).segments
+    ]
+    # Saliency and gradient are those of the last few clean updates, of the last chunk in a final training.
+    assert np.array(seen) == pytest.approx(np.array(in_training), abs=2e-3)
+    assert seen[2][OBSERVATION_V2.index("labels_seen_1")] == 1
+
+
+@pytest.mark.parametrize("who", ["policy", "agent", "transfer agent"])
+def test_killed_between_any_two_updates_and_resumed(
+    who: str, policy: Path, agent: Path, transfer_agent: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    chosen = policy
+    if who != "policy":
+        chosen = shutil.copytree(agent if who == "agent" else transfer_agent, tmp_path / "agent")
+    arguments = ("--policy" if who == "policy" else "--agent", chosen, "--checkpoint-seconds", 0)
     choose, save, seen = Agent.choose, RunFolder.save_checkpoint, []
 
     def choose_and_note(self: Agent, observation: Any, allowed: Any = None) -> Any:
