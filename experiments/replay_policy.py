@@ -33,14 +33,14 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
         from rlmix.experiments.runs.config import stored_config
         from rlmix.experiments.runs.folder import RunFolder
-        from rlmix.experiments.training.data_record import keep_to_data
+        from rlmix.experiments.training.data_record import at_its_place, keep_to_data
         from rlmix.experiments.training.final_training import train_to_the_end
         from rlmix.experiments.training.replay import PolicySource, split_for_ddp, train_distributed
         from rlmix.experiments.training.resolve import load_data, resolve
 
         if config.run.resume is not None:
             run, stored = RunFolder.open(config.run.resume, REPLAY, trust=config.run.trust)
-            config = stored_config(ReplayConfig, stored)
+            config = at_its_place(stored_config(ReplayConfig, stored), call)
             source = PolicySource.load(config, run.path)
             data = load_data(config)
         else:
@@ -51,7 +51,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
             source.save(run.path)
             run.write_config(REPLAY, asdict(config))
         call.resume = f"{call.command} {run.resume_options}"
-        keep_to_data(run, data)
+        keep_to_data(run, data, config)
         print(f"run folder: {run.path}", flush=True)
         if config.budget > 1:
             from rlmix.agent.agent import Agent

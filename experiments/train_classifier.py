@@ -30,7 +30,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         from rlmix.classifier.mixing import PolicySchedule
         from rlmix.experiments.runs.config import stored_config
         from rlmix.experiments.runs.folder import RunFolder
-        from rlmix.experiments.training.data_record import keep_to_data
+        from rlmix.experiments.training.data_record import at_its_place, keep_to_data
         from rlmix.experiments.training.dry_run import what_it_takes
         from rlmix.experiments.training.final_training import train_to_the_end
         from rlmix.experiments.training.resolve import load_data, resolve
@@ -40,7 +40,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
             return
         if config.run.resume is not None:
             run, stored = RunFolder.open(config.run.resume, CLASSIFIER, trust=config.run.trust)
-            config = stored_config(ClassifierConfig, stored)
+            config = at_its_place(stored_config(ClassifierConfig, stored), call)
             policy, data = config.policy(), load_data(config)
         else:
             policy, data = config.policy(), load_data(config)
@@ -48,7 +48,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
             run = RunFolder.create(config.run.out, CLASSIFIER)
             run.write_config(CLASSIFIER, asdict(config))
         call.resume = f"{call.command} {run.resume_options}"
-        keep_to_data(run, data)
+        keep_to_data(run, data, config)
         print(f"run folder: {run.path}")
         train_to_the_end(config, run, data, from_schedule(PolicySchedule.fixed(policy)), [1.0], str(policy))
 

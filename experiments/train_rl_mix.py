@@ -29,12 +29,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
         from rlmix.agent.rl_mix.agent import RLMixAgent
         from rlmix.experiments.runs.config import stored_config
         from rlmix.experiments.runs.folder import RunFolder
-        from rlmix.experiments.training.data_record import keep_to_data
+        from rlmix.experiments.training.data_record import at_its_place, keep_to_data
         from rlmix.experiments.training.rl_mix import resolve, train
 
         if config.run.resume is not None:
             run, stored = RunFolder.open(config.run.resume, RL_MIX, trust=config.run.trust)
-            config = stored_config(RLMixConfig, stored)
+            config = at_its_place(stored_config(RLMixConfig, stored), call)
             data = config.data.draw(config.data_seed)
         else:
             data = config.data.draw(config.data_seed)
@@ -44,7 +44,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
                 RLMixAgent.load(Path(config.agent)).save(run.path)
             run.write_config(RL_MIX, asdict(config))
         call.resume = f"{call.command} {run.resume_options}"
-        keep_to_data(run, data)
+        keep_to_data(run, data, config)
         print(f"run folder: {run.path}\nwatch: tensorboard --logdir {run.events}", flush=True)
         train(config, run, data)
 

@@ -5,28 +5,56 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping
+from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 
 from rlmix.classifier.data import Splits
+from rlmix.experiments.runs.command import Call
 from rlmix.experiments.runs.errors import RunError, reject_incompatible
 from rlmix.experiments.runs.folder import RunFolder
+from rlmix.experiments.runs.options import flatten
+from rlmix.experiments.training.config import TrainingRunConfig
+
+Resumed = TypeVar("Resumed", bound=TrainingRunConfig)
 
 DATA_FILE = "data.json"  # of a run folder; those of older versions have none
 
 
-def keep_to_data(run: RunFolder, data: Splits) -> None:
-    """Record the images of a new training; see to it that a resumed one has the same.
+def at_its_place(config: Resumed, call: Call) -> Resumed:
+    """Return a stored configuration with its data set where the command line says, which may have moved since."""
+    dataset, root = call.value("--dataset"), call.value("--data-root")
+    data = replace(config.data, dataset=dataset or config.data.dataset, data_root=root or config.data.data_root)
+    return replace(config, data=data)
+
+
+def keep_to_data(run: RunFolder, data: Splits, config: Resumed) -> None:
+    """Record the images of a new training; see to it that a resumed one has the same, and note where they are now.
+
+    Args:
+        run: run folder with its `config.json`.
+        data: images of the training.
+        config: configuration that they were loaded by.
 
     Raises:
-        RunError: they are others.
+        RunError: they are others, or are at another place and were not recorded.
     """
+    stored = run.read_json("config.json")
+    before = flatten(stored["config"])
+    moved = any(before.get(name) != getattr(config.data, name) for name in ("dataset", "data_root"))
     if (run.path / DATA_FILE).exists():
         require_same_data(run.path, data)
+    elif moved:
+        raise RunError(
+            f"{run.path}: expected {DATA_FILE}, to know the data set at another place, got none, as of older versions; "
+            "leave out --dataset and --data-root"
+        )
     else:
         run.write_json(DATA_FILE, _record(data))
+    if moved:
+        run.write_json("config.json", {**stored, "config": asdict(config)})
 
 
 def require_same_data(run: Path, data: Splits) -> None:

@@ -627,10 +627,18 @@ def test_images_that_have_changed_since_are_refused(tmp_path: Path, capsys: pyte
         (folder / new).rename(folder / old)
     resume()
     measure()
+    folder = folder.rename(tmp_path / "moved")
+    assert "expected a folder" in refused(resume)
+    train_classifier.main(["--resume", str(run), "--dataset", str(folder)])
+    resume()
+    measure()
     (run / "data.json").write_text('{"class_names": 3}')
     assert "data.json: does not fit this run" in refused(measure)
     (run / "data.json").unlink()  # of an older version
     measure()
+    folder = folder.rename(tmp_path / "again")
+    elsewhere = ["--resume", str(run), "--dataset", str(folder)]
+    assert "leave out --dataset" in refused(lambda: train_classifier.main(elsewhere))
 
 
 @pytest.mark.parametrize("damage", ["cut", "flipped", "empty"])
