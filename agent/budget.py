@@ -24,7 +24,7 @@ State = TypeVar("State")
 Action = tuple[int, ...]
 
 MOST = 64  # trainings
-KEPT = 0.6  # share of the candidates that goes on after a segment
+KEPT = 0.8  # share of the candidates that goes on after a segment
 CHILDREN = 2  # continuations of one candidate, at most
 OWN_SHARE = 0.5  # of the variance about a forecast that the continuations of one candidate do not have in common
 DRAWS = 2000  # of results, by which the best of several is estimated
@@ -76,9 +76,9 @@ class BudgetSearch:
 
     Args:
         agent: its own choice is among the candidates that begin.
-        forecaster: has the agent's menu, segments and features.
+        forecaster: has the agent's menu and segments.
         budget: updates of all candidates together, in whole trainings, from 1 to 64.
-        observation: observation at the start, `[O]`.
+        observation: the forecaster's observation at the start, `[O]`.
         own_choice: the agent's action at the start.
         images: number of validation images.
         seed: RNG seed of the estimates.
@@ -99,7 +99,7 @@ class BudgetSearch:
         seed: int = 0,
     ) -> None:
         if not forecaster.fits(agent):
-            raise InputError("agent and forecaster must have the same menu, segments and features")
+            raise InputError("agent and forecaster must have the same menu and segments")
         self.forecaster, self.images, self.seed = forecaster, images, seed
         self.counts = counts_within(budget, forecaster.segments)
         """Number of candidates in each segment."""

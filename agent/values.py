@@ -23,7 +23,7 @@ FORMAT = AgentFormat(
     name="rl-mix forecaster",
     version=1,
     title="forecaster",
-    command="studies/task_family/fit_agent.py",
+    command="studies/broad/fit_forecaster.py",
     fields=("features", "hidden", "members", "menu", "segments", "noise", "provenance"),
     stem="forecaster",
 )
@@ -112,8 +112,8 @@ class Forecaster:
         return self.values.of_members(torch.from_numpy(observations)).double().numpy()
 
     def fits(self, agent: Agent) -> bool:
-        """Return whether it has an agent's menu and segments, and sees what that sees."""
-        return (self.menu, self.segments, self.features) == (agent.menu, agent.segments, agent.features)
+        """Return whether it has an agent's menu and segments; they may see different features."""
+        return (self.menu, self.segments) == (agent.menu, agent.segments)
 
     def save(self, folder: Path) -> None:
         """Write `forecaster.safetensors` and `forecaster.json` into `folder`."""

@@ -70,10 +70,10 @@ class StepTrainer:
         self._config, self._forecaster = config, forecaster
         self._trainer = Trainer(config.train, data, seed=config.seed)
 
-    def start(self) -> NDArray[np.float32]:
-        """Return the observation at the start of a training, `[O]`."""
+    def start(self) -> TrainingState:
+        """Return the state at the start of a training."""
         self._trainer.reset(self._config.seed)
-        return self._observation(self._training(None, None))
+        return self._training(None, None).scheduler.state
 
     def train(self, step: Step, before: Checkpoint | None) -> tuple[Line, Checkpoint]:
         """Train one step.
@@ -96,8 +96,9 @@ class StepTrainer:
         except DivergedError:  # nothing is rolled back in a candidate: it ends
             pass
         else:
-            observation = [float(value) for value in self._observation(training)]
-            evaluation = training.scheduler.state.evaluation
+            state = training.scheduler.state
+            observation = [float(value) for value in observed(self._forecaster, state)]
+            evaluation = state.evaluation
             assert evaluation is not None
             ended = step.segment == len(self._forecaster.segments) - 1
             accuracy = (training.best_validation if ended else evaluation).accuracy
@@ -125,8 +126,10 @@ class StepTrainer:
             start=before,
         )
 
-    def _observation(self, training: FinalTraining) -> NDArray[np.float32]:
-        return observe(training.scheduler.state, self._forecaster.menu, self._forecaster.features)
+
+def observed(by: Forecaster | Agent, state: TrainingState) -> NDArray[np.float32]:
+    """Return what a forecaster or an agent sees of a training, `[O]`."""
+    return observe(state, by.menu, by.features)
 
 
 def candidate_seed(seed: int, candidate: int) -> int:
@@ -156,13 +159,13 @@ def train_within_budget(
     started = time.monotonic()
     forecaster = Forecaster.load(run.path)
     trainer = StepTrainer(config, data, forecaster)
-    observation = trainer.start()
+    start = trainer.start()
     search = BudgetSearch(
         agent,
         forecaster,
         config.budget,
-        observation,
-        agent.choose(observation),
+        observed(forecaster, start),
+        agent.choose(observed(agent, start)),
         images=len(data.validation),
         seed=config.seed,
     )

@@ -131,9 +131,7 @@ class PolicySource:
             name = "the shipped agent" if config.agent == SHIPPED else f"the agent of {config.agent}"
             agent, forecaster = Agent.load(place), Forecaster.load(place) if config.budget > 1 else None
             if forecaster is not None and not forecaster.fits(agent):
-                raise RunError(
-                    f"{place}: agent and forecaster have other menus, segments or features; fit them together"
-                )
+                raise RunError(f"{place}: agent and forecaster have other menus or segments; fit them together")
             return cls(agent, name, forecaster)
         raise RunError("give either --policy FILE (a schedule) or --agent shipped (or a search's run folder)")
 

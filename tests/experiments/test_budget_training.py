@@ -44,10 +44,12 @@ def agent(tmp_path_factory: pytest.TempPathFactory) -> Path:
     torch.manual_seed(3)
     observed = len(DEFAULT_FEATURES) + sum(MENU.sizes)
     Agent(ActorCritic(observed, [16], sum(MENU.sizes)).eval(), MENU, SEGMENTS, {}).save(folder)
+    features = ("progress", "validation_way", "log_parameters", "validation_way_1")  # others than the agent's
+    observed = len(features) + sum(MENU.sizes)
     effects = action_effects(MENU)[combination_numbers(MENU.actions(), MENU)]
     networks = [value_network(observed + effects.shape[1], 16).eval() for _ in range(4)]
     values = ActionValues(effects, torch.zeros(observed), torch.ones(observed), networks)
-    Forecaster(values, MENU, SEGMENTS, DEFAULT_FEATURES, (0.3, 0.2, 0.1), {}).save(folder)
+    Forecaster(values, MENU, SEGMENTS, features, (0.3, 0.2, 0.1), {}).save(folder)
     return folder
 
 
