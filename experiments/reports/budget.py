@@ -27,7 +27,7 @@ def tried(budget: Mapping[str, Any]) -> list[Part]:
     )
     rows = [
         (
-            f"{INDENT * step['segment']}{100 * budget['segments'][step['segment']]:.0f} %",
+            f"{INDENT * step['segment']}{100 * budget['segments'][step['segment']]:.0f}\u00a0%",
             str(step["candidate"]),
             step["policy"],
             _became(step, steps, kept),
@@ -64,4 +64,4 @@ def _became(step: Mapping[str, Any], steps: list[dict[str, Any]], kept: set[int]
         last = step["segment"] == max(other["segment"] for other in steps)
         return ("kept" if step["step"] in kept else "not kept") if last else "dropped"
     what = "went on" if continued == 1 else f"went on in {continued} ways"
-    return f"{what}, to what is kept" if step["step"] in kept else what
+    return f"{what} (kept)" if step["step"] in kept else what
