@@ -15,7 +15,7 @@ from typing import Any, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from rlmix.agent.agent import Agent
+from rlmix.agent.config import MOST_TRAININGS
 from rlmix.agent.values import Forecaster
 from rlmix.classifier.errors import InputError
 from rlmix.envs.segments import segment_lengths
@@ -23,7 +23,6 @@ from rlmix.envs.segments import segment_lengths
 State = TypeVar("State")
 Action = tuple[int, ...]
 
-MOST = 64  # trainings
 KEPT = 0.8  # share of the candidates that goes on after a segment
 CHILDREN = 2  # continuations of one candidate, at most
 OWN_SHARE = 0.5  # of the variance about a forecast that the continuations of one candidate do not have in common
@@ -58,7 +57,7 @@ class Step:
 
 @dataclass(frozen=True)
 class StepResult:
-    """What came of a step.
+    """Result of a step.
 
     Attributes:
         observation: observation after it, `[O]`; None where the training diverged.
@@ -75,21 +74,19 @@ class BudgetSearch:
     The same results in any order give the same choices.
 
     Args:
-        agent: its own choice is among the candidates that begin.
-        forecaster: has the agent's menu and segments.
+        forecaster: forecasts by which candidates are chosen.
         budget: updates of all candidates together, in whole trainings, from 1 to 64.
         observation: the forecaster's observation at the start, `[O]`.
-        own_choice: the agent's action at the start.
+        own_choice: action that the first candidate begins with: the agent's.
         images: number of validation images.
         seed: RNG seed of the estimates.
 
     Raises:
-        InputError: the budget is out of range, or agent and forecaster do not fit each other.
+        InputError: the budget is out of range.
     """
 
     def __init__(
         self,
-        agent: Agent,
         forecaster: Forecaster,
         budget: float,
         observation: NDArray[np.float32],
@@ -98,8 +95,6 @@ class BudgetSearch:
         images: int,
         seed: int = 0,
     ) -> None:
-        if not forecaster.fits(agent):
-            raise InputError("agent and forecaster must have the same menu and segments")
         self.forecaster, self.images, self.seed = forecaster, images, seed
         self.counts = counts_within(budget, forecaster.segments)
         """Number of candidates in each segment."""
@@ -270,8 +265,8 @@ def counts_within(budget: float, segments: Sequence[float]) -> list[int]:
     Raises:
         InputError: the budget is not in [1, 64].
     """
-    if not 1 <= budget <= MOST:
-        raise InputError(f"a budget must be from 1 to {MOST} trainings, got {budget:g}")
+    if not 1 <= budget <= MOST_TRAININGS:
+        raise InputError(f"a budget must be from 1 to {MOST_TRAININGS} trainings, got {budget:g}")
     lengths = segment_lengths(segments)
 
     def cost(counts: Sequence[int]) -> float:

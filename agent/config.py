@@ -4,6 +4,8 @@ from dataclasses import dataclass
 
 from rlmix.classifier.errors import InputError, require_at_least
 
+MOST_TRAININGS = 64  # of a budget
+
 
 @dataclass(frozen=True)
 class PPOConfig:

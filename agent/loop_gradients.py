@@ -120,7 +120,7 @@ class LoopGradients:
     def __init__(self, policies: Sequence[MixPolicy], *, recycles: bool, probes: bool) -> None:
         self._recycles, self._probes = recycles, probes
         self.are_ever_read = any(map(self._reads, policies))
-        """Whether the gradient is read under any of the policies."""
+        """True if the gradient is read under any of the policies."""
         self.kept: CleanBatch | None = None
         """A clean batch whose gradient serves a saliency method to come."""
         self.watch = Watch()

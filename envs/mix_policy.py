@@ -21,7 +21,6 @@ from rlmix.classifier.training.trainer import Trainer
 from rlmix.envs.menu import Menu
 from rlmix.envs.observation import (
     DEFAULT_FEATURES,
-    Setting,
     TrainingState,
     checks_labels,
     observation_space,
@@ -228,14 +227,7 @@ class MixPolicyEnv(gym.Env[Any, Any]):
         self._segment = 0
         self._accuracy = EvalStats.at_chance(trainer.num_classes).accuracy
         self._score = 0.0
-        self.state = TrainingState(
-            task,
-            trainer.num_classes,
-            trainer.config.batch_size,
-            trainer.progress,
-            trainer.relative_lr,
-            setting=Setting.of(trainer),
-        )
+        self.state = TrainingState.at_start(trainer, task)
         return observe(self.state, self.menu, self.features), {
             "episode_seed": self._episode_seed,
             "task": task.to_json(),

@@ -79,6 +79,18 @@ class TrainingState:
     labels: LabelStats | None = None
     before: TrainingState | None = None
 
+    @classmethod
+    def at_start(cls, trainer: Trainer, task: Task) -> TrainingState:
+        """Return the state of a Trainer's training of a task at its start."""
+        return cls(
+            task,
+            trainer.num_classes,
+            trainer.config.batch_size,
+            trainer.progress,
+            trainer.relative_lr,
+            setting=Setting.of(trainer),
+        )
+
     def earlier(self, segments: int) -> TrainingState:
         """Return the state some segments earlier, or the start if there were not so many."""
         state = self

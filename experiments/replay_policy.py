@@ -8,7 +8,7 @@
     python experiments/replay_policy.py --resume runs/replay-20260101-130000
 
 With `--budget` several candidates begin, within the updates of so many trainings. After every segment a forecast that
-was learned from thousands of trainings, and sees how each validates, decides which go on and how; validation decides
+was learned from recorded trainings, and sees how each validates, decides which go on and how; validation decides
 among those that end. `--workers` trains several at the same time, with the same result.
 
 With `--num-workers` Ray Train runs the training in several processes (gloo on CPUs, NCCL on GPUs, one each). The batch
@@ -54,11 +54,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
         keep_to_data(run, data, config)
         print(f"run folder: {run.path}", flush=True)
         if config.budget > 1:
-            from rlmix.agent.agent import Agent
             from rlmix.experiments.training.budget_training import train_within_budget
 
-            assert isinstance(source.policy, Agent)
-            train_within_budget(config, run, data, source.policy, source.name, asked.address or config.address)
+            train_within_budget(config, run, data, source, asked.address or config.address)
         elif config.num_workers > 1:
             train_distributed(config, run, asked.address or config.address)
         else:

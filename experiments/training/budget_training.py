@@ -45,6 +45,7 @@ from rlmix.experiments.training.final_training import (
     finish,
     layout,
 )
+from rlmix.experiments.training.replay import PolicySource
 from rlmix.experiments.training.resolve import load_data
 
 CANDIDATES = "candidates"  # folder of the checkpoints
@@ -138,16 +139,15 @@ def candidate_seed(seed: int, candidate: int) -> int:
 
 
 def train_within_budget(
-    config: ReplayConfig, run: RunFolder, data: Splits, agent: Agent, name: str, address: str | None
+    config: ReplayConfig, run: RunFolder, data: Splits, source: PolicySource, address: str | None
 ) -> dict[str, Any]:
     """Train candidates within the budget, from where an earlier call has stopped; keep the best, test it, and report.
 
     Args:
         config: configuration with nothing left to `auto`.
-        run: run folder, with the agent's forecaster.
+        run: run folder.
         data: images of the training.
-        agent: its own choice is among the candidates that begin.
-        name: name of the agent, for the report.
+        source: agent, whose own choice is among the candidates that begin, and its forecaster.
         address: address of a Ray cluster; None for Ray on this machine.
 
     Returns:
@@ -157,11 +157,11 @@ def train_within_budget(
         RunError: all candidates diverged, or a worker failed.
     """
     started = time.monotonic()
-    forecaster = Forecaster.load(run.path)
+    agent, forecaster = source.policy, source.forecaster
+    assert isinstance(agent, Agent) and forecaster is not None
     trainer = StepTrainer(config, data, forecaster)
     start = trainer.start()
     search = BudgetSearch(
-        agent,
         forecaster,
         config.budget,
         observed(forecaster, start),
@@ -170,7 +170,7 @@ def train_within_budget(
         seed=config.seed,
     )
     print(
-        f"{describe(config, data)}\nunder: {name}, the updates of {config.budget:g} trainings: "
+        f"{describe(config, data)}\nunder: {source.name}, the updates of {config.budget:g} trainings: "
         f"{', '.join(map(str, search.counts))} candidates in the {len(search.counts)} segments",
         flush=True,
     )
@@ -178,7 +178,7 @@ def train_within_budget(
     folder.mkdir(exist_ok=True)
     lines = log.read()
     log.keep(len(lines))  # a torn last line would spoil the next one
-    with reject_incompatible(log.path), _steps_trained(config, run, trainer, address) as train:
+    with reject_incompatible(log.path), _steps_trained(config, run, trainer, forecaster, address) as train:
         known = {line["step"]: line for line in lines}
         while due := search.due:
             if missing := [step for step in due if step.number not in known]:
@@ -205,20 +205,21 @@ def train_within_budget(
         "segments": list(forecaster.segments),
         "steps": [{**step, "policy": str(forecaster.menu.policy(step["action"]))} for step in search.to_json()],
     }
-    summary = finish(config, run, training, f"{name}, the best of a budget of {config.budget:g}", budget=facts)
-    _forget(folder, search, len(search.counts))
-    folder.rmdir()
+    summary = finish(config, run, training, f"{source.name}, the best of a budget of {config.budget:g}", budget=facts)
+    for step in search.steps:
+        if step is not winner:  # that one is kept, for a resume after the end
+            _file(folder, step.number).unlink(missing_ok=True)
     return summary
 
 
 @contextmanager
 def _steps_trained(
-    config: ReplayConfig, run: RunFolder, trainer: StepTrainer, address: str | None
+    config: ReplayConfig, run: RunFolder, trainer: StepTrainer, forecaster: Forecaster, address: str | None
 ) -> Iterator[TrainSteps]:
     """Yield the function that trains steps: here, in processes of this machine, or on Ray."""
     folder = run.path / CANDIDATES
     if config.backend == "ray":
-        with ray_session(address), _on_ray(config, run, folder) as train:
+        with ray_session(address), _on_ray(config, forecaster, folder) as train:
             yield train
     elif config.workers > 1:
         with training_processes(config.workers) as run_jobs:
@@ -235,14 +236,13 @@ def _steps_trained(
 
 
 @contextmanager
-def _on_ray(config: ReplayConfig, run: RunFolder, folder: Path) -> Iterator[TrainSteps]:
+def _on_ray(config: ReplayConfig, forecaster: Forecaster, folder: Path) -> Iterator[TrainSteps]:
     """Yield the function that trains steps in Ray's actors; this process keeps the checkpoints."""
     import ray
     from ray.util import ActorPool
 
     share = WorkerResources(config.threads, 1.0 if config.train.device.startswith("cuda") else 0.0)
     check_capacity(config.workers, share)
-    forecaster = Forecaster.load(run.path)
 
     class Actor:
         def __init__(self) -> None:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Literal, TypeVar
 
 from tyro.conf import Suppress
 
-from rlmix.agent.config import RLMixAgentConfig
+from rlmix.agent.config import MOST_TRAININGS, RLMixAgentConfig
 from rlmix.classifier.errors import InputError, require_at_least
 from rlmix.classifier.training.config import TrainConfig
 from rlmix.experiments.runs.options import UNPREFIXED, DataConfig, TrainingRunConfig
@@ -19,7 +19,6 @@ if TYPE_CHECKING:
 CLASSIFIER = "classifier"
 REPLAY = "replay"
 RL_MIX = "rl-mix"
-MOST_BUDGET = 64  # trainings
 
 Final = TypeVar("Final", bound="FinalConfig")
 
@@ -131,8 +130,8 @@ class ReplayConfig(FinalConfig):
     def __post_init__(self) -> None:
         super().__post_init__()
         require_at_least(self, workers=1, num_workers=1)
-        if not 1 <= self.budget <= MOST_BUDGET:
-            raise InputError(f"budget must be from 1 to {MOST_BUDGET} trainings, got {self.budget:g}")
+        if not 1 <= self.budget <= MOST_TRAININGS:
+            raise InputError(f"budget must be from 1 to {MOST_TRAININGS} trainings, got {self.budget:g}")
         if self.budget == 1 and (self.workers > 1 or self.backend == "ray"):
             raise InputError("--workers and --backend are for the candidates of a --budget above 1; see --num-workers")
         if self.budget > 1 and self.num_workers > 1:

@@ -27,7 +27,7 @@ from rlmix.classifier.mixing.picture import mixed_picture
 from rlmix.classifier.training.stats import EvalStats
 from rlmix.classifier.training.trainer import Trainer
 from rlmix.envs import Task
-from rlmix.envs.observation import Setting, TrainingState
+from rlmix.envs.observation import TrainingState
 from rlmix.experiments.reports import REPORT_FILE, describe_rollback
 from rlmix.experiments.runs.errors import RunError, reject_incompatible
 from rlmix.experiments.runs.folder import RunFolder, stop_file
@@ -213,14 +213,7 @@ class FinalTraining:
             round((number + 1) / config.evaluations * total) for number in range(config.evaluations)
         }
         task = Task(len(trainer.data.train), total, config.data.label_noise, config.data_seed)
-        state = TrainingState(
-            task,
-            trainer.num_classes,
-            trainer.config.batch_size,
-            trainer.progress,
-            trainer.relative_lr,
-            setting=Setting.of(trainer),
-        )
+        state = TrainingState.at_start(trainer, task)
         self.scheduler = PolicyScheduler(choose, segments, state, updates=total)
         self.best_network: dict[str, Tensor] = {}
         self.best_progress = 0.0
@@ -257,7 +250,6 @@ class FinalTraining:
         Raises:
             DivergedError: the training diverged.
         """
-        self._methods: dict[str, SummaryWriter] = {}
         end = self.scheduler.end(self._trainer.updates_done)
         if self.scheduler.policy is None:
             self._start_segment(events)
@@ -300,7 +292,7 @@ class FinalTraining:
             nullcontext(Events()) if self._run is None else self._writer(self._run) as writer,
             ExitStack() as self._method_runs,
         ):
-            self._methods = {}
+            self._methods: dict[str, SummaryWriter] = {}
             if self._run is not None:
                 # Also those of an interrupted run, so that what it wrote after its checkpoint is not shown.
                 for folder in sorted(self._run.events.glob(f"{METHOD_RUN}*")):

@@ -147,7 +147,7 @@ class PolicySource:
 
     @property
     def labels_checked(self) -> bool:
-        """Whether it sees signs of wrong training labels."""
+        """Return whether it sees signs of wrong training labels."""
         return isinstance(self.policy, Agent) and checks_labels(self.policy.features)
 
     def policies(self) -> list[MixPolicy]:

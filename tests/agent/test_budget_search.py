@@ -9,7 +9,6 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from rlmix.agent.agent import ActorCritic, Agent
 from rlmix.agent.budget import BudgetSearch, Step, StepResult, counts_within, search_budget
 from rlmix.agent.values import ActionValues, Forecaster
 from rlmix.classifier.files import DamagedFileError
@@ -42,11 +41,6 @@ class Told(torch.nn.Module):
         return (later * 100 * rows[:, :, ACCURACY] + (1 - later) * self.at_start).reshape(-1, 1)
 
 
-def agent() -> Agent:
-    torch.manual_seed(0)
-    return Agent(ActorCritic(OBSERVED, [4], sum(MENU.sizes)).eval(), MENU, SEGMENTS, {})
-
-
 def forecaster(*members: Sequence[float], noise: float = 1.0) -> Forecaster:
     networks = [Told(member) for member in members]
     effects = torch.zeros(len(ACTIONS), 1)
@@ -64,7 +58,7 @@ def begin(
     budget: float, *members: Sequence[float], own: int = 0, noise: float = 1.0, images: int = 1000
 ) -> BudgetSearch:
     told = forecaster(*members, noise=noise)
-    return BudgetSearch(agent(), told, budget, observation(0, 0), tuple(ACTIONS[own]), images=images)
+    return BudgetSearch(told, budget, observation(0, 0), tuple(ACTIONS[own]), images=images)
 
 
 def finish(search: BudgetSearch, worth: Sequence[float], *, backwards: bool = False) -> None:

@@ -2,6 +2,7 @@
 
 import gc
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -92,7 +93,7 @@ def test_what_is_kept_is_the_training_under_its_schedule(whole: Path, tmp_path: 
         assert alone[split] == summary[split]
     ends = [step for step in steps if step["segment"] == 2]
     assert kept["accuracy"] == alone["validation"]["accuracy"] and kept in ends
-    assert not (whole / "candidates").exists()
+    assert [file.name for file in (whole / "candidates").iterdir()] == [f"{kept['step']:04d}.safetensors"]
 
 
 def test_tensorboard_and_report_show_the_candidates(whole: Path) -> None:
@@ -142,6 +143,23 @@ def test_a_killed_search_resumes_to_the_same(
         with pytest.raises(Killed):
             train(agent, tmp_path / "run")
     assert train(agent, tmp_path / "run") == outcome(whole)
+
+
+def test_resumed_after_its_end_it_trains_nothing(
+    agent: Path, whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = shutil.copytree(whole, tmp_path / "run")
+
+    def never(*_: Any) -> None:
+        raise AssertionError("nothing is left to train")
+
+    monkeypatch.setattr(budget_training.StepTrainer, "train", never)
+    assert train(agent, run) == outcome(whole)
+
+
+@pytest.mark.slow
+def test_rays_actors_give_the_same(agent: Path, whole: Path, tmp_path: Path) -> None:
+    assert train(agent, tmp_path / "run", "--workers", 2, "--backend", "ray") == outcome(whole)
 
 
 def test_two_processes_give_the_same(agent: Path, whole: Path, tmp_path: Path) -> None:
