@@ -699,7 +699,7 @@ def test_presets_are_searches_that_can_run(name: str) -> None:
 def test_default_search_starts_on_any_number_of_cores(
     cores: int, workers: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(config.os, "sched_getaffinity", lambda _: set(range(cores)))
+    monkeypatch.setattr(config, "usable_cores", lambda: cores)
     assert SearchConfig().worker_count == workers
     assert SearchConfig().environment_count == workers
     assert SearchConfig(workers=3).worker_count == SearchConfig(workers=3).environment_count == 3
