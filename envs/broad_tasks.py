@@ -106,8 +106,13 @@ class BroadTasks:
             raise InputError(
                 f"tasks need a data set and 1 <= low <= high updates, got {len(self.sources)}, {low, high}"
             )
-        if not self.seconds >= max(1.0, low * SECONDS_PER_UPDATE / SHARE_OF_UPDATES + SECONDS_PER_TRAINING):
+        if not self.seconds >= max(1.0, self._least_seconds):
             raise InputError(f"a training of {low} updates costs more than seconds allows, got {self.seconds}")
+
+    @property
+    def _least_seconds(self) -> float:
+        """Lowest limit of cost that the shortest training keeps to."""
+        return self.updates[0] * SECONDS_PER_UPDATE / SHARE_OF_UPDATES + SECONDS_PER_TRAINING
 
     def task(self, number: int) -> Task:
         """Return task `number` of the distribution, always the same one.
@@ -117,7 +122,7 @@ class BroadTasks:
         and long trainings of small networks on small images.
         """
         random = np.random.default_rng([self.seed, number])
-        limit = log_uniform(random, min(CHEAPEST, self.seconds), self.seconds)
+        limit = log_uniform(random, min(max(CHEAPEST, self._least_seconds), self.seconds), self.seconds)
         longest = max(int(SHARE_OF_UPDATES * (limit - SECONDS_PER_TRAINING) / SECONDS_PER_UPDATE), self.updates[0])
         updates = whole(random, self.updates[0], min(longest, self.updates[1]))
         while True:

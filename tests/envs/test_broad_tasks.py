@@ -81,6 +81,13 @@ def test_tasks_cover_what_users_have_within_the_limit_of_cost() -> None:
         task.training(TrainConfig())  # every drawn option is one of a training
 
 
+def test_longer_tasks_have_as_many_updates_and_stay_within_their_limit() -> None:
+    longer = BroadTasks(SOURCES, seed=3, updates=(400, 600), seconds=7.0)
+    tasks = [longer.task(number) for number in range(40)]
+    assert all(400 <= task.updates <= 600 for task in tasks) and max(map(estimated_seconds, tasks)) <= 7
+    assert max(task.updates for task in tasks) > 420
+
+
 def test_cost_is_what_a_convolutional_network_takes() -> None:
     # Three convolutions on 32, 16 and 8 pixels and the last layer; a multiplication and an addition each.
     by_hand = 2 * (32**2 * 9 * 3 * 16 + 16**2 * 9 * 16 * 32 + 8**2 * 9 * 32 * 64 + 64 * 10)

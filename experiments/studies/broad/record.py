@@ -10,7 +10,8 @@ observation v2 at the start and after each segment, validation accuracy after ea
 the end; the first line of a task also says what the task is. The true share of wrong labels is there to measure
 estimates of it, not for agents. Finished trainings do not run again: the same command resumes, also after a kill.
 
-At most 15 s a training on one slow core and about 5 s on average are estimated (`envs/broad_tasks.py`).
+At most 15 s a training on one slow core and about 5 s on average are estimated, 12 and 7 of the longer ones
+(`envs/broad_tasks.py`).
 """
 
 from __future__ import annotations
@@ -36,12 +37,15 @@ from rlmix.experiments.runs.command import command
 from rlmix.experiments.runs.errors import RunError
 from rlmix.experiments.search.task_family import MENU, PLAIN, SEGMENTS
 
+LEARN = ("fashion_mnist", "mnist", "kmnist", "cifar10", "gtsrb", "pacs")
 GROUPS = {  # data sets to learn from, and to rehearse on; no other may be looked at before the contest
-    "learn": ("fashion_mnist", "mnist", "kmnist", "cifar10", "gtsrb", "pacs"),
+    "learn": LEARN,
+    "longer": LEARN,
     "rehearse": ("digits", "flowers5", "sign_digits", "cifar100"),
 }
 BUILT_IN = ("fashion_mnist", "digits")  # read from where `load_dataset` finds them
-SEEDS = {"learn": 230_001, "rehearse": 230_002}  # of the tasks
+SEEDS = {"learn": 230_001, "rehearse": 230_002, "longer": 230_003}  # of the tasks
+LONGER: dict[str, Any] = {"updates": (250, 2000), "seconds": 12.0}
 CHOICES = MENU.actions()
 FIXED = 2  # trainings under fixed policies, besides plain
 CHANGES = 0.5  # probability of another policy after a segment, in the last training of a task
@@ -56,8 +60,8 @@ class RecordConfig:
 
     data: str
     """Folder of the data sets: NAME.zip or NAME/, with train/CLASS/* and test/CLASS/* inside."""
-    group: Literal["learn", "rehearse"] = "learn"
-    """Data sets whose tasks are trained: learn, five trainings each, or rehearse, under every policy of the menu."""
+    group: Literal["learn", "longer", "rehearse"] = "learn"
+    """Tasks that are trained: learn or longer, five trainings each, or rehearse, under every policy of the menu."""
     tasks: int = 2000
     """Number of tasks: 0, 1, 2, ..."""
     processes: int = 2
@@ -95,13 +99,14 @@ def main(arguments: Sequence[str] | None = None) -> None:
         with with_filename(out):
             out.mkdir(parents=True, exist_ok=True)
         places = data_places(config.data, GROUPS[config.group])
-        tasks = BroadTasks(_sources(out / f"{config.group}.json", places), seed=SEEDS[config.group])
+        sources = _sources(out / f"{config.group}.json", places)
+        tasks = BroadTasks(sources, seed=SEEDS[config.group], **(LONGER if config.group == "longer" else {}))
         log = TrainingLog(out / f"{config.group}.jsonl", lambda lines: {_identity(line): line for line in lines})
         precision = resolve_precision("auto", resolve_device("cpu"))
         jobs = {
             _identity(asdict(plan)): functools.partial(record, plan, tasks, tuple(places.items()), precision)
             for number in range(config.tasks)
-            for plan in (plans(number) if config.group == "learn" else every_policy(number))
+            for plan in (every_policy(number) if config.group == "rehearse" else plans(number))
         }
         log.run(jobs, processes=config.processes, describe=_describe)
 
