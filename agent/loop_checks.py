@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import operator
 from typing import Any
 
@@ -51,6 +52,21 @@ def non_negative(name: str, value: Any) -> float:
     number = _number(value)
     if number is None or number < 0:
         raise InputError(f"expected {name} of at least 0, got {_shown(value)}")
+    return number
+
+
+def as_imbalance(value: Any) -> float:
+    """Return the images of the most frequent class over those of the rarest.
+
+    Raises:
+        InputError: it is no number of at least 1.
+    """
+    number = _number(value)
+    if number is None or not 1 <= number < math.inf:
+        raise InputError(
+            f"imbalance must be a number of at least 1, training images of the most frequent class over those of the "
+            f"rarest, got {_shown(value)}"
+        )
     return number
 
 
@@ -144,13 +160,19 @@ def batch_targets(images: Any, labels: Any, num_classes: int) -> Tensor:
     return as_targets(labels, num_classes)
 
 
-def require_first_batch(images: Tensor, targets: Tensor, colours: Colours | None) -> None:
+def require_first_batch(
+    images: Tensor, targets: Tensor, colours: Colours | None, *, train_size: int | None
+) -> dict[str, str]:
     """Look at a batch for what would take time at each one.
 
     Args:
         images: `[B, C, H, W]`.
         targets: `[B, K]`; what is not on the host is not looked at.
         colours: mean and standard deviation that were given; None without them.
+        train_size: number of training images; None where it does not matter.
+
+    Returns:
+        Warnings by name.
 
     Raises:
         InputError: a target is outside of [0, 1], or the images have another number of channels than the colours.
@@ -165,6 +187,13 @@ def require_first_batch(images: Tensor, targets: Tensor, colours: Colours | None
         raise InputError(
             f"soft labels must be in [0, 1], got {low:g} to {high:g}; pass a teacher's logits through softmax(dim=1)"
         )
+    warnings = {}
+    if train_size is not None and len(images) > train_size:
+        fewer = f"train_size={train_size} images, fewer than in the first batch"
+        warnings["train_size"] = f"{fewer}; pass train_size=len(dataset), not len(loader)"
+    if images.shape[3] == 3 and images.shape[1] > 4:
+        warnings["channels"] = f"images {list(images.shape)} seem to have colours last; permute(0, 3, 1, 2)"
+    return warnings
 
 
 def as_logits(logits: Any, num_classes: int) -> Tensor:

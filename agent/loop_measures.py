@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping, Sequence
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from rlmix.agent.loop_checks import as_validation, fraction, non_negative, require_optimizer
 from rlmix.agent.loop_loss import two_classes
 from rlmix.classifier.errors import InputError
 from rlmix.classifier.training.stats import EvalStats, evaluation_sums
+from rlmix.envs.training_state import Setting
+from rlmix.envs.transfer_features import SETTING_FEATURES
+
+USUAL_PARAMETERS = 100_000  # of the networks in the trainings that agents learn from; where the network is not given
 
 
 def evaluated(logits: Tensor | None, labels: Tensor | None, num_classes: int) -> EvalStats:
@@ -35,11 +40,21 @@ def evaluated(logits: Tensor | None, labels: Tensor | None, num_classes: int) ->
         return EvalStats.from_sums(sums, bins, len(logits))
 
 
-def not_given(**values: float | None) -> str:
-    """Return a warning that names the validation measures that are None; empty where all are given."""
-    missing = ", ".join(name.replace("_", " ") for name, value in values.items() if value is None)
+def not_given(values: Mapping[str, float | None]) -> dict[str, str]:
+    """Return a warning, by name, where validation measures are None."""
+    missing = ", ".join(name for name, value in values.items() if value is None)
     rest = "taken as in a calibrated network; observe(logits=..., labels=...) measures all"
-    return missing and f"{missing} of validation not given: {rest}"
+    return {"validation": f"{missing} of validation not given: {rest}"} if missing else {}
+
+
+def not_noted(noted: int, *, calls: int) -> dict[str, str]:
+    """Return a warning, by name, where the losses of at most half of the `calls` batches were noted."""
+    if not noted:
+        return {"loss": "no training loss was noted, so the agent does not see it; call mix.loss or mix.note"}
+    if 2 * noted <= calls:
+        once = "call mix once a batch, in training alone, and mix.loss or mix.note after it"
+        return {"calls": f"of {calls} batches that were mixed, the losses of {noted} were noted; {once}"}
+    return {}
 
 
 def stated(
@@ -70,6 +85,30 @@ def stated(
         0.0 if calibration_error is None else fraction("val_calibration_error", calibration_error),
         0,
     )
+
+
+def setting_of(images: Tensor, model: nn.Module | None, imbalance: float) -> Setting:
+    """Return what a loop shows of its network and images.
+
+    Args:
+        images: `[B, C, H, W]`.
+        model: the network; without it one of usual size that normalises is assumed.
+        imbalance: training images of the most frequent label over those of the rarest.
+    """
+    channels, height, width = images.shape[1:]
+    parameters, normalised = USUAL_PARAMETERS, True
+    if model is not None:
+        parameters = max(sum(parameter.numel() for parameter in model.parameters()), 1)
+        normalised = any("Norm" in type(module).__name__ for module in model.modules())
+    return Setting(parameters, normalised, channels, min(height, width), imbalance)
+
+
+def not_shown(model: nn.Module | None, features: Sequence[str]) -> dict[str, str]:
+    """Return a warning, by name, where an agent with these features looks at the network, which is not given."""
+    if model is not None or SETTING_FEATURES.isdisjoint(features):
+        return {}
+    usual = f"taken to have {USUAL_PARAMETERS:,} parameters and to normalise"
+    return {"model": f"the network is not known: {usual}; call mix(images, labels, model)"}
 
 
 def learning_rates(optimizer: Optimizer) -> tuple[float, float]:

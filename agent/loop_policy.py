@@ -13,7 +13,7 @@ from rlmix.agent.files import NAMED
 from rlmix.classifier.errors import InputError
 from rlmix.classifier.mixing import METHODS, MixPolicy, PolicySchedule
 from rlmix.envs.menu import DIMENSIONS, Menu
-from rlmix.envs.observation import DEFAULT_FEATURES
+from rlmix.envs.observation import checks_labels
 
 Policy = str | Path | PolicySchedule | MixPolicy | Agent  # what RLMix is made from
 
@@ -56,10 +56,10 @@ def load_policy(policy: Policy, *, share: float | None) -> PolicySchedule | Agen
 
 
 def _seeing_what_a_loop_gives(agent: Agent) -> Agent:
-    if unknown := [name for name in agent.features if name not in DEFAULT_FEATURES]:
+    if checks_labels(agent.features):
         raise InputError(
-            f"the agent sees features that a loop of your own does not give: {', '.join(unknown):.200}; use one with "
-            "the features of 'shipped'"
+            "the agent looks for wrong labels among the training images, which a loop of your own does not show it; "
+            "use one without these features, such as 'shipped'"
         )
     return agent
 

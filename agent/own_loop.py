@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 import warnings
+from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -13,11 +14,13 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.utils.data import get_worker_info
 
+from rlmix.agent import loop_measures
 from rlmix.agent.agent import Agent, Allowed
 from rlmix.agent.decisions import Decision, choose_by, segments_of
 from rlmix.agent.files import SHIPPED
 from rlmix.agent.loop_checks import (
     as_colours,
+    as_imbalance,
     as_logits,
     as_pair,
     batch_targets,
@@ -28,7 +31,6 @@ from rlmix.agent.loop_checks import (
 )
 from rlmix.agent.loop_gradients import CleanBatch, LoopGradients, TakesGradient, exact_gradient
 from rlmix.agent.loop_loss import LoopLoss
-from rlmix.agent.loop_measures import evaluated, learning_rates, not_given, one_cycle, stated
 from rlmix.agent.loop_policy import LoopLimits, Policy, load_policy, policies_of, require
 from rlmix.agent.loop_processes import average, from_first, processes
 from rlmix.agent.scheduler import Choice, PolicyScheduler
@@ -41,6 +43,7 @@ from rlmix.classifier.training.segment_sums import SegmentSums
 from rlmix.classifier.training.stats import EvalStats
 from rlmix.envs.observation import TrainingState
 from rlmix.envs.tasks import Task
+from rlmix.envs.training_state import Setting
 
 STATE_VERSION = 1
 EVALUATION = "call mix.eval() before validation, and mix.train() after it"
@@ -69,6 +72,7 @@ class RLMix:
         total_updates: number of calls in the whole training, e.g. epochs times batches; needed unless one policy holds
             from start to end.
         train_size: number of training images; needed for an agent.
+        imbalance: training images of the most frequent class over those of the rarest; optional, defaults to 1.
         share: share of the batches that a method given by its name mixes, in (0, 1]; optional, defaults to one half.
         optimizer: the loop's optimiser, from which an agent reads the learning rate; may be set later.
         loss: loss of `loss()`, `cross_entropy` or `binary_cross_entropy`; one output always takes the second.
@@ -92,6 +96,7 @@ class RLMix:
         num_classes: int,
         total_updates: int | None = None,
         train_size: int | None = None,
+        imbalance: float = 1.0,
         share: float | None = None,
         optimizer: Optimizer | None = None,
         loss: str = "cross_entropy",
@@ -121,6 +126,8 @@ class RLMix:
         length, size = "; batches in the training, epochs * len(loader)", "; training images, len(dataset)"
         self._total = ENDLESS if total_updates is None else whole_number("total_updates", total_updates, advice=length)
         self._train_size = 1 if train_size is None else whole_number("train_size", train_size, advice=size)
+        self._imbalance = as_imbalance(imbalance)
+        self._setting: Setting | None = None  # from the first batch on
         self._colours = as_colours(mean, std)
         self._limits = LoopLimits(self._colours is not None)
         self._done = self._end = 0  # calls so far, and the call at which the running segment ends
@@ -207,9 +214,10 @@ class RLMix:
         require_module(model)
         batch = CleanBatch(images, batch_targets(images, labels, self.num_classes))
         if model is not None and not model.training:
-            self._say("eval", f"the network is in evaluation mode: {EVALUATION}")
+            self._say({"eval": f"the network is in evaluation mode: {EVALUATION}"})
         if not self._done:
-            self._require_first(batch)
+            size = self._train_size if isinstance(self.source, Agent) else None
+            self._say(require_first_batch(batch.images, batch.targets, self._colours, train_size=size))
         self._gradients.watch.remove()
         policy = self._current_policy(images, model)
         self.method = self._interleaver.next(policy.shares) if self.mixup_enabled else "clean"
@@ -248,7 +256,7 @@ class RLMix:
         value = self._loss.weighted(logits, targets)
         if self.training:
             if not torch.is_grad_enabled():
-                self._say("no_grad", f"a loss without gradients: {EVALUATION}")
+                self._say({"no_grad": f"a loss without gradients: {EVALUATION}"})
             self._note(logits, targets, value)
             self._gradients.watch.watch_loss(value)
         return value
@@ -292,14 +300,14 @@ class RLMix:
         if logits is not None or labels is not None:
             if val_accuracy is not None:
                 raise InputError("observe takes val_accuracy or logits and labels, got both; pass one of them")
-            self._observed = evaluated(logits, labels, self.num_classes)
+            self._observed = loop_measures.evaluated(logits, labels, self.num_classes)
             return
-        self._observed = stated(
+        self._observed = loop_measures.stated(
             val_accuracy, val_loss, val_confidence, val_calibration_error, num_classes=self.num_classes
         )
-        missing = not_given(loss=val_loss, confidence=val_confidence, calibration_error=val_calibration_error)
-        if missing and isinstance(self.source, Agent):
-            self._say("validation", missing)
+        if isinstance(self.source, Agent):
+            calibration = {"confidence": val_confidence, "calibration error": val_calibration_error}
+            self._say(loop_measures.not_given({"loss": val_loss, **calibration}))
 
     def schedule(self) -> PolicySchedule:
         """Return what was chosen so far as a schedule; the last policy holds to the end.
@@ -336,6 +344,7 @@ class RLMix:
             "said": list(self._said),
             "allowed": None if self._allowed is None else [list(choices) for choices in self._allowed],
             "mixup_enabled": self.mixup_enabled,
+            "setting": None if self._setting is None else asdict(self._setting),
             "scheduler": None if self._scheduler is None else self._scheduler.state_dict(),
         }
 
@@ -360,21 +369,14 @@ class RLMix:
         self._highest_lr, self._said = state["highest_lr"], list(state["said"])
         self.mixup_enabled = state["mixup_enabled"]
         self._scheduler, self._allowed = None, state["allowed"]
+        setting = state.get("setting")  # older states do not have it
+        self._setting = None if setting is None else Setting(**setting)
         self._sums = SegmentSums(torch.device("cpu"))
         self._sums.load_state_dict(state["sums"])
         if state["scheduler"] is not None:
             self._begin(state["batch_size"], relative_lr=0.0)  # the state has it
             assert self._scheduler is not None
             self._scheduler.load_state_dict(state["scheduler"])
-
-    def _require_first(self, batch: CleanBatch) -> None:
-        """Look at the first batch for what would take time in each."""
-        require_first_batch(batch.images, batch.targets, self._colours)
-        if isinstance(self.source, Agent) and len(batch.images) > self._train_size:
-            images = f"train_size={self._train_size} images, fewer than in the first batch"
-            self._say("train_size", f"{images}; pass train_size=len(dataset), not len(loader)")
-        if batch.images.shape[3] == 3 and batch.images.shape[1] > 4:
-            self._say("channels", f"images {list(batch.images.shape)} seem to have colours last; permute(0, 3, 1, 2)")
 
     def _note(self, logits: Tensor, targets: Tensor, loss: Tensor | None = None) -> None:
         if not self._done:
@@ -397,6 +399,7 @@ class RLMix:
             batch_size=batch_size * self._world * steps,
             progress=self._done / self._total,
             relative_lr=relative_lr,
+            setting=self._setting,
         )
         self._scheduler = PolicyScheduler(self._decide, segments_of(self.source), state, updates=self._total)
 
@@ -406,8 +409,9 @@ class RLMix:
             limits = self._limits.at(images, model)
             if isinstance(self.source, Agent):
                 self._allowed, reasons = limits.allowed(self.source.menu)
-                for reason in reasons:
-                    self._say(reason, f"left out of the agent's choices: {reason}")
+                self._say({reason: f"left out of the agent's choices: {reason}" for reason in reasons})
+                self._setting = loop_measures.setting_of(images, model, self._imbalance)
+                self._say(loop_measures.not_shown(model, self.source.features))
             else:
                 for policy in policies_of(self.source):
                     require(limits.why_not(policy))
@@ -417,7 +421,7 @@ class RLMix:
         self._sums = self._sums.to(images.device)
         if self._done >= self._total:
             counts = f"total_updates={self._total:,}, which counts batches, epochs * len(loader)"
-            self._say("over", f"the training is longer than {counts}; the last policy stays")
+            self._say({"over": f"the training is longer than {counts}; the last policy stays"})
             return scheduler.chosen[-1][1]
         if scheduler.policy is not None and self._done == self._end:
             self._end_segment(scheduler)
@@ -429,12 +433,7 @@ class RLMix:
 
     def _end_segment(self, scheduler: PolicyScheduler) -> None:
         if isinstance(self.source, Agent):
-            noted, calls = self._sums.counts.total(), self._done - self.choices[-1].update
-            if not noted:
-                self._say("loss", "no training loss was noted, so the agent does not see it; call mix.loss or mix.note")
-            elif 2 * noted <= calls:
-                once = "call mix once a batch, in training alone, and mix.loss or mix.note after it"
-                self._say("calls", f"of {calls} batches that were mixed, the losses of {noted} were noted; {once}")
+            self._say(loop_measures.not_noted(self._sums.counts.total(), calls=self._done - self.choices[-1].update))
         average(self._sums.tensors, self._world)
         images = self._sums.counts.total() * self._batch_size * self._world
         scheduler.add(self._sums.read(images=images, started=self._started))
@@ -449,7 +448,7 @@ class RLMix:
             unseen = isinstance(self.source, Agent) and state.segment is not None and state.evaluation is None
             if unseen:
                 text = f"no validation was given before the choice at batch {self._done}, so the one before holds"
-                self._say("observe", f"{text}; call mix.observe sooner, at the latest where mix.due is true")
+                self._say({"observe": f"{text}; call mix.observe sooner, at the latest where mix.due is true"})
                 assert self._scheduler is not None and self.policy is not None
                 decision = Decision(self.policy, state.action, self._scheduler.probabilities[-1])
             else:
@@ -464,9 +463,9 @@ class RLMix:
         if not isinstance(self.source, Agent):
             return 0.0
         if self.optimizer is None:
-            self._say("lr", "the learning rate is not known: taken to follow one cycle; pass optimizer=")
-            return one_cycle(self._done / self._total)
-        rate, highest = learning_rates(self.optimizer)
+            self._say({"lr": "the learning rate is not known: taken to follow one cycle; pass optimizer="})
+            return loop_measures.one_cycle(self._done / self._total)
+        rate, highest = loop_measures.learning_rates(self.optimizer)
         self._highest_lr = max(self._highest_lr, highest)
         return rate / self._highest_lr if self._highest_lr else 0.0
 
@@ -492,8 +491,9 @@ class RLMix:
         sizes = f"num_classes={self.num_classes}, total_updates={self._total}, train_size={self._train_size}"
         return f"{sizes}, accumulate={self._accumulate}"
 
-    def _say(self, key: str, text: str) -> None:
-        """Warn once in a training."""
-        if key not in self._said:
-            self._said.append(key)
-            warnings.warn(f"RLMix: {text}", stacklevel=3)
+    def _say(self, told: Mapping[str, str]) -> None:
+        """Warn once in a training, of each key."""
+        for key, text in told.items():
+            if key not in self._said:
+                self._said.append(key)
+                warnings.warn(f"RLMix: {text}", stacklevel=3)

@@ -165,6 +165,7 @@ TRANSFER_FEATURES = _KNOWN | _MEASURED | _EARLIER
 _BEFOREHAND = ("log_updates", "log_passes", "log_classes", *_KNOWN)
 RECORDED_FEATURES = (*_BEFOREHAND, "progress", "relative_lr", *_OF_A_SEGMENT)  # earlier ones are in earlier rows
 OBSERVATION_V2 = (*RECORDED_FEATURES, *_EARLIER)
+SETTING_FEATURES = frozenset({"log_parameters", "image_side", "colour", "normalised", "log_imbalance"})
 LABEL_FEATURES = {
     *_LABELS,
     *(f"{name}_{segments}" for name in _LABELS for segments in LAGS),

@@ -1,5 +1,6 @@
 """Parts of the tests of one's own loop: a small network, batches, an agent."""
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -8,8 +9,11 @@ from torch import Tensor, nn
 from rlmix.agent.agent import Agent
 from rlmix.agent.ppo import new_policy, to_agent
 from rlmix.envs import Menu
+from rlmix.envs.observation import DEFAULT_FEATURES, OBSERVATION_V2, checks_labels
 
 KNOWN = {"num_classes": 10, "total_updates": 20, "train_size": 200}
+# Observation v2 without what a loop does not show
+TRANSFER = tuple(name for name in OBSERVATION_V2 if not checks_labels([name]))
 
 
 def network(seed: int = 0, classes: int = 10) -> nn.Module:
@@ -27,14 +31,14 @@ def batches(count: int, size: int = 16) -> list[tuple[Tensor, Tensor]]:
     ]
 
 
-def agent(seed: int = 3, **menu: Any) -> Agent:
+def agent(seed: int = 3, *, features: Sequence[str] = DEFAULT_FEATURES, **menu: Any) -> Agent:
     """An agent that has learned nothing but does not always choose the same."""
     offered = Menu(**{"labels": ((1.0, 0.0), (1.0, 0.3)), **menu})
     torch.manual_seed(seed)
-    policy = new_policy(offered, [16])
+    policy = new_policy(offered, [16], features)
     with torch.no_grad():
         policy.action_net.weight.mul_(300)  # type: ignore[operator]
-    return to_agent(policy, offered, (0.25, 0.5, 0.75, 1.0), {})
+    return to_agent(policy, offered, (0.25, 0.5, 0.75, 1.0), {}, features)
 
 
 def sgd(model: nn.Module) -> torch.optim.Optimizer:

@@ -78,6 +78,7 @@ MISTAKES: dict[str, tuple[Callable[[], object], str]] = {
     "policies": (lambda: RLMix(["mixup", "cutmix"], num_classes=10), "several methods are MixPolicy"),
     "classes named": (lambda: RLMix("mixup", num_classes=["cat", "dog"]), "num_classes must be a whole number"),
     "length with a fraction": (lambda: mixup(total_updates=15.625), r"15.625; batches .* epochs \* len\(loader\)"),
+    "imbalance as share": (lambda: mixup(imbalance=0.1), "imbalance must be a number of at least 1, .* got 0.1"),
     "size as data set": (lambda: mixup(train_size=[1, 2]), r"got list of 2; .* len\(dataset\)"),
     "seed": (lambda: mixup(seed=None), "seed must be a whole number of at least 0, got None"),
     "weights too few": (lambda: mixup(class_weights=torch.ones(3)), "10 numbers, one for each class, got Tensor"),
@@ -129,7 +130,7 @@ def test_a_newcomers_mistake_is_told_in_a_line(mistake: str) -> None:
 def test_an_agent_that_sees_what_a_loop_does_not_give_is_refused() -> None:
     torch.manual_seed(0)
     chooser = to_agent(new_policy(Menu(), [8], OBSERVATION_V2), Menu(), (0.5, 1.0), {}, OBSERVATION_V2)
-    with pytest.raises(InputError, match="log_parameters"):
+    with pytest.raises(InputError, match="looks for wrong labels"):
         RLMix(chooser, **KNOWN)
 
 

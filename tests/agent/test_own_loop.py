@@ -6,7 +6,7 @@ import json
 import subprocess
 import sys
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -25,11 +25,12 @@ from rlmix.classifier.models import build_model
 from rlmix.classifier.training.batches import BatchSource
 from rlmix.classifier.training.draws import UpdateDraws, stream_seed
 from rlmix.classifier.training.optimisers import LR_SCHEDULES, OPTIMISERS
+from rlmix.envs.observation import DEFAULT_FEATURES
 from rlmix.experiments import replay_policy
 from rlmix.experiments.runs.config import stored_config
 from rlmix.experiments.training.config import ReplayConfig
 from rlmix.experiments.training.resolve import load_data
-from tests.agent.loops import KNOWN, agent, batches, network, sgd
+from tests.agent.loops import KNOWN, TRANSFER, agent, batches, network, sgd
 
 ROOT = Path(__file__).parents[2]
 HALF_RMIX = MixPolicy({"clean": 0.5, "rmix": 0.5})
@@ -54,11 +55,13 @@ def plain_loop(monkeypatch: pytest.MonkeyPatch) -> Any:
     return importlib.import_module("plain_loop")
 
 
-@pytest.mark.parametrize("seed", [3, 4])
-def test_the_plain_loop_trains_as_the_projects_own_program(plain_loop: Any, tmp_path: Path, seed: int) -> None:
+@pytest.mark.parametrize(("seed", "features"), [(3, DEFAULT_FEATURES), (4, DEFAULT_FEATURES), (3, TRANSFER)])
+def test_the_plain_loop_trains_as_the_projects_own_program(
+    plain_loop: Any, tmp_path: Path, seed: int, features: Sequence[str]
+) -> None:
     """The same choices and, to the last bit, the same weights."""
     (tmp_path / "agent").mkdir()
-    agent(seed).save(tmp_path / "agent")
+    agent(seed, features=features).save(tmp_path / "agent")
     options = (
         "--dataset digits --train-size 100 --updates 40 --batch-size 25 --validation-size 100 --lr 0.1 --evaluations 1 "
         "--threads 1 --precision fp32 --compile off --no-augmentation"
@@ -73,9 +76,9 @@ def test_the_plain_loop_trains_as_the_projects_own_program(plain_loop: Any, tmp_
     model.to(memory_format=torch.channels_last)
     optimizer = OPTIMISERS[config.train.optimizer](model, config.train)
     schedule = LR_SCHEDULES[config.train.lr_schedule](optimizer, config.train)
-    mix = RLMix(
-        tmp_path / "agent", num_classes=10, total_updates=40, train_size=100, optimizer=optimizer, seed=config.seed
-    )
+    counts = data.train.labels.bincount()
+    known = {"num_classes": 10, "total_updates": 40, "train_size": 100, "imbalance": counts.max() / counts.min()}
+    mix = RLMix(tmp_path / "agent", **known, optimizer=optimizer, seed=config.seed)
     source = BatchSource(config.train, data, seed=config.seed, device=torch.device("cpu"))
 
     def loader() -> Iterator[tuple[Tensor, Tensor]]:
@@ -91,15 +94,18 @@ def test_the_plain_loop_trains_as_the_projects_own_program(plain_loop: Any, tmp_
     theirs = PolicySchedule.from_json(json.loads((run / "summary.json").read_bytes())["schedule"])
     assert mix.schedule() == theirs
     assert len({policy for _, policy in theirs.segments}) > 1
-    assert any(METHODS[name].needs_gradient for _, policy in theirs.segments for name in policy.shares) or seed != 3
+    reads = any(METHODS[name].needs_gradient for _, policy in theirs.segments for name in policy.shares)
+    assert reads or (seed, features) != (3, DEFAULT_FEATURES)
     found = load_file(run / "model.safetensors")
     for name, tensor in model.state_dict().items():
         assert torch.equal(found[name], tensor), name
 
 
-@pytest.mark.parametrize("cut", [3, 4, 5, 11])
-def test_a_resumed_training_ends_as_one_without_a_break(cut: int, tmp_path: Path) -> None:
-    chooser, data = agent(), batches(20)
+@pytest.mark.parametrize(
+    ("cut", "features"), [(3, DEFAULT_FEATURES), (4, DEFAULT_FEATURES), (5, DEFAULT_FEATURES), (11, TRANSFER)]
+)
+def test_a_resumed_training_ends_as_one_without_a_break(cut: int, features: Sequence[str], tmp_path: Path) -> None:
+    chooser, data = agent(features=features), batches(20)
     outcomes = []
     for stops in ([], [cut]):
         model = network()
@@ -316,6 +322,17 @@ def test_what_a_loop_does_not_give_is_said_once_and_left_out() -> None:
     mix(*data[0])
     with pytest.warns(UserWarning, match="no validation"):
         train(RLMix(chooser, **KNOWN, optimizer=sgd(model)), model, data, sgd(model))
+
+
+def test_an_agent_that_looks_at_the_network_is_told_where_it_is_not_given() -> None:
+    images, labels = batches(1)[0]
+    mix = RLMix(agent(features=TRANSFER), **KNOWN, optimizer=sgd(network()))
+    with pytest.warns(UserWarning, match="the network is not known.*call mix"):
+        mix(images, labels)
+    with warnings.catch_warnings(record=True) as told:
+        warnings.simplefilter("always")
+        RLMix(agent(features=TRANSFER), **KNOWN, optimizer=sgd(network()))(images, labels, network())
+    assert not told
 
 
 def test_validation_logits_are_measured_and_numbers_are_completed() -> None:
