@@ -123,7 +123,7 @@ def fit_within_tasks(decisions: Decisions, menu: Menu, config: RegressionConfig,
         drawn = np.random.default_rng([seed, member]).choice(tasks, len(tasks))
         often = torch.tensor([float(np.sum(drawn == decisions.tasks[members[0]])) for members in groups])
         with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(seed * config.members + member)
+            torch.default_generator.manual_seed(seed * config.members + member)
             networks.append(_fit_network(inputs, rows, real, targets, often, config))
     return ActionValues(effects, mean, spread, networks)
 

@@ -161,7 +161,7 @@ def fit_values(decisions: Decisions, menu: Menu, config: RegressionConfig, *, se
         drawn = np.random.default_rng([seed, member]).choice(tasks, len(tasks))
         often = torch.from_numpy(np.array([np.sum(drawn == task) for task in decisions.tasks], dtype=np.float32))
         with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(seed * config.members + member)
+            torch.default_generator.manual_seed(seed * config.members + member)
             networks.append(_fit_network(inputs, decisions.scores, often * decisions.weights, config))
     return ActionValues(effects, mean, spread, networks)
 

@@ -1,12 +1,14 @@
-"""Capabilities of this machine: device, bf16 and torch.compile, each tested before use."""
+"""Capabilities of this machine: device, bf16 and torch.compile, each tested before use; and the habits of a GPU."""
 
 import functools
 import os
 import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Literal
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from rlmix.classifier.errors import InputError
 from rlmix.classifier.limits import usable_cores
@@ -35,6 +37,31 @@ def resolve_device(name: str) -> torch.device:
             f"device {name!r} is not available: torch sees {torch.cuda.device_count()} CUDA devices; use cpu"
         )
     return device
+
+
+def send(tensor: Tensor, device: torch.device) -> Tensor:
+    """Return a tensor of the host on a device, without waiting for what the device is doing."""
+    return tensor.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else tensor.to(device)
+
+
+@contextmanager
+def deterministic_convolutions(device: torch.device) -> Iterator[None]:
+    """Let cuDNN take only algorithms that give the same bits every time, while the block runs.
+
+    Some of its gradients of weights add up in the order in which threads happen to finish. A CPU's never do.
+
+    Args:
+        device: device of the network.
+    """
+    if device.type != "cuda":
+        yield
+        return
+    before = torch.backends.cudnn.deterministic, torch.backends.cudnn.benchmark
+    torch.backends.cudnn.deterministic, torch.backends.cudnn.benchmark = True, False
+    try:
+        yield
+    finally:
+        torch.backends.cudnn.deterministic, torch.backends.cudnn.benchmark = before
 
 
 def has_amx(device: torch.device) -> bool:

@@ -9,6 +9,7 @@ import math
 import torch
 from torch import Tensor
 
+from rlmix.classifier.hardware import send
 from rlmix.classifier.mixing.blend import blend_pixels, blend_targets
 from rlmix.classifier.mixing.draw import MixDraw
 from rlmix.classifier.mixing.method import Method, Mixed, MixInput, MixSettings, Option
@@ -75,10 +76,9 @@ def _mix(batch: MixInput, settings: MixSettings, draw: MixDraw) -> Mixed:
     grey = low_frequency_image(
         *batch.images.shape[-2:], decay=settings.options["decay"], generator=draw.generator("fmix")
     )
-    mask = binary_mask(grey, lam=settings.lam, max_soft=settings.options["max_soft"], round_up=draw.choice >= 0.5).to(
-        batch.images.device
-    )
-    return fmix(batch.images, batch.targets, partner=draw.partner, lam=settings.lam, mask=mask)
+    mask = binary_mask(grey, lam=settings.lam, max_soft=settings.options["max_soft"], round_up=draw.choice >= 0.5)
+    sent = send(mask, batch.images.device)
+    return fmix(batch.images, batch.targets, partner=draw.partner, lam=settings.lam, mask=sent)
 
 
 FMIX = Method(_mix, options={"decay": Option(3, 0, 10), "max_soft": Option(0, 0, 0.5)})

@@ -34,7 +34,9 @@ def fine_grained_saliency(images: Tensor) -> Tensor:
         `[B, H, W]`, whole numbers from 0 to 510; all 0 for an image of one colour.
     """
     channels, height, width = images.shape[1:]
-    weights = images.new_tensor(LUMA if channels == 3 else (1.0 / channels,) * channels)
+    # Filled on the device: a tensor made of numbers would be copied there, and the copy waited for.
+    shares = LUMA if channels == 3 else (1.0 / channels,) * channels
+    weights = torch.cat([images.new_full((1,), share) for share in shares])
     grey = (255 * (images * weights[:, None, None]).sum(dim=1).clamp(0, 1)).round()
     for _ in range(2):
         grey = _smoothed(grey)

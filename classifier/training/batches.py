@@ -16,6 +16,7 @@ from torch import Tensor
 
 from rlmix.classifier.data import ImageFiles, Splits, StreamDraw, augment, normalise, pad_images, stream_batches
 from rlmix.classifier.errors import InputError
+from rlmix.classifier.hardware import send
 from rlmix.classifier.mixing.draw import MixDraw
 from rlmix.classifier.mixing.methods import METHODS
 from rlmix.classifier.mixing.policy import MixPolicy
@@ -282,9 +283,7 @@ class BatchSource:
         return Views(*(self._send(tensor) for tensor in (views.top, views.left, views.flip)))
 
     def _send(self, tensor: Tensor) -> Tensor:
-        if self._device.type == "cuda":
-            return tensor.pin_memory().to(self._device, non_blocking=True)
-        return tensor
+        return send(tensor, self._device)
 
     def _generator(self, stream: str, number: int) -> torch.Generator:
         return stream_generator(self.seed, stream, number)

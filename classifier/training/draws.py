@@ -7,6 +7,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+from rlmix.classifier.hardware import send
 from rlmix.classifier.mixing.draw import MixDraw, seed_from
 
 BLOCK = 32  # updates whose random draws are made and sent to the device at a time
@@ -84,7 +85,7 @@ class UpdateDraws:
                 size * self._world,
                 generator=stream_generator(self._seed, "mixing", block),
                 part=slice(self._rank * size, (self._rank + 1) * size),
-                send=lambda tensor: tensor.to(device),
+                send=lambda tensor: send(tensor, device),
             )
             self._blocks[size] = kept = (block, draws)
         return kept[1][row]

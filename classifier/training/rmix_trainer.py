@@ -105,7 +105,7 @@ class RMixTrainer(Trainer):
         targets = one_hot(self.batches.labels(batch), self.num_classes)
         one = torch.ones((), device=self.device)
         self.model.train()
-        with self._own_random_state():
+        with self._reproducibly():
             mixed = MixInput(batch.images, targets, batch.gradient)
             images, targets = MixPolicy({"rmix": 1.0}, lam=lam).mix("rmix", mixed, draw)
             self.last_mixed = (images, targets)
@@ -130,7 +130,7 @@ class RMixTrainer(Trainer):
         """Return the next batch with its gradient and logits, taken once."""
         if self._clean is None:
             batch = self._fresh_batch()
-            with self._own_random_state():
+            with self._reproducibly():
                 self._take_gradient(batch, "rmix")
             self._clean = batch
         return self._clean

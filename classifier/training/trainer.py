@@ -22,7 +22,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from rlmix.classifier.data import Splits, evaluation_chunks, normalise
 from rlmix.classifier.errors import InputError
-from rlmix.classifier.hardware import resolve_device, resolve_precision, why_not_compile
+from rlmix.classifier.hardware import deterministic_convolutions, resolve_device, resolve_precision, why_not_compile
 from rlmix.classifier.mixing.draw import MixDraw
 from rlmix.classifier.mixing.manifold import mixed_stage
 from rlmix.classifier.mixing.method import MixInput
@@ -82,6 +82,7 @@ class Trainer:
         self._interleaver = Interleaver()
         self._lr_schedule = self._new_lr_schedule()
         self._random_state = torch.get_rng_state()  # of layers that draw
+        self._device_random_state: Tensor | None = None  # likewise, on a GPU
         self.reset(seed)
 
     def reset(
@@ -105,11 +106,15 @@ class Trainer:
             self.data = data.to(self.device)
             self.batches = self._batch_source(seed)
         with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(stream_seed(seed, "data", -1))
+            # Not torch.manual_seed, which would seed the CUDA generators too, for everybody.
+            torch.default_generator.manual_seed(stream_seed(seed, "data", -1))
             self.model.load_state_dict(self._new_model()[0].state_dict())
             if self.rank:  # the weights are everybody's, what layers draw is not
-                torch.manual_seed(stream_seed(seed, "data", -1) + self.rank)
+                torch.default_generator.manual_seed(stream_seed(seed, "data", -1) + self.rank)
             self._random_state = torch.get_rng_state()
+        if self.device.type == "cuda":
+            drawing = torch.Generator(self.device).manual_seed(stream_seed(seed, "data", -1) + self.rank)
+            self._device_random_state = drawing.get_state()
         restart_optimiser(self.optimizer, self.config)
         self._lr_schedule = self._new_lr_schedule()
         self.updates_done = self._fresh_batches = 0
@@ -155,7 +160,7 @@ class Trainer:
         attached = torch.full((), 0.0 if policy.label_detach else 1.0, device=self.device)
         sums = SegmentSums(self.device)
         self.model.train()
-        with self._own_random_state():
+        with self._reproducibly():
             for step, method in enumerate(plan):
                 probed = step in probes
                 batch = self._next_batch(method)
@@ -332,13 +337,16 @@ class Trainer:
         self._fresh_batches = state["fresh_batches"]
         self._interleaver = Interleaver(state["credit"])
         self._random_state = own["random_state"]
+        if self._device_random_state is not None:  # that of `reset` stays for a state from a CPU
+            self._device_random_state = own.get("device_random", self._device_random_state)
         if own["waiting"] is not None:
             self._waiting = Batch.from_state(own["waiting"], self.device)
 
     def _own_state(self) -> dict[str, Any]:
         """Return the part of the state that each process has for itself."""
         waiting = None if self._waiting is None else self._waiting.state()
-        return {"waiting": waiting, "random_state": self._random_state}
+        state = {"waiting": waiting, "random_state": self._random_state}
+        return state if self._device_random_state is None else state | {"device_random": self._device_random_state}
 
     def network_state(self) -> dict[str, Tensor]:
         """Return the weights of the network as its author wrote it, without the global-label head."""
@@ -458,12 +466,17 @@ class Trainer:
         return [parameter.grad for parameter in parameters if parameter.grad is not None], parameters
 
     @contextmanager
-    def _own_random_state(self) -> Iterator[None]:
-        """Use this training's own random state, as layers such as dropout draw, and restore the global one."""
-        devices = [self.device] if self.device.type == "cuda" else []
-        with torch.random.fork_rng(devices=devices):
+    def _reproducibly(self) -> Iterator[None]:
+        """Take deterministic algorithms and this training's own random state, as layers such as dropout draw.
+
+        The global states are restored.
+        """
+        drawing = [self.device] if self._device_random_state is not None else []
+        with torch.random.fork_rng(devices=drawing), deterministic_convolutions(self.device):
             torch.set_rng_state(self._random_state)
-            if devices:
-                torch.cuda.manual_seed(stream_seed(self.seed, "data", self.updates_done) + self.rank)
+            if self._device_random_state is not None:
+                torch.cuda.set_rng_state(self._device_random_state, self.device)
             yield
             self._random_state = torch.get_rng_state()
+            if self._device_random_state is not None:
+                self._device_random_state = torch.cuda.get_rng_state(self.device)

@@ -597,6 +597,8 @@ def test_on_a_gpu_everything_stays_there(name: str, method: Any, monkeypatch: py
             return uniform(*arguments)
 
     monkeypatch.setattr(MixDraw, "uniform", on_the_host)
+    # These tensors cannot be pinned.
+    monkeypatch.setattr("rlmix.classifier.mixing.fmix.send", lambda tensor, device: tensor.to(device))
     with FakeTensorMode() as mode:  # tensors without content that know their device and refuse to mix two
         images, gradient = torch.empty(4, 3, 16, 16, device="cuda"), torch.empty(4, 3, 16, 16, device="cuda")
         targets = torch.empty(4, K, device="cuda")
