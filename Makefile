@@ -31,7 +31,7 @@ RUN := "$(VENV)/bin/python"
 CORE := $(VENV)/.installed-core
 DEV := $(VENV)/.installed-dev
 
-.PHONY: help train test data install install-dev lint format docs tensorboard clean FORCE
+.PHONY: help train test gpu-check data install install-dev lint format docs tensorboard clean FORCE
 
 help: ## List the targets
 	sed -n 's/^\([a-z-]*\):.*## \(.*\)/\1|\2/p' Makefile | while IFS='|' read -r target text; do
@@ -49,6 +49,11 @@ train: $(CORE) data ## Set up, then train the agent: experiments/train_agent.py 
 test: $(DEV) data ## Set up, then run the tests: pytest PYTEST_ARGS
 	echo "==> pytest $(PYTEST_ARGS)"
 	exec $(RUN) -m pytest $(PYTEST_ARGS)
+
+# Without setting anything up where this Python has the packages: such a machine may reach no registry.
+gpu-check: ## Check and measure a CUDA machine: experiments/benchmarks/gpu_check.py ARGS
+	python="$(or $(PYTHON),$(wildcard $(VENV)/bin/python),python3)"
+	PYTHONPATH="src$${PYTHONPATH:+:$$PYTHONPATH}" exec "$$python" experiments/benchmarks/gpu_check.py $(ARGS)
 
 lint: $(DEV) ## Check style, format and types
 	echo '==> ruff check'
