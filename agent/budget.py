@@ -80,6 +80,8 @@ class BudgetSearch:
         own_choice: action that the first candidate begins with: the agent's.
         images: number of validation images.
         seed: RNG seed of the estimates.
+        held: whether every candidate holds its action to the end, and no two begin alike: all that is known of
+            recorded trainings under fixed policies.
 
     Raises:
         InputError: the budget is out of range.
@@ -94,8 +96,9 @@ class BudgetSearch:
         *,
         images: int,
         seed: int = 0,
+        held: bool = False,
     ) -> None:
-        self.forecaster, self.images, self.seed = forecaster, images, seed
+        self.forecaster, self.images, self.seed, self.held = forecaster, images, seed, held
         self.counts = counts_within(budget, forecaster.segments)
         """Number of candidates in each segment."""
         self.steps: list[Step] = []
@@ -177,12 +180,13 @@ class BudgetSearch:
     def _begin(self, observation: NDArray[np.float32], own_choice: Action) -> None:
         """Choose the candidates that begin: first the agent's own."""
         count = self.counts[0]
+        copies = 1 if self.held else count
         told = self.forecaster(observation[None])[:, 0]
-        options = [(None, action, copy) for copy in range(count) for action in range(len(self._actions))]
+        options = [(None, action, copy) for copy in range(copies) for action in range(len(self._actions))]
         # Each is a training of its own: nothing but the forecast is in common.
         policies = [self.forecaster.menu.policy(action) for action in self._actions]
         own = policies.index(self.forecaster.menu.policy(own_choice))
-        self._add(options, np.tile(told, (1, count)), np.arange(len(options)), count, first=own)
+        self._add(options, np.tile(told, (1, copies)), np.arange(len(options)), count, first=own)
 
     def _continue(self, ended: Sequence[Step], count: int) -> None:
         """Choose the continuations of what has not diverged."""
@@ -191,9 +195,15 @@ class BudgetSearch:
             return
         observations = [self._observation(step.number) for step in running]
         told = self.forecaster(np.stack([one for one in observations if one is not None]))
-        options = [(step, action, 0) for step in running for action in range(len(self._actions))]
-        branches = np.repeat(np.arange(len(running)), len(self._actions))
-        self._add(options, told.reshape(len(told), -1), branches, count)
+        places = [
+            (branch, action)
+            for branch, step in enumerate(running)
+            for action, choice in enumerate(self._actions)
+            if not self.held or tuple(choice) == step.action
+        ]
+        branches, actions = (np.array(column) for column in zip(*places, strict=True))
+        options = [(running[branch], action, 0) for branch, action in places]
+        self._add(options, np.ascontiguousarray(told[:, branches, actions]), branches, count)
 
     def _add(
         self,
