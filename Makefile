@@ -31,7 +31,7 @@ RUN := "$(VENV)/bin/python"
 CORE := $(VENV)/.installed-core
 DEV := $(VENV)/.installed-dev
 
-.PHONY: help train test gpu-check data install install-dev lint format docs tensorboard clean FORCE
+.PHONY: help train test gpu-check gpu-carry data install install-dev lint format docs tensorboard clean FORCE
 
 help: ## List the targets
 	sed -n 's/^\([a-z-]*\):.*## \(.*\)/\1|\2/p' Makefile | while IFS='|' read -r target text; do
@@ -54,6 +54,9 @@ test: $(DEV) data ## Set up, then run the tests: pytest PYTEST_ARGS
 gpu-check: ## Check and measure a CUDA machine: experiments/benchmarks/gpu_check.py ARGS
 	python="$(or $(PYTHON),$(wildcard $(VENV)/bin/python),python3)"
 	PYTHONPATH="src$${PYTHONPATH:+:$$PYTHONPATH}" exec "$$python" experiments/benchmarks/gpu_check.py $(ARGS)
+
+gpu-carry: $(DEV) ## Make a folder that takes the GPU check to a machine without a registry: ARGS
+	exec $(RUN) experiments/benchmarks/gpu_carry.py $(ARGS)
 
 lint: $(DEV) ## Check style, format and types
 	echo '==> ruff check'
