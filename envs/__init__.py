@@ -11,6 +11,7 @@ if TYPE_CHECKING:
     from rlmix.envs.image_library import ImageLibrary
     from rlmix.envs.menu import DIMENSIONS, Menu
     from rlmix.envs.mix_policy import FlatMixPolicyEnv, MixPolicyEnv
+    from rlmix.envs.mix_policy_vector import MixPolicyVectorEnv
     from rlmix.envs.rl_mix import RLMixEnv
     from rlmix.envs.task_trainer import TaskTrainer
     from rlmix.envs.tasks import Task, TaskDistribution
@@ -22,6 +23,7 @@ _MODULES = {
     "ImageLibrary": "image_library",
     "Menu": "menu",
     "MixPolicyEnv": "mix_policy",
+    "MixPolicyVectorEnv": "mix_policy_vector",
     "RLMixEnv": "rl_mix",
     "Source": "broad_tasks",
     "Task": "tasks",
@@ -43,6 +45,7 @@ __all__ = [
     "ImageLibrary",
     "Menu",
     "MixPolicyEnv",
+    "MixPolicyVectorEnv",
     "RLMixEnv",
     "Source",
     "Task",

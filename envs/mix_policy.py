@@ -237,12 +237,9 @@ class MixPolicyEnv(gym.Env[Any, Any]):
         self, action: NDArray[np.int64] | Sequence[int]
     ) -> tuple[NDArray[np.float32], float, bool, bool, dict[str, Any]]:
         """Train one segment under the policy of `action`; see the class."""
-        if self.state is None or self.task_trainer.trainings != self._training:
-            raise RuntimeError("there is no episode to step: call reset() first, also after the end of an episode")
+        policy, end = self.plan(action)
+        assert self.state is not None
         trainer, task = self.trainer, self.state.task
-        choice = tuple(int(index) for index in action)
-        policy = self.menu.policy(choice)
-        end = round(self.segments[self._segment] * task.updates)
         segment = self.task_trainer.train_segment(policy, end, check=checks_labels(self.features))
         accuracy = segment.evaluation.accuracy
         terminated = segment.diverged or self._segment == len(self.segments) - 1
@@ -254,7 +251,7 @@ class MixPolicyEnv(gym.Env[Any, Any]):
             segment=segment.stats,
             evaluation=segment.evaluation,
             accuracy_before=self._accuracy,
-            action=choice,
+            action=self.choice(action),
             labels=segment.labels,
             before=self.state,
         )
@@ -273,6 +270,21 @@ class MixPolicyEnv(gym.Env[Any, Any]):
             info["task"] = task.to_json()
             self.state = None
         return observation, reward, terminated, False, info
+
+    def choice(self, action: Any) -> tuple[int, ...]:
+        """Return an action as an index into each dimension of the menu."""
+        return tuple(int(index) for index in action)
+
+    def plan(self, action: Any) -> tuple[MixPolicy, int]:
+        """Return the policy of the segment that a step with this action trains, and the update at which it ends.
+
+        Raises:
+            RuntimeError: there is no episode to step.
+        """
+        if self.state is None or self.task_trainer.trainings != self._training:
+            raise RuntimeError("there is no episode to step: call reset() first, also after the end of an episode")
+        end = round(self.segments[self._segment] * self.state.task.updates)
+        return self.menu.policy(self.choice(action)), end
 
     @property
     def trainer(self) -> Trainer:
@@ -311,8 +323,8 @@ class FlatMixPolicyEnv(MixPolicyEnv):
         self.choices = self.menu.actions()
         self.action_space = spaces.Discrete(len(self.choices))
 
-    def step(self, action: Any) -> tuple[NDArray[np.float32], float, bool, bool, dict[str, Any]]:
-        """Train one segment under the menu's distinct policy number `action`."""
+    def choice(self, action: Any) -> tuple[int, ...]:
+        """Return the menu's distinct policy number `action` as an index into each dimension."""
         if not 0 <= int(action) < len(self.choices):
             raise ValueError(f"an action must be in [0, {len(self.choices) - 1}], got {action}")
-        return super().step(self.choices[int(action)])
+        return self.choices[int(action)]

@@ -148,10 +148,18 @@ class TaskTrainer:
             end: number of the update at which it ends, after where the training stands.
             check: whether the training labels are checked after it.
         """
+        return self.validate(self.trainer.train(policy, end - self.trainer.updates_done), check=check)
+
+    def validate(self, stats: TrainStats, *, check: bool = False) -> Segment:
+        """Return the segment that the trainer has just trained, validated as `train_segment` does.
+
+        Args:
+            stats: statistics of its updates.
+            check: whether the training labels are checked.
+        """
         trainer = self.trainer
-        stats = trainer.train(policy, end - trainer.updates_done)
         if not stats.diverged:
-            limit = None if end == trainer.config.updates else self.validation_limit
+            limit = None if trainer.updates_done == trainer.config.updates else self.validation_limit
             evaluation = trainer.evaluate("validation", limit=limit)
             if math.isfinite(evaluation.loss):
                 labels = check_labels(trainer) if check else None

@@ -62,6 +62,24 @@ def restart_optimiser(optimiser: torch.optim.Optimizer, config: TrainConfig) -> 
         group.update({"lr": config.lr} | ({"betas": BETAS} if "betas" in group else {"momentum": config.momentum}))
 
 
+def load_optimiser(optimiser: torch.optim.Optimizer, state: dict[str, Any]) -> None:
+    """Load an optimiser's state, each moment in its parameter's memory format: the fused step pairs values by place."""
+    optimiser.load_state_dict(state)
+    for parameter, kept in optimiser.state.items():
+        for name, moment in kept.items():
+            if moment is not None and moment.shape == parameter.shape and moment.ndim:
+                kept[name] = torch.empty_like(parameter).copy_(moment)
+
+
+def scale_lr(optimiser: torch.optim.Optimizer, schedule: LRScheduler, factor: float) -> None:
+    """Multiply the learning rate of all updates to come by a factor above 0."""
+    for group in optimiser.param_groups:
+        # The current rate and `onecycle`'s limits; the other schedules compute from `base_lrs`.
+        for name in {"lr", "initial_lr", "max_lr", "min_lr"} & group.keys():
+            group[name] *= factor
+    schedule.base_lrs = [factor * lr for lr in schedule.base_lrs]
+
+
 def _onecycle(optimiser: torch.optim.Optimizer, config: TrainConfig) -> LRScheduler:
     # div_factor, final_div_factor and pct_start as R-Mix published them
     return OneCycleLR(

@@ -34,7 +34,8 @@ from rlmix.classifier.models import attach_label_head, build_model, hidden_stage
 from rlmix.classifier.training.batches import Batch, BatchSource, recycled_updates
 from rlmix.classifier.training.config import TrainConfig
 from rlmix.classifier.training.draws import stream_seed
-from rlmix.classifier.training.optimisers import LR_SCHEDULES, OPTIMISERS, restart_optimiser
+from rlmix.classifier.training.optimisers import LR_SCHEDULES, OPTIMISERS, load_optimiser, restart_optimiser, scale_lr
+from rlmix.classifier.training.segment import MixedBatch, SegmentPlan
 from rlmix.classifier.training.segment_sums import PROBES, SegmentSums, measure_probe, measure_update
 from rlmix.classifier.training.stats import CALIBRATION_BINS, EvalStats, TrainStats, evaluation_sums
 
@@ -147,48 +148,72 @@ class Trainer:
         Raises:
             ValueError: the segment leaves the training, or the network or images do not fit the policy.
         """
+        plan = self._plan(policy, updates, probe=probe)
+        self.model.train()
+        with self._reproducibly():
+            for step in range(updates):
+                mixed = self._mix(plan, step)
+                measure = self._mixed_loss(mixed.method, policy, mixed.draw)
+                loss, stats, _ = measure(mixed.images, mixed.targets, plan.beta, plan.attached)
+                loss.backward()
+                plan.sums.add(mixed.method, stats)
+                self._note_gradients(plan, mixed)
+                self._end_update()
+        return self._read(plan)
+
+    def _plan(self, policy: MixPolicy, updates: int, *, probe: bool) -> SegmentPlan:
+        """Return the plan of a segment; arguments and errors are those of `train`."""
         left = self.config.updates - self.updates_done
         if not 1 <= updates <= left:
             raise ValueError(f"updates must be in [1, {left}], what is left of {self.config.updates}, got {updates}")
         self.check(policy)
         started = time.perf_counter()
-        plan = [self._interleaver.next(policy.shares) for _ in range(updates)]
-        probes = set([step for step, method in enumerate(plan) if method == "clean"][-PROBES:]) if probe else set()
-        # The input gradient of these clean updates serves the saliency updates that follow on the same batch.
-        recycled = recycled_updates(plan, policy) if self.config.saliency == "recycled" else [False] * updates
-        beta = torch.full((), policy.label_beta, device=self.device)
-        attached = torch.full((), 0.0 if policy.label_detach else 1.0, device=self.device)
-        sums = SegmentSums(self.device)
-        self.model.train()
-        with self._reproducibly():
-            for step, method in enumerate(plan):
-                probed = step in probes
-                batch = self._next_batch(method)
-                draw = self.batches.draw(self.updates_done)
-                recycle = recycled[step]
-                targets = smooth(one_hot(self.batches.labels(batch), self.num_classes), policy.label_smoothing)
-                mixed = MixInput(batch.images, targets, batch.gradient, self.batches.mean, self.batches.std)
-                images, targets = policy.mix(method, mixed, draw)
-                if method != "clean":
-                    self.last_mixed = (images, targets)
-                leaf = images.detach().requires_grad_(recycle or probed)
-                loss, stats, _ = self._mixed_loss(method, policy, draw)(leaf, targets, beta, attached)
-                loss.backward()
-                sums.add(method, stats)
-                if recycle or probed:
-                    batch.gradient = leaf.grad
-                if method == "clean":
-                    # None otherwise: the gradient of an earlier batch is stale.
-                    self._waiting = batch if recycle else None
-                if probed:
-                    assert batch.gradient is not None
-                    sums.add_probe(measure_probe(batch.gradient, *self._gradients()))
-                self._end_update()
-        self._average(*sums.tensors)
-        weights = [parameter.detach() for parameter in self.model.parameters()]
-        return sums.read(
-            images=updates * self.config.batch_size,
+        methods = [self._interleaver.next(policy.shares) for _ in range(updates)]
+        clean = [step for step, method in enumerate(methods) if method == "clean"]
+        return SegmentPlan(
+            policy,
+            methods,
+            probes=set(clean[-PROBES:]) if probe else set(),
+            # The input gradient of these clean updates serves the saliency updates that follow on the same batch.
+            recycled=recycled_updates(methods, policy) if self.config.saliency == "recycled" else [False] * updates,
+            beta=torch.full((), policy.label_beta, device=self.device),
+            attached=torch.full((), 0.0 if policy.label_detach else 1.0, device=self.device),
+            sums=SegmentSums(self.device),
             started=started,
+        )
+
+    def _mix(self, plan: SegmentPlan, step: int) -> MixedBatch:
+        """Return the mixed batch of a segment's update."""
+        method, policy = plan.methods[step], plan.policy
+        batch = self._next_batch(method)
+        draw = self.batches.draw(self.updates_done)
+        targets = smooth(one_hot(self.batches.labels(batch), self.num_classes), policy.label_smoothing)
+        given = MixInput(batch.images, targets, batch.gradient, self.batches.mean, self.batches.std)
+        images, targets = policy.mix(method, given, draw)
+        if method != "clean":
+            self.last_mixed = (images, targets)
+        probed, recycled = step in plan.probes, plan.recycled[step]
+        leaf = images.detach().requires_grad_(probed or recycled)
+        return MixedBatch(method, batch, draw, leaf, targets, probed, recycled)
+
+    def _note_gradients(self, plan: SegmentPlan, mixed: MixedBatch) -> None:
+        """Keep and measure an update's gradients where that is wanted, once they have been taken."""
+        if mixed.recycled or mixed.probed:
+            mixed.batch.gradient = mixed.images.grad
+        if mixed.method == "clean":
+            # None otherwise: the gradient of an earlier batch is stale.
+            self._waiting = mixed.batch if mixed.recycled else None
+        if mixed.probed:
+            assert mixed.batch.gradient is not None
+            plan.sums.add_probe(measure_probe(mixed.batch.gradient, *self._gradients()))
+
+    def _read(self, plan: SegmentPlan) -> TrainStats:
+        """Copy a segment's sums to the host and return its statistics."""
+        self._average(*plan.sums.tensors)
+        weights = [parameter.detach() for parameter in self.model.parameters()]
+        return plan.sums.read(
+            images=len(plan.methods) * self.config.batch_size,
+            started=plan.started,
             # The largest weight: a sum of squares could overflow although every weight is finite.
             largest=nn.utils.get_total_norm(weights, math.inf),
         )
@@ -196,6 +221,9 @@ class Trainer:
     def _end_update(self) -> None:
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
+        self._advance()
+
+    def _advance(self) -> None:
         self._lr_schedule.step()
         self.updates_done += 1
 
@@ -205,11 +233,7 @@ class Trainer:
         Args:
             factor: above 0.
         """
-        for group in self.optimizer.param_groups:
-            # The current rate and `onecycle`'s limits; the other schedules compute from `base_lrs`.
-            for name in {"lr", "initial_lr", "max_lr", "min_lr"} & group.keys():
-                group[name] *= factor
-        self._lr_schedule.base_lrs = [factor * lr for lr in self._lr_schedule.base_lrs]
+        scale_lr(self.optimizer, self._lr_schedule, factor)
 
     def check(self, policy: MixPolicy) -> None:
         """Raise for a policy that this network or these images cannot be trained under.
@@ -326,12 +350,7 @@ class Trainer:
             self.model.load_state_dict(state["model"])
         except RuntimeError as error:
             raise ValueError(f"expected a state of {self.config.model}, got one of another network ({error})") from None
-        self.optimizer.load_state_dict(state["optimizer"])
-        for parameter, kept in self.optimizer.state.items():
-            # A copy in the parameter's memory format: the fused step pairs values by place, not by index.
-            for name, moment in kept.items():
-                if moment is not None and moment.shape == parameter.shape and moment.ndim:
-                    kept[name] = torch.empty_like(parameter).copy_(moment)
+        load_optimiser(self.optimizer, state["optimizer"])
         self._lr_schedule.load_state_dict(state["lr_schedule"])
         self.updates_done = state["updates_done"]
         self._fresh_batches = state["fresh_batches"]
@@ -403,8 +422,7 @@ class Trainer:
     ) -> Callable[..., tuple[Tensor, Tensor, Tensor]]:
         """Return the training loss; it mixes hidden states of the network where the method does."""
         drawn = METHODS[method].stage
-        number = drawn(draw.choice) if drawn else 0
-        if number == 0:
+        if (number := drawn(draw.choice) if drawn else 0) == 0:
             return self._training_loss
         stage = hidden_stages(self.model)[number - 1]
 
@@ -462,8 +480,8 @@ class Trainer:
 
     def _gradients(self) -> tuple[list[Tensor], list[nn.Parameter]]:
         """Return the gradients that there are, and their parameters."""
-        parameters = [parameter for parameter in self.model.parameters() if parameter.grad is not None]
-        return [parameter.grad for parameter in parameters if parameter.grad is not None], parameters
+        pairs = [(each.grad, each) for each in self.model.parameters() if each.grad is not None]
+        return [gradient for gradient, _ in pairs], [parameter for _, parameter in pairs]
 
     @contextmanager
     def _reproducibly(self) -> Iterator[None]:

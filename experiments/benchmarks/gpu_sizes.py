@@ -60,6 +60,7 @@ class Sizes:
         cases: networks whose speed is measured.
         compiled: those of them that are measured compiled too.
         processes: numbers of environment processes.
+        lockstep: numbers of trainings in lockstep, of the first of the cases.
         updates: length of an environment's training.
         train_size: its number of images.
     """
@@ -71,6 +72,7 @@ class Sizes:
     cases: tuple[Case, ...]
     compiled: tuple[Case, ...]
     processes: tuple[int, ...]
+    lockstep: tuple[int, ...]
     updates: int
     train_size: int
 
@@ -90,6 +92,7 @@ FULL = Sizes(
     ),
     compiled=(_SEARCH, _PREACT),
     processes=(1, 2, 4, 8, 16),
+    lockstep=(1, 4, 16, 64, 256),
     updates=250,
     train_size=1000,
 )
@@ -102,6 +105,7 @@ TINY = Sizes(
     cases=(_TINY, Case("plain_batch_16", 16, 3, 4, 3, 30)),
     compiled=(_TINY,),
     processes=(1, 2),
+    lockstep=(1, 3),
     updates=8,
     train_size=30,
 )
