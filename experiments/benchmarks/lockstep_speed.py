@@ -5,7 +5,8 @@
 
 In every round each number of trainings has a short segment both ways, in rotated order, so that other load of a shared
 machine affects both alike; a ratio is the median of the rounds' own ratios. The trainings have generated images, and
-policies in turn: plain, CutMix on half and R-Mix on half of the updates.
+policies in turn: plain, CutMix on half and R-Mix on half of the updates. Dispatched operations are counted too: on a
+GPU each is a launch or more, which is what an update of a small network takes its time for.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from tabulate import tabulate
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from rlmix.classifier.errors import InputError, require_at_least
 from rlmix.classifier.files import write_atomic
@@ -45,6 +47,18 @@ CASES = {
     "preact_resnet18": Case("preact_resnet18", 32, 3, 100, 100, 1000),
 }
 WARM_UP = 2  # updates
+
+
+class CountedLaunches(TorchDispatchMode):
+    """Number of operations that are dispatched while the block runs, views not counted."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.total = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        self.total += not func.is_view
+        return func(*args, **(kwargs or {}))
 
 
 @dataclass(frozen=True)
@@ -108,7 +122,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
 def measure(
     case: Case, device: str, *, counts: Sequence[int], alone: int, updates: int, rounds: int
 ) -> dict[str, dict[str, Any]]:
-    """Return images a second of each number of trainings, together and one by one, and the ratio.
+    """Return images a second of each number of trainings, together and one by one, the ratio, and operations.
 
     Args:
         case: the network and its images.
@@ -119,7 +133,7 @@ def measure(
         rounds: number of rounds.
     """
     data = case.data().to(resolve_device(device))  # once for all
-    most = max(*counts, min(alone, max(counts)))
+    most = max((count for count in counts if count <= alone), default=1)
     trainers = [Trainer(case.training(device), data, seed=index) for index in range(most)]
     shared = {count: Lockstep([Trainer(case.training(device), data, seed=i) for i in range(count)]) for count in counts}
     for count in counts:
@@ -140,8 +154,27 @@ def measure(
             "images_per_second": summary(together[count]),
             "one_by_one": summary(single[count]),
             "ratio": summary(ratios(together[count], single[count])),
+            "operations": operations(shared[count], trainers[: count if count <= alone else 1], updates),
         }
         for count in counts
+    }
+
+
+def operations(lockstep: Lockstep, trainers: Sequence[Trainer], updates: int) -> dict[str, float]:
+    """Return the operations that are dispatched for an update of one training, in lockstep and by itself.
+
+    Args:
+        lockstep: trainings in lockstep.
+        trainers: trainings by themselves.
+        updates: number of updates that are counted.
+    """
+    with CountedLaunches() as together:
+        seconds_together(lockstep, updates)
+    with CountedLaunches() as alone:
+        seconds_alone(trainers, updates)
+    return {
+        "in_lockstep": together.total / (updates * len(lockstep.trainers)),
+        "by_itself": alone.total / (updates * len(trainers)),
     }
 
 
@@ -183,11 +216,21 @@ def text_report(report: dict[str, Any]) -> str:
             f"{row['images_per_second']['median']:,.0f}",
             f"{row['one_by_one']['median']:,.0f}",
             spread(row["ratio"]),
+            f"{row['operations']['in_lockstep']:.0f}",
+            f"{row['operations']['by_itself']:.0f}",
         )
         for model, counts in report["models"].items()
         for count, row in counts.items()
     ]
-    headers = ("network", "trainings", "images/s in lockstep", "one by one", "ratio")
+    headers = (
+        "network",
+        "trainings",
+        "images/s in lockstep",
+        "one by one",
+        "ratio",
+        "operations in lockstep",
+        "by itself",
+    )
     return tabulate(rows, headers, tablefmt="plain", disable_numparse=True)
 
 

@@ -30,6 +30,8 @@ def test_ratios_follow_from_the_rounds(tmp_path: Path) -> None:
     for row in counts.values():
         expected = np.divide(row["images_per_second"]["rounds"], row["one_by_one"]["rounds"])
         assert row["ratio"]["rounds"] == pytest.approx(expected) and len(expected) == 3
+    one, three = (counts[number]["operations"] for number in ("1", "3"))
+    assert one["by_itself"] == three["by_itself"] > three["in_lockstep"] < one["in_lockstep"]
     assert all(name in lockstep_speed.text_report(report) for name in ("search", "images/s in lockstep"))
 
 
