@@ -1,29 +1,53 @@
 """Learning a forecaster from logged trainings, to compare trainings of one task with each other.
 
-Its networks learn differences within a task alone: what all trainings of a task have in common at the start of a
-segment, such as how hard the task is, is taken out of targets and predictions.
+It learns differences within a task alone: what all trainings of a task have in common at the start of a segment, such
+as how hard the task is, is taken out of scores and terms. What is left is fitted by ridge regression, whose few weights
+carry over to data sets that were not recorded better than networks do.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from numpy.typing import NDArray
+from torch import Tensor
 
-from rlmix.agent.regression import MIN_SPREAD, Decisions, RegressionConfig
-from rlmix.agent.values import ActionValues, Forecaster, value_network
-from rlmix.classifier.errors import InputError
+from rlmix.agent.regression import MIN_SPREAD, Decisions
+from rlmix.agent.values import ActionValues, Forecaster, LinearValue, linear_terms, relative_effects
+from rlmix.classifier.errors import InputError, require_at_least
 from rlmix.envs import Menu
-from rlmix.envs.effects import action_effects, combination_numbers
 
 FOLDS = 5
-BATCH = 32  # groups of trainings
-SCALE = 3.0  # points in a unit of the networks while they learn
-MOST = 15.0  # points from a task's mean beyond which a result is taken to lie there: a training that failed
+MOST = 15.0  # points from a task's median beyond which a result is taken to lie there: a training that failed
+
+
+@dataclass(frozen=True)
+class RidgeConfig:
+    """Hyperparameters of the ridge regression.
+
+    Attributes:
+        members: number of fits in the ensemble, each to tasks drawn with replacement.
+        state_penalty: penalty of the weights of the state's value, and of an action's mean advantage.
+        advantage_penalty: penalty of the other weights of the advantage.
+
+    Raises:
+        InputError: a value is out of range.
+    """
+
+    members: int = 8
+    state_penalty: float = 5.0
+    advantage_penalty: float = 100.0
+
+    def __post_init__(self) -> None:
+        require_at_least(self, members=1)
+        for name in ("state_penalty", "advantage_penalty"):
+            if not 0 < getattr(self, name) < math.inf:
+                raise InputError(f"{name} must be above 0, got {getattr(self, name)}")
 
 
 def fit_forecaster(
@@ -31,7 +55,7 @@ def fit_forecaster(
     menu: Menu,
     segments: Sequence[float],
     features: Sequence[str],
-    config: RegressionConfig,
+    config: RidgeConfig,
     *,
     seed: int,
     facts: Mapping[str, Any],
@@ -42,36 +66,39 @@ def fit_forecaster(
         decisions: decisions among the menu's actions, scored in points.
         menu: menu of choices.
         segments: progress at which each segment ends.
-        features: names of the observations' features.
-        config: hyperparameters; caution and temperature are not used.
-        seed: RNG seed for folds, weights, bootstrap samples, minibatches and dropout.
+        features: names of the observations' features, progress among them.
+        config: hyperparameters.
+        seed: RNG seed for folds and bootstrap samples.
         facts: how the decisions were made, for the provenance.
 
     Raises:
         InputError: there are too few tasks.
     """
-    told = held_out_forecasts(decisions, menu, config, seed=seed)
+    told = held_out_forecasts(decisions, menu, features, config, seed=seed)
     errors = [_errors(decisions, told, segment) for segment in range(len(segments))]
     measured = [{name: round(value, 3) for name, value in error.items()} for error in errors]
     return Forecaster(
-        fit_within_tasks(decisions, menu, config, seed=seed),
+        fit_within_tasks(decisions, menu, features, config, seed=seed),
         menu,
         tuple(segments),
         tuple(features),
-        # The networks' disagreement is known of each forecast; the rest is the same for all.
+        # The members' disagreement is known of each forecast; the rest is the same for all.
         tuple(round(math.sqrt(max(e["error"] ** 2 - e["disagreement"] ** 2, 0.0)), 4) for e in errors),
         {**facts, "held_out_tasks": measured},
     )
 
 
-def held_out_forecasts(decisions: Decisions, menu: Menu, config: RegressionConfig, *, seed: int) -> Tensor:
-    """Return each network's forecast of each decision, learned on other tasks, `[M, N]`.
+def held_out_forecasts(
+    decisions: Decisions, menu: Menu, features: Sequence[str], config: RidgeConfig, *, seed: int
+) -> Tensor:
+    """Return each member's forecast of each decision, learned on other tasks, `[M, N]`.
 
     Args:
         decisions: decisions among the menu's actions, scored in points.
         menu: menu of choices.
+        features: names of the observations' features.
         config: hyperparameters.
-        seed: RNG seed for folds and networks.
+        seed: RNG seed for folds and bootstrap samples.
 
     Raises:
         InputError: there are too few tasks.
@@ -83,7 +110,11 @@ def held_out_forecasts(decisions: Decisions, menu: Menu, config: RegressionConfi
     for fold in range(FOLDS):
         held = tasks[fold::FOLDS].tolist()
         values = fit_within_tasks(
-            decisions.among([task for task in tasks.tolist() if task not in set(held)]), menu, config, seed=seed
+            decisions.among([task for task in tasks.tolist() if task not in set(held)]),
+            menu,
+            features,
+            config,
+            seed=seed,
         )
         places = torch.from_numpy(np.flatnonzero(np.isin(decisions.tasks, held)))
         actions = decisions.actions[places].expand(config.members, -1)[..., None]
@@ -91,14 +122,17 @@ def held_out_forecasts(decisions: Decisions, menu: Menu, config: RegressionConfi
     return told
 
 
-def fit_within_tasks(decisions: Decisions, menu: Menu, config: RegressionConfig, *, seed: int) -> ActionValues:
+def fit_within_tasks(
+    decisions: Decisions, menu: Menu, features: Sequence[str], config: RidgeConfig, *, seed: int
+) -> ActionValues:
     """Fit an ensemble to the differences between the trainings of each task, at the start of each segment.
 
     Args:
         decisions: decisions among the menu's actions, scored in points.
         menu: menu of choices.
+        features: names of the observations' features, progress among them.
         config: hyperparameters.
-        seed: RNG seed for weights, bootstrap samples, minibatches and dropout; the same one gives the same values.
+        seed: RNG seed for bootstrap samples; the same one gives the same values.
 
     Returns:
         Values in points, up to a constant of each task.
@@ -106,59 +140,34 @@ def fit_within_tasks(decisions: Decisions, menu: Menu, config: RegressionConfig,
     Raises:
         InputError: no task has several trainings.
     """
+    groups = groups_of(decisions)
+    if all(len(members) < 2 for members in groups):
+        raise InputError("a forecaster needs several trainings of one task, got one of each")
     mean = decisions.observations.mean(dim=0)
     spread = decisions.observations.std(dim=0).clamp(min=MIN_SPREAD)
-    effects = action_effects(menu)[combination_numbers(menu.actions(), menu)]
-    inputs = torch.cat(((decisions.observations - mean) / spread, effects[decisions.actions]), dim=1)
-    groups = [members for members in _groups(decisions) if len(members) > 1]
-    if not groups:
-        raise InputError("a forecaster needs several trainings of one task, got one of each")
-    rows = nn.utils.rnn.pad_sequence([torch.from_numpy(members) for members in groups], batch_first=True)
-    lengths = torch.tensor([len(members) for members in groups])
-    real = (torch.arange(rows.shape[1]) < lengths[:, None]).float()
-    targets = _centred(decisions.scores[rows], real).clamp(-MOST, MOST) / SCALE
-    tasks = np.unique(decisions.tasks)
+    effects, progress = relative_effects(menu), list(features).index("progress")
+    terms = linear_terms(((decisions.observations - mean) / spread).double(), progress)
+    advantages = terms[:, :, None] * effects.double()[decisions.actions][:, None, :]
+    group_of = torch.empty(len(terms), dtype=torch.long)
+    for number, members in enumerate(groups):
+        group_of[torch.from_numpy(members)] = number
+    inputs = _centred(torch.cat((terms, advantages.flatten(1)), dim=1), group_of)
+    targets = _centred(torch.from_numpy(within_reach(decisions, groups))[:, None], group_of)[:, 0]
+    penalties = torch.full((inputs.shape[1],), config.advantage_penalty, dtype=torch.float64)
+    penalties[: terms.shape[1] + effects.shape[1]] = config.state_penalty
+    tasks, task_of = np.unique(decisions.tasks, return_inverse=True)
     networks = []
     for member in range(config.members):
-        drawn = np.random.default_rng([seed, member]).choice(tasks, len(tasks))
-        often = torch.tensor([float(np.sum(drawn == decisions.tasks[members[0]])) for members in groups])
-        with torch.random.fork_rng(devices=[]):
-            torch.default_generator.manual_seed(seed * config.members + member)
-            networks.append(_fit_network(inputs, rows, real, targets, often, config))
+        drawn = np.random.default_rng([seed, member]).integers(len(tasks), size=len(tasks))
+        often = torch.from_numpy(np.bincount(drawn, minlength=len(tasks))[task_of.reshape(-1)])
+        weighted = inputs * (often * decisions.weights.double())[:, None]
+        weights = torch.linalg.solve(inputs.T @ weighted + torch.diag(penalties), weighted.T @ targets).float()
+        state, advantage = weights.split((terms.shape[1], advantages[0].numel()))
+        networks.append(LinearValue(state.clone(), advantage.reshape(-1, effects.shape[1]).clone(), progress))
     return ActionValues(effects, mean, spread, networks)
 
 
-def _fit_network(
-    inputs: Tensor, rows: Tensor, real: Tensor, targets: Tensor, often: Tensor, config: RegressionConfig
-) -> nn.Module:
-    """Fit one network.
-
-    Args:
-        inputs: `[N, I]`, observations and features of the actions.
-        rows: places in `inputs` of each group's decisions, `[G, L]`.
-        real: 1 where there is a decision, else 0, `[G, L]`.
-        targets: their scores less the group's mean, `[G, L]`.
-        often: how often each group is drawn, relative to others, `[G]`.
-        config: hyperparameters.
-    """
-    network = value_network(inputs.shape[1], config.hidden, config.dropout)
-    optimizer = torch.optim.AdamW(network.parameters(), config.learning_rate, weight_decay=config.weight_decay)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, config.learning_rate, total_steps=config.steps)
-    for _ in range(config.steps):
-        batch = torch.multinomial(often, BATCH, replacement=True)
-        predicted = _centred(network(inputs[rows[batch]])[..., 0], real[batch])
-        loss = ((predicted - targets[batch]).square() * real[batch]).sum() / real[batch].sum()
-        optimizer.zero_grad()
-        loss.backward()
-        optimizer.step()
-        schedule.step()
-    with torch.no_grad():
-        for parameter in network[-1].parameters():
-            parameter.mul_(SCALE)
-    return network.requires_grad_(False).eval()
-
-
-def _groups(decisions: Decisions) -> list[np.ndarray]:
+def groups_of(decisions: Decisions) -> list[np.ndarray]:
     """Return the places of the decisions that belong to the same task and segment, group by group."""
     pairs = np.stack([decisions.tasks, decisions.segments], axis=1)
     _, group_of = np.unique(pairs, axis=0, return_inverse=True)
@@ -166,9 +175,20 @@ def _groups(decisions: Decisions) -> list[np.ndarray]:
     return np.split(order, np.flatnonzero(np.diff(group_of.reshape(-1)[order])) + 1)
 
 
-def _centred(values: Tensor, real: Tensor) -> Tensor:
-    """Return values less the mean of their row, `[G, L]`, over those that are real."""
-    return values - (values * real).sum(dim=1, keepdim=True) / real.sum(dim=1, keepdim=True)
+def within_reach(decisions: Decisions, groups: Sequence[np.ndarray]) -> NDArray[np.float64]:
+    """Return the scores `[N]`; those more than `MOST` points from their group's median are moved there."""
+    scores = decisions.scores.double().numpy().copy()
+    for members in groups:
+        middle = np.median(scores[members])
+        scores[members] = scores[members].clip(middle - MOST, middle + MOST)
+    return scores
+
+
+def _centred(values: Tensor, group_of: Tensor) -> Tensor:
+    """Return values `[N, F]` less the mean of their group."""
+    count = int(group_of.max()) + 1
+    sums = torch.zeros(count, values.shape[1], dtype=values.dtype).index_add_(0, group_of, values)
+    return values - (sums / group_of.bincount(minlength=count)[:, None])[group_of]
 
 
 def _errors(decisions: Decisions, told: Tensor, segment: int) -> dict[str, float]:
@@ -176,14 +196,15 @@ def _errors(decisions: Decisions, told: Tensor, segment: int) -> dict[str, float
 
     Returns:
         error: standard deviation of the results about their forecasts.
-        disagreement: that of the networks about their mean.
+        disagreement: that of the members about their mean.
         spread: that of the results about their mean.
     """
-    sums, freedom = np.zeros(3), 0
-    for members in _groups(decisions):
+    sums, freedom, groups = np.zeros(3), 0, groups_of(decisions)
+    reached = torch.from_numpy(within_reach(decisions, groups))
+    for members in groups:
         if decisions.segments[members[0]] == segment and len(members) > 1:
             places = torch.from_numpy(members)
-            scores = (decisions.scores[places] - decisions.scores[places].mean()).clamp(-MOST, MOST)
+            scores = reached[places] - reached[places].mean()
             each = told[:, places] - told[:, places].mean(dim=1, keepdim=True)
             mean = each.mean(dim=0)
             variance = each.var(dim=0, correction=0)

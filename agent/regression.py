@@ -18,7 +18,7 @@ from stable_baselines3.common.policies import ActorCriticPolicy
 from torch import Tensor, nn
 from torch.nn.functional import mse_loss
 
-from rlmix.agent.values import ActionValues, value_network
+from rlmix.agent.values import ActionValues
 from rlmix.classifier.errors import InputError, require_at_least
 from rlmix.envs import Menu
 from rlmix.envs.effects import action_effects, combination_numbers
@@ -219,7 +219,11 @@ def follow_values(
 
 
 def _fit_network(inputs: Tensor, scores: Tensor, weights: Tensor, config: RegressionConfig) -> nn.Module:
-    network = value_network(inputs.shape[1], config.hidden, config.dropout)
+    network = nn.Sequential(
+        *(nn.Linear(inputs.shape[1], config.hidden), nn.Tanh(), nn.Dropout(config.dropout)),
+        *(nn.Linear(config.hidden, config.hidden), nn.Tanh(), nn.Dropout(config.dropout)),
+        nn.Linear(config.hidden, 1),
+    )
     optimizer = torch.optim.AdamW(network.parameters(), config.learning_rate, weight_decay=config.weight_decay)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, config.learning_rate, total_steps=config.steps)
     for _ in range(config.steps):

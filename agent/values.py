@@ -21,13 +21,14 @@ from rlmix.envs.segments import segment_ends
 
 FORMAT = AgentFormat(
     name="rl-mix forecaster",
-    version=1,
+    version=2,
     title="forecaster",
-    command="studies/broad/fit_forecaster.py",
-    fields=("features", "hidden", "members", "menu", "segments", "noise", "provenance"),
+    command="studies/broad/fit_agent.py",
+    fields=("features", "members", "menu", "segments", "noise", "provenance"),
     stem="forecaster",
 )
-MAX_UNITS, MAX_MEMBERS = 4096, 1000
+MAX_MEMBERS = 1000
+RANGE = 3.0  # standard deviations beyond which an observation is taken to lie there
 
 
 class ActionValues:
@@ -72,19 +73,61 @@ class ActionValues:
         return mean, mean - caution * told.std(dim=0, correction=0)
 
 
-def value_network(inputs: int, hidden: int, dropout: float = 0.0) -> nn.Sequential:
-    """Return a network of an ensemble, with two hidden layers.
+class LinearValue(nn.Module):
+    """Score of holding an action: the state's value and the action's advantage, both linear in what is observed.
+
+    With f = (1, z, p, p z) of the standardised observation z and its progress p, and the action's effects e, it is
+    f . state + f . advantage e. Interactions with progress let the weights change over the training.
 
     Args:
-        inputs: number of inputs: of an observation and of an action's features.
-        hidden: number of units of each hidden layer.
-        dropout: probability, in [0, 1), of dropping a unit in training.
+        state: `[F]`.
+        advantage: `[F, E]`.
+        progress: place of the progress in an observation.
     """
-    return nn.Sequential(
-        *(nn.Linear(inputs, hidden), nn.Tanh(), nn.Dropout(dropout)),
-        *(nn.Linear(hidden, hidden), nn.Tanh(), nn.Dropout(dropout)),
-        nn.Linear(hidden, 1),
-    )
+
+    state: Tensor
+    advantage: Tensor
+
+    def __init__(self, state: Tensor, advantage: Tensor, progress: int) -> None:
+        super().__init__()
+        self.progress = progress
+        self.register_buffer("state", state)
+        self.register_buffer("advantage", advantage)
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        """Return scores `[N, 1]` of standardised observations and effects of actions, `[N, O + E]`."""
+        effects = self.advantage.shape[1]
+        terms = linear_terms(inputs[:, : inputs.shape[1] - effects], self.progress)
+        advantages = ((terms @ self.advantage) * inputs[:, inputs.shape[1] - effects :]).sum(dim=1)
+        return (terms @ self.state + advantages)[:, None]
+
+    def without_state(self) -> LinearValue:
+        """Return the advantage alone."""
+        return LinearValue(torch.zeros_like(self.state), self.advantage, self.progress)
+
+
+def linear_terms(observations: Tensor, progress: int) -> Tensor:
+    """Return the terms (1, z, p, p z) of standardised observations, `[N, 2 O + 2]`; beyond `RANGE` they are cut off.
+
+    Args:
+        observations: `[N, O]`.
+        progress: place of the progress in them.
+    """
+    seen = observations.clamp(-RANGE, RANGE)
+    terms = torch.cat((torch.ones_like(seen[:, :1]), seen), dim=1)
+    return torch.cat((terms, terms * seen[:, progress : progress + 1]), dim=1)
+
+
+def relative_effects(menu: Menu) -> Tensor:
+    """Return the effects of a menu's `actions()` less those of the first one, `[A, E]`.
+
+    There is one more for each method, 1 where half of the updates are the method's and 0 where all or none are: its
+    best share may lie between.
+    """
+    actions, methods = menu.actions(), dict.fromkeys(method for _, shares in menu.sources for method in shares)
+    shares = torch.tensor([[menu.policy(action).shares.get(method, 0.0) for method in methods] for action in actions])
+    effects = torch.cat((action_effects(menu)[combination_numbers(actions, menu)], 4 * shares * (1 - shares)), dim=1)
+    return effects - effects[:1]
 
 
 @dataclass(frozen=True)
@@ -117,14 +160,12 @@ class Forecaster:
 
     def save(self, folder: Path) -> None:
         """Write `forecaster.safetensors` and `forecaster.json` into `folder`."""
-        networks = self.values.networks
         weights = {"mean": self.values.mean, "spread": self.values.spread}
-        for number, network in enumerate(networks):
+        for number, network in enumerate(self.values.networks):
             weights |= {f"{number}.{name}": tensor.contiguous() for name, tensor in network.state_dict().items()}
         description = {
             "features": list(self.features),
-            "hidden": len(weights["0.0.bias"]),
-            "members": len(networks),
+            "members": len(self.values.networks),
             "menu": self.menu.to_json(),
             "segments": list(self.segments),
             "noise": list(self.noise),
@@ -148,35 +189,33 @@ class Forecaster:
     def _build(cls, value: dict[str, Any], weights: dict[str, Tensor]) -> Forecaster:
         menu, features = Menu.from_json(value["menu"]), require_features(value["features"])
         segments, noise = segment_ends(value["segments"]), tuple(float(number) for number in value["noise"])
-        hidden, members = int(value["hidden"]), int(value["members"])
-        if not (1 <= hidden <= MAX_UNITS and 1 <= members <= MAX_MEMBERS):
-            raise ValueError(f"hidden and members must be in [1, {MAX_UNITS}] and [1, {MAX_MEMBERS}]")
+        members = int(value["members"])
+        if not 1 <= members <= MAX_MEMBERS:
+            raise ValueError(f"members must be in [1, {MAX_MEMBERS}], got {members}")
         if len(noise) != len(segments) or not all(0 <= number < float("inf") for number in noise):
             raise ValueError(f"noise must be a number of at least 0 for each segment, got {value['noise']!r:.80}")
-        values = _values(menu, features, hidden, members, weights)
+        values = _values(menu, features, members, weights)
         return cls(values, menu, segments, features, noise, value["provenance"])
 
 
-def _values(
-    menu: Menu, features: Sequence[str], hidden: int, members: int, weights: Mapping[str, Tensor]
-) -> ActionValues:
+def _values(menu: Menu, features: Sequence[str], members: int, weights: Mapping[str, Tensor]) -> ActionValues:
     """Return the values of which `save` wrote the weights.
 
     Raises:
-        RuntimeError: the weights do not fit.
+        ValueError: the weights have other shapes.
         KeyError: one is missing.
     """
-    effects = action_effects(menu)[combination_numbers(menu.actions(), menu)]
-    observed = len(features) + sum(menu.sizes)
-    networks = []
+    effects, observed = relative_effects(menu), len(features) + sum(menu.sizes)
+    terms = 2 * observed + 2
+    expected = {"mean": [observed], "spread": [observed]}
     for number in range(members):
-        with torch.device("meta"):
-            network = value_network(observed + effects.shape[1], hidden)
-        start = f"{number}."
-        own = {name.removeprefix(start): tensor for name, tensor in weights.items() if name.startswith(start)}
-        network.load_state_dict(own, assign=True)
-        networks.append(network.float().requires_grad_(False).eval())
-    mean, spread = weights["mean"].float(), weights["spread"].float()
-    if mean.shape != (observed,) or spread.shape != (observed,):
-        raise ValueError(f"mean and spread must be of {observed} numbers")
-    return ActionValues(effects, mean, spread, networks)
+        expected |= {f"{number}.state": [terms], f"{number}.advantage": [terms, effects.shape[1]]}
+    for name, shape in expected.items():
+        if list(weights[name].shape) != shape:
+            raise ValueError(f"{name} must be of {shape}, got {list(weights[name].shape)}")
+    progress = features.index("progress")
+    networks = [
+        LinearValue(weights[f"{number}.state"].float(), weights[f"{number}.advantage"].float(), progress)
+        for number in range(members)
+    ]
+    return ActionValues(effects, weights["mean"].float(), weights["spread"].float(), networks)

@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 import torch
 
-from rlmix.agent.forecasting import fit_forecaster, fit_within_tasks
-from rlmix.agent.regression import Decisions, Episode, RegressionConfig
+from rlmix.agent.forecasting import RidgeConfig, fit_forecaster, fit_within_tasks
+from rlmix.agent.regression import Decisions, Episode
 from rlmix.envs import Menu
 from rlmix.envs.observation import DEFAULT_FEATURES, one_hot
 
@@ -17,7 +17,7 @@ MENU = Menu(
 )
 ACTIONS = MENU.actions()
 SEGMENTS = (0.5, 1.0)
-CONFIG = RegressionConfig(members=3, steps=300, hidden=32)
+CONFIG = RidgeConfig(members=3, state_penalty=1.0, advantage_penalty=1.0)
 TOLD = 2  # the feature by which the best action changes
 
 
@@ -44,7 +44,7 @@ def logged(tasks: int, noise: float) -> Decisions:
 
 
 def test_differences_within_a_task_are_found_beneath_its_level() -> None:
-    values = fit_within_tasks(logged(80, 0.5), MENU, CONFIG, seed=0)
+    values = fit_within_tasks(logged(80, 0.5), MENU, DEFAULT_FEATURES, CONFIG, seed=0)
     tried = np.linspace(0.05, 0.95, 12)
     told = values.of_members(torch.from_numpy(np.stack([observation(float(one)) for one in tried]))).mean(dim=0)
     expected = torch.tensor([[effect(float(one), action) for action in range(3)] for one in tried])
@@ -67,12 +67,13 @@ def test_a_forecaster_knows_how_far_results_are_from_it(noise: float) -> None:
 
 
 def test_a_failed_training_does_not_outweigh_all_others() -> None:
-    """One that fell to chance counts as 15 points below its task's mean."""
+    """One that fell to chance counts as 15 points below its task's median."""
     found = logged(60, 0.2)
     scores = found.scores.clone()
     scores[:2] = -1000.0
     spoilt = Decisions(found.observations, found.actions, scores, found.weights, found.tasks, found.segments)
-    told = fit_within_tasks(spoilt, MENU, CONFIG, seed=0)(torch.from_numpy(observation(0.9)[None]), 0.0)[0][0]
+    values = fit_within_tasks(spoilt, MENU, DEFAULT_FEATURES, CONFIG, seed=0)
+    told = values(torch.from_numpy(observation(0.9)[None]), 0.0)[0][0]
     assert told[1] - told[0] == pytest.approx(effect(0.9, 1), abs=1.0)
 
 
@@ -81,4 +82,4 @@ def test_too_little_is_refused() -> None:
         fit_forecaster(logged(2, 1.0), MENU, SEGMENTS, DEFAULT_FEATURES, CONFIG, seed=0, facts={})
     alone = [Episode(task, np.stack([observation(0.5)]), [ACTIONS[0]], 1.0) for task in range(6)]
     with pytest.raises(ValueError, match="several trainings"):
-        fit_within_tasks(Decisions.from_episodes(alone, MENU), MENU, CONFIG, seed=0)
+        fit_within_tasks(Decisions.from_episodes(alone, MENU), MENU, DEFAULT_FEATURES, CONFIG, seed=0)

@@ -11,16 +11,16 @@ import torch
 
 from rlmix.agent.agent import ActorCritic, Agent
 from rlmix.agent.tags import Tag
-from rlmix.agent.values import ActionValues, Forecaster, value_network
+from rlmix.agent.values import Forecaster
 from rlmix.classifier.files import LineLog
 from rlmix.classifier.mixing import PolicySchedule
 from rlmix.envs import Menu
-from rlmix.envs.effects import action_effects, combination_numbers
 from rlmix.envs.observation import DEFAULT_FEATURES
 from rlmix.experiments import replay_policy
 from rlmix.experiments.training import budget_training
 from rlmix.experiments.training.budget_training import candidate_seed
 from tests import board
+from tests.agent.drawn_values import drawn_values
 
 pytestmark = pytest.mark.usefixtures("undrawn")
 
@@ -40,16 +40,13 @@ OPTIONS = (
 
 @pytest.fixture(scope="module")
 def agent(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The folder of an agent, and a forecaster whose networks have learned nothing and disagree."""
+    """The folder of an agent, and a forecaster whose members have learned nothing and disagree."""
     folder = tmp_path_factory.mktemp("agent")
     torch.manual_seed(3)
     observed = len(DEFAULT_FEATURES) + sum(MENU.sizes)
     Agent(ActorCritic(observed, [16], sum(MENU.sizes)).eval(), MENU, SEGMENTS, {}).save(folder)
     features = ("progress", "validation_way", "log_parameters", "validation_way_1")  # others than the agent's
-    observed = len(features) + sum(MENU.sizes)
-    effects = action_effects(MENU)[combination_numbers(MENU.actions(), MENU)]
-    networks = [value_network(observed + effects.shape[1], 16).eval() for _ in range(4)]
-    values = ActionValues(effects, torch.zeros(observed), torch.ones(observed), networks)
+    values = drawn_values(MENU, features, members=4, seed=3)
     Forecaster(values, MENU, SEGMENTS, features, (0.3, 0.2, 0.1), {}).save(folder)
     return folder
 

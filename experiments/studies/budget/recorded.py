@@ -17,7 +17,7 @@ from rlmix.envs import Task
 from rlmix.envs.image_library import HELD_OUT
 from rlmix.envs.observation import TrainingState, observe, one_hot
 from rlmix.experiments.search.task_family import MENU
-from rlmix.experiments.studies.broad.fit_forecaster import FEATURES
+from rlmix.experiments.studies.broad.logs import FEATURES
 from rlmix.experiments.studies.broad.record import CHOICES
 
 POLICIES = len(CHOICES)
