@@ -4,12 +4,14 @@ At the end of every segment the forecaster tells, of each running candidate and 
 to the end would reach. As many continuations go on as the budget allows: those whose best one is expected to be
 highest, so that a second one much like the first counts little. Half-way stops of this kind are Successive Halving's
 (arXiv 1502.07943); a forecast stands in the place of the score so far, which misleads where mixing pays late.
+
+An `Outlook` tells at each choice what several candidates are expected to gain over one, and what one more would.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any, TypeVar
 
 import numpy as np
@@ -68,6 +70,30 @@ class StepResult:
     accuracy: float
 
 
+@dataclass(frozen=True)
+class Outlook:
+    """Gain that is expected of several candidates, at the start of a segment.
+
+    Attributes:
+        segment: number of the segment, from 0.
+        candidates: number of candidates that are trained in it.
+        left: length of the training from here to its end, in [0, 1].
+        spread: standard deviation of the validation accuracies so far, in points; None for fewer than two.
+        chance: the part of it that the number of validation images explains, in points; None likewise.
+        gain: points by which the best of these candidates is expected to be above the first choice alone: the share of
+            the forecasts' own expectation that has come on other tasks.
+        further: points that one more would add, likewise; 0 where there is no other.
+    """
+
+    segment: int
+    candidates: int
+    left: float
+    spread: float | None
+    chance: float | None
+    gain: float
+    further: float
+
+
 class BudgetSearch:
     """Chooses, segment by segment, which candidates of one training go on, and how.
 
@@ -80,6 +106,8 @@ class BudgetSearch:
         own_choice: action that the first candidate begins with: the agent's.
         images: number of validation images.
         seed: RNG seed of the estimates.
+        worth: points of accuracy that a whole further training must be expected to add; candidates that are not,
+            for what is left of theirs, do not begin or go on. Optional, defaults to spending the whole budget.
         held: whether every candidate holds its action to the end, and no two begin alike: all that is known of
             recorded trainings under fixed policies.
 
@@ -96,11 +124,14 @@ class BudgetSearch:
         *,
         images: int,
         seed: int = 0,
+        worth: float | None = None,
         held: bool = False,
     ) -> None:
-        self.forecaster, self.images, self.seed, self.held = forecaster, images, seed, held
+        self.forecaster, self.images, self.seed, self.worth, self.held = forecaster, images, seed, worth, held
         self.counts = counts_within(budget, forecaster.segments)
-        """Number of candidates in each segment."""
+        """Number of candidates in each segment, at most."""
+        self.outlooks: list[Outlook] = []
+        """What was expected at the start of each segment so far."""
         self.steps: list[Step] = []
         self.results: dict[int, StepResult] = {}
         self._actions = forecaster.menu.actions()
@@ -174,6 +205,13 @@ class BudgetSearch:
             for step in self.steps
         ]
 
+    def outlooks_to_json(self) -> list[dict[str, Any]]:
+        """Return what was expected at the start of each segment, as plain values."""
+        return [
+            {name: round(value, 3) if isinstance(value, float) else value for name, value in asdict(outlook).items()}
+            for outlook in self.outlooks
+        ]
+
     def _observation(self, number: int) -> NDArray[np.float32] | None:
         return self.results[number].observation
 
@@ -224,7 +262,9 @@ class BudgetSearch:
             first: option that is chosen first; optional, defaults to the one with the highest forecast.
         """
         segment = 0 if options[0][0] is None else options[0][0].segment + 1
-        noise = self.forecaster.noise[segment]
+        left = sum(segment_lengths(self.forecaster.segments)[segment:])
+        apart, chance = self._apart(segment)
+        noise, realised = self.forecaster.noise[segment], self.forecaster.realised
         random = np.random.default_rng([self.seed, segment])
         shared = random.normal(size=(DRAWS, int(branches.max()) + 1))[:, branches]
         own = random.normal(size=(DRAWS, len(options)))
@@ -232,22 +272,28 @@ class BudgetSearch:
         results = told[random.integers(len(told), size=DRAWS)] + noise * luck
         forecasts, spread = told.mean(axis=0), told.std(axis=0)
         best = np.full(DRAWS, -np.inf)
-        left, children = np.ones(len(options), dtype=bool), np.zeros(int(branches.max()) + 1, dtype=int)
+        unchosen, children = np.ones(len(options), dtype=bool), np.zeros(int(branches.max()) + 1, dtype=int)
         chosen: list[tuple[int, float]] = []
-        while len(chosen) < count and left.any():
+        further = 0.0
+        while unchosen.any():
             if not chosen:
                 choice = int(forecasts.argmax()) if first is None else first
                 gain = 0.0
             else:
                 expected = np.maximum(results, best[:, None]).mean(axis=0)
-                choice = int(np.where(left, expected, -np.inf).argmax())
+                choice = int(np.where(unchosen, expected, -np.inf).argmax())
                 gain = float(expected[choice] - best.mean())
+                if len(chosen) == count or (self.worth is not None and realised * gain < self.worth * left - 1e-9):
+                    further = realised * gain
+                    break
             best = np.maximum(best, results[:, choice])
             chosen.append((choice, gain))
-            left[choice] = False
+            unchosen[choice] = False
             children[branches[choice]] += 1
             if children[branches[choice]] == CHILDREN:
-                left &= branches != branches[choice]
+                unchosen &= branches != branches[choice]
+        total = realised * sum(gain for _, gain in chosen)
+        self.outlooks.append(Outlook(segment, len(chosen), left, apart, chance, total, further))
         lowest = min(forecasts[choice] for choice, _ in chosen)
         for choice, gain in chosen:
             parent, action, _ = options[choice]
@@ -263,6 +309,15 @@ class BudgetSearch:
                     gain=gain,
                 )
             )
+
+    def _apart(self, segment: int) -> tuple[float | None, float | None]:
+        """Return spread and chance of the validation accuracies before a segment, as in `Outlook`."""
+        before = [self.results[step.number] for step in self.steps if step.segment == segment - 1]
+        accuracies = np.array([100 * result.accuracy for result in before if result.observation is not None])
+        if len(accuracies) < 2:
+            return None, None
+        chance = float((accuracies * (100 - accuracies)).mean()) / max(self.images, 1)
+        return float(accuracies.std(ddof=1)), float(np.sqrt(chance))
 
 
 def counts_within(budget: float, segments: Sequence[float]) -> list[int]:

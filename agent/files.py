@@ -32,8 +32,9 @@ class AgentFormat:
         version: version of the format.
         title: name of the kind of agent in messages.
         command: name of the command that writes such agents.
-        fields: names of the description's fields, in order; all are required, and no other is allowed.
+        fields: names of the description's fields, in order; all are required, and no other but `optional` is allowed.
         stem: name of both files, without their endings.
+        optional: names of fields that came later, which older files lack.
     """
 
     name: str
@@ -42,6 +43,7 @@ class AgentFormat:
     command: str
     fields: tuple[str, ...]
     stem: str = "agent"
+    optional: tuple[str, ...] = ()
 
     @property
     def files(self) -> tuple[str, str]:
@@ -56,7 +58,10 @@ class AgentFormat:
             weights: contiguous tensors on the CPU, no two in one memory.
         """
         header = {"format": self.name, "version": self.version}
-        text = json.dumps({**header, **{name: description[name] for name in self.fields}}, indent=2) + "\n"
+        text = (
+            json.dumps({**header, **{name: description[name] for name in (*self.fields, *self.optional)}}, indent=2)
+            + "\n"
+        )
         described, weighted = self.files
         return {weighted: save(weights), described: text.encode()}
 
@@ -77,7 +82,7 @@ class AgentFormat:
             value = json.loads(files[described])
             if not isinstance(value, dict) or (value.get("format"), value.get("version")) != (self.name, self.version):
                 raise ValueError(f"not an {self.title} of version {self.version}")
-            require_fields("agent", value, ["format", "version", *self.fields])
+            require_fields("agent", value, ["format", "version", *self.fields], optional=self.optional)
             if not isinstance(value["provenance"], dict):
                 raise ValueError("provenance must be an object")
             return build(value, load(files[weighted]))

@@ -25,6 +25,7 @@ FORMAT = AgentFormat(
     title="forecaster",
     command="studies/broad/fit_agent.py",
     fields=("features", "members", "menu", "segments", "noise", "provenance"),
+    optional=("realised",),
     stem="forecaster",
 )
 MAX_MEMBERS = 1000
@@ -141,6 +142,8 @@ class Forecaster:
         features: names of the features that it sees, in order.
         noise: standard deviation of a training's result about its forecast, in points, before each segment.
         provenance: how it was learned; any JSON object.
+        realised: share of the gain of several trainings over one, as expected by its forecasts, that came on tasks
+            that it had not learned from.
     """
 
     values: ActionValues
@@ -149,6 +152,7 @@ class Forecaster:
     features: tuple[str, ...]
     noise: tuple[float, ...]
     provenance: dict[str, Any]
+    realised: float = 1.0
 
     def __call__(self, observations: NDArray[np.float32]) -> NDArray[np.float64]:
         """Return the forecasts of each network of the ensemble, in points, `[M, N, A]`, of observations `[N, O]`."""
@@ -170,6 +174,7 @@ class Forecaster:
             "segments": list(self.segments),
             "noise": list(self.noise),
             "provenance": self.provenance,
+            "realised": self.realised,
         }
         write_files(folder, FORMAT.to_files(description, weights))
 
@@ -194,8 +199,11 @@ class Forecaster:
             raise ValueError(f"members must be in [1, {MAX_MEMBERS}], got {members}")
         if len(noise) != len(segments) or not all(0 <= number < float("inf") for number in noise):
             raise ValueError(f"noise must be a number of at least 0 for each segment, got {value['noise']!r:.80}")
+        realised = float(value.get("realised", 1.0))
+        if not 0 <= realised <= 1:
+            raise ValueError(f"realised must be in [0, 1], got {realised:g}")
         values = _values(menu, features, members, weights)
-        return cls(values, menu, segments, features, noise, value["provenance"])
+        return cls(values, menu, segments, features, noise, value["provenance"], realised)
 
 
 def _values(menu: Menu, features: Sequence[str], members: int, weights: Mapping[str, Tensor]) -> ActionValues:

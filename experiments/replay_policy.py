@@ -2,6 +2,7 @@
 
     python experiments/replay_policy.py --agent shipped
     python experiments/replay_policy.py --agent shipped --budget 4
+    python experiments/replay_policy.py --agent shipped --budget auto --worth 0.5
     python experiments/replay_policy.py --policy runs/agent-20260101-120000/policy.json
     python experiments/replay_policy.py --agent runs/agent-20260101-120000 --model preact_resnet18 --updates 20000
     python experiments/replay_policy.py --policy runs/agent-20260101-120000/policy.json --num-workers 4 --address auto
@@ -9,7 +10,9 @@
 
 With `--budget` several candidates begin, within the updates of so many trainings. After every segment a forecast that
 was learned from recorded trainings, and sees how each validates, decides which go on and how; validation decides
-among those that end. `--workers` trains several at the same time, with the same result.
+among those that end. `--workers` trains several at the same time, with the same result. After every segment it says
+how far the candidates are apart, and what more of them are expected to gain; `--budget auto` stops where that is not
+worth its cost.
 
 With `--num-workers` Ray Train runs the training in several processes (gloo on CPUs, NCCL on GPUs, one each). The batch
 of `--batch-size` is divided evenly, and gradients are averaged. Each process mixes and normalises within its own part
@@ -53,7 +56,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         call.resume = f"{call.command} {run.resume_options}"
         keep_to_data(run, data, config)
         print(f"run folder: {run.path}", flush=True)
-        if config.budget > 1:
+        if config.trainings > 1:
             from rlmix.experiments.training.budget_training import train_within_budget
 
             train_within_budget(config, run, data, source, asked.address or config.address)

@@ -38,7 +38,35 @@ def tried(budget: Mapping[str, Any]) -> list[Part]:
         for step in _in_depth(steps, None)
     ]
     header = ["until", "candidate", "policy", "then", "forecast", "gain", "validation, %"]
-    return [text, Table(header, rows, "Candidates, segment by segment", text_columns=4)]
+    parts: list[Part] = [text, Table(header, rows, "Candidates, segment by segment", text_columns=4)]
+    return [*parts, *_worth(budget)] if "outlooks" in budget else parts  # older runs have none
+
+
+def _worth(budget: Mapping[str, Any]) -> list[Part]:
+    """Return what more candidates were expected to gain, segment by segment."""
+    rows = [
+        (
+            f"{100 * (1 - outlook['left']):.0f}\u00a0%",
+            str(outlook["candidates"]),
+            "-" if outlook["spread"] is None else f"{outlook['spread']:.2f}",
+            "-" if outlook["chance"] is None else f"{outlook['chance']:.2f}",
+            f"{outlook['gain']:.2f}",
+            f"{outlook['further']:.2f}",
+        )
+        for outlook in budget["outlooks"]
+    ]
+    rule = (
+        "The whole budget was to be spent."
+        if budget["worth"] is None
+        else f"None was to begin or go on that adds less than {budget['worth']:g} points for each whole training."
+    )
+    text = Paragraph(
+        "Was it worth it? At each point of the training: how far the candidates were apart in validation, as a "
+        "standard deviation in points, how much of that is chance for so many validation images, and what the best of "
+        f"those that went on was expected to gain over one alone, and one more over them. {rule}"
+    )
+    header = ["at", "candidates", "spread", "by chance", "expected gain", "of one more"]
+    return [text, Table(header, rows, "Gain to expect from more", text_columns=1)]
 
 
 def _in_depth(steps: list[dict[str, Any]], parent: int | None) -> Iterator[dict[str, Any]]:

@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from torch.utils.tensorboard.writer import SummaryWriter
 
 from rlmix.agent.agent import Agent
-from rlmix.agent.budget import BudgetSearch, Step, StepResult
+from rlmix.agent.budget import BudgetSearch, Outlook, Step, StepResult
 from rlmix.agent.decisions import Decision
 from rlmix.agent.ray_env import WorkerResources
 from rlmix.agent.tags import Tag
@@ -163,14 +163,15 @@ def train_within_budget(
     start = trainer.start()
     search = BudgetSearch(
         forecaster,
-        config.budget,
+        config.trainings,
         observed(forecaster, start),
         agent.choose(observed(agent, start)),
         images=len(data.validation),
         seed=config.seed,
+        worth=config.worth if config.budget == "auto" else None,
     )
     print(
-        f"{describe(config, data)}\nunder: {source.name}, the updates of {config.budget:g} trainings: "
+        f"{describe(config, data)}\nunder: {source.name}, the updates of at most {config.trainings:g} trainings: "
         f"{', '.join(map(str, search.counts))} candidates in the {len(search.counts)} segments",
         flush=True,
     )
@@ -181,6 +182,7 @@ def train_within_budget(
     with reject_incompatible(log.path), _steps_trained(config, run, trainer, forecaster, address) as train:
         known = {line["step"]: line for line in lines}
         while due := search.due:
+            print(in_words(search.outlooks[-1], search.worth), flush=True)
             if missing := [step for step in due if step.number not in known]:
                 _forget(folder, search, due[0].segment - 1)
                 for line in train(missing):
@@ -198,14 +200,17 @@ def train_within_budget(
     training.seconds = time.monotonic() - started
     _write_events(run, search, training.scheduler.schedule(), kept["events"], config.train.updates)
     facts = {
-        "trainings": config.budget,
+        "trainings": config.trainings,
         "spent": round(search.cost, 3),
         "kept": winner.number,
         "expected_validation_accuracy": round(search.expected_accuracies()[winner.number], 5),
         "segments": list(forecaster.segments),
         "steps": [{**step, "policy": str(forecaster.menu.policy(step["action"]))} for step in search.to_json()],
+        "worth": search.worth,
+        "outlooks": search.outlooks_to_json(),
     }
-    summary = finish(config, run, training, f"{source.name}, the best of a budget of {config.budget:g}", budget=facts)
+    name = f"{source.name}, the best of a budget of {config.trainings:g}"
+    summary = finish(config, run, training, name, budget=facts)
     for step in search.steps:
         if step is not winner:  # that one is kept, for a resume after the end
             _file(folder, step.number).unlink(missing_ok=True)
@@ -292,6 +297,26 @@ def _forget(folder: Path, search: BudgetSearch, segment: int) -> None:
     for step in search.steps:
         if step.segment < segment:
             _file(folder, step.number).unlink(missing_ok=True)
+
+
+def in_words(outlook: Outlook, worth: float | None) -> str:
+    """Say whether more candidates are worth it: how far they are apart, and what they are expected to gain.
+
+    Args:
+        outlook: what is expected at the start of a segment.
+        worth: points that a whole further training must add; None where the whole budget is spent.
+    """
+    apart = "" if outlook.spread is None else (
+        f"candidates differ by {outlook.spread:.1f} points in validation (standard deviation; {outlook.chance:.1f} by "
+        "chance alone); "
+    )  # fmt: skip
+    stop = ""
+    if worth is not None and outlook.further < worth * outlook.left:
+        stop = f", less than its cost is worth ({worth * outlook.left:.2f})"
+    return (
+        f"  {100 * (1 - outlook.left):3.0f} %  {apart}{outlook.candidates} go on, expected to gain {outlook.gain:.2f} "
+        f"points over one alone; one more would add {outlook.further:.2f}{stop}"
+    )
 
 
 def _describe(search: BudgetSearch, line: Line) -> str:

@@ -20,6 +20,8 @@ CLASSIFIER = "classifier"
 REPLAY = "replay"
 RL_MIX = "rl-mix"
 
+AUTO_TRAININGS = 8.0  # that --budget auto spends at most
+
 Final = TypeVar("Final", bound="FinalConfig")
 
 
@@ -113,9 +115,12 @@ class ReplayConfig(FinalConfig):
     agent: str | None = None
     """Agent that chooses at every segment, instead of a schedule: shipped, surrogate (learned by PPO in the surrogate),
     or a run folder of train_agent.py."""
-    budget: float = 1.0
+    budget: float | Literal["auto"] = 1.0
     """Updates to spend, in whole trainings, from 1 to 64. With more than 1 several candidates begin, forecasts and
-    validation decide at the end of every segment which go on and how, and the best network is kept."""
+    validation decide at the end of every segment which go on and how, and the best network is kept. auto: at most 8,
+    and of these only what is expected to be --worth its cost."""
+    worth: float = 0.1
+    """Points of accuracy that a whole further training must be expected to add, with --budget auto."""
     workers: int = 1
     """Number of candidates of a budget that are trained at the same time, each with --threads; results are the same."""
     backend: Literal["local", "ray"] = "local"
@@ -130,14 +135,21 @@ class ReplayConfig(FinalConfig):
     def __post_init__(self) -> None:
         super().__post_init__()
         require_at_least(self, workers=1, num_workers=1)
-        if not 1 <= self.budget <= MOST_TRAININGS:
-            raise InputError(f"budget must be from 1 to {MOST_TRAININGS} trainings, got {self.budget:g}")
-        if self.budget == 1 and (self.workers > 1 or self.backend == "ray"):
+        if not 1 <= self.trainings <= MOST_TRAININGS:
+            raise InputError(f"budget must be from 1 to {MOST_TRAININGS} trainings, or auto, got {self.trainings:g}")
+        if not 0 <= self.worth <= 100:
+            raise InputError(f"worth must be from 0 to 100 points, got {self.worth:g}")
+        if self.trainings == 1 and (self.workers > 1 or self.backend == "ray"):
             raise InputError("--workers and --backend are for the candidates of a --budget above 1; see --num-workers")
-        if self.budget > 1 and self.num_workers > 1:
+        if self.trainings > 1 and self.num_workers > 1:
             raise InputError("--num-workers is for one training: use --workers with --budget")
-        if self.budget > 1 and self.train_on_validation:
+        if self.trainings > 1 and self.train_on_validation:
             raise InputError("a budget above 1 chooses by validation images: leave out --train-on-validation")
+
+    @property
+    def trainings(self) -> float:
+        """Trainings whose updates are spent at most."""
+        return AUTO_TRAININGS if self.budget == "auto" else self.budget
 
 
 @dataclass(frozen=True)

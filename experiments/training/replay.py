@@ -122,14 +122,14 @@ class PolicySource:
             PolicyError: the schedule cannot be used.
             DamagedFileError: the agent cannot be used.
         """
-        if config.budget > 1 and config.agent is None:
+        if config.trainings > 1 and config.agent is None:
             raise RunError("--budget is for an agent: add --agent shipped")
         if config.policy is not None and config.agent is None:
             return cls(PolicySchedule.load(config.policy if run is None else run / "policy.json"), config.policy)
         if config.agent is not None and config.policy is None:
             place = config.agent if run is None else run
             name = "the shipped agent" if config.agent == SHIPPED else f"the agent of {config.agent}"
-            agent, forecaster = Agent.load(place), Forecaster.load(place) if config.budget > 1 else None
+            agent, forecaster = Agent.load(place), Forecaster.load(place) if config.trainings > 1 else None
             if forecaster is not None and not forecaster.fits(agent):
                 raise RunError(f"{place}: agent and forecaster have other menus or segments; fit them together")
             return cls(agent, name, forecaster)

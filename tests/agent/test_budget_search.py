@@ -1,5 +1,6 @@
 """Search within a budget: against results that are planted, on trainings that take no time."""
 
+import json
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -42,11 +43,11 @@ class Told(torch.nn.Module):
         return (later * 100 * rows[:, :, ACCURACY] + (1 - later) * self.at_start).reshape(-1, 1)
 
 
-def forecaster(*members: Sequence[float], noise: float = 1.0) -> Forecaster:
+def forecaster(*members: Sequence[float], noise: float = 1.0, realised: float = 1.0) -> Forecaster:
     networks = [Told(member) for member in members]
     effects = torch.zeros(len(ACTIONS), 1)
     values = ActionValues(effects, torch.zeros(OBSERVED), torch.ones(OBSERVED), networks)
-    return Forecaster(values, MENU, SEGMENTS, DEFAULT_FEATURES, (noise,) * len(SEGMENTS), {})
+    return Forecaster(values, MENU, SEGMENTS, DEFAULT_FEATURES, (noise,) * len(SEGMENTS), {}, realised)
 
 
 def observation(progress: float, accuracy: float) -> np.ndarray:
@@ -123,6 +124,42 @@ def test_candidates_complement_each_other() -> None:
     assert search.due[1].gain == pytest.approx(2.0, abs=0.2)  # 4 in the half of the cases in which it is better
 
 
+@pytest.mark.parametrize(("worth", "realised", "begin"), [(1.7, 1, 2), (2.3, 1, 1), (0.9, 0.5, 2), (1.1, 0.5, 1)])
+def test_what_is_not_worth_its_cost_does_not_begin(worth: float, realised: float, begin: int) -> None:
+    """The second one is 4 points better in half of the cases: it adds 2 points, of which a share comes."""
+    told = forecaster([5.0, 0.0, 0.0, 0.0, 0.0, 0.0], [0.0, 0.0, 0.0, 0.0, 0.0, 4.0], noise=0.01, realised=realised)
+    search = BudgetSearch(told, 8, observation(0, 0), tuple(ACTIONS[0]), images=1000, worth=worth)
+    assert len(search.due) == begin and search.due[0].action == tuple(ACTIONS[0])
+    (outlook,) = search.outlooks
+    assert (outlook.candidates, outlook.left, outlook.spread) == (begin, pytest.approx(1), None)
+    gain, further = (2 * realised, 0) if begin == 2 else (0, 2 * realised)
+    assert (outlook.gain, outlook.further) == (pytest.approx(gain, abs=0.1), pytest.approx(further, abs=0.1))
+
+
+def test_nothing_is_saved_where_more_costs_nothing() -> None:
+    worth = [0.5, 0.6, 0.7, 0.4, 0.3, 0.65]
+    told = forecaster([1.0] * 6, [0.0, 2.0, 0.0, 2.0, 0.0, 2.0])
+    searches = [
+        BudgetSearch(told, 3, observation(0, 0), tuple(ACTIONS[0]), images=1000, worth=least) for least in (None, 0.0)
+    ]
+    for search in searches:
+        finish(search, worth)
+    assert searches[0].to_json() == searches[1].to_json()
+    assert [outlook.candidates for outlook in searches[0].outlooks] == searches[0].counts
+
+
+def test_spread_stands_beside_chance() -> None:
+    search = begin(2, [0.0] * 6, images=100)
+    accuracies = np.linspace(0.4, 0.6, len(search.due)).tolist()
+    for step, accuracy in zip(search.due, accuracies, strict=True):
+        search.tell(step.number, StepResult(observation(0.2, 0.5), accuracy))
+    spread, chance = search.outlooks[1].spread, search.outlooks[1].chance
+    assert spread == pytest.approx(100 * np.std(accuracies, ddof=1))
+    # Of 100 images, so many are right by chance: the binomial distribution's, averaged over the candidates.
+    variances = [100 * accuracy * (1 - accuracy) for accuracy in accuracies]
+    assert chance == pytest.approx(np.mean(variances) ** 0.5)
+
+
 def test_the_winners_luck_is_allowed_for() -> None:
     """Few validation images say little: the forecast then weighs more than they do."""
 
@@ -174,7 +211,7 @@ def test_a_caller_trains_the_steps() -> None:
 
 def test_a_forecaster_is_the_same_after_it_was_saved(tmp_path: Path) -> None:
     values = drawn_values(MENU, DEFAULT_FEATURES, members=3, seed=1)
-    saved = Forecaster(values, MENU, SEGMENTS, DEFAULT_FEATURES, (2.0, 1.0, 0.5), {"tasks": 3})
+    saved = Forecaster(values, MENU, SEGMENTS, DEFAULT_FEATURES, (2.0, 1.0, 0.5), {"tasks": 3}, 0.4)
     saved.save(tmp_path)
     loaded = Forecaster.load(tmp_path)
     seen = np.stack([observation(0.3, 0.4), observation(0.0, 0.0)])
@@ -182,7 +219,15 @@ def test_a_forecaster_is_the_same_after_it_was_saved(tmp_path: Path) -> None:
     assert (loaded.menu, loaded.segments, loaded.features) == (MENU, SEGMENTS, DEFAULT_FEATURES)
     assert (loaded.noise, loaded.provenance) == ((2.0, 1.0, 0.5), {"tasks": 3})
     text = (tmp_path / "forecaster.json").read_text()
-    for old, new in (('"members": 3', '"members": 4'), ("2.0,", "-2.0,")):
+    without = json.loads(text)
+    assert without.pop("realised") == loaded.realised == 0.4
+    (tmp_path / "forecaster.json").write_text(json.dumps(without))
+    assert Forecaster.load(tmp_path).realised == 1  # as older files are
+    for old, new in (
+        ('"members": 3', '"members": 4'),
+        ("2.0,", "-2.0,"),
+        ("0.4", "1.4"),
+    ):
         (tmp_path / "forecaster.json").write_text(text.replace(old, new, 1))
         with pytest.raises(DamagedFileError, match="forecaster"):
             Forecaster.load(tmp_path)

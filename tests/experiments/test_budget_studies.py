@@ -1,6 +1,7 @@
 """Studies of a budget on recorded trainings: on logs in which it is planted what each method would find."""
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -8,14 +9,15 @@ import numpy as np
 import pytest
 
 from rlmix.agent.agent import Agent
-from rlmix.agent.files import SHIPPED
+from rlmix.agent.files import NAMED, SHIPPED
 from rlmix.agent.values import Forecaster
 from rlmix.envs.observation import RECORDED_FEATURES
 from rlmix.experiments.search.task_family import SEGMENTS
 from rlmix.experiments.studies.broad.record import BEFOREHAND, CHOICES
-from rlmix.experiments.studies.budget import anytime, rivals
+from rlmix.experiments.studies.budget import anytime, remember, rivals, worth
 from rlmix.experiments.studies.budget.recorded import POLICIES, RecordedTask, recorded_tasks
 
+ROOT = Path(__file__).parents[2]
 MEANING = {
     "sources": [
         {"name": "digits", "counts": [100] * 10, "colour": False},
@@ -89,7 +91,9 @@ def test_our_search_holds_policies_and_begins_each_once(task: RecordedTask) -> N
         assert {one.action for one in search.path(step)} == {step.action}
         assert CHOICES.index(step.action) == CHOICES.index(search.path(step)[0].action)
     assert search.steps[0].action == task.own_choice(agent)
-    assert rivals.ours(task, 4, agent, forecaster).cost == pytest.approx(search.cost) and search.cost <= 4
+    again = rivals.ours(rivals.held_search(task, 4, agent, forecaster), task)
+    assert again.cost == pytest.approx(search.cost) and search.cost <= 4
+    assert search.winner is not None and again.policy == CHOICES.index(search.winner.action)
 
 
 def test_a_portfolio_is_chosen_on_other_tasks() -> None:
@@ -112,8 +116,11 @@ def test_optuna_spends_no_more_than_it_may(task: RecordedTask, parts: Any) -> No
     assert kept == rivals.by_optuna(task, budgets, 3, 2, parts)
 
 
-def test_the_command_compares_them(tmp_path: Path, refused: Any, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_command_compares_them(
+    tmp_path: Path, refused: Any, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
     pytest.importorskip("optuna")
+    monkeypatch.setattr(rivals, "MAX_TRIALS", 5)
     logged = [*planted(3, 0), *planted(3, 1), *planted(9, 2, "flowers5"), *planted(3, 3, "flowers5")]
     log = tmp_path / "log.jsonl"
     log.write_text("".join(json.dumps(line) + "\n" for line in logged))
@@ -136,3 +143,61 @@ def test_the_command_compares_them(tmp_path: Path, refused: Any, capsys: pytest.
     MEANING_OF_MNIST = {**MEANING, "sources": [{"name": "mnist", "counts": [100] * 10, "colour": False}]}
     log.with_suffix(".json").write_text(json.dumps(MEANING_OF_MNIST))
     assert "no forecaster learns from, got mnist" in refused(anytime.main, ["--log", str(log)])
+
+
+def test_a_factor_is_fitted_without_the_data_set() -> None:
+    names = np.array(["a", "a", "b", "c"])
+    predicted = np.array([[1.0, 2.0], [2.0, 1.0], [4.0, 2.0], [1.0, 1.0]])
+    shares = {"a": 0.5, "b": 0.2, "c": 0.9}
+    came = predicted * np.array([shares[name] for name in names])[:, None]
+    assert worth.factor(predicted[:2], came[:2]) == pytest.approx(0.5)
+    assert worth.factor(predicted, -came) == 0
+    left = worth.left_out_factors(names, predicted, came)
+    assert left["b"] == pytest.approx((0.5 * 10 + 0.9 * 2) / 12)  # each counts by its squares
+    assert worth.left_out_factors(names[:2], predicted[:2], came[:2]) == {"a": 1.0}
+
+
+def test_the_command_measures_what_was_expected(tmp_path: Path) -> None:
+    log = tmp_path / "log.jsonl"
+    logged = [*planted(3, 0), *lines(1, "flowers5", np.linspace(0.2, 0.9, POLICIES))]
+    log.write_text("".join(json.dumps(line) + "\n" for line in logged))
+    log.with_suffix(".json").write_text(json.dumps(MEANING))
+    agent = shutil.copytree(NAMED[SHIPPED], tmp_path / "agent")
+    arguments = ["--log", str(log), "--agent", str(agent), "--store", str(agent), "--out", str(tmp_path)]
+    worth.main(arguments)
+    result = json.loads((tmp_path / "worth.json").read_text())
+    assert result["fixed"][0]["gain"][0] == 0 and result["fixed"][0]["cost"] == pytest.approx(1)  # the agent alone
+    told = result["spread_told"]
+    assert told["start"] in (-1, 0, 1) and [told[str(segment)] for segment in range(1, 6)] == [1] * 5
+    costs = [point["cost"] for point in result["auto"]]
+    assert costs == sorted(costs, reverse=True)  # the less a training must add, the more is spent
+    assert Forecaster.load(agent).realised == pytest.approx(result["factor"], abs=1e-3)
+    shown = (tmp_path / "worth.md").read_text()
+    worth.main(arguments)  # what was stored changes nothing
+    assert (tmp_path / "worth.md").read_text() == shown
+
+
+def test_what_is_remembered_is_how_much_better_a_policy_came_than_was_forecast(task: RecordedTask) -> None:
+    forecaster = Forecaster.load(SHIPPED)
+    better, trained = remember.surprise(task, forecaster, [11, 2])
+    told = forecaster(task.observations[:1, 0])[:, 0].mean(axis=0)
+    apart = 100 * (task.final[11] - task.final[2]) - (told[11] - told[2])
+    assert np.flatnonzero(trained).tolist() == [2, 11] and better[11] - better[2] == pytest.approx(apart)
+    assert better.sum() == pytest.approx(0)
+    added = remember.added([(better, trained)] * 3, 2.0)
+    assert added == pytest.approx(better * 3 / 5)
+    recalling = remember.Remembering(**vars(forecaster), added=added)
+    seen = task.observations[:1, 0]
+    assert recalling(seen) == pytest.approx(forecaster(seen) + added)
+
+
+def test_the_documents_show_the_committed_results() -> None:
+    page = (ROOT / "docs/budget.md").read_text()
+    results, expected, remembered = (
+        (ROOT / f"experiments/results/budget/{name}.md").read_text() for name in ("results", "worth", "remember")
+    )
+    tables = [part for text in (expected, remembered) for part in text.split("\n\n") if part.startswith("|")]
+    first = next(part for part in results.split("\n\n") if part.startswith("|"))
+    assert len(tables) == 3 and all(table in page for table in (first, *tables))
+    stored = json.loads((ROOT / "experiments/results/budget/worth.json").read_text())["factor"]
+    assert Forecaster.load(SHIPPED).realised == pytest.approx(stored, abs=1e-3)

@@ -6,6 +6,7 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
@@ -51,7 +52,7 @@ def agent(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def train(agent: Path, run: Path, *arguments: object, budget: float = 2.6) -> dict[str, Any]:
+def train(agent: Path, run: Path, *arguments: object, budget: float | str = 2.6) -> dict[str, Any]:
     gc.collect()  # the lock of a killed one goes with the folder's last reference
     if (run / "config.json").exists():
         replay_policy.main(["--resume", str(run)])
@@ -163,6 +164,37 @@ def test_two_processes_give_the_same(agent: Path, whole: Path, tmp_path: Path) -
     assert train(agent, tmp_path / "run", "--workers", 2) == outcome(whole)
 
 
+def test_it_stops_where_more_is_not_worth_its_cost(
+    agent: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    options = ("--worth", 0.15)
+    whole = train(agent, tmp_path / "run", *options, budget="auto")
+    told, spent = capsys.readouterr().out, whole["budget"]
+    assert 1 < spent["spent"] < 6 and (spent["trainings"], spent["worth"]) == (8, 0.15)
+    for outlook in spent["outlooks"]:
+        segment = [step for step in spent["steps"] if step["segment"] == outlook["segment"]]
+        assert len(segment) == outlook["candidates"] and outlook["further"] < 0.15 * outlook["left"] + 1e-3
+        gains = np.array([step["gain"] for step in segment])
+        assert (gains[1:] > 0.15 * outlook["left"] - 1e-3).all()
+        assert outlook["gain"] == pytest.approx(gains.sum(), abs=0.01)
+    assert told.count("less than its cost is worth") == len(spent["outlooks"]) == 3
+    assert "Was it worth it?" in (tmp_path / "run" / "report.html").read_text()
+
+    with monkeypatch.context() as patch:
+        calls = iter((False, False, True))
+
+        def killed(*arguments: Any, append: Any = LineLog.append) -> None:
+            if next(calls):
+                raise Killed
+            append(*arguments)
+
+        patch.setattr(LineLog, "append", killed)
+        with pytest.raises(Killed):
+            train(agent, tmp_path / "killed", *options, budget="auto")
+    assert train(agent, tmp_path / "killed") == whole
+    assert train(agent, tmp_path / "two", *options, "--workers", 2, budget="auto") == whole
+
+
 def test_candidates_that_diverge_are_said_to_have(
     agent: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -177,10 +209,11 @@ def test_candidates_that_diverge_are_said_to_have(
 @pytest.mark.parametrize(
     ("options", "told"),
     [
-        ("--budget 0.5", "budget must be from 1 to 64 trainings, got 0.5"),
+        ("--budget 0.5", "budget must be from 1 to 64 trainings, or auto, got 0.5"),
         ("--budget 65", "budget must be from 1 to 64"),
         ("--workers 2", "--budget above 1"),
-        ("--budget 2 --num-workers 2", "--workers"),
+        ("--budget auto --worth -1", "worth must be from 0 to 100 points, got -1"),
+        ("--budget auto --num-workers 2", "--workers"),
         ("--budget 2 --train-on-validation", "--train-on-validation"),
     ],
 )

@@ -135,7 +135,7 @@ def play(
 
     quick = 10 * config.repeats  # of what is only looked up
     return {
-        OURS: once(lambda task, budget: rivals.ours(task, budget, agent, forecaster)),
+        OURS: once(lambda task, budget: rivals.ours(rivals.held_search(task, budget, agent, forecaster), task)),
         "our start, then validation alone": once(
             lambda task, budget: rivals.by_validation(task, budget, our_start(task, budget))
         ),

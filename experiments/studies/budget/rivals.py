@@ -44,17 +44,18 @@ def best_of(task: RecordedTask, policies: Sequence[int]) -> int:
     return max(policies, key=lambda policy: task.final[policy])
 
 
-def ours(task: RecordedTask, budget: float, agent: Agent, forecaster: Forecaster) -> Kept:
-    """Search as `replay_policy.py --budget` does."""
-    search = held_search(task, budget, agent, forecaster)
+def ours(search: BudgetSearch, task: RecordedTask) -> Kept:
+    """Search as `replay_policy.py --budget` does, to the end."""
     last, _ = search_budget(search, lambda step, _: (None, task.result(step)))
     return Kept(CHOICES.index(last.action), search.cost)
 
 
-def held_search(task: RecordedTask, budget: float, agent: Agent, forecaster: Forecaster) -> BudgetSearch:
+def held_search(
+    task: RecordedTask, budget: float, agent: Agent, forecaster: Forecaster, worth: float | None = None
+) -> BudgetSearch:
     """Return the search at its start."""
     start, own = task.observations[0, 0], task.own_choice(agent)
-    return BudgetSearch(forecaster, budget, start, own, images=task.images, held=True)
+    return BudgetSearch(forecaster, budget, start, own, images=task.images, worth=worth, held=True)
 
 
 def at_random(task: RecordedTask, budget: float, random: np.random.Generator) -> Kept:
@@ -151,7 +152,7 @@ def by_optuna(
         for budget in budgets:
             if ended and cost <= budget + 1e-9:
                 kept[budget] = Kept(best_of(task, ended), cost)
-        if cost > max(budgets):
+        if cost > max(budgets) or len(set(ended)) == POLICIES:
             break
     return kept
 
