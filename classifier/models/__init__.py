@@ -14,6 +14,7 @@ from rlmix.classifier.models.libraries import near_matches, timm_model, torchvis
 from rlmix.classifier.models.preact_resnet import (
     PreActResNet,
     preact_resnet18,
+    preact_resnet18_quarter,
     search_bottleneck,
     search_network,
     search_wide,
@@ -31,6 +32,7 @@ MODELS: dict[str, Callable[[int, int], nn.Module]] = {
     "lenet": lenet,
     "convnet": ConvNet,
     "preact_resnet18": preact_resnet18,
+    "preact_resnet18_quarter": preact_resnet18_quarter,
     "resnet50_small": resnet50_small,
     "resnet50": resnet50,
     "resnext29_4_24": resnext29_4_24,
@@ -100,6 +102,7 @@ __all__ = [
     "find_last_layer",
     "hidden_stages",
     "preact_resnet18",
+    "preact_resnet18_quarter",
     "search_bottleneck",
     "search_network",
     "search_wide",

@@ -85,6 +85,11 @@ def preact_resnet18(num_classes: int, in_channels: int) -> PreActResNet:
     return PreActResNet(num_classes, in_channels, widths=(64, 128, 256, 512), blocks=(2, 2, 2, 2))
 
 
+def preact_resnet18_quarter(num_classes: int, in_channels: int) -> PreActResNet:
+    """PreAct ResNet-18 with a quarter of the channels, for machines without a GPU; 0.71 M parameters at 100 classes."""
+    return PreActResNet(num_classes, in_channels, widths=(16, 32, 64, 128), blocks=(2, 2, 2, 2))
+
+
 def search_network(num_classes: int, in_channels: int) -> PreActResNet:
     """A PreAct ResNet of 78 thousand parameters with a strided stem, to try many policies quickly."""
     return PreActResNet(num_classes, in_channels, widths=(16, 32, 64), blocks=(1, 1, 1), stem_stride=2)

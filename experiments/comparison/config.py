@@ -31,6 +31,9 @@ class ComparisonConfig:
     """Training methods; optional, defaults to all of them. An unknown name lists them."""
     schedules: tuple[str, ...] = ()
     """More contestants: policy schedules, each as NAME=FILE, such as learned=runs/agent-DATE-TIME/policy.json."""
+    agents: tuple[str, ...] = ()
+    """More contestants: agents that choose as each training goes, each as NAME=FOLDER, the run folder of a search;
+    shipped is the shipped one."""
     collect: tuple[str, ...] = ()
     """Folders of other comparisons with the same setting, whose finished trainings are reused."""
     baseline: str = "plain"

@@ -8,6 +8,7 @@ distribution that was published for CIFAR; the factor of label smoothing is the 
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+from rlmix.agent.agent import Agent
 from rlmix.agent.config import RLMixAgentConfig
 from rlmix.classifier.mixing import LamDistribution, MixPolicy, PolicySchedule
 
@@ -31,24 +32,25 @@ class ThresholdChoice:
 
 @dataclass(frozen=True)
 class Contestant:
-    """Training method, given by its policy schedule.
+    """Training method, given by its mixing policies.
 
     Attributes:
         title: name in tables.
-        schedule: mixing policies from start to end.
+        policy: mixing policies from start to end, or the agent that chooses them as the training goes.
         saliency: source of the input gradient of saliency methods, `recycled` or `exact`.
         thresholds: choice of R-Mix's thresholds; None lets the Trainer draw them as the policy says.
     """
 
     title: str
-    schedule: PolicySchedule
+    policy: PolicySchedule | Agent
     saliency: Saliency = "recycled"
     thresholds: ThresholdChoice | None = None
 
 
 def only_policy(contestant: Contestant) -> MixPolicy:
     """Return the one policy of a contestant whose schedule has a single segment."""
-    ((_, policy),) = contestant.schedule.segments
+    assert isinstance(contestant.policy, PolicySchedule)
+    ((_, policy),) = contestant.policy.segments
     return policy
 
 

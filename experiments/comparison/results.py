@@ -15,8 +15,10 @@ import numpy as np
 from numpy.typing import NDArray
 from tabulate import tabulate
 
+from rlmix.agent.agent import Agent
 from rlmix.classifier.evaluation.measure import Column
 from rlmix.classifier.evaluation.measures import MEASURES
+from rlmix.classifier.mixing import PolicySchedule
 from rlmix.experiments.comparison.config import NAMED
 from rlmix.experiments.comparison.contestants import Contestant
 from rlmix.experiments.comparison.intervals import (
@@ -80,7 +82,7 @@ def summarise_comparison(
         "methods": {
             name: {
                 "title": contestants[name].title,
-                "schedule": contestants[name].schedule.to_json(),
+                **_policies(contestants[name], lines),
                 "saliency": contestants[name].saliency,
                 "accuracy": {**interval(accuracies[name]), **_with_images(hits[name])},
                 "measures": _measures(lines),
@@ -94,6 +96,19 @@ def summarise_comparison(
         "processors": Counter(run.get("processor", UNKNOWN) for lines in runs.values() for run in lines),
         "less_baseline": gaps,
     }
+
+
+def _policies(contestant: Contestant, lines: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """Return the schedule of a contestant; of an agent the checksum, and the schedules that it chose, by seed."""
+    policy = contestant.policy
+    if isinstance(policy, Agent):
+        return {"agent_sha256": policy.checksum, "chosen": [line["chosen"] for line in lines]}
+    return {"schedule": policy.to_json()}
+
+
+def schedules_of(row: Mapping[str, Any]) -> list[PolicySchedule]:
+    """Return the schedules that a contestant's trainings had: the one of all, or those that an agent chose, by seed."""
+    return [PolicySchedule.from_json(schedule) for schedule in row.get("chosen", [row.get("schedule")])]
 
 
 def interval(values: Sequence[float]) -> dict[str, Any]:

@@ -12,6 +12,10 @@ from typing import Annotated, Any
 
 import torch
 
+from rlmix.agent.agent import Agent
+from rlmix.agent.files import SHIPPED
+from rlmix.agent.led import train_by_agent
+from rlmix.agent.loop_policy import policies_of
 from rlmix.agent.rl_mix.learner import RLMixLearner
 from rlmix.agent.rl_mix.loop import last_quarter, play, random_thresholds
 from rlmix.classifier.data import Splits
@@ -86,11 +90,12 @@ class Setting:
 
 
 def select_contestants(config: ComparisonConfig) -> dict[str, Contestant]:
-    """Return the contestants by name: those of the registry in its order, then the schedules.
+    """Return the contestants by name: those of the registry in its order, then the schedules, then the agents.
 
     Raises:
         RunError: a name is unknown, or the baseline is not among the contestants.
         PolicyError: a schedule cannot be used; names the file and the field.
+        DamagedFileError: an agent cannot be used.
     """
     names = config.contestants or tuple(CONTESTANTS)
     for name in names:
@@ -104,12 +109,25 @@ def select_contestants(config: ComparisonConfig) -> dict[str, Contestant]:
         name, equals, path = entry.partition("=")
         if not (name and equals and path):
             raise RunError(f"--schedules must be NAME=FILE, such as learned=policy.json, got {entry!r}")
-        if name in CONTESTANTS or name in selected:
-            raise RunError(f"--schedules: the name {name!r} stands for another contestant; choose another")
+        _require_new(name, "--schedules", selected)
         selected[name] = Contestant(name, PolicySchedule.load(path))
+    for entry in config.agents:
+        name, equals, path = (SHIPPED, "=", SHIPPED) if entry == SHIPPED else entry.partition("=")
+        if not (name and equals and path):
+            raise RunError(
+                f"--agents must be shipped, or NAME=FOLDER, such as learned=runs/agent-DATE-TIME, got {entry!r}"
+            )
+        _require_new(name, "--agents", selected)
+        title = "the shipped agent" if path == SHIPPED else f"{name}, an agent"
+        selected[name] = Contestant(title, Agent.load(path))
     if config.baseline not in selected:
         raise RunError(f"--baseline must be one of the contestants {' '.join(selected)}, got {config.baseline}")
     return selected
+
+
+def _require_new(name: str, option: str, selected: Collection[str]) -> None:
+    if name in CONTESTANTS or name in selected:
+        raise RunError(f"{option}: the name {name!r} stands for another contestant; choose another")
 
 
 def resolve(config: ComparisonConfig, contestants: Collection[Contestant]) -> tuple[Setting, int]:
@@ -141,7 +159,7 @@ def resolve(config: ComparisonConfig, contestants: Collection[Contestant]) -> tu
     )
     trainer = Trainer(setting.training("exact"), data)
     for contestant in contestants:
-        for _, policy in contestant.schedule.segments:
+        for policy in policies_of(contestant.policy):
             trainer.check(policy)
     # Try the measures before anything is trained; on development images, so that the test set is not read.
     tried = subject_of(trainer, "development", count=min(config.measured_images or TRIAL_IMAGES, TRIAL_IMAGES))
@@ -158,8 +176,8 @@ def open_log(
     was not kept.
 
     Raises:
-        RunError: the folder cannot be written, or holds trainings of another setting, or of another schedule by the
-            same name.
+        RunError: the folder cannot be written, or holds trainings of another setting, or of another schedule or agent
+            by the same name.
     """
     path = out / "runs.jsonl"
     try:
@@ -179,7 +197,7 @@ def collect_trainings(
     """Return the finished trainings of another comparison, by contestant and seed; its folder is not changed.
 
     Raises:
-        RunError: there is none, or it has another setting, or another schedule by the same name.
+        RunError: there is none, or it has another setting, or another schedule or agent by the same name.
     """
     path = folder / "runs.jsonl"
     try:
@@ -202,7 +220,7 @@ def _reusable(
     """Return the trainings of a log that need not run again.
 
     Raises:
-        RunError: one is of another setting, or of another schedule by the same name, or damaged.
+        RunError: one is of another setting, or of another schedule or agent by the same name, or damaged.
     """
     for run in runs:
         with reject_incompatible(path):
@@ -212,9 +230,9 @@ def _reusable(
                     raise TypeError(f"{field} must be of type {kind.__name__}, got {run[field]!r:.80}")
         difference = _first_difference(run.get("setting"), setting)
         if difference is None and run["method"] in contestants:
-            expected = _segments(run["method"], contestants[run["method"]])
+            expected = _identity(run["method"], contestants[run["method"]])
             if run.get("segments", expected) != expected:
-                difference = f"another schedule by the name {run['method']}"
+                difference = f"another schedule or agent by the name {run['method']}"
         if difference is not None:
             raise RunError(
                 f"{path}: holds trainings of another setting ({difference}); choose another folder, or delete it"
@@ -243,19 +261,23 @@ def train(name: str, contestant: Contestant, seed: int, setting: Setting, config
     Returns:
         The line of the log: accuracy on all images of the split in [0, 1], at chance after a diverged training; which
         images are right in float32; the measures; and seconds of the updates alone, including those of RL-Mix's agent.
-        RL-Mix's lines also have the entries of `train_rl_mix`.
+        RL-Mix's lines also have the entries of `train_rl_mix`, an agent's the schedule that it chose.
 
     Raises:
         RunError: a measure cannot be taken.
     """
     data = setting.draw(seed)
     training = setting.training(contestant.saliency)
-    if contestant.thresholds is None:
-        trainer = Trainer(training, data, seed=seed)
-        stats = train_schedule(trainer, contestant.schedule)
-        ended = {"diverged": stats.diverged, "seconds": stats.seconds}
-    else:
+    if contestant.thresholds is not None:
         trainer, ended = train_rl_mix(contestant.thresholds, training, data, seed)
+    elif isinstance(contestant.policy, Agent):
+        trainer = Trainer(training, data, seed=seed)
+        stats, chosen = train_by_agent(trainer, contestant.policy)
+        ended = {"diverged": stats.diverged, "seconds": stats.seconds, "chosen": chosen.to_json()}
+    else:
+        trainer = Trainer(training, data, seed=seed)
+        stats = train_schedule(trainer, contestant.policy)
+        ended = {"diverged": stats.diverged, "seconds": stats.seconds}
     if ended["diverged"]:
         evaluation = EvalStats.at_chance(trainer.num_classes)
         measured: dict[str, Any] = {"hits": None, "measures": dict.fromkeys(config.measures)}
@@ -268,7 +290,7 @@ def train(name: str, contestant: Contestant, seed: int, setting: Setting, config
         "accuracy": evaluation.accuracy,
         **ended,
         **measured,
-        "segments": _segments(name, contestant),
+        "segments": _identity(name, contestant),
         "processor": machine()["processor"],
         "setting": setting.to_json(),
     }
@@ -320,9 +342,12 @@ def _measure(trainer: Trainer, seed: int, setting: Setting, config: ComparisonCo
     return {"hits": hits, "measures": _take_measures(subject, config.measures), "measured_images": count}
 
 
-def _segments(name: str, contestant: Contestant) -> list[dict[str, Any]] | None:
-    """Return the segments that identify a user's schedule; None for a contestant of the registry."""
-    return None if name in CONTESTANTS else contestant.schedule.to_json()["segments"]
+def _identity(name: str, contestant: Contestant) -> list[dict[str, Any]] | str | None:
+    """Return what tells a user's contestant from others, segments or the agent's checksum; None for the registry's."""
+    if name in CONTESTANTS:
+        return None
+    policy = contestant.policy
+    return policy.checksum if isinstance(policy, Agent) else policy.to_json()["segments"]
 
 
 @functools.cache

@@ -20,6 +20,7 @@ from rlmix.experiments.comparison.results import (
     format_column,
     format_share,
     images_per_second,
+    schedules_of,
 )
 from rlmix.experiments.reports import REPORT_FILE
 from rlmix.experiments.reports.charts import interval_chart, line_chart
@@ -77,7 +78,7 @@ def _content(report: Report) -> tuple[str, list[Section]]:
         for name, row in methods.items()
     }
     policies = [
-        (row["title"], _describe(PolicySchedule.from_json(row["schedule"])), row["saliency"])
+        (row["title"], " or ".join(dict.fromkeys(map(_describe, schedules_of(row)))), row["saliency"])
         for row in methods.values()
     ]
     sections: list[Section] = [
@@ -144,7 +145,7 @@ class ExampleOptions:
         """Return the options for a comparison."""
         titles: dict[MixPolicy, list[str]] = {}
         for row in report["methods"].values():
-            for policy in dict.fromkeys(policy for _, policy in PolicySchedule.from_json(row["schedule"]).segments):
+            for policy in dict.fromkeys(policy for one in schedules_of(row) for _, policy in one.segments):
                 titles.setdefault(policy, []).append(row["title"])
         rows = [
             (method, "; ".join(alike), policy)

@@ -16,6 +16,7 @@ from torch.utils.tensorboard.writer import SummaryWriter
 from tqdm import tqdm
 
 from rlmix.agent.decisions import PolicyFn
+from rlmix.agent.led import VALIDATION_LIMIT
 from rlmix.agent.scheduler import PolicyScheduler
 from rlmix.agent.tags import Layout, Tag, multiline
 from rlmix.classifier.data import Splits
@@ -446,7 +447,7 @@ class FinalTraining:
         self.scheduler.end_segment(
             progress=trainer.progress,
             relative_lr=trainer.relative_lr,
-            evaluation=self._validated(1000),  # as in the environment
+            evaluation=self._validated(VALIDATION_LIMIT),
             labels=check_labels(trainer) if self._labels_checked else None,
         )
 

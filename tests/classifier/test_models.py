@@ -82,6 +82,7 @@ def test_networks_of_the_mixing_papers_have_their_published_size(name: str, mill
     [
         ("lenet", 10, 1, 61_706),
         ("convnet", 10, 1, 43_082),
+        ("preact_resnet18_quarter", 100, 3, 712_628),
         ("resnet50", 1000, 3, 25_557_032),
         ("densenet121", 1000, 3, 7_978_856),
         # As the collections of CIFAR networks print them.

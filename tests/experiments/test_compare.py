@@ -17,6 +17,8 @@ import pytest
 import torch
 from PIL import Image
 
+from rlmix.agent.agent import Agent
+from rlmix.agent.loop_policy import policies_of
 from rlmix.classifier.data import load_dataset, split
 from rlmix.classifier.evaluation.measure import Column, Measure, Subject, percent
 from rlmix.classifier.evaluation.measures import MEASURES
@@ -24,12 +26,13 @@ from rlmix.classifier.mixing import METHODS, MixPolicy, PolicySchedule
 from rlmix.experiments import compare
 from rlmix.experiments.comparison import runner, trainings
 from rlmix.experiments.comparison.config import ComparisonConfig, ComparisonTrainConfig
-from rlmix.experiments.comparison.contestants import CONTESTANTS
+from rlmix.experiments.comparison.contestants import CONTESTANTS, Contestant
 from rlmix.experiments.comparison.held_out import TEST_READS
 from rlmix.experiments.comparison.intervals import paired_difference
 from rlmix.experiments.comparison.results import unpack_hits
 from rlmix.experiments.runs.config import stored_config
 from rlmix.experiments.runs.options import DataConfig
+from tests.agent.loops import agent
 from tests.experiments.inline import run_inline
 
 Refused = Callable[[Callable[[Sequence[str]], Any], Sequence[object]], str]
@@ -283,6 +286,9 @@ def test_a_per_batch_agent_is_compared_as_the_others_are(tmp_path: Path, trained
         ((*SETTING, "--schedules", "policy.json"), "--schedules must be NAME=FILE"),
         ((*SETTING, "--schedules", "cutmix=policy.json"), "'cutmix' stands for another contestant"),
         ((*SETTING, "--schedules", "mine=nowhere.json"), "nowhere.json: cannot be read"),
+        ((*SETTING, "--agents", "runs"), "--agents must be shipped, or NAME=FOLDER"),
+        ((*SETTING, "--agents", "plain=shipped"), "'plain' stands for another contestant"),
+        ((*SETTING, "--agents", "mine=nowhere"), "nowhere"),
         ((*SETTING, "--train-size", "100000"), "train_size"),
     ],
 )
@@ -292,7 +298,7 @@ def test_the_comparison_refuses(arguments: Sequence[str], named: str, refused: R
 
 def test_every_method_has_a_contestant() -> None:
     assert {
-        method for entry in CONTESTANTS.values() for _, policy in entry.schedule.segments for method in policy.shares
+        method for entry in CONTESTANTS.values() for policy in policies_of(entry.policy) for method in policy.shares
     } == set(METHODS)
     assert len({entry.title for entry in CONTESTANTS.values()}) == len(CONTESTANTS)
 
@@ -335,7 +341,35 @@ def test_a_schedule_is_followed_and_told_from_another_by_its_name(
     compare.main([*options, schedule])
     assert trained == []
     two_stages(tmp_path / "policy.json", "mixup")
-    assert "another schedule by the name mine" in refused(compare.main, [*options, schedule])
+    assert "another schedule or agent by the name mine" in refused(compare.main, [*options, schedule])
+
+
+def test_an_agent_is_asked_as_in_the_environment_and_its_choices_can_be_repeated(
+    tmp_path: Path, trained: list[tuple[str, int]], refused: Refused
+) -> None:
+    folder = tmp_path / "agent"
+    folder.mkdir()
+    agent(3).save(folder)
+    out = tmp_path / "out"
+    setting = (*SETTING[:4], "--updates", "24", *SETTING[6:], "--contestants", "plain", "--seeds", "2")
+    options = [*setting, "--out", str(out), "--agents", f"mine={folder}"]
+    compare.main(options)
+    results = read_strictly(out / "results.json")
+    row, drawn = results["methods"]["mine"], stored_config(trainings.Setting, results["setting"])
+    assert row["agent_sha256"] == Agent.load(folder).checksum
+    for seed, chosen in enumerate(row["chosen"]):
+        # Under the same seed, as a fixed schedule.
+        schedule = PolicySchedule.from_json(chosen)
+        assert len(schedule.segments) == len(Agent.load(folder).segments)
+        again = trainings.train("again", Contestant("again", schedule), seed, drawn, ComparisonConfig())
+        assert again["accuracy"] == row["accuracy"]["per_seed"][seed]
+    assert len({policy for chosen in row["chosen"] for _, policy in PolicySchedule.from_json(chosen).segments}) > 1
+    assert "mine, an agent" in (out / "report.html").read_text()
+    trained.clear()
+    compare.main(options)
+    assert trained == []
+    agent(4).save(folder)
+    assert "another schedule or agent by the name mine" in refused(compare.main, options)
 
 
 def test_measures_are_those_of_the_networks_and_intervals_go_over_images_too(

@@ -346,7 +346,7 @@ def comparison(names: Sequence[str], **setting: object) -> dict[str, Any]:
         "methods": {
             name: {
                 "title": CONTESTANTS[name].title,
-                "schedule": CONTESTANTS[name].schedule.to_json(),
+                "schedule": CONTESTANTS[name].policy.to_json(),
                 "saliency": CONTESTANTS[name].saliency,
                 "accuracy": interval,
                 "measures": {},

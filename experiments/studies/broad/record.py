@@ -99,7 +99,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         with with_filename(out):
             out.mkdir(parents=True, exist_ok=True)
         places = data_places(config.data, GROUPS[config.group])
-        sources = _sources(out / f"{config.group}.json", places)
+        sources = drawn_sources(out / f"{config.group}.json", places)
         tasks = BroadTasks(sources, seed=SEEDS[config.group], **(LONGER if config.group == "longer" else {}))
         log = TrainingLog(out / f"{config.group}.jsonl", lambda lines: {_identity(line): line for line in lines})
         precision = resolve_precision("auto", resolve_device("cpu"))
@@ -217,7 +217,7 @@ def shared_trainer(places: tuple[tuple[str, str], ...], precision: Precision) ->
     return TaskTrainer(training=training, validation_limit=VALIDATION_LIMIT, library=ImageLibrary(dict(places)))
 
 
-def _sources(file: Path, places: Mapping[str, str]) -> tuple[Source, ...]:
+def drawn_sources(file: Path, places: Mapping[str, str]) -> tuple[Source, ...]:
     """Return the data sets that tasks are drawn from, as the first call has written them down."""
     if file.exists():
         known = json.loads(file.read_bytes())["sources"]

@@ -1,0 +1,240 @@
+"""Rehearse agents on tasks of data sets that they have not learned from, beside policies that need no agent.
+
+    python experiments/studies/broad/rehearse.py --data ../shared/data --agents shipped broad=runs/broad_agent
+
+Tasks 0, 1, 2, ... of `BroadTasks`, in the range of the longer recordings, over the data sets that are kept to rehearse
+on; none of these tasks has been recorded. Every contestant trains every task once, from the same seed; an agent chooses
+for each segment. Development accuracy is compared, paired by task: with tasks as units, and with data sets as units,
+which tells what to expect of one more data set. Finished trainings do not run again: the same command resumes, and more
+agents or tasks add to what is there.
+"""
+
+from __future__ import annotations
+
+import functools
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from tabulate import tabulate
+
+from rlmix.agent.agent import Agent
+from rlmix.agent.files import SHIPPED
+from rlmix.classifier.errors import require_at_least
+from rlmix.classifier.files import with_filename, write_atomic
+from rlmix.classifier.hardware import resolve_device, resolve_precision
+from rlmix.classifier.mixing import MixPolicy, PolicySchedule
+from rlmix.classifier.training.config import Precision
+from rlmix.envs import BroadTasks
+from rlmix.envs.seeds import training_seed
+from rlmix.experiments.comparison.intervals import format_interval, mean_interval
+from rlmix.experiments.comparison.runner import Line, TrainingLog
+from rlmix.experiments.runs.command import command
+from rlmix.experiments.runs.errors import RunError
+from rlmix.experiments.studies.broad.record import GROUPS, LONGER, data_places, drawn_sources, shared_trainer
+
+SEED = 230_004  # of the tasks; those of record.py have others
+PLAIN, CUTMIX = MixPolicy({"clean": 1.0}), MixPolicy({"clean": 0.5, "cutmix": 0.5})
+FIXED = {
+    "plain": PolicySchedule.fixed(PLAIN),
+    "label smoothing": PolicySchedule.fixed(MixPolicy({"clean": 1.0}, label_smoothing=0.3)),
+    "mixup half": PolicySchedule.fixed(MixPolicy({"clean": 0.5, "mixup": 0.5})),
+    "CutMix half": PolicySchedule.fixed(CUTMIX),
+    "CutMix half, off at 0.7": PolicySchedule(((0.7, CUTMIX), (1.0, PLAIN))),
+    "R-Mix half": PolicySchedule.fixed(MixPolicy({"clean": 0.5, "rmix": 0.5})),
+}
+
+
+@dataclass(frozen=True)
+class RehearseConfig:
+    """Rehearse agents on data sets that they have not learned from."""
+
+    data: str
+    """Folder of the data sets: NAME.zip or NAME/, with train/CLASS/* and test/CLASS/* inside."""
+    agents: tuple[str, ...] = (SHIPPED,)
+    """Agents: shipped, or NAME=FOLDER."""
+    tasks: int = 40
+    """Number of tasks: 0, 1, 2, ..."""
+    processes: int = 2
+    """Number of parallel trainings, one thread each."""
+    out: str = "runs/rehearsal"
+    """Folder of runs.jsonl, the trainings finished so far, tasks.json, results.json and results.md."""
+
+    def __post_init__(self) -> None:
+        require_at_least(self, tasks=2, processes=1)
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Run the command."""
+    with command("studies/broad/rehearse", arguments) as call:
+        call.resume = call.line
+        config = call.parse(RehearseConfig, __doc__)
+        contestants = select(config.agents)
+        out = Path(config.out)
+        with with_filename(out):
+            out.mkdir(parents=True, exist_ok=True)
+        places = data_places(config.data, GROUPS["rehearse"])
+        tasks = BroadTasks(drawn_sources(out / "tasks.json", places), seed=SEED, **LONGER)
+        log = TrainingLog(out / "runs.jsonl", lambda lines: {_key(line): line for line in lines})
+        for (_, name), line in log.finished.items():
+            if name in contestants and line["agent_sha256"] != _checksum(contestants[name]):
+                raise RunError(f"{log.path}: holds another agent by the name {name}; choose another name or folder")
+        precision = resolve_precision("auto", resolve_device("cpu"))
+        jobs = {
+            (number, name): functools.partial(train, number, name, contestant, tasks, tuple(places.items()), precision)
+            for number in range(config.tasks)
+            for name, contestant in contestants.items()
+        }
+        log.run(jobs, processes=config.processes, describe=_describe)
+        result = {"command": call.line, **summarise([log.finished[key] for key in jobs])}
+        write_atomic(out / "results.json", (json.dumps(result, indent=1) + "\n").encode())
+        write_atomic(out / "results.md", markdown(result).encode())
+        print(f"\n{markdown(result)}\nwritten: {out}/results.json, results.md")
+
+
+def select(agents: Sequence[str]) -> dict[str, PolicySchedule | Agent]:
+    """Return the fixed policies and the agents by name.
+
+    Raises:
+        RunError: an entry is not of the form NAME=FOLDER, or its name stands for another contestant.
+        DamagedFileError: an agent cannot be used.
+    """
+    selected: dict[str, PolicySchedule | Agent] = dict(FIXED)
+    for entry in agents:
+        name, equals, folder = (SHIPPED, "=", SHIPPED) if entry == SHIPPED else entry.partition("=")
+        if not (name and equals and folder) or name in selected:
+            raise RunError(f"--agents must be shipped, or NAME=FOLDER with a name of its own, got {entry!r}")
+        selected[name] = Agent.load(folder)
+    return selected
+
+
+def train(
+    number: int,
+    name: str,
+    contestant: PolicySchedule | Agent,
+    tasks: BroadTasks,
+    places: tuple[tuple[str, str], ...],
+    precision: Precision,
+) -> dict[str, Any]:
+    """Train a task under a contestant and return the line of the log.
+
+    Args:
+        number: number of the task, also the seed of the training.
+        name: name of the contestant.
+        contestant: what chooses.
+        tasks: distribution of the tasks.
+        places: name of each data set and what `load_dataset` takes for it.
+        precision: number format of the network.
+
+    Returns:
+        Task and contestant, development and validation accuracy at the end in [0, 1], and what an agent chose.
+    """
+    trainer, task = shared_trainer(places, precision), tasks.task(number)
+    chosen = None
+    if isinstance(contestant, Agent):
+        actions = contestant.play(contestant.environment(trainer, task), task, seed=number)
+        chosen = [str(contestant.menu.policy(action)) for action in actions]
+    else:
+        trainer.run(contestant, task, training_seed(number))
+    measured = trainer.measure(["development", "validation"])
+    return {
+        "task": number,
+        "contestant": name,
+        "agent_sha256": _checksum(contestant),
+        "dataset": task.dataset,
+        "wrong": task.label_noise,
+        "development": round(measured["development"], 4),
+        "validation": round(measured["validation"], 4),
+        "diverged": trainer.diverged,
+        **({} if chosen is None else {"chosen": chosen}),
+    }
+
+
+def summarise(lines: Sequence[Line]) -> dict[str, Any]:
+    """Return each contestant's accuracy less that of plain training, in points, overall and by data set.
+
+    Args:
+        lines: lines of the log; every task has one of every contestant.
+    """
+    numbers = sorted({line["task"] for line in lines})
+    accuracy = {(line["task"], line["contestant"]): 100 * line["development"] for line in lines}
+    names = list(dict.fromkeys(line["contestant"] for line in lines))
+    datasets = {line["task"]: line["dataset"] for line in lines}
+    sets = sorted(set(datasets.values()))
+    grid = np.array([[accuracy[number, name] for name in names] for number in numbers])  # tasks x contestants
+    of_set = np.array([sets.index(datasets[number]) for number in numbers])
+
+    def row(place: int, base: int) -> dict[str, Any]:
+        gap = grid[:, place] - grid[:, base]
+        by_set = [gap[of_set == one].tolist() for one in range(len(sets))]
+        worst = np.sort(gap)[: max(len(gap) // 10, 1)]
+        return {
+            "tasks": mean_interval(gap.tolist()),
+            "data_sets": mean_interval([float(np.mean(values)) for values in by_set]),
+            "by_data_set": {name: mean_interval(values) for name, values in zip(sets, by_set, strict=True)},
+            "worst_tenth": float(worst.mean()),
+        }
+
+    best = max(range(len(FIXED)), key=lambda place: grid[:, place].mean())
+    return {
+        "tasks": len(numbers),
+        "data_sets": {name: int((of_set == place).sum()) for place, name in enumerate(sets)},
+        "best_fixed": names[best],
+        "accuracy": {name: float(grid[:, place].mean()) for place, name in enumerate(names)},
+        "less_plain": {name: row(place, 0) for place, name in enumerate(names) if place},
+        "less_best_fixed": {name: row(place, best) for place, name in enumerate(names) if place != best},
+        "diverged": sum(line["diverged"] for line in lines),
+    }
+
+
+def markdown(result: Mapping[str, Any]) -> str:
+    """Format the results: a table less plain training, and one less the best fixed policy of these tasks."""
+    sets = ", ".join(f"{name} ({count})" for name, count in result["data_sets"].items())
+    head = ["", "Tasks", "Data sets", "Worst tenth", *result["data_sets"]]
+
+    def table(which: str) -> str:
+        rows = [
+            [
+                name,
+                format_interval(*row["tasks"], signed=True),
+                format_interval(*row["data_sets"], signed=True),
+                f"{row['worst_tenth']:+.2f}",
+                *(format_interval(*row["by_data_set"][one], signed=True) for one in result["data_sets"]),
+            ]
+            for name, row in result[which].items()
+        ]
+        return tabulate(rows, head, tablefmt="pipe", disable_numparse=True)
+
+    return "\n\n".join(
+        [
+            "# Rehearsal on other data sets",
+            f"`{result['command']}`",
+            f"{result['tasks']} tasks: {sets}. Points of development accuracy, one training each; 95 % intervals over "
+            "tasks, and over the means of the data sets. Worst tenth: mean over the tenth of the tasks where the "
+            f"difference is lowest. {result['diverged']} trainings diverged; they count as chance.",
+            "## Less plain training",
+            table("less_plain"),
+            f"## Less the best of the fixed policies, here {result['best_fixed']}",
+            table("less_best_fixed"),
+            "",
+        ]
+    )
+
+
+def _checksum(contestant: PolicySchedule | Agent) -> str | None:
+    return contestant.checksum if isinstance(contestant, Agent) else None
+
+
+def _key(line: Line) -> tuple[int, str]:
+    return line["task"], line["contestant"]
+
+
+def _describe(line: Line) -> str:
+    return f"task {line['task']:<4} {line['dataset']:<12} {line['contestant']:<24} {100 * line['development']:5.1f} %"
+
+
+if __name__ == "__main__":
+    main()
