@@ -112,11 +112,13 @@ def test_an_agent_computes_what_stable_baselines3_does(hidden: tuple[int, ...]) 
         with torch.no_grad():
             distribution = theirs.get_distribution(tensor).distribution
             _, value = agent.policy(tensor)
-            assert torch.equal(value, theirs.predict_values(tensor))
+            torch.testing.assert_close(value, theirs.predict_values(tensor))
         action, _ = theirs.predict(observation, deterministic=True)
         assert agent.choose(observation) == tuple(action)
         found = [list(shares.values()) for shares in agent.probabilities(observation).values()]
-        assert found == [part.probs[0].tolist() for part in distribution]
+        # The last bits depend on where the weights lie in memory.
+        for ours, part in zip(found, distribution, strict=True):
+            assert ours == pytest.approx(part.probs[0].tolist(), rel=1e-5)
 
 
 class Hostile:
