@@ -1,12 +1,14 @@
 """Rehearse agents on tasks of data sets that they have not learned from, beside policies that need no agent.
 
     python experiments/studies/broad/rehearse.py --data ../shared/data --agents shipped broad=runs/broad_agent
+    python experiments/studies/broad/rehearse.py --data ../shared/data --every-policy --tasks 32 --data-sets mnist pacs
 
-Tasks 0, 1, 2, ... of `BroadTasks`, in the range of the longer recordings, over the data sets that are kept to rehearse
-on; none of these tasks has been recorded. Every contestant trains every task once, from the same seed; an agent chooses
-for each segment. Development accuracy is compared, paired by task: with tasks as units, and with data sets as units,
-which tells what to expect of one more data set. Finished trainings do not run again: the same command resumes, and more
-agents or tasks add to what is there.
+Tasks of `BroadTasks`, in the range of the longer recordings, of one data set after the other: by default of those that
+are kept to rehearse on. None of these tasks has been recorded. Every contestant trains every task once, from the same
+seed; an agent chooses for each segment. Development accuracy is compared, paired by task: with tasks as units, and with
+data sets as units, which tells what to expect of one more data set. With `--every-policy` the fixed policies are all of
+the menu, and the best of them by validation on each task is shown too. Finished trainings do not run again: the same
+command resumes, and more agents or tasks add to what is there.
 """
 
 from __future__ import annotations
@@ -28,16 +30,19 @@ from rlmix.classifier.files import with_filename, write_atomic
 from rlmix.classifier.hardware import resolve_device, resolve_precision
 from rlmix.classifier.mixing import MixPolicy, PolicySchedule
 from rlmix.classifier.training.config import Precision
-from rlmix.envs import BroadTasks
+from rlmix.envs import BroadTasks, Source, Task
 from rlmix.envs.seeds import training_seed
 from rlmix.experiments.comparison.intervals import format_interval, mean_interval
 from rlmix.experiments.comparison.runner import Line, TrainingLog
 from rlmix.experiments.runs.command import command
 from rlmix.experiments.runs.errors import RunError
+from rlmix.experiments.search.task_family import MENU
 from rlmix.experiments.studies.broad.record import GROUPS, LONGER, data_places, drawn_sources, shared_trainer
 
 SEED = 230_004  # of the tasks; those of record.py have others
 PLAIN, CUTMIX = MixPolicy({"clean": 1.0}), MixPolicy({"clean": 0.5, "cutmix": 0.5})
+ALLOWED = (*GROUPS["learn"], *GROUPS["rehearse"])  # the others are kept for a contest
+BEST_OF_ALL = "best of the menu by validation"
 FIXED = {
     "plain": PolicySchedule.fixed(PLAIN),
     "label smoothing": PolicySchedule.fixed(MixPolicy({"clean": 1.0}, label_smoothing=0.3)),
@@ -56,8 +61,12 @@ class RehearseConfig:
     """Folder of the data sets: NAME.zip or NAME/, with train/CLASS/* and test/CLASS/* inside."""
     agents: tuple[str, ...] = (SHIPPED,)
     """Agents: shipped, or NAME=FOLDER."""
+    data_sets: tuple[str, ...] = GROUPS["rehearse"]
+    """Data sets by name, of those that are recorded."""
+    every_policy: bool = False
+    """Train every task under every policy of the menu, not only under the usual ones."""
     tasks: int = 40
-    """Number of tasks: 0, 1, 2, ..."""
+    """Number of tasks, divided among the data sets."""
     processes: int = 2
     """Number of parallel trainings, one thread each."""
     out: str = "runs/rehearsal"
@@ -65,6 +74,9 @@ class RehearseConfig:
 
     def __post_init__(self) -> None:
         require_at_least(self, tasks=2, processes=1)
+        unknown = sorted(set(self.data_sets) - set(ALLOWED))
+        if unknown or not self.data_sets:
+            raise RunError(f"--data-sets must be among {', '.join(ALLOWED)}, got {' '.join(unknown) or 'none'}")
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -72,19 +84,23 @@ def main(arguments: Sequence[str] | None = None) -> None:
     with command("studies/broad/rehearse", arguments) as call:
         call.resume = call.line
         config = call.parse(RehearseConfig, __doc__)
-        contestants = select(config.agents)
+        contestants = select(config.agents, menu=config.every_policy)
         out = Path(config.out)
         with with_filename(out):
             out.mkdir(parents=True, exist_ok=True)
-        places = data_places(config.data, GROUPS["rehearse"])
-        tasks = BroadTasks(drawn_sources(out / "tasks.json", places), seed=SEED, **LONGER)
-        log = TrainingLog(out / "runs.jsonl", lambda lines: {_key(line): line for line in lines})
-        for (_, name), line in log.finished.items():
-            if name in contestants and line["agent_sha256"] != _checksum(contestants[name]):
-                raise RunError(f"{log.path}: holds another agent by the name {name}; choose another name or folder")
+        places = data_places(config.data, config.data_sets)
+        sources = drawn_sources(out / "tasks.json", places)
+        if [source.name for source in sources] != list(config.data_sets):
+            raise RunError(
+                f"{out}: holds tasks of {', '.join(source.name for source in sources)}; choose another folder"
+            )
+        path = out / "runs.jsonl"
+        log = TrainingLog(path, lambda lines: _reusable(path, lines, contestants))
         precision = resolve_precision("auto", resolve_device("cpu"))
         jobs = {
-            (number, name): functools.partial(train, number, name, contestant, tasks, tuple(places.items()), precision)
+            (number, name): functools.partial(
+                train, number, name, contestant, task_of(number, sources), tuple(places.items()), precision
+            )
             for number in range(config.tasks)
             for name, contestant in contestants.items()
         }
@@ -95,14 +111,29 @@ def main(arguments: Sequence[str] | None = None) -> None:
         print(f"\n{markdown(result)}\nwritten: {out}/results.json, results.md")
 
 
-def select(agents: Sequence[str]) -> dict[str, PolicySchedule | Agent]:
+def task_of(number: int, sources: Sequence[Source]) -> Task:
+    """Return a task by its number: of one data set after the other."""
+    turn, place = divmod(number, len(sources))
+    return BroadTasks((sources[place],), seed=SEED + place, **LONGER).task(turn)
+
+
+def select(agents: Sequence[str], *, menu: bool = False) -> dict[str, PolicySchedule | Agent]:
     """Return the fixed policies and the agents by name.
+
+    Args:
+        agents: shipped, or NAME=FOLDER.
+        menu: take all policies of the menu, plain first, for the usual ones.
 
     Raises:
         RunError: an entry is not of the form NAME=FOLDER, or its name stands for another contestant.
         DamagedFileError: an agent cannot be used.
     """
     selected: dict[str, PolicySchedule | Agent] = dict(FIXED)
+    if menu:
+        policies = [MENU.policy(action) for action in MENU.actions()]
+        selected = {
+            str(policy): PolicySchedule.fixed(policy) for policy in sorted(policies, key=lambda one: one != PLAIN)
+        }
     for entry in agents:
         name, equals, folder = (SHIPPED, "=", SHIPPED) if entry == SHIPPED else entry.partition("=")
         if not (name and equals and folder) or name in selected:
@@ -115,7 +146,7 @@ def train(
     number: int,
     name: str,
     contestant: PolicySchedule | Agent,
-    tasks: BroadTasks,
+    task: Task,
     places: tuple[tuple[str, str], ...],
     precision: Precision,
 ) -> dict[str, Any]:
@@ -125,14 +156,14 @@ def train(
         number: number of the task, also the seed of the training.
         name: name of the contestant.
         contestant: what chooses.
-        tasks: distribution of the tasks.
+        task: the task.
         places: name of each data set and what `load_dataset` takes for it.
         precision: number format of the network.
 
     Returns:
         Task and contestant, development and validation accuracy at the end in [0, 1], and what an agent chose.
     """
-    trainer, task = shared_trainer(places, precision), tasks.task(number)
+    trainer = shared_trainer(places, precision)
     chosen = None
     if isinstance(contestant, Agent):
         actions = contestant.play(contestant.environment(trainer, task), task, seed=number)
@@ -162,6 +193,13 @@ def summarise(lines: Sequence[Line]) -> dict[str, Any]:
     numbers = sorted({line["task"] for line in lines})
     accuracy = {(line["task"], line["contestant"]): 100 * line["development"] for line in lines}
     names = list(dict.fromkeys(line["contestant"] for line in lines))
+    fixed = sum(line["agent_sha256"] is None for line in lines) // len(numbers)
+    if fixed > len(FIXED):
+        for number in numbers:
+            trained = [line for line in lines if line["task"] == number and line["agent_sha256"] is None]
+            best = max(trained, key=lambda line: line["validation"])  # the first of equals
+            accuracy[number, BEST_OF_ALL] = 100 * best["development"]
+        names.append(BEST_OF_ALL)
     datasets = {line["task"]: line["dataset"] for line in lines}
     sets = sorted(set(datasets.values()))
     grid = np.array([[accuracy[number, name] for name in names] for number in numbers])  # tasks x contestants
@@ -178,14 +216,14 @@ def summarise(lines: Sequence[Line]) -> dict[str, Any]:
             "worst_tenth": float(worst.mean()),
         }
 
-    best = max(range(len(FIXED)), key=lambda place: grid[:, place].mean())
+    best_fixed = max(range(fixed), key=lambda place: grid[:, place].mean())
     return {
         "tasks": len(numbers),
         "data_sets": {name: int((of_set == place).sum()) for place, name in enumerate(sets)},
-        "best_fixed": names[best],
+        "best_fixed": names[best_fixed],
         "accuracy": {name: float(grid[:, place].mean()) for place, name in enumerate(names)},
         "less_plain": {name: row(place, 0) for place, name in enumerate(names) if place},
-        "less_best_fixed": {name: row(place, best) for place, name in enumerate(names) if place != best},
+        "less_best_fixed": {name: row(place, best_fixed) for place, name in enumerate(names) if place != best_fixed},
         "diverged": sum(line["diverged"] for line in lines),
     }
 
@@ -228,8 +266,19 @@ def _checksum(contestant: PolicySchedule | Agent) -> str | None:
     return contestant.checksum if isinstance(contestant, Agent) else None
 
 
-def _key(line: Line) -> tuple[int, str]:
-    return line["task"], line["contestant"]
+def _reusable(
+    path: Path, lines: Sequence[Line], contestants: Mapping[str, PolicySchedule | Agent]
+) -> dict[tuple[int, str], Line]:
+    """Return the trainings of a log by task and contestant.
+
+    Raises:
+        RunError: one is of another agent by the same name.
+    """
+    for line in lines:
+        name = line["contestant"]
+        if name in contestants and line["agent_sha256"] != _checksum(contestants[name]):
+            raise RunError(f"{path}: holds another agent by the name {name}; choose another name or folder")
+    return {(line["task"], line["contestant"]): line for line in lines}
 
 
 def _describe(line: Line) -> str:

@@ -1,0 +1,101 @@
+"""Rehearsals on data sets that an agent has not learned from."""
+
+import json
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from rlmix.agent.agent import Agent
+from rlmix.agent.files import SHIPPED
+from rlmix.envs import Source
+from rlmix.experiments.comparison.intervals import mean_interval
+from rlmix.experiments.studies.broad import rehearse
+from tests.agent.loops import agent
+from tests.experiments.inline import run_inline
+
+Refused = Callable[[Callable[[Sequence[str]], Any], Sequence[object]], str]
+
+
+def line(task: int, name: str, development: float, validation: float = 0.5, dataset: str = "a") -> dict[str, Any]:
+    checksum = "1" if name == "mine" else None
+    return {
+        "task": task,
+        "contestant": name,
+        "agent_sha256": checksum,
+        "dataset": dataset,
+        "development": development,
+        "validation": validation,
+        "diverged": False,
+    }
+
+
+def test_differences_are_paired_by_task_and_averaged_by_data_set() -> None:
+    accuracy = {  # by task; tasks 0 and 2 are of one data set
+        "plain": (0.5, 0.6, 0.7),
+        "mixup half": (0.6, 0.6, 0.6),
+        **{name: (0.1, 0.1, 0.1) for name in rehearse.FIXED if name not in ("plain", "mixup half")},
+        "mine": (0.7, 0.5, 0.7),
+    }
+    lines = [
+        line(task, name, value, dataset="ab"[task % 2])
+        for name, values in accuracy.items()
+        for task, value in enumerate(values)
+    ]
+    result = rehearse.summarise(lines)
+    assert result["data_sets"] == {"a": 2, "b": 1} and result["tasks"] == 3
+    mine = result["less_plain"]["mine"]
+    assert mine["tasks"] == pytest.approx(mean_interval([20, -10, 0]))
+    assert mine["data_sets"] == pytest.approx(mean_interval([10, -10]))
+    assert mine["by_data_set"]["a"] == pytest.approx(mean_interval([20, 0]))
+    assert mine["worst_tenth"] == pytest.approx(-10)
+    assert result["best_fixed"] == "plain", "the first of equals"
+    assert result["accuracy"]["mixup half"] == pytest.approx(60)
+    assert "+3.33 ± " in rehearse.markdown({**result, "command": "it"})
+
+
+def test_the_best_of_the_menu_is_chosen_by_validation() -> None:
+    names = [f"policy {number}" for number in range(16)]
+    lines = [
+        line(task, name, 0.5 + number / 100, validation=0.9 if number == 3 + task else 0.5)
+        for task in range(2)
+        for number, name in enumerate(names)
+    ]
+    result = rehearse.summarise([*lines, *(line(task, "mine", 0.5) for task in range(2))])
+    assert result["best_fixed"] == "policy 15"
+    assert result["less_plain"][rehearse.BEST_OF_ALL]["tasks"][0] == pytest.approx((3 + 4) / 2)
+
+
+def test_tasks_go_through_the_data_sets_in_turn() -> None:
+    sources = (Source("digits", (80,) * 10, False), Source("pacs", (300,) * 7, True))
+    tasks = [rehearse.task_of(number, sources) for number in range(20)]
+    assert [task.dataset for task in tasks] == ["digits", "pacs"] * 10
+    assert len(set(tasks)) == 20
+
+
+def test_agents_are_rehearsed_beside_fixed_policies(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, refused: Refused
+) -> None:
+    trained = run_inline(monkeypatch)
+    monkeypatch.setattr(rehearse, "LONGER", {"updates": (10, 10), "seconds": 1.5})
+    (tmp_path / "agent").mkdir()
+    agent(3).save(tmp_path / "agent")
+    out = tmp_path / "out"
+    options = ["--data", str(tmp_path), "--data-sets", "digits", "--tasks", "2", "--out", str(out), "--agents"]
+    rehearse.main([*options, SHIPPED, f"mine={tmp_path / 'agent'}"])
+    lines = [json.loads(text) for text in (out / "runs.jsonl").read_text().splitlines()]
+    assert {(one["task"], one["contestant"]) for one in lines} == {
+        (task, name) for task in range(2) for name in (*rehearse.FIXED, SHIPPED, "mine")
+    }
+    mine = next(one for one in lines if one["contestant"] == "mine")
+    menu, chosen = Agent.load(tmp_path / "agent").menu, mine["chosen"]
+    assert set(chosen) <= {str(menu.policy(action)) for action in menu.actions()} and len(chosen) == 4
+    assert "mine" in (out / "results.md").read_text()
+    trained.clear()
+    rehearse.main([*options, SHIPPED, f"mine={tmp_path / 'agent'}"])
+    assert trained == []
+    agent(4).save(tmp_path / "agent")
+    assert "another agent by the name mine" in refused(rehearse.main, [*options, f"mine={tmp_path / 'agent'}"])
+    assert "NAME=FOLDER" in refused(rehearse.main, [*options, "plain=shipped"])
+    assert "--data-sets must be among" in refused(rehearse.main, [*options, SHIPPED, "--data-sets", "eurosat"])
