@@ -35,8 +35,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
         config = asked = call.parse(ReplayConfig, __doc__)
 
         from rlmix.experiments.runs.config import stored_config
+        from rlmix.experiments.runs.data_record import at_its_place, keep_to_data
         from rlmix.experiments.runs.folder import RunFolder
-        from rlmix.experiments.training.data_record import at_its_place, keep_to_data
         from rlmix.experiments.training.final_training import train_to_the_end
         from rlmix.experiments.training.replay import PolicySource, split_for_ddp, train_distributed
         from rlmix.experiments.training.resolve import load_data, resolve

@@ -33,8 +33,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
         import torch
 
+        from rlmix.classifier.data import split
         from rlmix.experiments.reports import REPORT_FILE
         from rlmix.experiments.runs.config import stored_config
+        from rlmix.experiments.runs.data_record import at_its_place, keep_to_data
         from rlmix.experiments.runs.folder import RunFolder
         from rlmix.experiments.search.cluster import check_capacity, ray_session, run_trial, worker_capacity
         from rlmix.experiments.search.plan import Search, print_data, resolve, resolve_with_gpus
@@ -44,7 +46,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
         torch.set_num_threads(1)  # the cores are the workers'
         if config.run.resume is not None:
             run, stored = RunFolder.open(config.run.resume, AGENT, trust=config.run.trust)
-            search = Search.from_config(stored_config(SearchConfig, stored))
+            search = Search.from_config(at_its_place(stored_config(SearchConfig, stored), call))
+            data = split(search.config.data.load(), validation_size=search.config.data.validation_size)
             if search.config.backend == "ray":
                 ray.enter_context(ray_session(config.address or search.config.address))
                 check_capacity(search.config.workers, search.share)
@@ -60,6 +63,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
             run.write_config(AGENT, asdict(search.config))
             print_data(data, search)
         call.resume = f"{call.command} {run.resume_options}"
+        keep_to_data(run, data, search.config)
         print(f"run folder: {run.path}\nwatch: tensorboard --logdir {run.events}", flush=True)
         if search.config.backend == "ray":
             run.release()  # the trial's process owns it

@@ -29,8 +29,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
         from rlmix.agent.decisions import from_schedule
         from rlmix.classifier.mixing import PolicySchedule
         from rlmix.experiments.runs.config import stored_config
+        from rlmix.experiments.runs.data_record import at_its_place, keep_to_data
         from rlmix.experiments.runs.folder import RunFolder
-        from rlmix.experiments.training.data_record import at_its_place, keep_to_data
         from rlmix.experiments.training.dry_run import what_it_takes
         from rlmix.experiments.training.final_training import train_to_the_end
         from rlmix.experiments.training.resolve import load_data, resolve

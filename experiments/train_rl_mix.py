@@ -28,8 +28,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
         from rlmix.agent.rl_mix.agent import RLMixAgent
         from rlmix.experiments.runs.config import stored_config
+        from rlmix.experiments.runs.data_record import at_its_place, keep_to_data
         from rlmix.experiments.runs.folder import RunFolder
-        from rlmix.experiments.training.data_record import at_its_place, keep_to_data
         from rlmix.experiments.training.rl_mix import resolve, train
 
         if config.run.resume is not None:

@@ -11,11 +11,11 @@ from rlmix.classifier.data import Splits
 from rlmix.classifier.errors import InputError
 from rlmix.classifier.evaluation import PixelNetwork, load_weights, trained_network
 from rlmix.experiments.runs.config import stored_config
+from rlmix.experiments.runs.data_record import require_same_data
 from rlmix.experiments.runs.errors import RunError
 from rlmix.experiments.runs.folder import read_config
 from rlmix.experiments.training import config
 from rlmix.experiments.training.config import ClassifierConfig, FinalConfig, ReplayConfig
-from rlmix.experiments.training.data_record import require_same_data
 from rlmix.experiments.training.resolve import load_data
 
 # The commands that train one network to be kept, and their configurations.

@@ -17,9 +17,11 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from scipy import stats
 from stable_baselines3.common.vec_env import DummyVecEnv
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from torchvision.transforms.functional import to_pil_image
 
 from rlmix.agent.agent import Agent
 from rlmix.agent.decisions import probabilities_of
@@ -542,6 +544,34 @@ def test_own_data_and_network_and_no_look_at_the_test_set(
     (run,) = (tmp_path / "runs").iterdir()
     assert summary_of(run)["contest"]["plain"]["interval"] is None
     assert PolicySchedule.load(run / "policy.json").provenance["model"] == "own_for_search:build"
+
+
+def test_a_search_keeps_to_its_images(here: None, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    folder, run = tmp_path / "images", tmp_path / "run"
+    for name in ("cat", "dog"):
+        (folder / name).mkdir(parents=True)
+        for number in range(60):
+            pixels = torch.rand(1, 8, 8, generator=torch.Generator().manual_seed(1000 * ord(name[0]) + number))
+            to_pil_image(pixels).save(folder / name / f"{number}.png")
+    options = (
+        f"--dataset {folder} --train-size 20 20 --validation-size 20 --updates 4 4 --episodes 4 --batch-size 10 "
+        f"--ppo.episodes-per-update 4 --candidate-seeds 1 --contest-seeds 1 --workers 1 --out {run}"
+    )
+    train_agent.main(options.split())
+    gc.collect()  # the lock goes with the folder's last reference
+    kept = ("agent.safetensors", "candidates.json", "episodes.jsonl", "trainings.jsonl")
+    before = [(run / name).read_bytes() for name in kept]
+    (folder / "dog" / "0.png").rename(folder / "cat" / "60.png")
+    capsys.readouterr()
+    assert status_of(["--resume", str(run)]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert "expected the data set as it was when this run began" in line
+    (folder / "cat" / "60.png").rename(folder / "dog" / "0.png")
+    folder = folder.rename(tmp_path / "moved")
+    train_agent.main(["--resume", str(run), "--dataset", str(folder)])
+    gc.collect()
+    train_agent.main(["--resume", str(run)])
+    assert [(run / name).read_bytes() for name in kept] == before
 
 
 # What is refused

@@ -1,4 +1,4 @@
-"""Record of the images that a training began with: a data set that has changed since is not trained on or measured."""
+"""Record of the images that a run began with: a data set that has changed since is not trained on or measured."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import json
 from collections.abc import Mapping
 from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, ClassVar, Protocol, TypeVar
 
 import numpy as np
 
@@ -15,10 +15,20 @@ from rlmix.classifier.data import Splits
 from rlmix.experiments.runs.command import Call
 from rlmix.experiments.runs.errors import RunError, reject_incompatible
 from rlmix.experiments.runs.folder import RunFolder
-from rlmix.experiments.runs.options import flatten
-from rlmix.experiments.training.config import TrainingRunConfig
+from rlmix.experiments.runs.options import DatasetConfig, flatten
 
-Resumed = TypeVar("Resumed", bound=TrainingRunConfig)
+
+class Configuration(Protocol):
+    """Configuration of a command that reads a data set."""
+
+    __dataclass_fields__: ClassVar[dict[str, Any]]
+
+    @property
+    def data(self) -> DatasetConfig:
+        """Options of the data set."""
+
+
+Resumed = TypeVar("Resumed", bound=Configuration)
 
 DATA_FILE = "data.json"  # of a run folder; those of older versions have none
 
@@ -31,11 +41,11 @@ def at_its_place(config: Resumed, call: Call) -> Resumed:
 
 
 def keep_to_data(run: RunFolder, data: Splits, config: Resumed) -> None:
-    """Record the images of a new training; see to it that a resumed one has the same, and note where they are now.
+    """Record the images of a new run; see to it that a resumed one has the same, and note where they are now.
 
     Args:
         run: run folder with its `config.json`.
-        data: images of the training.
+        data: images of the run.
         config: configuration that they were loaded by.
 
     Raises:
@@ -58,7 +68,7 @@ def keep_to_data(run: RunFolder, data: Splits, config: Resumed) -> None:
 
 
 def require_same_data(run: Path, data: Splits) -> None:
-    """Refuse images with other classes, numbers or labels than those of a training, if it recorded them.
+    """Refuse images with other classes, numbers or labels than those of a run, if it recorded them.
 
     A class that was added or renamed would give all those behind it another number, and an image that was added would
     move others between the training and the held-out images.
@@ -84,8 +94,8 @@ def require_same_data(run: Path, data: Splits) -> None:
     else:
         return
     raise RunError(
-        f"{run}: expected the data set as it was when this training began, got {data.name} with {changed}; restore it, "
-        "or begin a new training"
+        f"{run}: expected the data set as it was when this run began, got {data.name} with {changed}; restore it, "
+        "or begin a new one"
     )
 
 
