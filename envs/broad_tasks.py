@@ -47,12 +47,25 @@ SCHEDULES: tuple[dict[str, Any], ...] = (
     {"lr_schedule": "piecewise", "lr_points": ((0.0, 1.0), (1.0, 0.0))},
     {"lr_schedule": "piecewise", "lr_points": ((0.0, 0.1), (0.2, 1.0), (1.0, 0.0))},
 )
+# What people mostly take: networks that normalise, a high learning rate that falls smoothly, crops and flips.
+USUAL_NETWORKS = (
+    *("search",) * 3,
+    "search_wide",
+    "residual_batch_16",
+    "residual_batch_32",
+    "residual_group_16",
+    "plain_batch_32",
+)
+USUAL_BATCHES, USUAL_SGD, USUAL_VIEWS = (64, 100, 128), 0.85, 0.85  # the latter two are shares of the tasks
+USUAL_RATES = {"sgd": (0.05, 0.3), "adamw": (1e-3, 5e-3)}
+USUAL_SCHEDULES = (*SCHEDULES[:1] * 2, *SCHEDULES[1:3])
 # Cost on one slow core, where an update of the search network takes 20 ms on 100 images of 14 pixels. Nine networks
 # at two sizes are each within a third of it. An update has a cost of its own, and so has every pixel trained on.
 SECONDS_PER_GFLOP, SECONDS_PER_PIXEL, SECONDS_PER_UPDATE, SECONDS_PER_TRAINING = 0.018, 2e-7, 0.011, 0.6
 EVALUATED = 10_000  # images that a training is measured on, all of its segments together
 CHEAPEST = 2.0  # seconds; the limit of a task's cost is drawn log-uniformly from here
 SHARE_OF_UPDATES = 0.8  # of the limit, at most, that updates may take by themselves: some is left for the network
+SHARE_OF_USUAL_UPDATES = 0.4  # likewise; there are no networks that take less
 
 
 @dataclass(frozen=True)
@@ -90,6 +103,8 @@ class BroadTasks:
         seed: RNG seed of the tasks.
         updates: lowest and highest number of updates.
         seconds: highest estimated cost of a training on one slow core, at least 1.
+        usual: whether networks, batches, optimisers, schedules and views are those that people mostly take; all else
+            is as varied.
 
     Raises:
         ValueError: there is no source, or the range of updates is empty.
@@ -99,6 +114,7 @@ class BroadTasks:
     seed: int = 0
     updates: tuple[int, int] = (100, 3000)
     seconds: float = 15.0
+    usual: bool = False
 
     def __post_init__(self) -> None:
         low, high = self.updates
@@ -112,7 +128,11 @@ class BroadTasks:
     @property
     def _least_seconds(self) -> float:
         """Lowest limit of cost that the shortest training keeps to."""
-        return self.updates[0] * SECONDS_PER_UPDATE / SHARE_OF_UPDATES + SECONDS_PER_TRAINING
+        return self.updates[0] * SECONDS_PER_UPDATE / self._share_of_updates + SECONDS_PER_TRAINING
+
+    @property
+    def _share_of_updates(self) -> float:
+        return SHARE_OF_USUAL_UPDATES if self.usual else SHARE_OF_UPDATES
 
     def task(self, number: int) -> Task:
         """Return task `number` of the distribution, always the same one.
@@ -123,14 +143,20 @@ class BroadTasks:
         """
         random = np.random.default_rng([self.seed, number])
         limit = log_uniform(random, min(max(CHEAPEST, self._least_seconds), self.seconds), self.seconds)
-        longest = max(int(SHARE_OF_UPDATES * (limit - SECONDS_PER_TRAINING) / SECONDS_PER_UPDATE), self.updates[0])
+        longest = max(
+            int(self._share_of_updates * (limit - SECONDS_PER_TRAINING) / SECONDS_PER_UPDATE), self.updates[0]
+        )
         updates = whole(random, self.updates[0], min(longest, self.updates[1]))
         while True:
-            side, model = _one_of(random, ((_one_of(random, SIDES), None), (None, _network(random))))
+            side, model = _one_of(random, ((_one_of(random, SIDES), None), (None, self._network(random))))
             for _ in range(TRIES):
-                task = self._draw(random, updates, side or _one_of(random, SIDES), model or _network(random))
+                task = self._draw(random, updates, side or _one_of(random, SIDES), model or self._network(random))
                 if task.train_size >= FEWEST and estimated_seconds(task) <= limit:
                     return task
+
+    def _network(self, random: np.random.Generator) -> str:
+        """Draw the name of a network."""
+        return _one_of(random, USUAL_NETWORKS) if self.usual else _network(random)
 
     def _draw(self, random: np.random.Generator, updates: int, side: int, model: str) -> Task:
         """Draw everything else about a task."""
@@ -152,7 +178,7 @@ class BroadTasks:
             grey=bool(random.random() < GREY) and source.colour,
             imbalance=imbalance,
             flip=bool(random.random() < 0.5),
-            options=_options(random, side, model),
+            options=_usual_options(random, side, model) if self.usual else _options(random, side, model),
         )
 
 
@@ -198,6 +224,21 @@ def _options(random: np.random.Generator, side: int, model: str) -> dict[str, An
         "weight_decay": _one_of(random, DECAYS[optimizer]),
         **_one_of(random, SCHEDULES),
         **({"augmentation": False} if random.random() < PLAIN_VIEWS else crops),
+    }
+
+
+def _usual_options(random: np.random.Generator, side: int, model: str) -> dict[str, Any]:
+    """Draw the fields of the `TrainConfig` that people mostly take."""
+    optimizer = "sgd" if random.random() < USUAL_SGD else "adamw"
+    return {
+        "model": model,
+        "batch_size": _one_of(random, USUAL_BATCHES),
+        "optimizer": optimizer,
+        "lr": _figures(log_uniform(random, *USUAL_RATES[optimizer])),
+        "weight_decay": 5e-4 if optimizer == "sgd" else 0.05,
+        **_one_of(random, USUAL_SCHEDULES),
+        **({} if random.random() < USUAL_VIEWS else {"augmentation": False}),
+        "crop_padding": max(1, side // 16),
     }
 
 

@@ -53,6 +53,20 @@ def test_a_task_of_one_data_set_is_written_as_before_there_were_others() -> None
     assert list(old.to_json()) == [field.name for field in fields(Task)][:6]
 
 
+def test_usual_tasks_have_usual_settings_and_are_as_varied_otherwise() -> None:
+    tasks = [
+        BroadTasks(SOURCES, seed=3, updates=(200, 2000), seconds=18, usual=True).task(number) for number in range(60)
+    ]
+    options = [dict(task.options) for task in tasks]
+    assert {option["lr_schedule"] for option in options} == {"onecycle", "cosine"}
+    assert all(option["lr"] >= (0.05 if option["optimizer"] == "sgd" else 1e-3) for option in options)
+    assert not any("_none_" in option["model"] for option in options)
+    assert {option["batch_size"] for option in options} == {64, 100, 128}
+    assert {task.dataset for task in tasks} == {"shapes", "digits"}
+    assert all(200 <= task.updates <= 2000 and estimated_seconds(task) <= 18 for task in tasks)
+    assert {task.noise for task in tasks} == {"symmetric", "pair", "confusions"}
+
+
 def test_tasks_cover_what_users_have_within_the_limit_of_cost() -> None:
     tasks = drawn()
     options = [dict(task.options) for task in tasks]

@@ -37,6 +37,19 @@ def test_tasks_to_rehearse_on_are_trained_under_every_policy() -> None:
     assert {plan.policies for plan in planned} == {(choice,) * len(SEGMENTS) for choice in range(len(MENU.actions()))}
 
 
+def test_usual_tasks_are_also_trained_plainly_at_first() -> None:
+    start = record.CHOICES.index(record.PLAIN)
+    for number in range(40):
+        planned = record.usual_plans(number)
+        assert planned == record.usual_plans(number) and planned[:3] == record.plans(number)[:3]
+        assert [plan.kind for plan in planned] == ["plain", "fixed", "fixed", "later", "later", "switching"]
+        assert [plan.training for plan in planned] == list(range(6))
+        for plan in planned[3:5]:
+            place = next(place for place, choice in enumerate(plan.policies) if choice != start)
+            assert place in (1, 2) and len(set(plan.policies[place:])) == 1 and len(plan.policies) == len(SEGMENTS)
+        assert planned[3].policies[-1] != planned[4].policies[-1]
+
+
 def test_a_line_says_what_the_training_was_and_how_it_ended() -> None:
     tasks = BroadTasks((Source("digits", (80,) * 10, False),), seed=5, updates=(10, 10), seconds=1.5)
     places = (("digits", "digits"),)

@@ -69,7 +69,7 @@ def test_the_best_of_the_menu_is_chosen_by_validation() -> None:
 
 def test_tasks_go_through_the_data_sets_in_turn() -> None:
     sources = (Source("digits", (80,) * 10, False), Source("pacs", (300,) * 7, True))
-    tasks = [rehearse.task_of(number, sources) for number in range(20)]
+    tasks = [rehearse.task_of(number, sources, "longer") for number in range(20)]
     assert [task.dataset for task in tasks] == ["digits", "pacs"] * 10
     assert len(set(tasks)) == 20
 
@@ -78,7 +78,7 @@ def test_agents_are_rehearsed_beside_fixed_policies(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, refused: Refused
 ) -> None:
     trained = run_inline(monkeypatch)
-    monkeypatch.setattr(rehearse, "LONGER", {"updates": (10, 10), "seconds": 1.5})
+    monkeypatch.setitem(rehearse.DRAWN, "usual", {"updates": (10, 10), "seconds": 1.5})
     (tmp_path / "agent").mkdir()
     agent(3).save(tmp_path / "agent")
     out = tmp_path / "out"
@@ -97,5 +97,6 @@ def test_agents_are_rehearsed_beside_fixed_policies(
     assert trained == []
     agent(4).save(tmp_path / "agent")
     assert "another agent by the name mine" in refused(rehearse.main, [*options, f"mine={tmp_path / 'agent'}"])
+    assert "tasks of --group usual, not longer" in refused(rehearse.main, [*options, SHIPPED, "--group", "longer"])
     assert "NAME=FOLDER" in refused(rehearse.main, [*options, "plain=shipped"])
     assert "--data-sets must be among" in refused(rehearse.main, [*options, SHIPPED, "--data-sets", "eurosat"])

@@ -4,14 +4,16 @@
 
 Tasks 0, 1, 2, ... of `BroadTasks` over a group of data sets. Those to learn from are trained five times each, from one
 seed: plain, under two fixed policies of the menu, one that switches once and one that may switch after every segment.
-Those to rehearse on are trained under every policy of the menu, so that what a choice would have given is known. Each
-line of the log has
-observation v2 at the start and after each segment, validation accuracy after each segment and development accuracy at
-the end; the first line of a task also says what the task is. The true share of wrong labels is there to measure
-estimates of it, not for agents. Finished trainings do not run again: the same command resumes, also after a kill.
+Usual tasks, whose settings are those that people mostly take, are trained six times: plain, under two fixed policies,
+twice plain at first and under another policy from the second or third segment on, and under one that switches. Those to
+rehearse on are trained under every policy of the menu, so that what a choice would have given is known. Each line of
+the log has observation v2 at the start and after each segment, validation accuracy after each segment and development
+accuracy at the end; the first line of a task also says what the task is. The true share of wrong labels is there to
+measure estimates of it, not for agents. Finished trainings do not run again: the same command resumes, also after a
+kill.
 
 At most 15 s a training on one slow core and about 5 s on average are estimated, 12 and 7 of the longer ones
-(`envs/broad_tasks.py`).
+(`envs/broad_tasks.py`), 18 and 10 of the usual ones.
 """
 
 from __future__ import annotations
@@ -41,11 +43,15 @@ LEARN = ("fashion_mnist", "mnist", "kmnist", "cifar10", "gtsrb", "pacs")
 GROUPS = {  # data sets to learn from, and to rehearse on; no other may be looked at before the contest
     "learn": LEARN,
     "longer": LEARN,
+    "usual": LEARN,
     "rehearse": ("digits", "flowers5", "sign_digits", "cifar100"),
 }
 BUILT_IN = ("fashion_mnist", "digits")  # read from where `load_dataset` finds them
-SEEDS = {"learn": 230_001, "rehearse": 230_002, "longer": 230_003}  # of the tasks
+SEEDS = {"learn": 230_001, "rehearse": 230_002, "longer": 230_003, "usual": 230_005}  # of the tasks
 LONGER: dict[str, Any] = {"updates": (250, 2000), "seconds": 12.0}
+USUAL: dict[str, Any] = {"updates": (200, 2000), "seconds": 18.0, "usual": True}
+DRAWN = {"longer": LONGER, "usual": USUAL}  # arguments of `BroadTasks`, where they differ from its defaults
+LATER = 2  # trainings of a usual task that are plain at first
 CHOICES = MENU.actions()
 FIXED = 2  # trainings under fixed policies, besides plain
 CHANGES = 0.5  # probability of another policy after a segment, in the last training of a task
@@ -60,8 +66,9 @@ class RecordConfig:
 
     data: str
     """Folder of the data sets: NAME.zip or NAME/, with train/CLASS/* and test/CLASS/* inside."""
-    group: Literal["learn", "longer", "rehearse"] = "learn"
-    """Tasks that are trained: learn or longer, five trainings each, or rehearse, under every policy of the menu."""
+    group: Literal["learn", "longer", "usual", "rehearse"] = "learn"
+    """Tasks that are trained: learn or longer, five trainings each, usual, six, or rehearse, under every policy of the
+    menu."""
     tasks: int = 2000
     """Number of tasks: 0, 1, 2, ..."""
     processes: int = 2
@@ -80,7 +87,7 @@ class TrainingPlan:
     Attributes:
         task: number of the task.
         training: number of the training among those of its task.
-        kind: plain, fixed, switching (once) or wandering (perhaps after every segment).
+        kind: plain, fixed, later (plain at first), switching (once) or wandering (perhaps after every segment).
         policies: policy of each segment, a place in `MENU.actions()`.
     """
 
@@ -100,13 +107,13 @@ def main(arguments: Sequence[str] | None = None) -> None:
             out.mkdir(parents=True, exist_ok=True)
         places = data_places(config.data, GROUPS[config.group])
         sources = drawn_sources(out / f"{config.group}.json", places)
-        tasks = BroadTasks(sources, seed=SEEDS[config.group], **(LONGER if config.group == "longer" else {}))
+        tasks = BroadTasks(sources, seed=SEEDS[config.group], **DRAWN.get(config.group, {}))
         log = TrainingLog(out / f"{config.group}.jsonl", lambda lines: {_identity(line): line for line in lines})
         precision = resolve_precision("auto", resolve_device("cpu"))
         jobs = {
             _identity(asdict(plan)): functools.partial(record, plan, tasks, tuple(places.items()), precision)
             for number in range(config.tasks)
-            for plan in (every_policy(number) if config.group == "rehearse" else plans(number))
+            for plan in PLANS.get(config.group, plans)(number)
         }
         log.run(jobs, processes=config.processes, describe=_describe)
 
@@ -150,6 +157,24 @@ def plans(number: int) -> list[TrainingPlan]:
     return [TrainingPlan(number, training, kind, choices) for training, (kind, choices) in enumerate(policies)]
 
 
+def usual_plans(number: int) -> list[TrainingPlan]:
+    """Return the trainings of a usual task, always the same ones."""
+    plain, one, other, switching, _ = plans(number)
+    random, segments = np.random.default_rng([number, 24]), len(SEGMENTS)
+    start = plain.policies[0]
+    later = [
+        (start,) * place + (choice,) * (segments - place)
+        for place, choice in zip(
+            random.integers(1, 3, size=LATER).tolist(),
+            random.choice([choice for choice in range(len(CHOICES)) if choice != start], LATER, replace=False).tolist(),
+            strict=True,
+        )
+    ]
+    kinds = [(plan.kind, plan.policies) for plan in (plain, one, other)]
+    kinds += [("later", policies) for policies in later] + [("switching", switching.policies)]
+    return [TrainingPlan(number, training, kind, policies) for training, (kind, policies) in enumerate(kinds)]
+
+
 def every_policy(number: int) -> list[TrainingPlan]:
     """Return a training of a task under each policy of the menu, plain first."""
     plain = CHOICES.index(PLAIN)
@@ -158,6 +183,9 @@ def every_policy(number: int) -> list[TrainingPlan]:
         TrainingPlan(number, training, "fixed" if training else "plain", (choice,) * len(SEGMENTS))
         for training, choice in enumerate(order)
     ]
+
+
+PLANS = {"usual": usual_plans, "rehearse": every_policy}  # the other groups' are `plans`
 
 
 def record(

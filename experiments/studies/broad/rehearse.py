@@ -3,8 +3,8 @@
     python experiments/studies/broad/rehearse.py --data ../shared/data --agents shipped broad=runs/broad_agent
     python experiments/studies/broad/rehearse.py --data ../shared/data --every-policy --tasks 32 --data-sets mnist pacs
 
-Tasks of `BroadTasks`, in the range of the longer recordings, of one data set after the other: by default of those that
-are kept to rehearse on. None of these tasks has been recorded. Every contestant trains every task once, from the same
+Tasks of `BroadTasks`, with usual settings, of one data set after the other: by default of those that are kept to
+rehearse on. None of these tasks has been recorded. Every contestant trains every task once, from the same
 seed; an agent chooses for each segment. Development accuracy is compared, paired by task: with tasks as units, and with
 data sets as units, which tells what to expect of one more data set. With `--every-policy` the fixed policies are all of
 the menu, and the best of them by validation on each task is shown too. Finished trainings do not run again: the same
@@ -18,7 +18,7 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from tabulate import tabulate
@@ -37,7 +37,7 @@ from rlmix.experiments.comparison.runner import Line, TrainingLog
 from rlmix.experiments.runs.command import command
 from rlmix.experiments.runs.errors import RunError
 from rlmix.experiments.search.task_family import MENU
-from rlmix.experiments.studies.broad.record import GROUPS, LONGER, data_places, drawn_sources, shared_trainer
+from rlmix.experiments.studies.broad.record import DRAWN, GROUPS, data_places, drawn_sources, shared_trainer
 
 SEED = 230_004  # of the tasks; those of record.py have others
 PLAIN, CUTMIX = MixPolicy({"clean": 1.0}), MixPolicy({"clean": 0.5, "cutmix": 0.5})
@@ -65,6 +65,8 @@ class RehearseConfig:
     """Data sets by name, of those that are recorded."""
     every_policy: bool = False
     """Train every task under every policy of the menu, not only under the usual ones."""
+    group: Literal["longer", "usual"] = "usual"
+    """Kind of tasks, as record.py has them."""
     tasks: int = 40
     """Number of tasks, divided among the data sets."""
     processes: int = 2
@@ -95,13 +97,13 @@ def main(arguments: Sequence[str] | None = None) -> None:
                 f"{out}: holds tasks of {', '.join(source.name for source in sources)}; choose another folder"
             )
         path = out / "runs.jsonl"
-        log = TrainingLog(path, lambda lines: _reusable(path, lines, contestants))
+        log = TrainingLog(path, lambda lines: _reusable(path, lines, contestants, config.group))
         precision = resolve_precision("auto", resolve_device("cpu"))
+        tasks = [task_of(number, sources, config.group) for number in range(config.tasks)]
+        where = tuple(places.items())
         jobs = {
-            (number, name): functools.partial(
-                train, number, name, contestant, task_of(number, sources), tuple(places.items()), precision
-            )
-            for number in range(config.tasks)
+            (number, name): functools.partial(train, number, name, contestant, config.group, task, where, precision)
+            for number, task in enumerate(tasks)
             for name, contestant in contestants.items()
         }
         log.run(jobs, processes=config.processes, describe=_describe)
@@ -111,10 +113,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
         print(f"\n{markdown(result)}\nwritten: {out}/results.json, results.md")
 
 
-def task_of(number: int, sources: Sequence[Source]) -> Task:
-    """Return a task by its number: of one data set after the other."""
+def task_of(number: int, sources: Sequence[Source], group: str) -> Task:
+    """Return a task of a group by its number: of one data set after the other."""
     turn, place = divmod(number, len(sources))
-    return BroadTasks((sources[place],), seed=SEED + place, **LONGER).task(turn)
+    return BroadTasks((sources[place],), seed=SEED + place, **DRAWN[group]).task(turn)
 
 
 def select(agents: Sequence[str], *, menu: bool = False) -> dict[str, PolicySchedule | Agent]:
@@ -146,6 +148,7 @@ def train(
     number: int,
     name: str,
     contestant: PolicySchedule | Agent,
+    group: str,
     task: Task,
     places: tuple[tuple[str, str], ...],
     precision: Precision,
@@ -156,6 +159,7 @@ def train(
         number: number of the task, also the seed of the training.
         name: name of the contestant.
         contestant: what chooses.
+        group: kind of the task, for the log.
         task: the task.
         places: name of each data set and what `load_dataset` takes for it.
         precision: number format of the network.
@@ -174,6 +178,7 @@ def train(
     return {
         "task": number,
         "contestant": name,
+        "group": group,
         "agent_sha256": _checksum(contestant),
         "dataset": task.dataset,
         "wrong": task.label_noise,
@@ -267,15 +272,17 @@ def _checksum(contestant: PolicySchedule | Agent) -> str | None:
 
 
 def _reusable(
-    path: Path, lines: Sequence[Line], contestants: Mapping[str, PolicySchedule | Agent]
+    path: Path, lines: Sequence[Line], contestants: Mapping[str, PolicySchedule | Agent], group: str
 ) -> dict[tuple[int, str], Line]:
     """Return the trainings of a log by task and contestant.
 
     Raises:
-        RunError: one is of another agent by the same name.
+        RunError: one is of another agent by the same name, or of another kind of tasks.
     """
     for line in lines:
         name = line["contestant"]
+        if line["group"] != group:
+            raise RunError(f"{path}: holds tasks of --group {line['group']}, not {group}; choose another folder")
         if name in contestants and line["agent_sha256"] != _checksum(contestants[name]):
             raise RunError(f"{path}: holds another agent by the name {name}; choose another name or folder")
     return {(line["task"], line["contestant"]): line for line in lines}
