@@ -14,6 +14,7 @@ from safetensors.torch import load, save
 from torch import Tensor
 from torch.optim import Optimizer
 
+from rlmix.classifier.errors import near_matches
 from rlmix.classifier.files import DamagedFileError, write_atomic
 from rlmix.classifier.mixing.policy import require_fields
 
@@ -99,8 +100,12 @@ class AgentFormat:
         try:
             return self.from_files({name: (folder / name).read_bytes() for name in self.files}, build)
         except (OSError, ValueError) as error:
+            near = near_matches(str(folder), NAMED)
+            reason = error if not isinstance(error, OSError) else f"{error.strerror}: {error.filename}"
+            if not folder.is_dir():
+                reason = f"there is no such folder{near}"
             raise DamagedFileError(
-                f"{folder}: no usable {self.title} there ({error}); expected {' and '.join(self.files)} as "
+                f"{folder}: no usable {self.title} there ({reason}); expected {' and '.join(self.files)} as "
                 f"{self.command} writes them"
             ) from None
 

@@ -1,4 +1,7 @@
-"""The one error for a user's mistakes, and the check that most options need."""
+"""The one error for a user's mistakes, and what most of its messages need."""
+
+import difflib
+from collections.abc import Iterable
 
 
 class InputError(ValueError):
@@ -6,6 +9,12 @@ class InputError(ValueError):
 
     Commands turn it, and nothing else, into one line without a traceback.
     """
+
+
+def near_matches(name: str, known: Iterable[str]) -> str:
+    """Return `; did you mean a, b?` for the names most similar to `name`, or an empty text."""
+    close = difflib.get_close_matches(name, list(known))
+    return f"; did you mean {', '.join(close)}?" if close else ""
 
 
 def require_at_least(config: object, **minimum: float) -> None:

@@ -30,10 +30,13 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
         from rlmix.experiments.comparison.comparison import compare, write_results
         from rlmix.experiments.comparison.results import markdown
+        from rlmix.experiments.comparison.trainings import all_where_there_are_fewer
         from rlmix.experiments.reports import REPORT_FILE
         from rlmix.experiments.reports.comparison_page import write_comparison_report
 
         out = Path(config.out)
+        if call.value("--train-size") is None:
+            config = all_where_there_are_fewer(config)
         report = compare(config, call.line)
         written = write_results(out, report)
         write_comparison_report(out, report)

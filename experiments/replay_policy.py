@@ -43,6 +43,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
         if config.run.resume is not None:
             run, stored = RunFolder.open(config.run.resume, REPLAY, trust=config.run.trust)
+            call.warn_of_ignored()
             config = at_its_place(stored_config(ReplayConfig, stored), call)
             source = PolicySource.load(config, run.path)
             data = load_data(config)

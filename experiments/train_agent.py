@@ -46,6 +46,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         torch.set_num_threads(1)  # the cores are the workers'
         if config.run.resume is not None:
             run, stored = RunFolder.open(config.run.resume, AGENT, trust=config.run.trust)
+            call.warn_of_ignored()
             search = Search.from_config(at_its_place(stored_config(SearchConfig, stored), call))
             data = split(search.config.data.load(), validation_size=search.config.data.validation_size)
             if search.config.backend == "ray":

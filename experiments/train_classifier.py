@@ -40,6 +40,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
             return
         if config.run.resume is not None:
             run, stored = RunFolder.open(config.run.resume, CLASSIFIER, trust=config.run.trust)
+            call.warn_of_ignored()
             config = at_its_place(stored_config(ClassifierConfig, stored), call)
             policy, data = config.policy(), load_data(config)
         else:

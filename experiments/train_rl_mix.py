@@ -34,6 +34,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
         if config.run.resume is not None:
             run, stored = RunFolder.open(config.run.resume, RL_MIX, trust=config.run.trust)
+            call.warn_of_ignored()
             config = at_its_place(stored_config(RLMixConfig, stored), call)
             data = config.data.draw(config.data_seed)
         else:

@@ -45,6 +45,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         torch.set_num_threads(1)  # the cores are the workers'
         if asked.run.resume is not None:
             run, stored = RunFolder.open(asked.run.resume, TUNE, trust=asked.run.trust)
+            call.warn_of_ignored()
             config = stored_config(TuneConfig, stored)
         check(config)
         address = asked.address or config.address

@@ -127,6 +127,10 @@ class PolicySchedule:
         try:
             with open(path, "rb") as file:
                 raw = file.read(MAX_BYTES + 1)
+        except IsADirectoryError:
+            inside = Path(path) / "policy.json"
+            hint = f"; did you mean {inside}?" if inside.exists() else ""
+            raise PolicyError(f"{path!s:.300}: expected a file, got a folder{hint}") from None
         except (OSError, ValueError) as error:  # ValueError: a name that no file can have
             raise PolicyError(f"{path!s:.300}: cannot be read ({getattr(error, 'strerror', error)})") from None
         if len(raw) > MAX_BYTES:

@@ -1,5 +1,6 @@
 """Networks by name: maps (number of classes, image channels) to a module that returns logits."""
 
+import difflib
 import importlib
 from collections.abc import Callable
 
@@ -10,7 +11,7 @@ from rlmix.classifier.models.convnet import ConvNet
 from rlmix.classifier.models.densenet import densenet121, densenet121_small
 from rlmix.classifier.models.label_head import attach_label_head, find_last_layer, without_label_head
 from rlmix.classifier.models.lenet import lenet
-from rlmix.classifier.models.libraries import near_matches, timm_model, torchvision_classifiers, torchvision_model
+from rlmix.classifier.models.libraries import timm_model, torchvision_classifiers, torchvision_model
 from rlmix.classifier.models.preact_resnet import (
     PreActResNet,
     preact_resnet18,
@@ -88,9 +89,11 @@ def _import_factory(name: str) -> Callable[[int, int], nn.Module]:
 
 
 def _suggestion(name: str) -> str:
-    if name in torchvision_classifiers():
+    if name in (theirs := torchvision_classifiers()):
         return f"; did you mean torchvision/{name}?"
-    return near_matches(name, MODELS)
+    names = {**{theirs_name: f"torchvision/{theirs_name}" for theirs_name in theirs}, **{ours: ours for ours in MODELS}}
+    close = difflib.get_close_matches(name, names)
+    return f"; did you mean {', '.join(names[one] for one in close)}?" if close else ""
 
 
 __all__ = [

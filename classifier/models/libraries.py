@@ -3,13 +3,11 @@
 Both are imported where they are used: timm is an optional extra, and importing torchvision takes a second.
 """
 
-import difflib
-from collections.abc import Iterable
 from typing import Any
 
 from torch import nn
 
-from rlmix.classifier.errors import InputError
+from rlmix.classifier.errors import InputError, near_matches
 from rlmix.classifier.models.channels import set_in_channels
 
 # Builders' arguments by the module they are in. With auxiliary heads these two return a tuple while they train, and
@@ -95,9 +93,3 @@ def torchvision_classifiers() -> list[str]:
     import torchvision.models
 
     return torchvision.models.list_models(torchvision.models)
-
-
-def near_matches(name: str, known: Iterable[str]) -> str:
-    """Return `; did you mean a, b?` for the names most similar to `name`, or an empty text."""
-    close = difflib.get_close_matches(name, known)
-    return f"; did you mean {', '.join(close)}?" if close else ""

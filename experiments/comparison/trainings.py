@@ -19,6 +19,7 @@ from rlmix.agent.loop_policy import policies_of
 from rlmix.agent.rl_mix.learner import RLMixLearner
 from rlmix.agent.rl_mix.loop import last_quarter, play, random_thresholds
 from rlmix.classifier.data import Splits
+from rlmix.classifier.errors import near_matches
 from rlmix.classifier.evaluation.measure import NotMeasurable, Subject, subject_of
 from rlmix.classifier.evaluation.measures import MEASURES
 from rlmix.classifier.files import LineLog
@@ -100,7 +101,8 @@ def select_contestants(config: ComparisonConfig) -> dict[str, Contestant]:
     names = config.contestants or tuple(CONTESTANTS)
     for name in names:
         if name not in CONTESTANTS:
-            raise RunError(f"--contestants must be among {', '.join(CONTESTANTS)}, got {name!r}")
+            near = near_matches(name, CONTESTANTS)
+            raise RunError(f"--contestants must be among {', '.join(CONTESTANTS)}, got {name!r}{near}")
     for measure in config.measures:
         if measure not in MEASURES:
             raise RunError(f"--measures must be among {', '.join(MEASURES)}, got {measure!r}")
@@ -128,6 +130,15 @@ def select_contestants(config: ComparisonConfig) -> dict[str, Contestant]:
 def _require_new(name: str, option: str, selected: Collection[str]) -> None:
     if name in CONTESTANTS or name in selected:
         raise RunError(f"{option}: the name {name!r} stands for another contestant; choose another")
+
+
+def all_where_there_are_fewer(config: ComparisonConfig) -> ComparisonConfig:
+    """Return the options with all training images where there are fewer than the default number."""
+    wanted = config.data.train_size
+    everything = replace(config.data, train_size=None)
+    if wanted is None or len(_whole(replace(everything, label_noise=0.0)).train) >= wanted:
+        return config
+    return replace(config, data=everything)
 
 
 def resolve(config: ComparisonConfig, contestants: Collection[Contestant]) -> tuple[Setting, int]:
@@ -235,7 +246,8 @@ def _reusable(
                 difference = f"another schedule or agent by the name {run['method']}"
         if difference is not None:
             raise RunError(
-                f"{path}: holds trainings of another setting ({difference}); choose another folder, or delete it"
+                f"{path}: holds trainings of another setting ({difference}); choose another folder with --out, or "
+                "delete it"
             )
     finished = {(run["method"], run["seed"]): run for run in runs}
     if not measures:

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from rlmix.classifier.data import Splits, evaluation_chunks, normalise
@@ -27,7 +29,7 @@ def mixed_examples(
     *,
     clean: bool = False,
 ) -> Iterator[Examples]:
-    """Mix the first training images by each row's policy.
+    """Mix the same training images, of as many classes as there are, by each row's policy.
 
     Args:
         rows: method, heading and policy of each row.
@@ -37,8 +39,10 @@ def mixed_examples(
         clean: whether unmixed images get a row too.
     """
     mean, std = (torch.tensor(values, device=device) for values in (data.mean, data.std))
-    count = min(2 * EXAMPLES, len(data.train))
-    pixels, labels = next(evaluation_chunks(data.train, count=count, batch_size=count, device=device, workers=0))
+    chosen = _over_the_classes(data.train.labels.cpu().numpy())[: 2 * EXAMPLES]
+    count = len(chosen)
+    chunks = evaluation_chunks(data.train.take(chosen), count=count, batch_size=count, device=device, workers=0)
+    pixels, labels = next(chunks)
     images, targets = normalise(pixels, mean, std), one_hot(labels, data.num_classes)
     for method, heading, policy in rows:
         # Mixed hidden states are not images, and unmixed images are only shown on request.
@@ -65,6 +69,14 @@ def mixed_examples(
                 )
             ],
         )
+
+
+def _over_the_classes(labels: NDArray[np.int64]) -> NDArray[np.int64]:
+    """Return the positions of all images: the first of each class, then the second of each, and so on."""
+    turn = np.zeros(len(labels), dtype=np.int64)
+    for label in np.unique(labels):
+        turn[labels == label] = np.arange((labels == label).sum())
+    return np.argsort(turn, kind="stable")
 
 
 def loss_gradient(model: nn.Module, num_classes: int) -> Gradient:

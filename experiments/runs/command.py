@@ -23,6 +23,7 @@ from rlmix.experiments.runs.signals import interrupt_on_sigterm
 Config = TypeVar("Config")
 
 PROGRAM = "rlmix"  # the console script
+WITH_RESUME = ("--resume", "--trust", "--no-trust", "--dataset", "--data-root", "--address")  # options that count then
 
 
 def spelling(command: str) -> str:
@@ -81,6 +82,15 @@ class Call:
                 raise cause from None
             sys.stderr.write(said.getvalue())
             raise
+
+    def warn_of_ignored(self) -> None:
+        """Say of a resumed run which options have no effect because those of its folder are taken."""
+        names = dict.fromkeys(argument.partition("=")[0] for argument in self.arguments if argument.startswith("--"))
+        if ignored := [name for name in names if name not in WITH_RESUME]:
+            print(
+                f"warning: {', '.join(ignored)} without effect: --resume takes the options of its run folder",
+                file=sys.stderr,
+            )
 
     def value(self, option: str) -> str | None:
         """Return what follows an option: a preset must be known before the rest, whose defaults it sets.

@@ -20,6 +20,13 @@ from rlmix.experiments.runs.options import TUNE, flatten
 
 VERSION = 1
 KEPT_CHECKPOINTS = 2
+COMMANDS = {  # that write runs of each kind
+    "agent": "train_agent.py",
+    "replay": "replay_policy.py",
+    "classifier": "train_classifier.py",
+    "rl-mix": "train_rl_mix.py",
+    "tune": "tune_agent.py",
+}
 LITTLE_SPACE = 1e9  # bytes free on the disk below which a new run warns
 ENDING_SECONDS = 5.0  # that a process which was stopped or killed may still hold its folder, having ended for others
 
@@ -185,6 +192,9 @@ def read_config(path: str, kinds: Sequence[str] | None, *, trust: bool) -> tuple
         raise RunError(
             f"{path}/config.json: expected a run's configuration, got a damaged or other file; restore it"
         ) from None
+    if kinds is not None and kind not in kinds and {kind, *kinds} <= set(COMMANDS):
+        expected = " or ".join(COMMANDS[one] for one in kinds)
+        raise RunError(f"{path}: expected a run of {expected}, got one of {COMMANDS[kind]}")
     if (kinds is not None and kind not in kinds) or found != VERSION:
         expected = "" if kinds is None else f"{' or '.join(kinds)}, "
         raise RunError(

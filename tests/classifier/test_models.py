@@ -350,6 +350,7 @@ def test_a_network_without_a_convolution_over_colours_takes_no_other_channels() 
         ("torchvision/raft_small", "not an image classifier"),
         ("torchvision/quantized_resnet18", "not an image classifier"),
         ("resnet18", r"unknown model 'resnet18'.*did you mean torchvision/resnet18\?"),
+        ("resnet81", r"did you mean .*torchvision/resnet18"),
         ("preact_resnet", r"unknown model .*did you mean preact_resnet18, preact_resnet18_quarter\?"),
         ("tensorflow/resnet18", "unknown model"),
     ],

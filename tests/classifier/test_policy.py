@@ -547,9 +547,14 @@ def test_a_file_of_very_many_fields_is_refused_without_comparing_each_with_each(
 
 
 def test_missing_files_and_folders_are_policy_errors(tmp_path: Path) -> None:
-    for path in (tmp_path / "none.json", tmp_path, tmp_path / "none" / "none.json", "a\0b", "\ud800"):
+    for path in (tmp_path / "none.json", tmp_path / "none" / "none.json", "a\0b", "\ud800"):
         with pytest.raises(PolicyError, match="cannot be read"):
             PolicySchedule.load(path)
+    with pytest.raises(PolicyError, match=r"expected a file, got a folder$"):
+        PolicySchedule.load(tmp_path)
+    PolicySchedule.fixed(MixPolicy({"clean": 1.0})).save(tmp_path / "policy.json")
+    with pytest.raises(PolicyError, match=r"got a folder; did you mean .*policy\.json\?"):
+        PolicySchedule.load(tmp_path)
 
 
 @pytest.mark.parametrize("number", [math.nan, math.inf])

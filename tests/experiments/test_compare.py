@@ -278,6 +278,7 @@ def test_a_per_batch_agent_is_compared_as_the_others_are(tmp_path: Path, trained
         ((*SETTING, "--seeds", "1"), "seeds must be at least 2"),
         ((*SETTING, "--processes", "0"), "processes must be at least 1"),
         ((*SETTING, "--contestants", "plain", "nope"), "--contestants must be among plain, label-smoothing"),
+        ((*SETTING, "--contestants", "plain", "cutmx"), "got 'cutmx'; did you mean cutmix"),
         ((*SETTING, "--contestants", "mixup", "cutmix"), "--baseline must be one of the contestants mixup cutmix"),
         ((*SETTING, "--model", "nope"), "unknown model 'nope'"),
         ((*SETTING, "--updates", "0"), "updates must be at least 1"),
@@ -301,6 +302,24 @@ def test_every_method_has_a_contestant() -> None:
         method for entry in CONTESTANTS.values() for policy in policies_of(entry.policy) for method in policy.shares
     } == set(METHODS)
     assert len({entry.title for entry in CONTESTANTS.values()}) == len(CONTESTANTS)
+
+
+def test_a_small_data_set_is_trained_on_whole_unless_a_number_is_given(
+    tmp_path: Path, trained: list[tuple[str, int]], refused: Refused
+) -> None:
+    images = tmp_path / "images"
+    for name in ("cat", "dog"):
+        (images / name).mkdir(parents=True)
+        for number in range(60):
+            Image.fromarray(np.full((8, 8), number, np.uint8)).save(images / name / f"{number}.png")
+    options = ["--dataset", str(images), "--contestants", "plain", "cutmix", "--updates", "2", "--batch-size", "10"]
+    options += ["--seeds", "2", "--out", str(tmp_path / "out")]
+    compare.main(options)
+    whole = len(split(load_dataset(str(images), None)).train)
+    assert read_strictly(tmp_path / "out" / "results.json")["setting"]["train_size"] == whole < 1000
+    page = (tmp_path / "out" / "report.html").read_text()
+    assert "100 % cat" in page and "100 % dog" in page, "examples are of several classes, though the folder is sorted"
+    assert f"got {10 * whole}" in refused(compare.main, [*options, "--train-size", 10 * whole])
 
 
 def test_the_table_goes_from_the_best_to_the_worst(comparison: Path) -> None:

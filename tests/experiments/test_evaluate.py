@@ -166,9 +166,8 @@ def test_a_folder_that_holds_no_finished_training(run: Path, tmp_path: Path, ref
     assert "this training has not finished" in refused(evaluate.main, ["--run", run])
     value = json.loads((run / "config.json").read_text())
     (run / "config.json").write_text(json.dumps({**value, "kind": "agent"}))
-    assert (
-        "expected a run of classifier or replay, version 1, as this RL-Mix writes it, got agent, version 1"
-        in refused(evaluate.main, ["--run", run])
+    assert "expected a run of train_classifier.py or replay_policy.py, got one of train_agent.py" in refused(
+        evaluate.main, ["--run", run]
     )
 
 

@@ -740,6 +740,7 @@ def test_refuses_an_agent_that_cannot_be_used(damage: str, refused: Any, agent: 
         case "other version":
             description.write_text(description.read_text().replace('"version": 1', '"version": 9'))
     assert "agent: no usable agent there" in refused(replay_policy.main, [*OPTIONS, "--agent", "agent"])
+    assert "no such folder; did you mean shipped?" in refused(replay_policy.main, [*OPTIONS, "--agent", "shiped"])
 
 
 @pytest.mark.parametrize(
@@ -787,10 +788,22 @@ def test_refused_in_one_line_before_anything_is_made(option: str, named: str, re
     assert re.search(named, refused(train_classifier.main, arguments))
 
 
+def test_options_beside_resume_are_said_to_have_no_effect(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    run = str(tmp_path / "run")
+    train_classifier.main([*OPTIONS, "--out", run])
+    gc.collect()
+    capsys.readouterr()
+    train_classifier.main(["--resume", run, "--updates", "500", "--lr=0.1", "--trust"])
+    assert "warning: --updates, --lr without effect: --resume takes" in capsys.readouterr().err
+    gc.collect()
+    train_classifier.main(["--resume", run])
+    assert "without effect" not in capsys.readouterr().err
+
+
 def test_refuses_the_run_of_another_command(refused: Any, tmp_path: Path) -> None:
     train_classifier.main([*OPTIONS, "--out", str(tmp_path / "run")])
     gc.collect()
-    assert "expected a run of replay" in refused(replay_policy.main, ["--resume", "run"])
+    assert "expected a run of replay_policy.py, got one of " in refused(replay_policy.main, ["--resume", "run"])
     assert "--resume run" in refused(train_classifier.main, [*OPTIONS, "--out", "run"])
 
 

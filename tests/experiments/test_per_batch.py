@@ -294,7 +294,7 @@ def test_an_agent_that_does_not_fit_is_refused(tmp_path: Path, refused: Refused)
 
 
 def test_runs_of_the_two_environments_are_not_mixed_up(run: Path, refused: Refused) -> None:
-    assert "expected a run of agent, version 1" in refused(train_agent.main, ["--resume", run])
+    assert "expected a run of train_agent.py, got one of " in refused(train_agent.main, ["--resume", run])
 
 
 def test_a_diverged_classifier_ends_it_in_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
