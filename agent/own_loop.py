@@ -158,8 +158,16 @@ class RLMix:
 
     def __repr__(self) -> str:
         batches = f"batch {self._done:,}" + ("" if self._total == ENDLESS else f" of {self._total:,}")
-        now = f"{self.policy or 'nothing chosen yet'}{'' if self.training else ', in evaluation mode'}"
-        return f"RLMix({self._name}, {self.num_classes} classes, {batches}: {now})"
+        first = segments_of(self.source)[0] if isinstance(self.source, PolicySchedule) else 0.0
+        holds = self.policy or (policies_of(self.source)[0] if first == 1 else "nothing chosen yet")
+        states = {", in evaluation mode": not self.training, ", switched off": not self.mixup_enabled}
+        now = "".join(text for text, so in states.items() if so)
+        return f"RLMix({self._name}, {self.num_classes} classes, {batches}: {holds}{now})"
+
+    @property
+    def total_updates(self) -> int | None:
+        """Number of calls in the whole training; None where it was not given."""
+        return None if self._total == ENDLESS else self._total
 
     @property
     def policy(self) -> MixPolicy | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import warnings
 from typing import Any
 
@@ -9,6 +10,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
+from rlmix.agent.agent import Agent
 from rlmix.agent.own_loop import RLMix
 from rlmix.classifier.errors import InputError
 
@@ -43,7 +45,8 @@ class RLMixCallback(Callback):
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Wrap the module's hook."""
-        network = pl_module if self._network is None else pl_module.get_submodule(self._network)
+        network = self._network_of(pl_module)
+        self._compare_lengths(trainer)
         before = getattr(pl_module, HOOK)
 
         def mixed(batch: Any, dataloader_idx: int) -> Any:
@@ -70,7 +73,7 @@ class RLMixCallback(Callback):
 
     def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *_: Any) -> None:
         """Log what holds now."""
-        if self._targets is not None and not self._warned:
+        if self._targets is not None and not self._warned and isinstance(self.mix.source, Agent):
             self._warned = True
             warnings.warn(
                 "RLMixCallback: training_step did not call the module itself, so the agent sees no training losses; "
@@ -82,13 +85,15 @@ class RLMixCallback(Callback):
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Tell the agent how the network does."""
         found = trainer.callback_metrics
-        if trainer.sanity_checking or self._accuracy is None:
+        if self._accuracy is None:
             return
         if missing := [name for name in (self._accuracy, self._loss) if name is not None and name not in found]:
             raise InputError(
                 f"RLMixCallback: validation logged {', '.join(sorted(found)) or 'nothing'}, not {', '.join(missing)}; "
                 "log it in validation_step, or name what is logged"
             )
+        if trainer.sanity_checking:
+            return
         loss = None if self._loss is None else float(found[self._loss])
         self.mix.observe(val_accuracy=float(found[self._accuracy]), val_loss=loss)
 
@@ -107,6 +112,38 @@ class RLMixCallback(Callback):
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Resume from Lightning's checkpoint."""
         self.mix.load_state_dict(state_dict)
+
+    def _network_of(self, pl_module: LightningModule) -> nn.Module:
+        """Return the module whose output are the logits.
+
+        Raises:
+            InputError: there is no submodule of the name.
+        """
+        if self._network is None:
+            return pl_module
+        try:
+            return pl_module.get_submodule(self._network)
+        except AttributeError:
+            names = ", ".join(name for name, _ in pl_module.named_children()) or "none"
+            raise InputError(
+                f"RLMixCallback: network={self._network!r} is no submodule of {type(pl_module).__name__}, which has: "
+                f"{names}"
+            ) from None
+
+    def _compare_lengths(self, trainer: Trainer) -> None:
+        """Warn where the trainer is to make another number of batches than the mixer was told."""
+        told, batches, epochs = self.mix.total_updates, trainer.num_training_batches, trainer.max_epochs
+        if told is None or epochs is None or epochs < 1 or math.isinf(batches):
+            return
+        planned = int(batches) * epochs
+        if trainer.max_steps > 0:
+            planned = min(planned, trainer.max_steps * trainer.accumulate_grad_batches)
+        if planned != told and not getattr(trainer, "fast_dev_run", False):
+            warnings.warn(
+                f"RLMixCallback: the trainer makes {planned:,} batches on each device, RLMix was made with "
+                f"total_updates={told:,}; pass total_updates={planned}, or choices come at the wrong time",
+                stacklevel=2,
+            )
 
     def _unwrap(self) -> None:
         if self._module is not None:

@@ -193,12 +193,16 @@ def test_colours_last_are_warned_of_and_validation_of_a_method_is_not() -> None:
 
 def test_a_mixer_shows_what_it_does() -> None:
     mix = RLMix(MixPolicy({"clean": 0.5, "cutmix": 0.5}), num_classes=10, total_updates=2000)
-    assert repr(mix) == "RLMix(MixPolicy, 10 classes, batch 0 of 2,000: nothing chosen yet)"
+    assert repr(mix) == "RLMix(MixPolicy, 10 classes, batch 0 of 2,000: clean 50 % + cutmix 50 %, λ beta(1))"
     mix(IMAGES, LABELS)
     assert repr(mix.eval()) == (
         "RLMix(MixPolicy, 10 classes, batch 1 of 2,000: clean 50 % + cutmix 50 %, λ beta(1), in evaluation mode)"
     )
-    assert repr(mixup()) == "RLMix('mixup', 10 classes, batch 0: nothing chosen yet)"
+    mix.train().mixup_enabled = False
+    assert repr(mix).endswith("λ beta(1), switched off)")
+    agents = RLMix(num_classes=10, total_updates=20, train_size=100)
+    assert repr(agents) == "RLMix('shipped', 10 classes, batch 0 of 20: nothing chosen yet)"
+    assert repr(mixup()) == "RLMix('mixup', 10 classes, batch 0: clean 50 % + mixup 50 %, λ beta(1))"
 
 
 @pytest.mark.parametrize("method", [name for name, one in METHODS.items() if not one.stage and not one.library])

@@ -1,5 +1,6 @@
 """What Lightning's callback says of a module or a batch that it cannot use."""
 
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -15,8 +16,15 @@ from rlmix.classifier.errors import InputError
 pl = pytest.importorskip("lightning.pytorch")
 
 
-def fit(step: str = "itself", collate: Any = None, accumulate: int = 1, **named: Any) -> Any:
-    """Train two batches of a module whose `training_step` calls itself, or its network; return the trainer."""
+def fit(
+    step: str = "itself",
+    collate: Any = None,
+    accumulate: int = 1,
+    mix: RLMix | None = None,
+    epochs: int = 1,
+    **named: Any,
+) -> Any:
+    """Train two batches an epoch of a module whose `training_step` calls itself, or its network; return the trainer."""
     from rlmix.lightning import RLMixCallback
 
     class Module(pl.LightningModule):  # type: ignore[name-defined,misc]
@@ -38,9 +46,9 @@ def fit(step: str = "itself", collate: Any = None, accumulate: int = 1, **named:
 
     torch.manual_seed(0)
     data = TensorDataset(torch.randn(8, 1, 4, 4), torch.arange(8) % 3)
-    callback = RLMixCallback(RLMix("mixup", num_classes=3), **named)
+    callback = RLMixCallback(mix or RLMix("mixup", num_classes=3), **named)
     trainer = pl.Trainer(
-        max_epochs=1, accelerator="cpu", logger=False, callbacks=[callback], enable_checkpointing=False,
+        max_epochs=epochs, accelerator="cpu", logger=False, callbacks=[callback], enable_checkpointing=False,
         enable_progress_bar=False, enable_model_summary=False, accumulate_grad_batches=accumulate,
     )  # fmt: skip
     trainer.fit(Module(), DataLoader(data, batch_size=4, collate_fn=collate), DataLoader(data, batch_size=4))
@@ -53,9 +61,32 @@ def test_a_name_that_is_not_logged_is_told_with_those_that_are() -> None:
     fit(accuracy="val_acc")
 
 
-def test_a_step_that_goes_around_the_module_is_told() -> None:
+def shipped(total_updates: int) -> RLMix:
+    return RLMix(num_classes=3, total_updates=total_updates, train_size=8)
+
+
+def test_a_step_that_goes_around_the_module_is_told_where_an_agent_looks() -> None:
     with pytest.warns(UserWarning, match="network='net'"):
+        fit("its network", mix=shipped(2))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        warnings.filterwarnings("ignore", module="lightning|torch")
         fit("its network")
+
+
+def test_a_network_that_is_not_there_is_told_with_those_that_are() -> None:
+    with pytest.raises(InputError, match=r"'backbone' is no submodule of Module, which has: net$"):
+        fit(network="backbone")
+
+
+def test_another_length_than_the_trainers_is_told() -> None:
+    for told in (5, 60):
+        with pytest.warns(UserWarning, match=rf"makes 6 batches .* total_updates={told}; pass total_updates=6"):
+            fit(mix=shipped(told), epochs=3, accuracy="val_acc")
+    with warnings.catch_warnings(record=True) as said:
+        warnings.simplefilter("always")
+        fit(mix=shipped(6), epochs=3, accuracy="val_acc")
+    assert not [entry for entry in said if "total_updates" in str(entry.message)]
 
 
 def test_a_batch_that_is_no_pair_is_refused() -> None:
