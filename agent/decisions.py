@@ -14,6 +14,7 @@ from rlmix.envs.observation import TrainingState, observe
 
 PROBABILITIES = "probabilities"  # field of a schedule's provenance, for those that an agent gave
 DIGITS = 6  # decimals of a stored probability
+NOTHING_MIXED = "The agent mixed nothing: it expects plain training to do best here"
 
 Probabilities = Mapping[str, Mapping[str, float]]  # by dimension of the menu and choice, each in [0, 1]
 
@@ -81,6 +82,12 @@ def as_provenance(probabilities: Sequence[Probabilities | None]) -> dict[str, An
         if one is not None
     ]
     return {PROBABILITIES: rounded}
+
+
+def agent_mixed_nothing(schedule: PolicySchedule) -> bool:
+    """Return whether a schedule is what an agent chose, and mixes nothing from start to end."""
+    chosen = schedule.provenance.get(PROBABILITIES) is not None
+    return chosen and all(set(policy.shares) == {"clean"} for _, policy in schedule.segments)
 
 
 def probabilities_of(schedule: PolicySchedule) -> list[Probabilities] | None:

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from rlmix.agent.decisions import NOTHING_MIXED, agent_mixed_nothing
 from rlmix.agent.tags import Tag
 from rlmix.classifier.data import Splits
 from rlmix.classifier.evaluation.measures import MEASURES
@@ -78,6 +79,8 @@ def _content(
         f"Test accuracy: {100 * test['accuracy']:.2f} % on {test['images']:,} images, read once, at the end. "
         f"Selected network: at {100 * summary['kept']['progress']:.0f} % progress, {summary['kept']['selected_by']}."
     )
+    if agent_mixed_nothing(schedule):
+        lead += f" {NOTHING_MIXED}."
     if (went_back := summary.get("went_back")) is not None:  # older summaries do not have it
         lead += f" Diverged once; {describe_rollback(went_back)}."
     rows = [

@@ -15,7 +15,7 @@ from torch import Tensor, distributed
 from torch.utils.tensorboard.writer import SummaryWriter
 from tqdm import tqdm
 
-from rlmix.agent.decisions import PolicyFn
+from rlmix.agent.decisions import NOTHING_MIXED, PolicyFn, agent_mixed_nothing
 from rlmix.agent.led import VALIDATION_LIMIT
 from rlmix.agent.scheduler import PolicyScheduler
 from rlmix.agent.tags import Layout, Tag, multiline
@@ -139,13 +139,16 @@ def finish(
     from rlmix.experiments.reports.training_page import write_training_report  # takes seconds to import
 
     write_training_report(run.path, data, trainer.model, trainer.device)
-    went_back = "" if training.went_back is None else f"{describe_rollback(training.went_back)}\n"
+    notes = [] if training.went_back is None else [describe_rollback(training.went_back)]
+    if agent_mixed_nothing(training.scheduler.schedule()):
+        notes.append(NOTHING_MIXED)
+    said = "".join(f"{note}\n" for note in notes)
     print(
         f"\ntest accuracy {100 * test.accuracy:.2f} % on {test.images:,} images (balanced over the classes "
         f"{100 * classes['test']['balanced_accuracy']:.2f} %, calibration error "
         f"{100 * test.calibration_error:.1f} %), network of {100 * training.best_progress:.0f} % progress, "
         f"{training.selected_by}\n"
-        f"{went_back}written: {run.path}/model.safetensors, summary.json, {REPORT_FILE}\n"
+        f"{said}written: {run.path}/model.safetensors, summary.json, {REPORT_FILE}\n"
         f"watch: tensorboard --logdir {run.events}"
     )
     return summary

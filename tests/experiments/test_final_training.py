@@ -788,6 +788,23 @@ def test_refused_in_one_line_before_anything_is_made(option: str, named: str, re
     assert re.search(named, refused(train_classifier.main, arguments))
 
 
+@pytest.mark.parametrize("source", ["clean", "cutmix"])
+def test_an_agent_that_mixes_nothing_is_said_to(
+    source: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    menu = Menu(sources=(("clean", {"clean": 1.0}), ("cutmix", {"cutmix": 1.0})))
+    network = new_policy(menu, [16])
+    with torch.no_grad():
+        network.action_net.weight.zero_()
+        network.action_net.bias.zero_()
+        network.action_net.bias[["clean", "cutmix"].index(source)] = 5.0
+    (tmp_path / "agent").mkdir()
+    to_agent(network, menu, (0.5, 1.0), {}).save(tmp_path / "agent")
+    replay_policy.main([*OPTIONS, "--agent", str(tmp_path / "agent"), "--out", str(tmp_path / "run")])
+    for text in (capsys.readouterr().out, (tmp_path / "run" / "report.html").read_text()):
+        assert ("The agent mixed nothing" in text) == (source == "clean")
+
+
 def test_options_beside_resume_are_said_to_have_no_effect(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     run = str(tmp_path / "run")
     train_classifier.main([*OPTIONS, "--out", run])
