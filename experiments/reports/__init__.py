@@ -8,6 +8,35 @@ from typing import Any
 REPORT_FILE = "report.html"
 
 
+def describe_kept(budget: Mapping[str, Any]) -> str:
+    """Return sentences on the candidate of a budget that is kept, and on what was spent.
+
+    Args:
+        budget: entry of this name in a training's `summary.json`.
+    """
+    steps = budget["steps"]
+    step, ended = steps[budget["kept"]], [one for one in steps if one["segment"] == len(budget["segments"]) - 1]
+    luck = ""
+    if sum(not one["diverged"] for one in ended) > 1:  # of one alone, nothing tells luck from merit
+        expected = f"{100 * budget['expected_validation_accuracy']:.2f}"
+        luck = f", expected {expected} % with its forecast as an allowance for luck"
+    return (
+        f"Candidate {name_of(step)} is kept: validation {100 * kept_accuracy_of(step):.2f} %{luck}. "
+        f"{budget['spent']:g} trainings' worth of updates were spent of the {budget['trainings']:g} allowed."
+    )
+
+
+def name_of(step: Mapping[str, Any]) -> str:
+    """Return the name of a candidate; in older summaries it is a number alone."""
+    return str(step.get("name", step["candidate"]))
+
+
+def kept_accuracy_of(step: Mapping[str, Any]) -> float:
+    """Return the accuracy of the network that an ended candidate would keep; in older summaries there is no other."""
+    accuracy: float = step.get("kept_accuracy", step["accuracy"])
+    return accuracy
+
+
 def describe_rollback(went_back: Mapping[str, Any]) -> str:
     """Return half a sentence on how a training diverged and was rolled back.
 

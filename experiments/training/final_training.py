@@ -143,7 +143,7 @@ def finish(
     print(
         f"\ntest accuracy {100 * test.accuracy:.2f} % on {test.images:,} images (balanced over the classes "
         f"{100 * classes['test']['balanced_accuracy']:.2f} %, calibration error "
-        f"{100 * test.calibration_error:.1f} %), network of {100 * training.best_progress:.0f} % progress, "
+        f"{100 * test.calibration_error:.2f} %), network of {100 * training.best_progress:.0f} % progress, "
         f"{training.selected_by}\n"
         f"{went_back}written: {run.path}/model.safetensors, summary.json, {REPORT_FILE}\n"
         f"watch: tensorboard --logdir {run.events}"
