@@ -87,7 +87,7 @@ def describe(config: FinalConfig, data: Splits) -> str:
     train = config.train
     return (
         f"{data.name}: {len(data.train):,} training images, {train.updates:,} updates of {train.batch_size}, "
-        f"{train.model} in {train.precision} on {train.device}{', compiled' if train.compile == 'on' else ''}"
+        f"network {train.model} in {train.precision} on {train.device}{', compiled' if train.compile == 'on' else ''}"
     )
 
 
