@@ -109,6 +109,8 @@ class BudgetSearch:
         observation: the forecaster's observation at the start, `[O]`.
         own_choice: action that the first candidate begins with: the agent's.
         images: number of validation images.
+        images_between: number of them that accuracies before the end of a training are measured on; optional, defaults
+            to all.
         seed: RNG seed of the estimates.
         worth: points of accuracy that a whole further training must be expected to add; candidates that are not,
             for what is left of theirs, do not begin or go on. Optional, defaults to spending the whole budget.
@@ -127,11 +129,13 @@ class BudgetSearch:
         own_choice: Action,
         *,
         images: int,
+        images_between: int | None = None,
         seed: int = 0,
         worth: float | None = None,
         held: bool = False,
     ) -> None:
         self.forecaster, self.images, self.seed, self.worth, self.held = forecaster, images, seed, worth, held
+        self.images_between = images if images_between is None else images_between
         self.counts = counts_within(budget, forecaster.segments)
         """Number of candidates in each segment, at most."""
         self.outlooks: list[Outlook] = []
@@ -332,7 +336,7 @@ class BudgetSearch:
         accuracies = np.array([100 * result.accuracy for result in before if result.observation is not None])
         if len(accuracies) < 2:
             return None, None
-        chance = float((accuracies * (100 - accuracies)).mean()) / max(self.images, 1)
+        chance = float((accuracies * (100 - accuracies)).mean()) / max(self.images_between, 1)
         return float(accuracies.std(ddof=1)), float(np.sqrt(chance))
 
 

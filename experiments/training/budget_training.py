@@ -21,6 +21,7 @@ from torch.utils.tensorboard.writer import SummaryWriter
 from rlmix.agent.agent import Agent
 from rlmix.agent.budget import BudgetSearch, Outlook, Step, StepResult
 from rlmix.agent.decisions import Decision
+from rlmix.agent.led import VALIDATION_LIMIT
 from rlmix.agent.ray_env import WorkerResources
 from rlmix.agent.tags import Tag
 from rlmix.agent.values import Forecaster
@@ -176,6 +177,7 @@ def train_within_budget(
         observed(forecaster, start),
         agent.choose(observed(agent, start)),
         images=len(data.validation),
+        images_between=min(len(data.validation), VALIDATION_LIMIT),
         seed=config.seed,
         worth=config.worth if config.budget == "auto" else None,
     )

@@ -160,6 +160,19 @@ def test_spread_stands_beside_chance() -> None:
     assert chance == pytest.approx(np.mean(variances) ** 0.5)
 
 
+def test_chance_is_that_of_the_images_measured_on_before_the_end() -> None:
+    chances = []
+    for images, between in ((400, None), (40_000, 400), (40_000, None)):
+        told = forecaster([0.0] * 6)
+        search = BudgetSearch(
+            told, 2, observation(0, 0), tuple(ACTIONS[0]), images=images, images_between=between, seed=1
+        )
+        for step in search.due:
+            search.tell(step.number, StepResult(observation(0.2, 0.5), 0.5))
+        chances.append(search.outlooks[1].chance)
+    assert chances == pytest.approx([2.5, 2.5, 0.25])
+
+
 def test_the_winners_luck_is_allowed_for() -> None:
     """Few validation images say little: the forecast then weighs more than they do."""
 

@@ -167,6 +167,19 @@ def test_the_terminal_names_each_branch_and_says_who_begins(
         assert f"<td>{spread}</td><td>{chance}</td>" in page
 
 
+def test_chance_is_that_of_the_images_that_accuracies_before_the_end_are_of(agent: Path, tmp_path: Path) -> None:
+    """Of 1,050 validation images 1,000 are read before the end of a training, as an agent sees them."""
+    options = ("--validation-size", 1050, "--development-size", 0, "--batch-size", 20)
+    budget = train(agent, tmp_path / "run", *options)["budget"]
+    for outlook in budget["outlooks"][1:]:
+        before = [step["accuracy"] for step in budget["steps"] if step["segment"] == outlook["segment"] - 1]
+        assert np.allclose(1000 * np.array(before), np.round(1000 * np.array(before)), atol=1e-3)
+        chance = 100 * np.sqrt(np.mean([accuracy * (1 - accuracy) for accuracy in before]) / 1000)
+        assert outlook["chance"] == pytest.approx(chance, abs=6e-4)
+    ends = [step["accuracy"] for step in budget["steps"] if step["segment"] == 2]
+    assert np.allclose(1050 * np.array(ends), np.round(1050 * np.array(ends)), atol=1e-3)
+
+
 class Killed(BaseException):
     """Stands for SIGKILL in this process: nothing but `finally` sees it."""
 
