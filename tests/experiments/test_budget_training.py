@@ -159,6 +159,7 @@ def test_the_terminal_names_each_branch_and_says_who_begins(
     assert sorted(rows) == sorted((f"{100 * SEGMENTS[step['segment']]:.0f}", step["name"]) for step in steps)
     assert len(set(rows)) == len(rows) and {"0", "0a", "0b"} <= {name for _, name in rows}
     assert '<td class="text">0b</td>' in page
+    assert "40 updates of 50, network search in fp32 on cpu" in told
     assert ": 3, 3, 2 candidates in the 3 segments" in told
     assert re.findall(r"(\d+) %  3 begin", told) == ["0"] and " 3 go on, expected" in told
     spreads = re.findall(r"differ by (\S+) points in validation \(standard deviation; (\S+) by chance", told)
