@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
+from string import ascii_lowercase
 from typing import Any, TypeVar
 
 import numpy as np
@@ -63,11 +64,14 @@ class StepResult:
 
     Attributes:
         observation: observation after it, `[O]`; None where the training diverged.
-        accuracy: validation accuracy of the network that would be kept, in [0, 1].
+        accuracy: validation accuracy at the end of the step, in [0, 1]: that of the state that goes on.
+        kept_accuracy: validation accuracy of the network that would be kept after the last segment, in [0, 1], by which
+            ended candidates are compared; optional, defaults to `accuracy`.
     """
 
     observation: NDArray[np.float32] | None
     accuracy: float
+    kept_accuracy: float | None = None
 
 
 @dataclass(frozen=True)
@@ -105,6 +109,8 @@ class BudgetSearch:
         observation: the forecaster's observation at the start, `[O]`.
         own_choice: action that the first candidate begins with: the agent's.
         images: number of validation images.
+        images_between: number of them that accuracies before the end of a training are measured on; optional, defaults
+            to all.
         seed: RNG seed of the estimates.
         worth: points of accuracy that a whole further training must be expected to add; candidates that are not,
             for what is left of theirs, do not begin or go on. Optional, defaults to spending the whole budget.
@@ -123,11 +129,13 @@ class BudgetSearch:
         own_choice: Action,
         *,
         images: int,
+        images_between: int | None = None,
         seed: int = 0,
         worth: float | None = None,
         held: bool = False,
     ) -> None:
         self.forecaster, self.images, self.seed, self.worth, self.held = forecaster, images, seed, worth, held
+        self.images_between = images if images_between is None else images_between
         self.counts = counts_within(budget, forecaster.segments)
         """Number of candidates in each segment, at most."""
         self.outlooks: list[Outlook] = []
@@ -169,7 +177,9 @@ class BudgetSearch:
         ]
         if not ends:
             return {}
-        measured = np.array([100 * self.results[step.number].accuracy for step in ends])
+        results = [self.results[step.number] for step in ends]
+        kept = [result.accuracy if result.kept_accuracy is None else result.kept_accuracy for result in results]
+        measured = 100 * np.array(kept)
         told = np.array([step.forecast for step in ends])
         chance = measured * (100 - measured) / max(self.images, 1)
         trust = chance / (chance + np.array([step.uncertainty for step in ends]) ** 2 + 1e-12)  # in the forecast
@@ -187,6 +197,14 @@ class BudgetSearch:
         """Return the steps that lead to a step, from the start."""
         return [*([] if step.parent is None else self.path(self.steps[step.parent])), step]
 
+    def name(self, step: Step) -> str:
+        """Return the name of a step's candidate: its number, with a letter where one of several ways was taken."""
+        if step.parent is None:
+            return str(step.candidate)
+        ways = [other.number for other in self.steps if other.parent == step.parent]
+        way = ascii_lowercase[ways.index(step.number)] if len(ways) > 1 else ""
+        return f"{self.name(self.steps[step.parent])}{way}"
+
     def to_json(self) -> list[dict[str, Any]]:
         """Return all steps with their results, as plain values."""
         return [
@@ -196,10 +214,12 @@ class BudgetSearch:
                 "segment": step.segment,
                 "action": list(step.action),
                 "candidate": step.candidate,
+                "name": self.name(step),
                 "forecast": round(step.forecast, 3),
                 "uncertainty": round(step.uncertainty, 3),
                 "gain": round(step.gain, 3),
                 "accuracy": None if step.number not in self.results else self.results[step.number].accuracy,
+                "kept_accuracy": None if step.number not in self.results else self.results[step.number].kept_accuracy,
                 "diverged": step.number in self.results and self._observation(step.number) is None,
             }
             for step in self.steps
@@ -282,7 +302,7 @@ class BudgetSearch:
             else:
                 expected = np.maximum(results, best[:, None]).mean(axis=0)
                 choice = int(np.where(unchosen, expected, -np.inf).argmax())
-                gain = float(expected[choice] - best.mean())
+                gain = max(float(expected[choice] - best.mean()), 0.0)  # rounding can leave it below 0
                 if len(chosen) == count or (self.worth is not None and realised * gain < self.worth * left - 1e-9):
                     further = realised * gain
                     break
@@ -316,7 +336,7 @@ class BudgetSearch:
         accuracies = np.array([100 * result.accuracy for result in before if result.observation is not None])
         if len(accuracies) < 2:
             return None, None
-        chance = float((accuracies * (100 - accuracies)).mean()) / max(self.images, 1)
+        chance = float((accuracies * (100 - accuracies)).mean()) / max(self.images_between, 1)
         return float(accuracies.std(ddof=1)), float(np.sqrt(chance))
 
 

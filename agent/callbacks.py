@@ -173,6 +173,8 @@ class SearchLog(BaseCallback):
             (picture,) = self.training_env.env_method("render", indices=0)
             if picture is not None:
                 self._writer.add_image(Tag.MIXED_IMAGES, picture, self.num_timesteps, dataformats="HWC")
+                (policy,) = self.training_env.env_method("rendered_policy", indices=0)
+                self._writer.add_text(Tag.MIXED_IMAGES_POLICY, policy, self.num_timesteps)
         self._rollout, self._finished = [], []
 
         self._rollout_ended = time.monotonic()

@@ -33,6 +33,7 @@ class Tag(StrEnum):
     LAM = "policy/lam"
     CHOICES_OVER_SEARCH = "policy/over_the_search"
     CHOICES_OVER_PROGRESS = "policy/over_training_progress"
+    MIXED_IMAGES_POLICY = "mixed_images_policy"
     COMPARISON = "comparison"
     LEARNED_POLICY = "learned_policy"
 
@@ -107,6 +108,7 @@ WRITTEN_BY: Mapping[str, frozenset[Tag]] = MappingProxyType(
                 Tag.CHOICES_OVER_SEARCH,
                 Tag.CHOICES_OVER_PROGRESS,
                 Tag.MIXED_IMAGES,
+                Tag.MIXED_IMAGES_POLICY,
                 Tag.COMPARISON,
                 Tag.LEARNED_POLICY,
                 Tag.FPS,

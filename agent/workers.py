@@ -79,6 +79,10 @@ class Worker(gym.Wrapper[NDArray[np.float32], Any, NDArray[np.float32], Any]):
         """Return the environment's picture of its last mixed images."""
         return self.mix_policy_env.render()
 
+    def rendered_policy(self) -> str:
+        """Return the policy of that picture's images, in words."""
+        return str(self.mix_policy_env.trainer.last_mixed_policy)
+
     def prepare_reference(self, tasks: Sequence[int]) -> None:
         """Measure the reference on task `tasks[index]`, if there is one."""
         if self._index < len(tasks):

@@ -40,6 +40,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         from rlmix.experiments.runs.folder import RunFolder
         from rlmix.experiments.search.cluster import check_capacity, ray_session, run_trial, worker_capacity
         from rlmix.experiments.search.plan import Search, print_data, resolve, resolve_with_gpus
+        from rlmix.experiments.search.replay_command import replay_command
         from rlmix.experiments.search.search import execute, search_trial
         from rlmix.experiments.search.selection import report
 
@@ -76,7 +77,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
             f"\nwritten: {run.path}/policy.json, agent.safetensors, summary.json, episodes.jsonl, {REPORT_FILE}\n"
             "next:\n"
             f"  tensorboard --logdir {run.events}\n"
-            f"  {spelling('replay_policy')} --policy {run.path}/policy.json"
+            f"  {replay_command(run.path / 'policy.json', search.config)}"
         )
 
 

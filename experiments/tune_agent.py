@@ -20,7 +20,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import asdict, replace
 
-from rlmix.experiments.runs.command import Call, command, spelling
+from rlmix.experiments.runs.command import Call, command
 from rlmix.experiments.runs.errors import RunError
 from rlmix.experiments.runs.options import TUNE
 from rlmix.experiments.search.config import TuneConfig, preset
@@ -39,6 +39,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         from rlmix.experiments.runs.folder import RunFolder
         from rlmix.experiments.search.cluster import check_capacity, ray_session
         from rlmix.experiments.search.plan import Search
+        from rlmix.experiments.search.replay_command import replay_command
         from rlmix.experiments.search.selection import report
         from rlmix.experiments.search.tuning import agents, check, finish, population, resolve_agent
 
@@ -65,7 +66,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
             report(Search.from_config(config.agent), run)
         print(
             f"\nwritten: {run.path}/policy.json, summary.json\nnext:\n"
-            f"  {spelling('replay_policy')} --policy {run.path}/policy.json"
+            f"  {replay_command(run.path / 'policy.json', config.agent)}"
         )
 
 

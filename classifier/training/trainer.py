@@ -76,7 +76,9 @@ class Trainer:
         self._training_loss, self._evaluation_sums = self._loss_and_stats, self._batch_sums
         if config.compile == "on":
             self._compile()
-        self.last_mixed: tuple[Tensor, Tensor] | None = None  # for pictures; of the training before, after a reset
+        # For pictures; of the training before, after a reset.
+        self.last_mixed: tuple[Tensor, Tensor] | None = None
+        self.last_mixed_policy: MixPolicy | None = None
         self.updates_done = 0
         self._fresh_batches = 0
         self._waiting: Batch | None = None  # a clean batch whose gradient serves a saliency update to come
@@ -191,7 +193,7 @@ class Trainer:
         given = MixInput(batch.images, targets, batch.gradient, self.batches.mean, self.batches.std)
         images, targets = policy.mix(method, given, draw)
         if method != "clean":
-            self.last_mixed = (images, targets)
+            self.last_mixed, self.last_mixed_policy = (images, targets), policy
         probed, recycled = step in plan.probes, plan.recycled[step]
         leaf = images.detach().requires_grad_(probed or recycled)
         return MixedBatch(method, batch, draw, leaf, targets, probed, recycled)

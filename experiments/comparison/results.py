@@ -29,6 +29,7 @@ from rlmix.experiments.comparison.intervals import (
     paired_difference,
     paired_p_value,
 )
+from rlmix.experiments.reports import short_name
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -140,7 +141,8 @@ def markdown(report: Mapping[str, Any]) -> str:
         rows.append((row["title"], format_share(row["accuracy"]), ahead, p_value, speed, seconds, row["diverged"]))
     headers = ("", "Accuracy", f"Less {baseline}", "p", "Images/s", "Seconds", "Diverged")
     lines = [
-        f"# {setting['dataset']}: {setting['train_size']:,} training images, {setting['updates']:,} updates",
+        f"# {short_name(setting['dataset'])}: {setting['train_size']:,} training images, "
+        f"{setting['updates']:,} updates",
         "",
         f"Network {setting['model']}, batches of {setting['batch_size']}, {setting['precision']} on "
         f"{setting['device']}{_others(setting)}, {len(report['seeds'])} seeds (0 to {report['seeds'][-1]}); a seed "

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+from rlmix.experiments.reports import describe_kept, kept_accuracy_of, name_of
 from rlmix.experiments.reports.html_report import Paragraph, Part, Table, percent
 
 INDENT = "\u2003"  # a space that HTML keeps
@@ -18,26 +19,28 @@ def tried(budget: Mapping[str, Any]) -> list[Part]:
     """
     steps, kept = budget["steps"], _path(budget["steps"], budget["kept"])
     text = Paragraph(
-        f"{1 + max(step['candidate'] for step in steps)} candidates began, {len(steps)} segments were trained, "
-        f"{budget['spent']:g} trainings' worth of updates of the {budget['trainings']:g} allowed. After each segment "
-        "those went on whose best one was expected to be highest: the forecast is of accuracy at the end if the policy "
-        "is held, in points above the lowest of its segment, ± what is not known; the gain is by how much the step "
-        "raised the best that was expected. At the end validation decides, with allowance for luck: the network that "
-        f"is kept is expected at {percent(budget['expected_validation_accuracy'])} % on validation images."
+        f"{1 + max(step['candidate'] for step in steps)} candidates began, {len(steps)} segments were trained. "
+        f"{describe_kept(budget)} After each segment those went on whose best one was expected to be highest: the "
+        "forecast is of accuracy at the end if the policy is held, in points above the lowest of its segment, ± what "
+        "is not known; the gain is by how much the step raised the best that was expected. The validation accuracy is "
+        "that at the end of the segment, of the state that goes on. Of each candidate that reaches the end the best "
+        "network of its whole training would be kept: the last column, by which ended candidates are compared."
     )
+    last = len(budget["segments"]) - 1
     rows = [
         (
             f"{INDENT * step['segment']}{100 * budget['segments'][step['segment']]:.0f}\u00a0%",
-            str(step["candidate"]),
+            name_of(step),
             step["policy"],
             _became(step, steps, kept),
             f"{step['forecast']:+.1f} ± {step['uncertainty']:.1f}",
             f"{step['gain']:.2f}",
             "-" if step["diverged"] else percent(step["accuracy"]),
+            percent(kept_accuracy_of(step)) if step["segment"] == last and not step["diverged"] else "",
         )
         for step in _in_depth(steps, None)
     ]
-    header = ["until", "candidate", "policy", "then", "forecast", "gain", "validation, %"]
+    header = ["until", "candidate", "policy", "then", "forecast", "gain", "validation, %", "best, %"]
     parts: list[Part] = [text, Table(header, rows, "Candidates, segment by segment", text_columns=4)]
     return [*parts, *_worth(budget)] if "outlooks" in budget else parts  # older runs have none
 

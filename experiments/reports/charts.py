@@ -149,13 +149,18 @@ def policy_timeline(schedule: PolicySchedule, *, title: str) -> Chart:
 
 
 def probability_timeline(
-    ends: Sequence[float], probabilities: Sequence[Mapping[str, Mapping[str, float]]], *, title: str
+    ends: Sequence[float],
+    probabilities: Sequence[Mapping[str, Mapping[str, float]]],
+    *,
+    kept: Sequence[Mapping[str, str]] = (),
+    title: str,
 ) -> Chart:
     """Draw the probability of each choice over a training, as a heat map; the most probable choices are framed.
 
     Args:
         ends: progress in (0, 1] at which each segment ends.
         probabilities: probabilities in [0, 1] of each segment, by dimension and choice, which are the same in all.
+        kept: of each segment, choices by dimension that get a dot; optional.
         title: caption of the chart.
     """
     row, head = 18, 18
@@ -188,6 +193,10 @@ def probability_timeline(
                 for most in np.flatnonzero(shown == shown.max()):
                     corner, width = (edges[place], most - 0.5), edges[place + 1] - edges[place]
                     panel.add_patch(Rectangle(corner, width, 1, fill=False, ec=INK, lw=1.5, clip_on=False, gid="most"))
+            for start, end, choices in zip(edges, edges[1:], kept, strict=False):
+                if dimension in choices:
+                    at = start + min(0.06 * (end - start), 3), list(names).index(choices[dimension])
+                    panel.plot(*at, "o", color=INK, ms=5, clip_on=False, gid="kept")
             _bare(panel)
             panel.set_xlim(0, 100)
             panel.set_xticks([])

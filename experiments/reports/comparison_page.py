@@ -22,7 +22,7 @@ from rlmix.experiments.comparison.results import (
     images_per_second,
     schedules_of,
 )
-from rlmix.experiments.reports import REPORT_FILE
+from rlmix.experiments.reports import REPORT_FILE, short_name
 from rlmix.experiments.reports.charts import interval_chart, line_chart
 from rlmix.experiments.reports.examples import loss_gradient, mixed_examples
 from rlmix.experiments.reports.html_report import (
@@ -59,7 +59,8 @@ def write_comparison_report(
     with reading():
         setting = report["setting"]
         run = {"command": report["command"], "machine": report["machine"], "config": {**report["config"], **setting}}
-        title = f"{len(report['methods'])} ways to train {setting['model']} on {setting['dataset']}"
+        dataset = short_name(setting["dataset"])
+        title = f"{len(report['methods'])} ways to train the network {setting['model']} on {dataset}"
         html = render_html(title, lead, sections, run)
     write_atomic(path / REPORT_FILE, html.encode())
 

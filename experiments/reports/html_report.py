@@ -132,22 +132,34 @@ def read_scalars(folder: Path) -> dict[Tag, list[tuple[float, float]]]:
     return {tag: [(event.step, event.value) for event in events.Scalars(tag)] for tag in Tag if tag in written}
 
 
-def read_mixed_images(folder: Path) -> list[bytes]:
-    """Return TensorBoard's newest picture of mixed images as a PNG file; empty if there is none."""
+def read_mixed_images(folder: Path) -> list[Picture]:
+    """Return TensorBoard's newest picture of mixed images of a search; empty if there is none."""
     events = EventAccumulator(str(folder), size_guidance={"scalars": 1, "images": 1, "tensors": 1})
     events.Reload()
     if Tag.MIXED_IMAGES not in events.Tags()["images"]:
         return []
-    return [picture.encoded_image_string for picture in events.Images(Tag.MIXED_IMAGES)]
+    caption = "Mixed images and their targets, from the last training that was drawn"
+    if (tag := f"{Tag.MIXED_IMAGES_POLICY}/text_summary") in events.Tags()["tensors"]:  # older searches do not have it
+        (policy,) = events.Tensors(tag)[-1].tensor_proto.string_val
+        caption += f". The agent tried this policy there: {policy.decode()}"
+    description = "Eight mixed images, each with its two largest targets underneath."
+    return [Picture(image.encoded_image_string, description, caption) for image in events.Images(Tag.MIXED_IMAGES)[-1:]]
 
 
-def given_probabilities(schedule: PolicySchedule) -> list[Chart]:
-    """Return a chart of the probabilities that an agent gave to its schedule; empty if they were not stored."""
+def given_probabilities(schedule: PolicySchedule, kept: Sequence[Mapping[str, str]] = ()) -> list[Chart]:
+    """Return a chart of the probabilities that an agent gave to its schedule; empty if they were not stored.
+
+    Args:
+        schedule: the schedule, with its provenance.
+        kept: of each segment, its choices by dimension, which are marked; optional.
+    """
     probabilities = probabilities_of(schedule)
     if probabilities is None:
         return []
     title = "Probability, %, that the agent gave to each choice; framed: the most probable one"
-    return [probability_timeline([until for until, _ in schedule.segments], probabilities, title=title)]
+    if kept:
+        title += "; with a dot: that of the learned policy"
+    return [probability_timeline([until for until, _ in schedule.segments], probabilities, kept=kept, title=title)]
 
 
 def schedule_table(schedule: PolicySchedule, chosen: Sequence[float | None] | None = None) -> Table:

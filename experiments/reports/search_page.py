@@ -10,15 +10,14 @@ from typing import Any
 import numpy as np
 
 from rlmix.classifier.files import LineLog, write_atomic
-from rlmix.classifier.mixing import PolicySchedule
+from rlmix.classifier.mixing import MixPolicy, PolicySchedule
 from rlmix.envs import DIMENSIONS, Menu
 from rlmix.experiments.comparison.intervals import MIN_RISE, in_words, rise, verdict
-from rlmix.experiments.reports import REPORT_FILE
+from rlmix.experiments.reports import REPORT_FILE, describe_selection, describe_task, short_name
 from rlmix.experiments.reports.charts import interval_chart, line_chart, policy_timeline
 from rlmix.experiments.reports.html_report import (
     Paragraph,
     Part,
-    Picture,
     Reading,
     Section,
     ShareTable,
@@ -64,22 +63,24 @@ def _search_html(path: Path) -> str:
             raise ValueError(f"episode {entry['number']} of worker {entry['worker']}: a choice is not in the menu")
     seeds = len(contest["learned"]["accuracies"])
     lead = (
-        f"An agent chose the mixing of {len(episodes):,} trainings of the network {config['model']!r}. The learned "
-        f"policy reaches {100 * contest['learned']['mean']:.2f} % on development images, over {seeds} fresh trainings."
+        f"An agent chose the mixing of {len(episodes):,} trainings of the network {config['model']}, each of "
+        f"{describe_task(config)}. The learned policy reaches {100 * contest['learned']['mean']:.2f} % on development "
+        f"images, over {seeds} fresh trainings."
     )
     sections: list[Section] = [
         ("What the agent learned", _learning(episodes)),
         ("Result", _result(contest, seeds)),
-        ("The policy", [*_policy(schedule, menu, episodes), *_source_over_search(menu, episodes)]),
+        (
+            "The policy",
+            [
+                *_candidates(summary.get("candidates", {}), schedule),  # older summaries do not have them
+                *_policy(schedule, menu, episodes),
+                *_source_over_search(menu, episodes),
+            ],
+        ),
+        ("Mixed images", read_mixed_images(path / "tensorboard")),
     ]
-    if images := read_mixed_images(path / "tensorboard"):
-        picture = Picture(
-            images[-1],
-            "Eight mixed images, each with its two largest targets underneath.",
-            "Mixed images and their targets, from the last training that was drawn",
-        )
-        sections.append(("Mixed images", [picture]))
-    return render_html(f"Search for a mixing policy on {config['dataset']}", lead, sections, run)
+    return render_html(f"Search for a mixing policy on {short_name(config['dataset'])}", lead, sections, run)
 
 
 def _result(contest: Mapping[str, Any], seeds: int) -> list[Part]:
@@ -105,7 +106,7 @@ def _policy(schedule: PolicySchedule, menu: Menu, episodes: Episodes) -> list[Pa
     ]
     parts: list[Part] = [
         policy_timeline(schedule, title="The learned schedule"),
-        *given_probabilities(schedule),
+        *given_probabilities(schedule, [_choices(policy, menu) for _, policy in schedule.segments]),
         schedule_table(schedule, chosen),
         Paragraph(
             f"The last column is how often the agent made exactly this choice in the last {len(late)} trainings of "
@@ -122,6 +123,35 @@ def _policy(schedule: PolicySchedule, menu: Menu, episodes: Episodes) -> list[Pa
             caption = f"{name}: share of choices in the last {len(late)} trainings, %, by progress of the training"
             parts.append(ShareTable(menu.names(name), columns, np.transpose(shares).tolist(), caption))
     return parts
+
+
+def _choices(policy: MixPolicy, menu: Menu) -> dict[str, str]:
+    """Return the menu's choices that make a policy, by dimension; without those that it does not depend on."""
+    indices = np.array([action for action in menu.combinations() if menu.policy(action) == policy])
+    return {
+        dimension: menu.names(dimension)[column[0]]
+        for dimension, column in zip(DIMENSIONS, indices.T, strict=False)
+        if (column == column[0]).all()
+    }
+
+
+def _candidates(candidates: Mapping[str, Mapping[str, Any]], schedule: PolicySchedule) -> list[Part]:
+    """Return what the learned policy was selected from."""
+    if not candidates:
+        return []
+    kept = schedule.provenance["candidate"]
+    rows = [
+        (
+            name,
+            " → ".join(entry["policies"]),
+            "kept" if name == kept else "",
+            _plus_minus(entry["mean"], entry["interval"]),
+        )
+        for name, entry in candidates.items()
+    ]
+    header = ["candidate", "policy", "", "validation accuracy, %"]
+    caption = "The agent's candidates, trained again on fresh seeds; 95 % intervals"
+    return [Paragraph(describe_selection(candidates)), Table(header, rows, caption, text_columns=3)]
 
 
 def _source_over_search(menu: Menu, episodes: Episodes) -> list[Part]:

@@ -16,7 +16,7 @@ from rlmix.classifier.data import Splits
 from rlmix.classifier.evaluation.measures import MEASURES
 from rlmix.classifier.files import write_atomic
 from rlmix.classifier.mixing import METHODS, PolicySchedule
-from rlmix.experiments.reports import REPORT_FILE, describe_rollback
+from rlmix.experiments.reports import REPORT_FILE, describe_rollback, short_name
 from rlmix.experiments.reports.budget import tried
 from rlmix.experiments.reports.by_class import class_results
 from rlmix.experiments.reports.charts import Chart, line_chart, policy_timeline
@@ -52,7 +52,8 @@ def write_training_report(
     with reading():
         run, summary = read_json(path / "config.json"), read_json(path / "summary.json")
         schedule = PolicySchedule.from_json(summary["schedule"])
-        title = f"{flatten(run['config'])['model']} on {data.name}, trained with {_short(schedule)}"
+        network = flatten(run["config"])["model"]
+        title = f"Network {network} on {short_name(data.name)}, trained with {_short(schedule)}"
         lead, sections = _content(path, run, summary, schedule, len(data.train))
     policies = {method: policy for _, policy in reversed(schedule.segments) for method in policy.shares}
     mixing = [(method, method, policies[method]) for method in METHODS if method in policies]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from typing import Any, Literal
 
 from stable_baselines3 import PPO
@@ -19,8 +19,10 @@ from rlmix.classifier.training.trainer import Trainer
 from rlmix.envs import Menu, MixPolicyEnv, TaskDistribution
 from rlmix.envs.observation import DEFAULT_FEATURES
 from rlmix.envs.segments import segment_ends
+from rlmix.experiments.reports import describe_task
 from rlmix.experiments.runs.errors import RunError
 from rlmix.experiments.runs.folder import RunFolder
+from rlmix.experiments.runs.options import flatten
 from rlmix.experiments.search import task_family
 from rlmix.experiments.search.cluster import run_on_worker
 from rlmix.experiments.search.config import SearchConfig, TaskTrainConfig
@@ -176,14 +178,12 @@ def _resolved_config(config: SearchConfig) -> SearchConfig:
 
 def print_data(data: Splits, search: Search) -> None:
     """Print the data and the setting of the search."""
-    config, (low, high) = search.config, search.config.label_noise
-    wrong = f"{100 * high:.0f} %" if low == high else f"{100 * low:.0f} to {100 * high:.0f} %"
+    config = search.config
     print(
         f"{data.name}: {len(data.train):,} images to train on, {len(data.validation):,} validation, "
         f"{len(data.development):,} development test; the test set is not read\n"
         f"search: {f'{config.episodes:,}' if config.episodes else f'{config.minutes:g} minutes of'} trainings of "
-        f"{_range(config.updates)} updates on {_range(config.train_size)} images"
-        f"{f' with {wrong} wrong labels' if high else ''}, {config.workers} workers, "
+        f"{describe_task(flatten(asdict(config)))}, {config.workers} workers, "
         f"{config.train.precision} on {config.train.device}"
         f"{', compiled' if config.train.compile == 'on' else ''}"
     )
@@ -246,7 +246,3 @@ def load_start(search: Search, run: RunFolder) -> Agent | None:
     copy.mkdir(exist_ok=True)
     agent.save(copy)
     return agent
-
-
-def _range(limits: tuple[int, int]) -> str:
-    return f"{limits[0]:,}" if limits[0] == limits[1] else f"{limits[0]:,} to {limits[1]:,}"

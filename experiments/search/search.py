@@ -75,7 +75,8 @@ def execute(search: Search, run: RunFolder) -> None:
         search_seconds = time.monotonic() - searching
         agent.save(run.path)
         trainings = Trainings(run, workers)
-        schedule = select_best(search, run, trainings, find_candidates(search, run, workers, agent), agent.provenance)
+        found = find_candidates(search, run, workers, agent)
+        schedule, candidates = select_best(search, run, trainings, found, agent.provenance)
         live = {} if search.one_decision else {LIVE: agent}  # the learned policy, where the agent chooses once
         contest = compare_contestants(search, schedule, trainings, {**live, **known_agents(search, run)})
     except WorkerFailedError as error:
@@ -88,7 +89,8 @@ def execute(search: Search, run: RunFolder) -> None:
         "search_seconds_this_time": round(search_seconds, 1),
         "learning_share_of_search": round(learning_seconds / max(search_seconds, 1e-9), 4),
     }
-    run.write_json("summary.json", {"policy": schedule.to_json(), "contest": contest, "timing": timing})
+    summary = {"policy": schedule.to_json(), "candidates": candidates, "contest": contest, "timing": timing}
+    run.write_json("summary.json", summary)
     write_search_report(run.path)
 
 

@@ -31,6 +31,7 @@ from rlmix.experiments.comparison.intervals import (
     rise,
     verdict,
 )
+from rlmix.experiments.reports import describe_selection
 from rlmix.experiments.runs.errors import RunError, reject_incompatible
 from rlmix.experiments.runs.folder import RunFolder
 from rlmix.experiments.search.config import SearchConfig
@@ -65,8 +66,8 @@ def find_candidates(search: Search, run: RunFolder, workers: VecEnv, agent: Agen
 
 def select_best(
     search: Search, run: RunFolder, trainings: Trainings, schedules: dict[str, PolicySchedule], facts: dict[str, Any]
-) -> PolicySchedule:
-    """Return the candidate that is best on fresh seeds, and save it as the run's `policy.json`.
+) -> tuple[PolicySchedule, dict[str, dict[str, Any]]]:
+    """Return the candidate that is best on fresh seeds, and each one's result; save the best as `policy.json`.
 
     Args:
         search: setting of the search.
@@ -74,6 +75,9 @@ def select_best(
         trainings: runs the candidates' trainings.
         schedules: candidates by name.
         facts: provenance of the candidates.
+
+    Returns:
+        The best candidate, and by name each one's policies, validation accuracies, mean and interval.
     """
     config = search.config
     jobs = [
@@ -82,24 +86,29 @@ def select_best(
         for name, schedule in schedules.items()
     ]
     results = trainings.run("candidates", jobs)
-    scores = {
-        name: mean_interval([r["validation"] for job, r in zip(jobs, results, strict=True) if job.name == name])
-        for name in schedules
-    }
-    best = max(scores, key=lambda name: scores[name][0])
-    mean, width = scores[best]
+    candidates: dict[str, dict[str, Any]] = {}
+    for name, candidate in schedules.items():
+        accuracies = [r["validation"] for job, r in zip(jobs, results, strict=True) if job.name == name]
+        mean, width = mean_interval(accuracies)
+        candidates[name] = {
+            "policies": [str(policy) for _, policy in candidate.segments],
+            "accuracies": accuracies,
+            "mean": mean,
+            "interval": width if np.isfinite(width) else None,
+        }
+    best = max(candidates, key=lambda name: candidates[name]["mean"])
     origin = {
         "learned_by": facts["learned_by"],
         "candidate": best,
-        "validation_accuracy": mean,
-        "validation_interval": width if np.isfinite(width) else None,
+        "validation_accuracy": candidates[best]["mean"],
+        "validation_interval": candidates[best]["interval"],
         "validation_seeds": config.candidate_seeds,
         **facts,
         **schedules[best].provenance,
     }
     schedule = PolicySchedule(schedules[best].segments, origin)
     schedule.save(run.path / "policy.json")
-    return schedule
+    return schedule, candidates
 
 
 def compare_contestants(
@@ -219,6 +228,19 @@ def report(search: Search, run: RunFolder) -> None:
     print("\nThe learned policy")
     for until, policy in schedule.segments:
         print(f"  until {100 * until:5.1f} %  {policy}")
+    if candidates := summary.get("candidates"):  # those of tune_agent.py are of many searches
+        print(f"\n{describe_selection(candidates)} Validation accuracy in %, 95 % intervals:")
+        kept = schedule.provenance["candidate"]
+        rows = [
+            (
+                name,
+                _percent(entry["mean"], entry["interval"]),
+                "kept" if name == kept else "",
+                entry["policies"][0] if len(entry["policies"]) == 1 else "",
+            )
+            for name, entry in candidates.items()
+        ]
+        print(tabulate(rows, tablefmt="plain", disable_numparse=True))
     if search.config.start is None and all(policy == FIXED[START] for _, policy in schedule.segments):
         print(f"  The search started from this policy, {START}, and found no better one.")
     headers, rows = ("", "accuracy", "learned is ahead by", ""), []

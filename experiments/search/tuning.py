@@ -102,7 +102,8 @@ def finish(config: TuneConfig, run: RunFolder, results: ResultGrid) -> None:
         if config.search == "asha":
             schedule, images = best_agent(config, run), agents_images(config, run)
         else:
-            schedule = select_best(search, run, trainings, best_members(config, run, results), provenance(config))
+            members = best_members(config, run, results)
+            schedule, _ = select_best(search, run, trainings, members, provenance(config))
             images = sum(entry["images"] for entry in LineLog(run.path / "members.jsonl").read())
         contest = compare_contestants(search, schedule, trainings, known_agents(search, run))
     except WorkerFailedError as error:

@@ -21,6 +21,7 @@ from torch.utils.tensorboard.writer import SummaryWriter
 from rlmix.agent.agent import Agent
 from rlmix.agent.budget import BudgetSearch, Outlook, Step, StepResult
 from rlmix.agent.decisions import Decision
+from rlmix.agent.led import VALIDATION_LIMIT
 from rlmix.agent.ray_env import WorkerResources
 from rlmix.agent.tags import Tag
 from rlmix.agent.values import Forecaster
@@ -32,6 +33,7 @@ from rlmix.classifier.training.trainer import Trainer
 from rlmix.envs.observation import TrainingState, checks_labels, observe
 from rlmix.envs.seeds import derive_seed
 from rlmix.experiments.comparison.runner import training_processes
+from rlmix.experiments.reports import describe_kept
 from rlmix.experiments.runs.errors import RunError, reject_incompatible
 from rlmix.experiments.runs.folder import RunFolder
 from rlmix.experiments.search.cluster import check_capacity, ray_session
@@ -91,7 +93,7 @@ class StepTrainer:
             self._trainer.reset(candidate_seed(self._config.seed, step.candidate))
         training = self._training(step, before)
         events = _Recorded([] if before is None else before["events"])
-        observation, accuracy = None, 1 / self._trainer.num_classes
+        observation, accuracy, kept_accuracy = None, 1 / self._trainer.num_classes, None
         try:
             training.train_segment(events)
         except DivergedError:  # nothing is rolled back in a candidate: it ends
@@ -101,10 +103,18 @@ class StepTrainer:
             observation = [float(value) for value in observed(self._forecaster, state)]
             evaluation = state.evaluation
             assert evaluation is not None
-            ended = step.segment == len(self._forecaster.segments) - 1
-            accuracy = (training.best_validation if ended else evaluation).accuracy
-        seconds = round(time.monotonic() - started, 1)
-        line = {"step": step.number, "observation": observation, "accuracy": accuracy, "seconds": seconds}
+            accuracy = evaluation.accuracy
+            if step.segment == len(self._forecaster.segments) - 1:
+                # Now on all validation images; what decides is the best network so far, which would be kept.
+                accuracy = next(value for tag, value, _ in reversed(events.scalars) if tag == Tag.ACCURACY)
+                kept_accuracy = training.best_validation.accuracy
+        line = {
+            "step": step.number,
+            "observation": observation,
+            "accuracy": accuracy,
+            "kept_accuracy": kept_accuracy,
+            "seconds": round(time.monotonic() - started, 1),
+        }
         return line, {**training.checkpoint(), "good": None, "events": events.scalars}
 
     def finished(self, checkpoint: Checkpoint) -> FinalTraining:
@@ -167,12 +177,14 @@ def train_within_budget(
         observed(forecaster, start),
         agent.choose(observed(agent, start)),
         images=len(data.validation),
+        images_between=min(len(data.validation), VALIDATION_LIMIT),
         seed=config.seed,
         worth=config.worth if config.budget == "auto" else None,
     )
+    counts = f"{'at most ' if config.budget == 'auto' else ''}{', '.join(map(str, search.counts))}"
     print(
         f"{describe(config, data)}\nunder: {source.name}, the updates of at most {config.trainings:g} trainings: "
-        f"{', '.join(map(str, search.counts))} candidates in the {len(search.counts)} segments",
+        f"{counts} candidates in the {len(search.counts)} segments",
         flush=True,
     )
     folder, log = run.path / CANDIDATES, LineLog(run.path / LOG)
@@ -190,8 +202,9 @@ def train_within_budget(
                     known[line["step"]] = line
                     print(_describe(search, line), flush=True)
             for step in due:
-                seen, accuracy = known[step.number]["observation"], known[step.number]["accuracy"]
-                search.tell(step.number, StepResult(None if seen is None else np.array(seen, np.float32), accuracy))
+                line = known[step.number]
+                seen = None if line["observation"] is None else np.array(line["observation"], np.float32)
+                search.tell(step.number, StepResult(seen, line["accuracy"], line["kept_accuracy"]))
     winner = search.winner
     if winner is None:
         raise RunError(f"every candidate diverged; start again with an --lr lower than {config.train.lr:g}")
@@ -209,6 +222,7 @@ def train_within_budget(
         "worth": search.worth,
         "outlooks": search.outlooks_to_json(),
     }
+    print(describe_kept(facts))
     name = f"{source.name}, the best of a budget of {config.trainings:g}"
     summary = finish(config, run, training, name, budget=facts)
     for step in search.steps:
@@ -307,23 +321,26 @@ def in_words(outlook: Outlook, worth: float | None) -> str:
         worth: points that a whole further training must add; None where the whole budget is spent.
     """
     apart = "" if outlook.spread is None else (
-        f"candidates differ by {outlook.spread:.1f} points in validation (standard deviation; {outlook.chance:.1f} by "
+        f"candidates differ by {outlook.spread:.2f} points in validation (standard deviation; {outlook.chance:.2f} by "
         "chance alone); "
     )  # fmt: skip
     stop = ""
     if worth is not None and outlook.further < worth * outlook.left:
         stop = f", less than its cost is worth ({worth * outlook.left:.2f})"
-    return (
-        f"  {100 * (1 - outlook.left):3.0f} %  {apart}{outlook.candidates} go on, expected to gain {outlook.gain:.2f} "
-        f"points over one alone; one more would add {outlook.further:.2f}{stop}"
-    )
+    goes_on = "begin" if outlook.segment == 0 else "go on"
+    chosen = f"{outlook.candidates} {goes_on}, expected to gain {outlook.gain:.2f} points over one alone"
+    if outlook.candidates == 1:
+        chosen = "one begins" if outlook.segment == 0 else "one goes on"
+    return f"  {100 * (1 - outlook.left):3.0f} %  {apart}{chosen}; one more would add {outlook.further:.2f}{stop}"
 
 
 def _describe(search: BudgetSearch, line: Line) -> str:
     step, forecaster = search.steps[line["step"]], search.forecaster
     result = "diverged" if line["observation"] is None else f"validation {100 * line['accuracy']:5.2f} %"
+    if line["kept_accuracy"] is not None:
+        result += f", best {100 * line['kept_accuracy']:5.2f} %"
     return (
-        f"  {100 * forecaster.segments[step.segment]:3.0f} %  candidate {step.candidate:<3} {result}  "
+        f"  {100 * forecaster.segments[step.segment]:3.0f} %  candidate {search.name(step):<4} {result}  "
         f"{line['seconds']:6.1f} s  {forecaster.menu.policy(step.action)}"
     )
 
@@ -365,7 +382,7 @@ def _write_events(
                 one.add_scalar(Tag.METHOD_SHARE, policy.shares.get(method, 0.0), update)
         continued = {step.parent for step in search.steps}
         for last in (step for step in search.steps if step.number not in continued):
-            one = writer(f"{CANDIDATE_RUN}{last.number}")
+            one = writer(f"{CANDIDATE_RUN}{search.name(last)}")
             for step in search.path(last):
                 end = round(search.forecaster.segments[step.segment] * updates)
                 one.add_scalar(Tag.ACCURACY, search.results[step.number].accuracy, end)

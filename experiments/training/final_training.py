@@ -87,7 +87,7 @@ def describe(config: FinalConfig, data: Splits) -> str:
     train = config.train
     return (
         f"{data.name}: {len(data.train):,} training images, {train.updates:,} updates of {train.batch_size}, "
-        f"{train.model} in {train.precision} on {train.device}{', compiled' if train.compile == 'on' else ''}"
+        f"network {train.model} in {train.precision} on {train.device}{', compiled' if train.compile == 'on' else ''}"
     )
 
 
@@ -146,7 +146,7 @@ def finish(
     print(
         f"\ntest accuracy {100 * test.accuracy:.2f} % on {test.images:,} images (balanced over the classes "
         f"{100 * classes['test']['balanced_accuracy']:.2f} %, calibration error "
-        f"{100 * test.calibration_error:.1f} %), network of {100 * training.best_progress:.0f} % progress, "
+        f"{100 * test.calibration_error:.2f} %), network of {100 * training.best_progress:.0f} % progress, "
         f"{training.selected_by}\n"
         f"{said}written: {run.path}/model.safetensors, summary.json, {REPORT_FILE}\n"
         f"watch: tensorboard --logdir {run.events}"

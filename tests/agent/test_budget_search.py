@@ -160,6 +160,19 @@ def test_spread_stands_beside_chance() -> None:
     assert chance == pytest.approx(np.mean(variances) ** 0.5)
 
 
+def test_chance_is_that_of_the_images_measured_on_before_the_end() -> None:
+    chances = []
+    for images, between in ((400, None), (40_000, 400), (40_000, None)):
+        told = forecaster([0.0] * 6)
+        search = BudgetSearch(
+            told, 2, observation(0, 0), tuple(ACTIONS[0]), images=images, images_between=between, seed=1
+        )
+        for step in search.due:
+            search.tell(step.number, StepResult(observation(0.2, 0.5), 0.5))
+        chances.append(search.outlooks[1].chance)
+    assert chances == pytest.approx([2.5, 2.5, 0.25])
+
+
 def test_the_winners_luck_is_allowed_for() -> None:
     """Few validation images say little: the forecast then weighs more than they do."""
 
@@ -186,6 +199,39 @@ def test_what_has_diverged_does_not_go_on() -> None:
     for step in search.due:
         search.tell(step.number, StepResult(None, 0.1))
     assert search.due == [] and search.winner is None
+
+
+def test_ended_candidates_are_compared_by_the_network_that_they_would_keep() -> None:
+    search = begin(4, [0.0] * 6, noise=0.5, images=100_000)
+    finish(search, [0.5] * 6)
+    first, second, *_ = (step for step in search.steps if step.segment == 2)
+    search.results[first.number] = StepResult(observation(1, 0.5), 0.60)
+    search.results[second.number] = StepResult(observation(1, 0.5), 0.55, kept_accuracy=0.65)
+    assert search.winner == second
+    told = {step["step"]: (step["accuracy"], step["kept_accuracy"]) for step in search.to_json()}
+    assert (told[first.number], told[second.number]) == ((0.60, None), (0.55, 0.65))
+
+
+def test_candidates_that_go_on_in_two_ways_have_two_names() -> None:
+    search = begin(6, [0.0] * 6, noise=2.0)
+    finish(search, [0.5, 0.6, 0.7, 0.4, 0.3, 0.65])
+    names = {step.number: search.name(step) for step in search.steps}
+    assert [step["name"] for step in search.to_json()] == list(names.values())
+    for step in search.steps:
+        ways = [other.number for other in search.steps if other.parent == step.number]
+        expected = [names[step.number]] if len(ways) == 1 else [f"{names[step.number]}{letter}" for letter in "ab"]
+        assert [names[way] for way in ways] == expected[: len(ways)]
+        assert step.parent is not None or names[step.number] == str(step.candidate)
+    assert any(len(name) > 1 for name in names.values())
+
+
+def test_no_gain_is_below_zero() -> None:
+    """What can add nothing adds 0, not the rounding of two sums in other orders."""
+    told = forecaster([50.0, 0.0, 0.0, 0.0, 0.0, 0.0], noise=0.7)
+    for seed in range(20):
+        search = BudgetSearch(told, 4, observation(0, 0), tuple(ACTIONS[0]), images=1000, seed=seed, held=True)
+        assert not np.signbit([step.gain for step in search.steps]).any()
+        assert not np.signbit([search.outlooks[0].gain, search.outlooks[0].further]).any()
 
 
 def test_a_caller_trains_the_steps() -> None:

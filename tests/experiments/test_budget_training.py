@@ -2,7 +2,9 @@
 
 import gc
 import json
+import re
 import shutil
+from html import unescape
 from pathlib import Path
 from typing import Any
 
@@ -90,7 +92,9 @@ def test_what_is_kept_is_the_training_under_its_schedule(whole: Path, tmp_path: 
     for split in ("validation", "development", "test"):
         assert alone[split] == summary[split]
     ends = [step for step in steps if step["segment"] == 2]
-    assert kept["accuracy"] == alone["validation"]["accuracy"] and kept in ends
+    assert kept["kept_accuracy"] == alone["validation"]["accuracy"] and kept in ends
+    curve = board.scalars(tmp_path / "alone" / "tensorboard", Tag.ACCURACY)
+    assert kept["accuracy"] == pytest.approx(curve[-1].value)
     assert [file.name for file in (whole / "candidates").iterdir()] == [f"{kept['step']:04d}.safetensors"]
 
 
@@ -100,13 +104,81 @@ def test_tensorboard_and_report_show_the_candidates(whole: Path) -> None:
     assert [event.step for event in curve] == [10, 20, 30, 40]
     ended = {step["step"] for step in steps} - {step["continues"] for step in steps}
     folders = {folder.name for folder in (whole / "tensorboard").glob("candidate_*")}
-    assert folders == {f"candidate_{number}" for number in ended}
+    assert folders == {f"candidate_{steps[number]['name']}" for number in ended} and len(folders) == len(ended)
     for number in ended:
-        points = board.scalars(whole / "tensorboard", Tag.ACCURACY, f"candidate_{number}")
+        points = board.scalars(whole / "tensorboard", Tag.ACCURACY, f"candidate_{steps[number]['name']}")
         assert points[-1].value == pytest.approx(steps[number]["accuracy"])
     page = (whole / "report.html").read_text()
     dropped = sum(step["segment"] < 2 for step in steps if step["step"] in ended)
     assert "What was tried" in page and page.count(">dropped<") == dropped > 0
+
+
+def test_a_step_is_shown_with_the_accuracy_at_its_end_and_decided_by_what_would_be_kept(
+    agent: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Often validated, on few images and with wrong labels: the best network is an earlier one."""
+    options = ("--evaluations", 20, "--label-noise", 0.6)
+    summary = train(agent, tmp_path / "run", *options)
+    told, page = capsys.readouterr().out, (tmp_path / "run" / "report.html").read_text()
+    budget, validation = summary["budget"], summary["validation"]["accuracy"]
+    kept, *others = sorted(
+        (step for step in budget["steps"] if step["segment"] == 2), key=lambda step: step["step"] != budget["kept"]
+    )
+    curve = [event.value for event in board.scalars(tmp_path / "run" / "tensorboard", Tag.ACCURACY)]
+    assert kept["accuracy"] == pytest.approx(curve[-1]) and kept["kept_accuracy"] == pytest.approx(max(curve))
+    assert kept["accuracy"] < others[0]["accuracy"] < others[0]["kept_accuracy"] + 1e-9 < kept["kept_accuracy"]
+    assert kept["kept_accuracy"] == validation
+    shown = f"{100 * kept['accuracy']:.2f}", f"{100 * validation:.2f}"
+    assert f"candidate {kept['name']:<4} validation {shown[0]} %, best {shown[1]} %" in told
+    assert f"<td>{shown[0]}</td><td>{shown[1]}</td>" in page
+    expected = f"{100 * budget['expected_validation_accuracy']:.2f}"
+    sentence = (
+        f"Candidate {kept['name']} is kept: validation {shown[1]} %, expected {expected} % with its forecast as an "
+        f"allowance for luck. {budget['spent']:g} trainings' worth of updates were spent of the 2.6 allowed."
+    )
+    assert sentence in told and sentence in unescape(page)
+
+
+def test_where_one_alone_ends_its_accuracy_is_said_plainly(
+    agent: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    summary = train(agent, tmp_path / "run", budget=1.3)
+    told, page = capsys.readouterr().out, unescape((tmp_path / "run" / "report.html").read_text())
+    assert sum(step["segment"] == 2 for step in summary["budget"]["steps"]) == 1
+    sentence = f"is kept: validation {100 * summary['validation']['accuracy']:.2f} %. 1.2 trainings' worth of updates"
+    assert sentence in told and sentence in page
+    assert "luck" not in told + page
+
+
+def test_the_terminal_names_each_branch_and_says_who_begins(
+    agent: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    steps = train(agent, tmp_path / "run")["budget"]["steps"]
+    told, page = capsys.readouterr().out, (tmp_path / "run" / "report.html").read_text()
+    rows = re.findall(r"^ +(\d+) %  candidate (\S+) +validation", told, re.MULTILINE)
+    assert sorted(rows) == sorted((f"{100 * SEGMENTS[step['segment']]:.0f}", step["name"]) for step in steps)
+    assert len(set(rows)) == len(rows) and {"0", "0a", "0b"} <= {name for _, name in rows}
+    assert '<td class="text">0b</td>' in page
+    assert "40 updates of 50, network search in fp32 on cpu" in told
+    assert ": 3, 3, 2 candidates in the 3 segments" in told
+    assert re.findall(r"(\d+) %  3 begin", told) == ["0"] and " 3 go on, expected" in told
+    spreads = re.findall(r"differ by (\S+) points in validation \(standard deviation; (\S+) by chance", told)
+    assert len(spreads) == 2
+    for spread, chance in spreads:
+        assert f"<td>{spread}</td><td>{chance}</td>" in page
+
+
+def test_chance_is_that_of_the_images_that_accuracies_before_the_end_are_of(agent: Path, tmp_path: Path) -> None:
+    """Of 1,050 validation images 1,000 are read before the end of a training, as an agent sees them."""
+    options = ("--validation-size", 1050, "--development-size", 0, "--batch-size", 20)
+    budget = train(agent, tmp_path / "run", *options)["budget"]
+    for outlook in budget["outlooks"][1:]:
+        before = [step["accuracy"] for step in budget["steps"] if step["segment"] == outlook["segment"] - 1]
+        assert np.allclose(1000 * np.array(before), np.round(1000 * np.array(before)), atol=1e-3)
+        chance = 100 * np.sqrt(np.mean([accuracy * (1 - accuracy) for accuracy in before]) / 1000)
+        assert outlook["chance"] == pytest.approx(chance, abs=6e-4)
+    ends = [step["accuracy"] for step in budget["steps"] if step["segment"] == 2]
+    assert np.allclose(1050 * np.array(ends), np.round(1050 * np.array(ends)), atol=1e-3)
 
 
 class Killed(BaseException):
@@ -177,6 +249,7 @@ def test_it_stops_where_more_is_not_worth_its_cost(
         gains = np.array([step["gain"] for step in segment])
         assert (gains[1:] > 0.15 * outlook["left"] - 1e-3).all()
         assert outlook["gain"] == pytest.approx(gains.sum(), abs=0.01)
+    assert ": at most 10, 8, 7 candidates in the 3 segments" in told
     assert told.count("less than its cost is worth") == len(spent["outlooks"]) == 3
     assert "Was it worth it?" in (tmp_path / "run" / "report.html").read_text()
 

@@ -174,6 +174,14 @@ def test_the_timeline_of_probabilities_gives_them_back() -> None:
             assert width / full == pytest.approx(end - start, abs=0.001)
             title = f"lam {name} {100 * share:.3g} %, from {100 * start:.3g} to {100 * end:.3g} %"
             assert cell.findtext("title") == title
+    chosen = [{"lam": "b"}, {"lam": "<a>", "x": "c"}, {"lam": "<a>"}]
+    marked = drawing(probability_timeline(ends, probabilities, kept=chosen, title="t"))
+    dots = [dot for group in marked.iter("g") if group.get("class") == "kept" for dot in group.iter("use")]
+    places = [(float(dot.get("x", "")), float(dot.get("y", ""))) for dot in dots]
+    inside = [
+        {number for number, cell in enumerate(cells) if _holds(box(cell), place)} for place in places
+    ]  # cells: three of <a>, three of b, three of c
+    assert inside == [{3}, {1}, {2}, {7}] and not svg.findall(".//g[@class='kept']")
     # The narrow first segment has no room for numbers.
     numbers = [text.text for group in svg.iter("g") if group.get("class") == "number" for text in group.iter("text")]
     assert numbers == ["50", "90", "50", "10", "100", "100"]
@@ -181,6 +189,11 @@ def test_the_timeline_of_probabilities_gives_them_back() -> None:
         "until 8 %: lam b 75 %, x c 100 %; until 60 %: lam <a> 50 %, x c 100 %; until 100 %: lam <a> 90 %, x c 100 %"
     )
     assert svg.get("aria-label") == f"t. {segments}."
+
+
+def _holds(frame: tuple[float, float, float, float], place: tuple[float, float]) -> bool:
+    left, top, width, height = frame
+    return left < place[0] < left + width and top < place[1] < top + height
 
 
 def test_intervals_are_where_the_ticks_say() -> None:
@@ -250,6 +263,7 @@ def test_a_trainings_report_is_whole_and_alone(finished: Path) -> None:
     summary = json.loads((finished / "summary.json").read_text())
     for part in ("validation", "development", "test"):
         assert f">{part}</th><td>{100 * summary[part]['accuracy']:.2f}</td>" in shown
+    assert "<h1>Network search on digits, trained with clean 50 % + rmix 50 %" in shown
     assert "clean 50 % + rmix 50 %" in shown and "<h2>The policy</h2>" in text
     # Nothing is fetched, nothing runs, and nothing is told by a picture alone.
     assert not page.all("script") and not page.all("link")
@@ -322,6 +336,17 @@ def test_choices_that_the_menu_does_not_have_are_refused(tmp_path: Path) -> None
     log.write_text("\n".join([json.dumps(entry), *rest]) + "\n")
     with pytest.raises(ValueError, match="a choice is not in the menu"):
         write_search_report(tmp_path)
+
+
+def test_a_folder_is_called_by_its_last_name_in_a_title(tmp_path: Path) -> None:
+    KINDS["run folder of a search"].make(tmp_path)
+    config = json.loads((tmp_path / "config.json").read_text())
+    config["config"]["data"]["dataset"] = "/data/of mine/cats"
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    write_search_report(tmp_path)
+    assert "<h1>Search for a mixing policy on cats</h1>" in (tmp_path / "report.html").read_text()
+    write_comparison_report(tmp_path, comparison(["plain", "cutmix"], dataset="/data/of mine/cats"))
+    assert "<h1>2 ways to train the network search on cats</h1>" in (tmp_path / "report.html").read_text()
 
 
 # Comparisons

@@ -6,6 +6,7 @@ import os
 import random
 import re
 import resource
+import shlex
 import shutil
 import signal
 import subprocess
@@ -30,13 +31,17 @@ from rlmix.agent.tags import WRITTEN_BY
 from rlmix.agent.vec_env import WorkerFailedError
 from rlmix.agent.workers import episode_seed
 from rlmix.classifier.mixing import PolicySchedule
+from rlmix.classifier.training.config import TrainConfig
 from rlmix.classifier.training.trainer import Trainer
 from rlmix.envs import Menu, MixPolicyEnv
 from rlmix.experiments import report, train_agent
 from rlmix.experiments.comparison.intervals import verdict
 from rlmix.experiments.runs.command import Call
+from rlmix.experiments.runs.options import DataConfig, DatasetConfig
 from rlmix.experiments.search import config, plan, search, selection
-from rlmix.experiments.search.config import PRESETS, SearchConfig
+from rlmix.experiments.search.config import PRESETS, SearchConfig, TaskTrainConfig
+from rlmix.experiments.search.replay_command import replay_command
+from rlmix.experiments.training.config import ReplayConfig
 from tests import board
 from tests.experiments.explained import help_of, require_explained
 from tests.experiments.inline import skip_drawing
@@ -86,6 +91,12 @@ def lines(path: Path) -> list[dict[str, Any]]:
 
 def summary_of(run: Path) -> dict[str, Any]:
     return json.loads((run / "summary.json").read_text())
+
+
+def offered(run: Path) -> dict[str, Any]:
+    """The candidates' schedules by name."""
+    candidates: dict[str, Any] = json.loads((run / "candidates.json").read_text())
+    return candidates
 
 
 @pytest.fixture(scope="module")
@@ -138,6 +149,84 @@ def test_the_report_shows_contest_and_choices(run: Path) -> None:
         assert cell + (f"{100 * share:.0f}</td>" if share else "</td>") in page
 
 
+def test_the_report_says_what_the_task_is_and_what_the_policy_was_selected_from(run: Path) -> None:
+    page = unescape((run / "report.html").read_text())
+    assert "8 trainings of the network search, each of 8 to 10 updates on 100 to 120 images. The learned" in page
+    candidates, kept = summary_of(run)["candidates"], PolicySchedule.load(run / "policy.json").provenance["candidate"]
+    assert "The learned policy is " in page and "trained again on 2 fresh seeds" in page
+    for name, entry in candidates.items():
+        policies = [str(policy) for _, policy in PolicySchedule.from_json(offered(run)[name]).segments]
+        row = f'>{name}</th><td class="text">{" → ".join(policies)}</td><td class="text">'
+        shown = f"{100 * entry['mean']:.2f} ± {100 * entry['interval']:.2f}"
+        assert f"{row}{'kept' if name == kept else ''}</td><td>{shown}</td>" in page
+    (caption,) = re.findall("The agent tried this policy there: ([^<]*)<", page)
+    menu = Agent.load(run).menu
+    drawn = [menu.policy(action) for episode in lines(run / "episodes.jsonl") for action in episode["actions"]]
+    assert caption in {str(policy) for policy in drawn if set(policy.shares) != {"clean"}}
+
+
+def test_the_report_of_an_agent_that_chooses_once(
+    here: None, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The most probable policy need not be the one that is kept."""
+    options = (
+        "--dataset digits --menu family --segments 1 --train-size 100 100 --updates 8 8 --label-noise 0.4 0.4 "
+        "--image-size 8 --validation-size 100 --tasks 1 --reference-seeds 2 --episodes 4 --candidate-seeds 2 "
+        "--contest-seeds 1 --workers 1 --ppo.episodes-per-update 4"
+    )
+    run = tmp_path / "run"
+    train_agent.main([*options.split(), "--out", str(run)])
+    told, page = capsys.readouterr().out, unescape((run / "report.html").read_text())
+    task = "8 updates on 100 images of 8 x 8 pixels with 40 % wrong labels"
+    assert f"trainings of {task}, 1 workers" in told and f"each of {task}." in page
+    sentence = "The learned policy is one of the agent's 3 most probable ones: each was trained again on 2 fresh seeds"
+    assert sentence in told and sentence in page
+    schedule = PolicySchedule.load(run / "policy.json")
+    for name, entry in summary_of(run)["candidates"].items():
+        (row,) = [line for line in told.splitlines() if line.startswith(f"{name} ")]
+        assert f"{100 * entry['mean']:.2f} ± {100 * entry['interval']:.2f}" in row
+        assert ("kept" in row.split()) == (name == schedule.provenance["candidate"])
+        assert row.endswith(entry["policies"][0])
+
+
+def test_the_command_that_comes_next_trains_on_the_task_that_was_searched(user: tuple[Path, str, str]) -> None:
+    _, out, _ = user
+    told, explained = out.splitlines()[-2:]
+    script = "python experiments/replay_policy.py "
+    assert told.strip().startswith(script) and "the largest task that was searched" in explained
+    asked = Call("replay_policy", shlex.split(told.strip().removeprefix(script))).parse(ReplayConfig, None)
+    data = DataConfig("digits", validation_size=100, train_size=120)
+    assert asked == ReplayConfig(policy="run/policy.json", data=data, train=TrainConfig(updates=10))
+
+
+@pytest.mark.parametrize("name", PRESETS)
+def test_the_next_command_names_what_differs_from_its_defaults(name: str) -> None:
+    searched = PRESETS[name]
+    line, _, explained = replay_command(Path("my runs/policy.json"), searched).partition("\n")
+    options = shlex.split(line.removeprefix("python experiments/replay_policy.py "))
+    asked = Call("replay_policy", options).parse(ReplayConfig, None)
+    largest = searched.train_size[1], searched.updates[1], searched.label_noise[1]
+    assert (asked.data.train_size, asked.train.updates, asked.data.label_noise) == largest
+    assert replace(asked.train, compile="auto", updates=1000) == TrainConfig(
+        model=searched.train.model, batch_size=searched.train.batch_size
+    )
+    for option in ("dataset", "data_root", "image_size", "validation_size"):
+        assert getattr(asked.data, option) == getattr(searched.data, option)
+    assert asked.policy == "my runs/policy.json" and ("--dataset" in options) == (name in ("cifar10", "cifar100"))
+    assert ("the largest task" in explained) == (name == "family")
+
+
+def test_options_of_every_kind_are_spelled_as_the_next_command_reads_them() -> None:
+    train = TaskTrainConfig(nesterov=False, lr=0.05, lr_points=((0.0, 0.5), (1.0, 0.0)), lr_milestones=(0.25,))
+    searched = replace(PRESETS["clean"], train=train, lr_scale=(0.5, 0.5), data=DatasetConfig("a folder/of images"))
+    line = replay_command(Path("policy.json"), searched).splitlines()[0]
+    options = shlex.split(line.removeprefix("python experiments/replay_policy.py "))
+    asked = Call("replay_policy", options).parse(ReplayConfig, None)
+    assert asked.data.dataset == "a folder/of images"
+    assert (asked.train.nesterov, asked.train.lr) == (False, 0.025)
+    assert (asked.train.lr_points, asked.train.lr_milestones) == (train.lr_points, train.lr_milestones)
+
+
 def test_the_report_shows_the_probabilities_that_the_agent_gave(run: Path, copy: Path) -> None:
     schedule = PolicySchedule.load(run / "policy.json")
     probabilities = probabilities_of(schedule)
@@ -147,6 +236,7 @@ def test_the_report_shows_the_probabilities_that_the_agent_gave(run: Path, copy:
         for name, share in given["source"].items():
             start = until - 1 / SEGMENTS
             assert f"<title>source {name} {100 * share:.3g} %, from {100 * start:.3g} to {100 * until:.3g} %<" in page
+    assert "with a dot: that of the learned policy" in page and 'class="kept"' in page
     # Searches of before they were kept.
     summary = summary_of(copy)
     del summary["policy"]["provenance"]["probabilities"]
@@ -213,8 +303,7 @@ def test_policy_tells_where_it_comes_from(run: Path) -> None:
     expected = {"learned_by": "ppo", "dataset": "digits", "model": "search", "episodes": EPISODES, "seed": 0}
     assert expected.items() <= provenance.items()
     assert provenance["train_size"] == [100, 120] and provenance["updates"] == [8, 10]
-    offered = json.loads((run / "candidates.json").read_text())
-    assert PolicySchedule.from_json(offered[provenance["candidate"]]).segments == schedule.segments
+    assert PolicySchedule.from_json(offered(run)[provenance["candidate"]]).segments == schedule.segments
     assert_best_is_kept(run)
 
 
@@ -229,12 +318,12 @@ def test_best_candidate_is_kept(here: None, unfinished: Path, monkeypatch: pytes
 
 def assert_best_is_kept(run: Path) -> None:
     provenance = PolicySchedule.load(run / "policy.json").provenance
-    offered = json.loads((run / "candidates.json").read_text())
     means = {
         name: np.mean([e["accuracy"]["validation"] for e in lines(run / "trainings.jsonl")
                        if e["stage"] == "candidates" and e["name"] == name])
-        for name in offered
+        for name in offered(run)
     }  # fmt: skip
+    assert {name: entry["mean"] for name, entry in summary_of(run)["candidates"].items()} == pytest.approx(means)
     assert provenance["validation_accuracy"] == pytest.approx(means[provenance["candidate"]])
     assert means[provenance["candidate"]] == max(means.values())
 

@@ -316,7 +316,10 @@ def _make_search_run(folder: Path) -> None:
         "learned": {**row, "learned_minus_this": 0.0, "difference_interval": None},
         "plain": {**row, "learned_minus_this": 0.01, "difference_interval": 0.02},
     }
-    summary = {"policy": _schedule().to_json(), "contest": contest, "timing": {"seconds_this_time": 1.0}}
+    policy = PolicySchedule(_schedule().segments, {"candidate": "majority"}).to_json()
+    candidates = {"majority": {**row, "policies": ["clean 100 %", "rmix 100 %"]}}
+    timing = {"seconds_this_time": 1.0}
+    summary = {"policy": policy, "candidates": candidates, "contest": contest, "timing": timing}
     (folder / "summary.json").write_text(json.dumps(summary))
     with SummaryWriter(str(folder / "tensorboard")) as writer:
         writer.add_scalar("learning_curve/return_mean", 0.5, 1)
