@@ -67,7 +67,6 @@ def write_comparison(config: ReportConfig, path: Path, reading: Reading) -> None
         code = code_of("comparison", report["setting"])
     if not config.trust:
         require_no_code(config.run, code)
-    print("training a small network for the saliency of the mixed images, which takes some seconds", flush=True)
     write_comparison_report(path, report, config.data_root, reading=reading)
 
 

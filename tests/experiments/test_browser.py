@@ -95,7 +95,8 @@ def write_search(folder: Path) -> None:
     entry = {"mean": 0.5, "interval": 0.1, "accuracies": [0.4, 0.6], "difference_interval": 0.1}
     contest = {name: {**entry, "learned_minus_this": gap} for name, gap in (("learned", 0.0), ("plain", 0.2))}
     policy = PolicySchedule(chosen, as_provenance(probabilities)).to_json()
-    config = {"dataset": "digits", "model": "search"}
+    task = {"image_size": 8, "train_size": [100, 200], "updates": [10, 10], "label_noise": [0.0, 0.4]}
+    config = {"dataset": "digits", "model": "search", **task}
     described = {"config": config, "command": ["train_agent.py"], "machine": {"processor": "Abacus"}}
     (folder / "config.json").write_text(json.dumps(described))
     (folder / "summary.json").write_text(json.dumps({"policy": policy, "contest": contest}))
