@@ -14,7 +14,7 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import torch
@@ -30,10 +30,9 @@ from rlmix.classifier.files import with_filename, write_atomic
 from rlmix.experiments.comparison.intervals import format_interval, mean_interval
 from rlmix.experiments.runs.command import command
 from rlmix.experiments.runs.errors import RunError
-from rlmix.experiments.search.task_family import MENU, PLAIN, REFERENCE, SEGMENTS
+from rlmix.experiments.search.task_family import MENU, SEGMENTS
 from rlmix.experiments.studies.broad.logs import CHOICES, FEATURES, TASKS_OF_A_LOG, read_logs
 
-KEPT_TO = {"plain": CHOICES.index(PLAIN), "cutmix half": CHOICES.index(REFERENCE)}
 LOGS = ("broad/learn.jsonl", "broad/longer.jsonl", "family/episodes.jsonl")  # not those to rehearse on
 
 
@@ -51,8 +50,6 @@ class FitConfig:
     """Hyperparameters of values and forecaster."""
     follow: RegressionConfig = field(default_factory=lambda: RegressionConfig(temperature=0.5))
     """Caution, temperature, steps and learning rate of the agent that follows the values; the others are not used."""
-    cautious_about: Literal["plain", "cutmix half"] = "plain"
-    """Policy that the agent keeps to where it is not sure of a better one: caution is about the advantage over it."""
     out: str = "runs/broad_agent"
     """Folder of the agent's and the forecaster's files, and of start.json, the cross-validation."""
 
@@ -82,7 +79,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         forecaster = fit_forecaster(weighted, MENU, SEGMENTS, FEATURES, config.ridge, seed=config.seed, facts=facts)
         torch.manual_seed(config.seed)
         policy = new_policy(MENU, [PPOConfig().hidden] * 2, FEATURES)
-        advantages = advantages_of(forecaster.values, KEPT_TO[config.cautious_about])
+        advantages = advantages_of(forecaster.values)
         loss = follow_values(policy, advantages, decisions.observations, MENU, config.follow, seed=config.seed)
         out = Path(config.out)
         with with_filename(out):
@@ -118,15 +115,10 @@ def read_decisions(config: FitConfig) -> tuple[Decisions, NDArray[np.str_]]:
     return decisions, np.array([sets[task] for task in decisions.tasks])
 
 
-def advantages_of(values: ActionValues, action: int) -> ActionValues:
-    """Return the advantages over an action, whose own is 0 for every member.
-
-    Args:
-        values: linear values of the menu's actions.
-        action: place of the action in the menu's `actions()`.
-    """
+def advantages_of(values: ActionValues) -> ActionValues:
+    """Return the advantages over the menu's first action, whose own is 0 for every member."""
     networks = [network.without_state() for network in values.networks if isinstance(network, LinearValue)]
-    return ActionValues(values.effects - values.effects[action], values.mean, values.spread, networks)
+    return ActionValues(values.effects, values.mean, values.spread, networks)
 
 
 def leave_data_sets_out(decisions: Decisions, data_sets: NDArray[np.str_], config: FitConfig) -> dict[str, Any]:
