@@ -10,11 +10,12 @@ import pytest
 from rlmix.agent.agent import Agent
 from rlmix.agent.files import SHIPPED
 from rlmix.envs import Source
-from rlmix.experiments.comparison.intervals import mean_interval
+from rlmix.experiments.comparison.intervals import format_interval, mean_interval
 from rlmix.experiments.studies.broad import rehearse
 from tests.agent.loops import agent
 from tests.experiments.inline import run_inline
 
+ROOT = Path(__file__).parents[2]
 Refused = Callable[[Callable[[Sequence[str]], Any], Sequence[object]], str]
 
 
@@ -100,3 +101,23 @@ def test_agents_are_rehearsed_beside_fixed_policies(
     assert "tasks of --group usual, not longer" in refused(rehearse.main, [*options, SHIPPED, "--group", "longer"])
     assert "NAME=FOLDER" in refused(rehearse.main, [*options, "plain=shipped"])
     assert "--data-sets must be among" in refused(rehearse.main, [*options, SHIPPED, "--data-sets", "eurosat"])
+
+
+def test_the_documents_show_the_committed_rehearsal() -> None:
+    result = json.loads((ROOT / "experiments/results/broad/rehearsal/results.json").read_bytes())
+    page, readme = (ROOT / "docs/agent.md").read_text(), (ROOT / "README.md").read_text()
+    shown = {
+        "CutMix half": "CutMix on half of the updates",
+        "R-Mix half": "R-Mix on half",
+        "mixup half": "mixup on half",
+        SHIPPED: "the shipped agent",
+        "label smoothing": "label smoothing of 0.3",
+    }
+    for name, title in shown.items():
+        row = result["less_plain"][name]
+        over_tasks, over_sets = format_interval(*row["tasks"], signed=True), f"± {row['data_sets'][1]:.2f}"
+        assert f"| {title} | {over_tasks} | {over_sets} | {row['worst_tenth']:.2f} |" in page
+    assert f"On {result['tasks']} tasks of four other data sets" in readme
+    for name in (SHIPPED, "CutMix half"):
+        mean, half = result["less_plain"][name]["tasks"]
+        assert f"{mean:.1f} ± {half:.1f}" in readme
