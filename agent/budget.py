@@ -139,7 +139,7 @@ class BudgetSearch:
         self.counts = counts_within(budget, forecaster.segments)
         """Number of candidates in each segment, at most."""
         self.outlooks: list[Outlook] = []
-        """What was expected at the start of each segment so far."""
+        """Gains that were expected, one entry for the start of each segment so far."""
         self.steps: list[Step] = []
         self.results: dict[int, StepResult] = {}
         self._actions = forecaster.menu.actions()

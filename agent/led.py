@@ -13,9 +13,8 @@ from rlmix.classifier.mixing import PolicySchedule
 from rlmix.classifier.training.stats import TrainStats, merge_stats
 from rlmix.classifier.training.trainer import Trainer
 from rlmix.envs.observation import TrainingState, checks_labels
+from rlmix.envs.task_trainer import VALIDATION_LIMIT
 from rlmix.envs.tasks import Task
-
-VALIDATION_LIMIT = 1000  # validation images that an agent sees after a segment, as in the environment
 
 
 def train_by_agent(trainer: Trainer, agent: Agent) -> tuple[TrainStats, PolicySchedule]:

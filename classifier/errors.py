@@ -1,7 +1,7 @@
 """The one error for a user's mistakes, and what most of its messages need."""
 
 import difflib
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 
 
 class InputError(ValueError):
@@ -11,9 +11,15 @@ class InputError(ValueError):
     """
 
 
-def near_matches(name: str, known: Iterable[str]) -> str:
-    """Return `; did you mean a, b?` for the names most similar to `name`, or an empty text."""
-    close = difflib.get_close_matches(name, list(known))
+def near_matches(name: str, known: Iterable[str], spelling: Mapping[str, str] | None = None) -> str:
+    """Return `; did you mean a, b?` for the names most similar to `name`, or an empty text.
+
+    Args:
+        name: what was given.
+        known: the names.
+        spelling: how names are written in the text, where it is otherwise; optional.
+    """
+    close = [(spelling or {}).get(one, one) for one in difflib.get_close_matches(name, list(known))]
     return f"; did you mean {', '.join(close)}?" if close else ""
 
 

@@ -18,6 +18,8 @@ from rlmix.classifier.training.trainer import Trainer
 from rlmix.envs.image_library import ImageLibrary
 from rlmix.envs.tasks import Task
 
+VALIDATION_LIMIT = 1000  # validation images that an agent sees after a segment, before the end of a training
+
 
 @dataclass(frozen=True)
 class Segment:
@@ -80,7 +82,7 @@ class TaskTrainer:
         image_size: int | None = None,
         training: TrainConfig | Mapping[str, Any] | None = None,
         validation_size: int | None = None,
-        validation_limit: int | None = 1000,
+        validation_limit: int | None = VALIDATION_LIMIT,
         splits: Splits | None = None,
         library: ImageLibrary | None = None,
     ) -> None:

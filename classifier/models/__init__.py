@@ -1,12 +1,11 @@
 """Networks by name: maps (number of classes, image channels) to a module that returns logits."""
 
-import difflib
 import importlib
 from collections.abc import Callable
 
 from torch import nn
 
-from rlmix.classifier.errors import InputError
+from rlmix.classifier.errors import InputError, near_matches
 from rlmix.classifier.models.convnet import ConvNet
 from rlmix.classifier.models.densenet import densenet121, densenet121_small
 from rlmix.classifier.models.label_head import attach_label_head, find_last_layer, without_label_head
@@ -91,9 +90,8 @@ def _import_factory(name: str) -> Callable[[int, int], nn.Module]:
 def _suggestion(name: str) -> str:
     if name in (theirs := torchvision_classifiers()):
         return f"; did you mean torchvision/{name}?"
-    names = {**{theirs_name: f"torchvision/{theirs_name}" for theirs_name in theirs}, **{ours: ours for ours in MODELS}}
-    close = difflib.get_close_matches(name, names)
-    return f"; did you mean {', '.join(names[one] for one in close)}?" if close else ""
+    library = {one: f"torchvision/{one}" for one in theirs if one not in MODELS}
+    return near_matches(name, [*MODELS, *library], library)
 
 
 __all__ = [

@@ -5,12 +5,15 @@ ResizeMix, Manifold Mixup and mixup were published mixing every update, which co
 distribution that was published for CIFAR; the factor of label smoothing is the one that LaMix's authors found best.
 """
 
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from rlmix.agent.agent import Agent
 from rlmix.agent.config import RLMixAgentConfig
+from rlmix.agent.files import SHIPPED
 from rlmix.classifier.mixing import LamDistribution, MixPolicy, PolicySchedule
+from rlmix.experiments.runs.errors import RunError
 
 Saliency = Literal["recycled", "exact"]
 
@@ -45,6 +48,39 @@ class Contestant:
     policy: PolicySchedule | Agent
     saliency: Saliency = "recycled"
     thresholds: ThresholdChoice | None = None
+
+
+def require_new(name: str, option: str, taken: Collection[str]) -> None:
+    """Refuse a name of a user's contestant that stands for another one already.
+
+    Raises:
+        RunError: it does.
+    """
+    if name in CONTESTANTS or name in taken:
+        raise RunError(f"{option}: the name {name!r} stands for another contestant; choose another")
+
+
+def load_agents(entries: Sequence[str], taken: Collection[str]) -> dict[str, Agent]:
+    """Return the agents of `--agents` by name.
+
+    Args:
+        entries: each shipped, or NAME=FOLDER.
+        taken: names of other contestants.
+
+    Raises:
+        RunError: an entry has another form, or its name is taken.
+        DamagedFileError: an agent cannot be used.
+    """
+    agents: dict[str, Agent] = {}
+    for entry in entries:
+        name, equals, path = (SHIPPED, "=", SHIPPED) if entry == SHIPPED else entry.partition("=")
+        if not (name and equals and path):
+            raise RunError(
+                f"--agents must be shipped, or NAME=FOLDER, such as learned=runs/agent-DATE-TIME, got {entry!r}"
+            )
+        require_new(name, "--agents", {*taken, *agents})
+        agents[name] = Agent.load(path)
+    return agents
 
 
 def only_policy(contestant: Contestant) -> MixPolicy:

@@ -31,7 +31,14 @@ from rlmix.classifier.training.stats import EvalStats
 from rlmix.classifier.training.trainer import Trainer
 from rlmix.envs import RLMixEnv
 from rlmix.experiments.comparison.config import NAMED, ComparisonConfig, ComparisonTrainConfig
-from rlmix.experiments.comparison.contestants import CONTESTANTS, Contestant, Saliency, ThresholdChoice
+from rlmix.experiments.comparison.contestants import (
+    CONTESTANTS,
+    Contestant,
+    Saliency,
+    ThresholdChoice,
+    load_agents,
+    require_new,
+)
 from rlmix.experiments.comparison.results import pack_hits
 from rlmix.experiments.comparison.runner import Line, TrainingLog
 from rlmix.experiments.runs.errors import RunError, reject_incompatible
@@ -66,9 +73,7 @@ class Setting:
     def draw(self, seed: int) -> Splits:
         """Return the images of the training with a seed; the data set is loaded and split once in each process."""
         data = self.data
-        return _whole(replace(data, train_size=None, label_noise=0.0)).draw(
-            data.train_size, data_seed=seed, label_noise=data.label_noise
-        )
+        return _whole(data).draw(data.train_size, data_seed=seed, label_noise=data.label_noise)
 
     def to_json(self) -> dict[str, Any]:
         """Return the options by name, as logs and results hold them: those that every log has, and those changed.
@@ -111,34 +116,21 @@ def select_contestants(config: ComparisonConfig) -> dict[str, Contestant]:
         name, equals, path = entry.partition("=")
         if not (name and equals and path):
             raise RunError(f"--schedules must be NAME=FILE, such as learned=policy.json, got {entry!r}")
-        _require_new(name, "--schedules", selected)
+        require_new(name, "--schedules", selected)
         selected[name] = Contestant(name, PolicySchedule.load(path))
-    for entry in config.agents:
-        name, equals, path = (SHIPPED, "=", SHIPPED) if entry == SHIPPED else entry.partition("=")
-        if not (name and equals and path):
-            raise RunError(
-                f"--agents must be shipped, or NAME=FOLDER, such as learned=runs/agent-DATE-TIME, got {entry!r}"
-            )
-        _require_new(name, "--agents", selected)
-        title = "the shipped agent" if path == SHIPPED else f"{name}, an agent"
-        selected[name] = Contestant(title, Agent.load(path))
+    for name, agent in load_agents(config.agents, selected).items():
+        selected[name] = Contestant("the shipped agent" if name == SHIPPED else f"{name}, an agent", agent)
     if config.baseline not in selected:
         raise RunError(f"--baseline must be one of the contestants {' '.join(selected)}, got {config.baseline}")
     return selected
 
 
-def _require_new(name: str, option: str, selected: Collection[str]) -> None:
-    if name in CONTESTANTS or name in selected:
-        raise RunError(f"{option}: the name {name!r} stands for another contestant; choose another")
-
-
 def all_where_there_are_fewer(config: ComparisonConfig) -> ComparisonConfig:
     """Return the options with all training images where there are fewer than the default number."""
-    wanted = config.data.train_size
-    everything = replace(config.data, train_size=None)
-    if wanted is None or len(_whole(replace(everything, label_noise=0.0)).train) >= wanted:
+    data = config.data
+    if data.train_size is None or len(_whole(data).train) >= data.train_size:
         return config
-    return replace(config, data=everything)
+    return replace(config, data=replace(data, train_size=None))
 
 
 def resolve(config: ComparisonConfig, contestants: Collection[Contestant]) -> tuple[Setting, int]:
@@ -155,7 +147,7 @@ def resolve(config: ComparisonConfig, contestants: Collection[Contestant]) -> tu
         RunError: an option is out of range, or a contestant cannot train this network on these images.
         DataError: the data set is not available or is too small.
     """
-    data = config.data.draw(0)
+    data = _whole(config.data).draw(config.data.train_size, data_seed=0, label_noise=config.data.label_noise)
     part = data.test if config.test_set else data.development
     if not len(part):
         kind = "test" if config.test_set else "development"
@@ -362,9 +354,13 @@ def _identity(name: str, contestant: Contestant) -> list[dict[str, Any]] | str |
     return policy.checksum if isinstance(policy, Agent) else policy.to_json()["segments"]
 
 
-@functools.cache
 def _whole(data: DataConfig) -> Splits:
-    """Return a data set's splits, with all training images."""
+    """Return a data set's splits, with all training images; loaded once in each process."""
+    return _loaded(replace(data, train_size=None, label_noise=0.0))
+
+
+@functools.cache
+def _loaded(data: DataConfig) -> Splits:
     return data.draw(0)
 
 

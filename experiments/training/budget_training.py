@@ -21,7 +21,6 @@ from torch.utils.tensorboard.writer import SummaryWriter
 from rlmix.agent.agent import Agent
 from rlmix.agent.budget import BudgetSearch, Outlook, Step, StepResult
 from rlmix.agent.decisions import Decision
-from rlmix.agent.led import VALIDATION_LIMIT
 from rlmix.agent.ray_env import WorkerResources
 from rlmix.agent.tags import Tag
 from rlmix.agent.values import Forecaster
@@ -32,6 +31,7 @@ from rlmix.classifier.mixing import PolicySchedule
 from rlmix.classifier.training.trainer import Trainer
 from rlmix.envs.observation import TrainingState, checks_labels, observe
 from rlmix.envs.seeds import derive_seed
+from rlmix.envs.task_trainer import VALIDATION_LIMIT
 from rlmix.experiments.comparison.runner import training_processes
 from rlmix.experiments.reports import describe_kept
 from rlmix.experiments.runs.errors import RunError, reject_incompatible

@@ -16,7 +16,6 @@ from torch.utils.tensorboard.writer import SummaryWriter
 from tqdm import tqdm
 
 from rlmix.agent.decisions import NOTHING_MIXED, PolicyFn, agent_mixed_nothing
-from rlmix.agent.led import VALIDATION_LIMIT
 from rlmix.agent.scheduler import PolicyScheduler
 from rlmix.agent.tags import Layout, Tag, multiline
 from rlmix.classifier.data import Splits
@@ -29,6 +28,7 @@ from rlmix.classifier.training.stats import EvalStats
 from rlmix.classifier.training.trainer import Trainer
 from rlmix.envs import Task
 from rlmix.envs.observation import TrainingState
+from rlmix.envs.task_trainer import VALIDATION_LIMIT
 from rlmix.experiments.reports import REPORT_FILE, describe_rollback
 from rlmix.experiments.runs.errors import RunError, reject_incompatible
 from rlmix.experiments.runs.folder import RunFolder, stop_file

@@ -2,6 +2,7 @@
 
 import itertools
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,16 +12,28 @@ import pytest
 from rlmix.agent.agent import Agent
 from rlmix.agent.files import NAMED, SHIPPED
 from rlmix.agent.values import Forecaster
-from rlmix.envs import BroadTasks, Source
+from rlmix.envs import BroadTasks, MixPolicyEnv, Source
 from rlmix.envs.observation import DEFAULT_FEATURES, RECORDED_FEATURES
 from rlmix.experiments.search.task_family import MENU, SEGMENTS
 from rlmix.experiments.studies.broad import fit_agent, logs, record
 
+TASKS = BroadTasks((Source("digits", (80,) * 10, False),), seed=5, updates=(10, 10), seconds=1.5)
+
+
+def environment(features: Sequence[str]) -> MixPolicyEnv:
+    return MixPolicyEnv(
+        task_trainer=record.shared_trainer((("digits", "digits"),), "fp32"),
+        tasks=TASKS,
+        segments=SEGMENTS,
+        reward="final",
+        menu=MENU,
+        features=features,
+    )
+
 
 @pytest.fixture
 def line() -> dict[str, Any]:
-    tasks = BroadTasks((Source("digits", (80,) * 10, False),), seed=5, updates=(10, 10), seconds=1.5)
-    recorded: dict[str, Any] = record.record(record.plans(3)[3], tasks, (("digits", "digits"),), "fp32")
+    recorded: dict[str, Any] = record.record(record.plans(3)[3], TASKS, (("digits", "digits"),), "fp32")
     return recorded
 
 
@@ -28,15 +41,7 @@ def test_recorded_observations_are_those_of_the_environment(line: dict[str, Any]
     meaning = {"known": RECORDED_FEATURES[: record.BEFOREHAND], "rows": RECORDED_FEATURES[record.BEFOREHAND :]}
     (episode,) = logs.broad_episodes([line], meaning)
     assert episode.score == 100 * line["development"] and len(episode.actions) == len(SEGMENTS)
-    tasks = BroadTasks((Source("digits", (80,) * 10, False),), seed=5, updates=(10, 10), seconds=1.5)
-    env = record.MixPolicyEnv(
-        task_trainer=record.shared_trainer((("digits", "digits"),), "fp32"),
-        tasks=tasks,
-        segments=SEGMENTS,
-        reward="final",
-        menu=MENU,
-        features=logs.FEATURES,
-    )
+    env = environment(logs.FEATURES)
     seen, _ = env.reset(seed=3)
     for observation, action in zip(episode.observations, episode.actions, strict=True):
         assert observation == pytest.approx(seen, abs=1e-3)
@@ -45,17 +50,9 @@ def test_recorded_observations_are_those_of_the_environment(line: dict[str, Any]
 
 def test_the_familys_log_says_the_same_in_other_features() -> None:
     """Its first observation, and the features that an agent of broad tasks sees, of one state of a training."""
-    tasks = BroadTasks((Source("digits", (80,) * 10, False),), seed=5, updates=(10, 10), seconds=1.5)
     seen = {}
     for features in (DEFAULT_FEATURES, logs.FEATURES):
-        env = record.MixPolicyEnv(
-            task_trainer=record.shared_trainer((("digits", "digits"),), "fp32"),
-            tasks=tasks,
-            segments=SEGMENTS,
-            reward="final",
-            menu=MENU,
-            features=features,
-        )
+        env = environment(features)
         observations = [env.reset(seed=3)[0]]
         actions = [MENU.actions()[4], MENU.actions()[0]]
         observations += [env.step(action)[0] for action in actions]

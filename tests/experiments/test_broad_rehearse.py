@@ -99,7 +99,8 @@ def test_agents_are_rehearsed_beside_fixed_policies(
     agent(4).save(tmp_path / "agent")
     assert "another agent by the name mine" in refused(rehearse.main, [*options, f"mine={tmp_path / 'agent'}"])
     assert "tasks of --group usual, not longer" in refused(rehearse.main, [*options, SHIPPED, "--group", "longer"])
-    assert "NAME=FOLDER" in refused(rehearse.main, [*options, "plain=shipped"])
+    assert "NAME=FOLDER" in refused(rehearse.main, [*options, "plain"])
+    assert "'plain' stands for another contestant" in refused(rehearse.main, [*options, "plain=shipped"])
     assert "--data-sets must be among" in refused(rehearse.main, [*options, SHIPPED, "--data-sets", "eurosat"])
 
 

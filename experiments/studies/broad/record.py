@@ -48,16 +48,16 @@ GROUPS = {  # data sets to learn from, and to rehearse on; no other may be looke
 }
 BUILT_IN = ("fashion_mnist", "digits")  # read from where `load_dataset` finds them
 SEEDS = {"learn": 230_001, "rehearse": 230_002, "longer": 230_003, "usual": 230_005}  # of the tasks
-LONGER: dict[str, Any] = {"updates": (250, 2000), "seconds": 12.0}
-USUAL: dict[str, Any] = {"updates": (200, 2000), "seconds": 18.0, "usual": True}
-DRAWN = {"longer": LONGER, "usual": USUAL}  # arguments of `BroadTasks`, where they differ from its defaults
+DRAWN: dict[str, dict[str, Any]] = {  # arguments of `BroadTasks`, where they differ from its defaults
+    "longer": {"updates": (250, 2000), "seconds": 12.0},
+    "usual": {"updates": (200, 2000), "seconds": 18.0, "usual": True},
+}
 LATER = 2  # trainings of a usual task that are plain at first
 CHOICES = MENU.actions()
 FIXED = 2  # trainings under fixed policies, besides plain
 CHANGES = 0.5  # probability of another policy after a segment, in the last training of a task
 BEFOREHAND = RECORDED_FEATURES.index("progress")  # features before this one never change within a training
 DIGITS = 3  # decimals of a logged feature
-VALIDATION_LIMIT = 1000  # images, before the end of a training
 
 
 @dataclass(frozen=True)
@@ -242,7 +242,7 @@ def record(
 def shared_trainer(places: tuple[tuple[str, str], ...], precision: Precision) -> TaskTrainer:
     """Return the trainer of the tasks, built once in each process."""
     training = TrainConfig(device="cpu", precision=precision)
-    return TaskTrainer(training=training, validation_limit=VALIDATION_LIMIT, library=ImageLibrary(dict(places)))
+    return TaskTrainer(training=training, library=ImageLibrary(dict(places)))
 
 
 def drawn_sources(file: Path, places: Mapping[str, str]) -> tuple[Source, ...]:

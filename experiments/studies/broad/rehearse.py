@@ -32,6 +32,7 @@ from rlmix.classifier.mixing import MixPolicy, PolicySchedule
 from rlmix.classifier.training.config import Precision
 from rlmix.envs import BroadTasks, Source, Task
 from rlmix.envs.seeds import training_seed
+from rlmix.experiments.comparison.contestants import load_agents
 from rlmix.experiments.comparison.intervals import format_interval, mean_interval
 from rlmix.experiments.comparison.runner import Line, TrainingLog
 from rlmix.experiments.runs.command import command
@@ -136,12 +137,7 @@ def select(agents: Sequence[str], *, menu: bool = False) -> dict[str, PolicySche
         selected = {
             str(policy): PolicySchedule.fixed(policy) for policy in sorted(policies, key=lambda one: one != PLAIN)
         }
-    for entry in agents:
-        name, equals, folder = (SHIPPED, "=", SHIPPED) if entry == SHIPPED else entry.partition("=")
-        if not (name and equals and folder) or name in selected:
-            raise RunError(f"--agents must be shipped, or NAME=FOLDER with a name of its own, got {entry!r}")
-        selected[name] = Agent.load(folder)
-    return selected
+    return {**selected, **load_agents(agents, selected)}
 
 
 def train(

@@ -64,7 +64,7 @@ class WorthConfig:
 
 @dataclass(frozen=True)
 class Expected:
-    """What was expected on the tasks, before each segment, and what came; in points, `[T, S]` each.
+    """Gains that were expected on the tasks, before each segment, and those that came; in points, `[T, S]` each.
 
     Attributes:
         drawn: gain of the candidates over the first of them, by the forecaster's draws.
