@@ -88,17 +88,13 @@ class PolicyScheduler:
             evaluation: validation after the segment; None where it was not measured.
             labels: signs of wrong training labels after it; optional, defaults to not measured.
         """
-        before = self.state.evaluation or EvalStats.at_chance(self.state.num_classes)
-        self.state = replace(
-            self.state,
+        self.state = self.state.after(
             progress=progress,
             relative_lr=relative_lr,
             segment=merge_stats(self._parts),
             evaluation=evaluation,
-            accuracy_before=before.accuracy,
             action=self._action,
             labels=labels,
-            before=self.state,
         )
         self.policy, self._parts = None, []
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -244,16 +243,13 @@ class MixPolicyEnv(gym.Env[Any, Any]):
         accuracy = segment.evaluation.accuracy
         terminated = segment.diverged or self._segment == len(self.segments) - 1
         reward = self._reward(accuracy, terminated)
-        self.state = replace(
-            self.state,
+        self.state = self.state.after(
             progress=trainer.progress,
             relative_lr=trainer.relative_lr,
             segment=segment.stats,
             evaluation=segment.evaluation,
-            accuracy_before=self._accuracy,
             action=self.choice(action),
             labels=segment.labels,
-            before=self.state,
         )
         observation = observe(self.state, self.menu, self.features)
         self._accuracy = accuracy

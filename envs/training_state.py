@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from rlmix.classifier.models import without_label_head
@@ -89,6 +89,30 @@ class TrainingState:
             trainer.progress,
             trainer.relative_lr,
             setting=Setting.of(trainer),
+        )
+
+    def after(
+        self,
+        *,
+        progress: float,
+        relative_lr: float,
+        segment: TrainStats,
+        evaluation: EvalStats | None,
+        action: tuple[int, ...] | None,
+        labels: LabelStats | None = None,
+    ) -> TrainingState:
+        """Return the state one segment later; arguments as the attributes."""
+        before = self.evaluation or EvalStats.at_chance(self.num_classes)
+        return replace(
+            self,
+            progress=progress,
+            relative_lr=relative_lr,
+            segment=segment,
+            evaluation=evaluation,
+            accuracy_before=before.accuracy,
+            action=action,
+            labels=labels,
+            before=self,
         )
 
     def earlier(self, segments: int) -> TrainingState:

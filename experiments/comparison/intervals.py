@@ -46,6 +46,22 @@ def paired_difference(ours: Sequence[float], theirs: Sequence[float]) -> tuple[f
     return mean_interval([a - b for a, b in zip(ours, theirs, strict=True)])
 
 
+def interval_by_unit(values: Sequence[float], data_sets: Sequence[str]) -> dict[str, tuple[float, float]]:
+    """Return mean and half-width of the 95 % interval with tasks as units, and with data sets: over their means.
+
+    Args:
+        values: one for each task.
+        data_sets: each task's data set.
+    """
+    by_set: dict[str, list[float]] = {}
+    for value, name in zip(values, data_sets, strict=True):
+        by_set.setdefault(name, []).append(value)
+    return {
+        "tasks": mean_interval(values),
+        "data_sets": mean_interval([float(np.mean(by_set[name])) for name in sorted(by_set)]),
+    }
+
+
 MIN_RISE = 4  # values, one for each quarter
 
 

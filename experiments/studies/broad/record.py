@@ -40,17 +40,27 @@ from rlmix.experiments.runs.errors import RunError
 from rlmix.experiments.search.task_family import MENU, PLAIN, SEGMENTS
 
 LEARN = ("fashion_mnist", "mnist", "kmnist", "cifar10", "gtsrb", "pacs")
+REHEARSE = ("digits", "flowers5", "sign_digits", "cifar100")
 GROUPS = {  # data sets to learn from, and to rehearse on; no other may be looked at before the contest
     "learn": LEARN,
     "longer": LEARN,
     "usual": LEARN,
-    "rehearse": ("digits", "flowers5", "sign_digits", "cifar100"),
+    "rehearse": REHEARSE,
+    "rehearse-usual": REHEARSE,
 }
 BUILT_IN = ("fashion_mnist", "digits")  # read from where `load_dataset` finds them
-SEEDS = {"learn": 230_001, "rehearse": 230_002, "longer": 230_003, "usual": 230_005}  # of the tasks
+SEEDS = {  # of the tasks
+    "learn": 230_001,
+    "rehearse": 230_002,
+    "longer": 230_003,
+    "usual": 230_005,
+    "rehearse-usual": 230_006,
+}
+USUAL = {"updates": (200, 2000), "seconds": 18.0, "usual": True}
 DRAWN: dict[str, dict[str, Any]] = {  # arguments of `BroadTasks`, where they differ from its defaults
     "longer": {"updates": (250, 2000), "seconds": 12.0},
-    "usual": {"updates": (200, 2000), "seconds": 18.0, "usual": True},
+    "usual": USUAL,
+    "rehearse-usual": USUAL,
 }
 LATER = 2  # trainings of a usual task that are plain at first
 CHOICES = MENU.actions()
@@ -66,9 +76,9 @@ class RecordConfig:
 
     data: str
     """Folder of the data sets: NAME.zip or NAME/, with train/CLASS/* and test/CLASS/* inside."""
-    group: Literal["learn", "longer", "usual", "rehearse"] = "learn"
-    """Tasks that are trained: learn or longer, five trainings each, usual, six, or rehearse, under every policy of the
-    menu."""
+    group: Literal["learn", "longer", "usual", "rehearse", "rehearse-usual"] = "learn"
+    """Tasks that are trained: learn or longer, five trainings each, usual, six, or rehearse or rehearse-usual, under
+    every policy of the menu."""
     tasks: int = 2000
     """Number of tasks: 0, 1, 2, ..."""
     processes: int = 2
@@ -185,7 +195,11 @@ def every_policy(number: int) -> list[TrainingPlan]:
     ]
 
 
-PLANS = {"usual": usual_plans, "rehearse": every_policy}  # the other groups' are `plans`
+PLANS = {
+    "usual": usual_plans,
+    "rehearse": every_policy,
+    "rehearse-usual": every_policy,
+}  # the other groups' are `plans`
 
 
 def record(

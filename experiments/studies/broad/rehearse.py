@@ -33,7 +33,7 @@ from rlmix.classifier.training.config import Precision
 from rlmix.envs import BroadTasks, Source, Task
 from rlmix.envs.seeds import training_seed
 from rlmix.experiments.comparison.contestants import load_agents
-from rlmix.experiments.comparison.intervals import format_interval, mean_interval
+from rlmix.experiments.comparison.intervals import format_interval, interval_by_unit, mean_interval
 from rlmix.experiments.comparison.runner import Line, TrainingLog
 from rlmix.experiments.runs.command import command
 from rlmix.experiments.runs.errors import RunError
@@ -204,23 +204,21 @@ def summarise(lines: Sequence[Line]) -> dict[str, Any]:
     datasets = {line["task"]: line["dataset"] for line in lines}
     sets = sorted(set(datasets.values()))
     grid = np.array([[accuracy[number, name] for name in names] for number in numbers])  # tasks x contestants
-    of_set = np.array([sets.index(datasets[number]) for number in numbers])
+    of_set = [datasets[number] for number in numbers]
 
     def row(place: int, base: int) -> dict[str, Any]:
         gap = grid[:, place] - grid[:, base]
-        by_set = [gap[of_set == one].tolist() for one in range(len(sets))]
         worst = np.sort(gap)[: max(len(gap) // 10, 1)]
         return {
-            "tasks": mean_interval(gap.tolist()),
-            "data_sets": mean_interval([float(np.mean(values)) for values in by_set]),
-            "by_data_set": {name: mean_interval(values) for name, values in zip(sets, by_set, strict=True)},
+            **interval_by_unit(gap.tolist(), of_set),
+            "by_data_set": {name: mean_interval(gap[np.array(of_set) == name].tolist()) for name in sets},
             "worst_tenth": float(worst.mean()),
         }
 
     best_fixed = max(range(fixed), key=lambda place: grid[:, place].mean())
     return {
         "tasks": len(numbers),
-        "data_sets": {name: int((of_set == place).sum()) for place, name in enumerate(sets)},
+        "data_sets": {name: of_set.count(name) for name in sets},
         "best_fixed": names[best_fixed],
         "accuracy": {name: float(grid[:, place].mean()) for place, name in enumerate(names)},
         "less_plain": {name: row(place, 0) for place, name in enumerate(names) if place},

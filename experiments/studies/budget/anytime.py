@@ -31,7 +31,7 @@ from rlmix.agent.plots import interval_plot, png
 from rlmix.agent.values import Forecaster
 from rlmix.classifier.errors import require_at_least
 from rlmix.classifier.files import LineLog, with_filename, write_atomic
-from rlmix.experiments.comparison.intervals import format_interval, mean_interval
+from rlmix.experiments.comparison.intervals import format_interval, interval_by_unit, mean_interval
 from rlmix.experiments.runs.command import command
 from rlmix.experiments.runs.errors import RunError, reject_incompatible
 from rlmix.experiments.studies.broad.record import CHOICES, GROUPS
@@ -41,6 +41,7 @@ from rlmix.experiments.studies.budget.rivals import Kept
 
 BUDGETS = (1, 2, 4, 8, 16)
 OURS, BEST_FIXED, ORACLE = "ours", "best fixed policy", "oracle: all 16, validation decides"
+LOOKED_UP = 10  # times as many repetitions of what is only looked up
 SHARE, BEHIND = 0.9, 0.2  # aims: of the way to the oracle at 2 trainings, points behind it at 4
 
 Curve = Sequence[Mapping[float, Kept]]  # of one task: repetitions, and in each what is kept at each budget
@@ -70,8 +71,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """Run the command."""
     with command("studies/budget/anytime", arguments) as call:
         config = call.parse(AnytimeConfig, __doc__)
-        if find_spec("optuna") is None:
-            raise RunError("optuna is not installed, and two of the methods are its own: pip install optuna")
+        require_optuna()
         tasks = read_tasks(config.log)
         torch.set_num_threads(1)
         out = Path(config.out)
@@ -86,19 +86,32 @@ def main(arguments: Sequence[str] | None = None) -> None:
         print(f"written: {out}/results.json, results.md, results.png")
 
 
+def require_optuna() -> None:
+    """Refuse to compare without Optuna.
+
+    Raises:
+        RunError: it is not installed.
+    """
+    if find_spec("optuna") is None:
+        raise RunError("optuna is not installed, and two of the methods are its own: pip install optuna")
+
+
 def read_tasks(log: str) -> list[RecordedTask]:
     """Return the tasks of a log, of which the forecaster has seen none.
 
     Raises:
-        RunError: there is no such log, or it is of data sets that forecasters learn from.
+        RunError: there is no such log, or it is of one data set, or of some that forecasters learn from.
     """
     path, meaning = Path(log), Path(log).with_suffix(".json")
     if not (path.is_file() and meaning.is_file()):
         raise RunError(f"--log: expected {path} and {meaning.name}; studies/broad/record.py writes both")
     with reject_incompatible(path):
         tasks = recorded_tasks(LineLog(path).read(), json.loads(meaning.read_bytes()))
-    if seen := {task.dataset for task in tasks} & set(GROUPS["learn"]):
+    sets = {task.dataset for task in tasks}
+    if seen := sets & set(GROUPS["learn"]):
         raise RunError(f"--log: expected data sets that no forecaster learns from, got {', '.join(sorted(seen))}")
+    if len(sets) < 2:
+        raise RunError(f"--log: expected tasks of at least 2 data sets, got {len(tasks)} of {', '.join(sets)} alone")
     return tasks
 
 
@@ -106,53 +119,70 @@ def play(
     tasks: Sequence[RecordedTask], agent: Agent, forecaster: Forecaster, config: AnytimeConfig
 ) -> dict[str, list[Curve]]:
     """Return what each method keeps on each task, by its name."""
+
+    def our_start(task: RecordedTask, budget: float) -> list[int]:
+        return [CHOICES.index(step.action) for step in rivals.held_search(task, budget, agent, forecaster).due]
+
+    return {
+        OURS: _once(tasks, lambda task, budget: rivals.ours(rivals.held_search(task, budget, agent, forecaster), task)),
+        "our start, then validation alone": _once(
+            tasks, lambda task, budget: rivals.by_validation(task, budget, our_start(task, budget))
+        ),
+        "random start, then validation alone": _drawn(
+            tasks,
+            lambda task, budget, random: rivals.by_validation(task, budget, random.permutation(POLICIES).tolist()),
+            LOOKED_UP * config.repeats,
+        ),
+        **play_rivals(tasks, repeats=config.repeats, reduction=config.reduction),
+    }
+
+
+def play_rivals(tasks: Sequence[RecordedTask], *, repeats: int, reduction: int) -> dict[str, list[Curve]]:
+    """Return what each method that needs no agent keeps on each task, by its name.
+
+    Args:
+        tasks: the tasks.
+        repeats: number of repetitions of methods that draw.
+        reduction: reduction factor of Optuna's pruners.
+    """
     others = rivals.left_out(tasks, POLICIES, whole_data_set=False)
     elsewhere = rivals.left_out(tasks, POLICIES, whole_data_set=True)
-
-    def once(keep: Callable[[RecordedTask, float], Kept]) -> list[Curve]:
-        return [[{budget: keep(task, budget) for budget in BUDGETS}] for task in tasks]
-
-    def drawn(keep: Callable[[RecordedTask, float, np.random.Generator], Kept], often: int) -> list[Curve]:
-        return [
-            [
-                {budget: keep(task, budget, np.random.default_rng([task.number, repeat])) for budget in BUDGETS}
-                for repeat in range(often)
-            ]
-            for task in tasks
-        ]
 
     def in_order(policies: Sequence[int], task: RecordedTask, budget: float) -> Kept:
         return Kept(rivals.best_of(task, policies[: int(budget)]), budget)
 
     def optunas(parts: Any) -> list[Curve]:
-        return [
-            [rivals.by_optuna(task, BUDGETS, seed, config.reduction, parts) for seed in range(config.repeats)]
-            for task in tasks
-        ]
+        return [[rivals.by_optuna(task, BUDGETS, seed, reduction, parts) for seed in range(repeats)] for task in tasks]
 
-    def our_start(task: RecordedTask, budget: float) -> list[int]:
-        return [CHOICES.index(step.action) for step in rivals.held_search(task, budget, agent, forecaster).due]
-
-    quick = 10 * config.repeats  # of what is only looked up
     return {
-        OURS: once(lambda task, budget: rivals.ours(rivals.held_search(task, budget, agent, forecaster), task)),
-        "our start, then validation alone": once(
-            lambda task, budget: rivals.by_validation(task, budget, our_start(task, budget))
+        "greedy portfolio": _once(tasks, lambda task, budget: in_order(others[task.number], task, budget)),
+        "greedy portfolio of other data sets": _once(
+            tasks, lambda task, budget: in_order(elsewhere[task.number], task, budget)
         ),
-        "random start, then validation alone": drawn(
-            lambda task, budget, random: rivals.by_validation(task, budget, random.permutation(POLICIES).tolist()),
-            quick,
-        ),
-        "greedy portfolio": once(lambda task, budget: in_order(others[task.number], task, budget)),
-        "greedy portfolio of other data sets": once(
-            lambda task, budget: in_order(elsewhere[task.number], task, budget)
-        ),
-        "random search": drawn(rivals.at_random, quick),
+        "random search": _drawn(tasks, rivals.at_random, LOOKED_UP * repeats),
         "TPE with Hyperband (Optuna)": optunas(rivals.tpe_with_hyperband),
         "ASHA (Optuna)": optunas(rivals.random_with_asha),
-        BEST_FIXED: once(lambda task, _: in_order(others[task.number], task, 1)),
-        ORACLE: once(lambda task, _: rivals.everything(task)),
+        BEST_FIXED: _once(tasks, lambda task, _: in_order(others[task.number], task, 1)),
+        ORACLE: _once(tasks, lambda task, _: rivals.everything(task)),
     }
+
+
+def _once(tasks: Sequence[RecordedTask], keep: Callable[[RecordedTask, float], Kept]) -> list[Curve]:
+    """Return what a method that draws nothing keeps."""
+    return [[{budget: keep(task, budget) for budget in BUDGETS}] for task in tasks]
+
+
+def _drawn(
+    tasks: Sequence[RecordedTask], keep: Callable[[RecordedTask, float, np.random.Generator], Kept], often: int
+) -> list[Curve]:
+    """Return what a method that draws keeps, so often."""
+    return [
+        [
+            {budget: keep(task, budget, np.random.default_rng([task.number, repeat])) for budget in BUDGETS}
+            for repeat in range(often)
+        ]
+        for task in tasks
+    ]
 
 
 def summarise(tasks: Sequence[RecordedTask], curves: Mapping[str, Sequence[Curve]]) -> dict[str, Any]:
@@ -231,9 +261,7 @@ def _difference(
     ours: Mapping[str, Any], theirs: Mapping[str, Any], place: int, datasets: Sequence[str]
 ) -> dict[str, tuple[float, float]]:
     apart = np.array(ours["accuracy"][place]) - np.array(theirs["accuracy"][place])
-    names = np.array(datasets)
-    means = [float(apart[names == name].mean()) for name in sorted(set(datasets))]
-    return {"tasks": mean_interval(apart.tolist()), "data_sets": mean_interval(means)}
+    return interval_by_unit(apart.tolist(), datasets)
 
 
 def _aims(comparisons: Mapping[str, Any]) -> dict[str, Any]:

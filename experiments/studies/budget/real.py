@@ -1,0 +1,489 @@
+"""Compare methods that spend a budget, by real trainings: also those that go on with a network under another policy.
+
+    python experiments/studies/broad/record.py --data ../shared/data --group rehearse-usual --tasks 60 --out runs/real
+    python experiments/studies/budget/real.py --data ../shared/data --log runs/real/rehearse-usual.jsonl --out runs/real
+
+The log has one training of each task under every fixed policy. On the same tasks this trains our search as
+`replay_policy.py --budget` does, Population Based Training, the agent alone and CutMix on half several times, and every
+fixed policy a second time. So kinds of luck can be told apart: what a method's own network reaches; what its policy
+reaches again, from another seed, which is what carries over; and what the best of as many trainings of one policy
+reaches. Methods that only begin, continue or drop trainings under fixed policies are looked up in the log, as in
+`anytime.py`, whose methods they are.
+
+Validation decides, development images judge; no method sees them. All trainings keep the last network. Finished
+trainings do not run again: the same command resumes. Needs Optuna, which is among the packages of `rl-mix[dev]`.
+"""
+
+from __future__ import annotations
+
+import functools
+import io
+import json
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from tabulate import tabulate
+
+from rlmix.agent.agent import Agent
+from rlmix.agent.budget import BudgetSearch, Step, StepResult, search_budget
+from rlmix.agent.files import SHIPPED
+from rlmix.agent.population import train_population
+from rlmix.agent.values import Forecaster
+from rlmix.classifier.errors import require_at_least
+from rlmix.classifier.files import with_filename, write_atomic
+from rlmix.classifier.hardware import resolve_device, resolve_precision
+from rlmix.classifier.mixing import PolicySchedule
+from rlmix.classifier.training.config import Precision
+from rlmix.envs import Task, TaskTrainer
+from rlmix.envs.observation import TrainingState, checks_labels, observe
+from rlmix.envs.seeds import derive_seed, training_seed
+from rlmix.envs.task_trainer import VALIDATION_LIMIT, Snapshot
+from rlmix.experiments.comparison.intervals import format_interval, interval_by_unit
+from rlmix.experiments.comparison.runner import Line, TrainingLog
+from rlmix.experiments.runs.command import command
+from rlmix.experiments.runs.errors import RunError
+from rlmix.experiments.search.task_family import MENU, SEGMENTS
+from rlmix.experiments.studies.broad.record import CHOICES, GROUPS, data_places, shared_trainer
+from rlmix.experiments.studies.broad.rehearse import CUTMIX
+from rlmix.experiments.studies.budget.anytime import (
+    BEST_FIXED,
+    BUDGETS,
+    ORACLE,
+    OURS,
+    play_rivals,
+    read_tasks,
+    require_optuna,
+)
+from rlmix.experiments.studies.budget.recorded import POLICIES, RecordedTask
+
+POPULATIONS = (4, 16)  # members of Population Based Training
+COPIES = 4  # trainings of the agent alone, and of CutMix on half, by which luck is measured
+REPEATS, REDUCTION = 10, 2  # of methods that draw; of Optuna's pruners, as in anytime.py
+AGAIN = 100  # number of the seed from which what was found is trained again; candidates have smaller ones
+POPULATION = "Population Based Training"
+AGENTS, CUTMIXES = "the agent, the best of as many", "CutMix on half, the best of as many"
+
+Key = tuple[int, str, int]  # number of a task, kind of training, and which of its kind
+
+
+@dataclass(frozen=True)
+class RealConfig:
+    """Compare methods that spend a budget, by real trainings."""
+
+    data: str
+    """Folder of the data sets: NAME.zip or NAME/, with train/CLASS/* and test/CLASS/* inside."""
+    log: str = "experiments/results/budget/rehearse-usual.jsonl"
+    """Log of studies/broad/record.py --group rehearse-usual; the meaning of its numbers lies beside it, in a .json of
+    this name."""
+    agent: str = SHIPPED
+    """Agent and forecaster: shipped, or the folder of both."""
+    tasks: int = 60
+    """Number of tasks, of those of the log."""
+    budgets: tuple[int, ...] = BUDGETS
+    """Budgets of our search, in trainings, more than 1; 1 is the agent alone."""
+    processes: int = 2
+    """Number of parallel trainings, one thread each."""
+    out: str = "runs/budget-real"
+    """Folder of real.jsonl, the trainings finished so far, real.json and real.md."""
+
+    def __post_init__(self) -> None:
+        require_at_least(self, tasks=2, processes=1)
+        if not self.budgets or set(self.budgets) - set(BUDGETS):
+            raise RunError(f"--budgets must be among {' '.join(map(str, BUDGETS))}, got {self.budgets}")
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Run the command."""
+    with command("studies/budget/real", arguments) as call:
+        call.resume = call.line
+        config = call.parse(RealConfig, __doc__)
+        require_optuna()
+        torch.set_num_threads(1)
+        tasks = read_tasks(config.log)[: config.tasks]
+        checksum = Agent.load(config.agent).checksum
+        out = Path(config.out)
+        with with_filename(out):
+            out.mkdir(parents=True, exist_ok=True)
+        places = tuple(data_places(config.data, GROUPS["rehearse-usual"]).items())
+        path = out / "real.jsonl"
+        log = TrainingLog(path, lambda lines: _reusable(path, lines, checksum))
+        precision = resolve_precision("auto", resolve_device("cpu"))
+        jobs = {
+            (task.number, kind, number): functools.partial(
+                train, (task.number, kind, number), task.task, config.agent, places, precision
+            )
+            for task in tasks
+            for kind, number in wanted(config.budgets)
+        }
+        log.run(jobs, processes=config.processes, describe=_describe)
+        result = {"command": call.line, **summarise(tasks, log.finished, config.budgets)}
+        write_atomic(out / "real.json", (json.dumps(result, indent=1) + "\n").encode())
+        write_atomic(out / "real.md", markdown(result).encode())
+        print(f"\n{markdown(result)}\nwritten: {out}/real.json, real.md")
+
+
+def wanted(budgets: Sequence[int]) -> list[tuple[str, int]]:
+    """Return kind and number of the trainings of a task, beside those of the log."""
+    return [
+        *(("agent", copy) for copy in range(COPIES)),
+        *(("ours", budget) for budget in budgets if budget > 1),
+        *(("population", members) for members in POPULATIONS),
+        *(("again", policy) for policy in range(POLICIES)),
+        *(("cutmix", copy) for copy in range(2, COPIES)),  # the log has the first one, and `again` the second
+    ]
+
+
+def train(
+    key: Key, task: Task, agent: str, places: tuple[tuple[str, str], ...], precision: Precision
+) -> dict[str, Any]:
+    """Train what a key stands for and return the line of the log.
+
+    Args:
+        key: task, kind and number.
+        task: the task.
+        agent: folder of agent and forecaster.
+        places: name of each data set and what `load_dataset` takes for it.
+        precision: number format of the network.
+
+    Returns:
+        The key; development and validation accuracy of the network that is kept, in [0, 1]; updates that were spent, in
+        whole trainings; of a search also what its policies reached again.
+    """
+    number, kind, which = key
+    trainer, chooser = shared_trainer(places, precision), Agent.load(agent)
+    seed, found, facts = training_seed(number), None, {"cost": 1.0}
+    match kind:
+        case "agent":
+            env = chooser.environment(trainer, task)
+            chooser.play(env, task, number if which == 0 else derive_seed(number, which))
+        case "again":
+            trainer.run(PolicySchedule.fixed(MENU.policy(CHOICES[which])), task, derive_seed(seed, 1))
+        case "cutmix":
+            trainer.run(PolicySchedule.fixed(CUTMIX), task, derive_seed(seed, which))
+        case "ours":
+            found, facts = train_ours(trainer, task, which, chooser, Forecaster.load(agent), seed)
+        case _:
+            found = [
+                tuple(action)
+                for action in train_population(
+                    trainer, task, menu=MENU, segments=SEGMENTS, seed=derive_seed(number, which), members=which
+                )
+            ]
+            facts = {"cost": float(which)}
+    kept = trainer.measure(["development", "validation"])
+    line = {
+        "task": number,
+        "kind": kind,
+        "number": which,
+        "agent_sha256": chooser.checksum,
+        "development": round(kept["development"], 4),
+        "validation": round(kept["validation"], 4),
+        **facts,
+    }
+    if found is not None:
+        steps = zip(SEGMENTS, found, strict=False)  # fewer than there are segments after a divergence
+        *early, (_, last) = ((until, MENU.policy(action)) for until, action in steps)
+        trainer.run(PolicySchedule((*early, (1.0, last))), task, derive_seed(seed, AGAIN))
+        again = trainer.measure(["development"])["development"]
+        line |= {"again": round(again, 4), "policies": [str(MENU.policy(action)) for action in found]}
+    return line
+
+
+def train_ours(
+    trainer: TaskTrainer, task: Task, budget: float, agent: Agent, forecaster: Forecaster, seed: int
+) -> tuple[list[tuple[int, ...]], dict[str, Any]]:
+    """Train a task within a budget, as `replay_policy.py --budget` does; the trainer then holds the network kept.
+
+    Returns:
+        The actions that led to it, and facts: updates spent, in whole trainings; bytes of one copy of a training's
+        state, and the most copies that were held at a time.
+    """
+    checked = checks_labels(forecaster.features)
+    held: dict[int, int] = {}  # states of each segment
+    size = 0
+
+    def train_segment(
+        step: Step, state: tuple[Snapshot, TrainingState] | None
+    ) -> tuple[tuple[Snapshot, TrainingState], StepResult]:
+        nonlocal size
+        if state is None:
+            before = TrainingState.at_start(
+                trainer.start(task, seed if step.candidate == 0 else derive_seed(seed, step.candidate)), task
+            )
+        else:
+            snapshot, before = state
+            trainer.restore(snapshot)
+        policy, end = forecaster.menu.policy(step.action), round(forecaster.segments[step.segment] * task.updates)
+        segment = trainer.train_segment(policy, end, check=checked)
+        after = before.after(
+            progress=trainer.trainer.progress,
+            relative_lr=trainer.trainer.relative_lr,
+            segment=segment.stats,
+            evaluation=segment.evaluation,
+            action=step.action,
+            labels=segment.labels,
+        )
+        snapshot = trainer.snapshot()
+        size = size or _bytes(snapshot)
+        held[step.segment] = held.get(step.segment, 0) + 1
+        seen = None if segment.diverged else observe(after, forecaster.menu, forecaster.features)
+        return (snapshot, after), StepResult(seen, segment.evaluation.accuracy)
+
+    start = TrainingState.at_start(trainer.start(task, seed), task)
+    images = len(trainer.trainer.data.validation)
+    search = BudgetSearch(
+        forecaster,
+        budget,
+        observe(start, forecaster.menu, forecaster.features),
+        agent.choose(observe(start, agent.menu, agent.features)),
+        images=images,
+        images_between=min(images, VALIDATION_LIMIT),
+        seed=seed,
+    )
+    last, (snapshot, _) = search_budget(search, train_segment)
+    trainer.restore(snapshot)
+    counts = [held[segment] for segment in sorted(held)]
+    most = max(one + other for one, other in zip([0, *counts], counts, strict=False))
+    facts = {"cost": round(search.cost, 3), "bytes": size, "copies": most}
+    return [step.action for step in search.path(last)], facts
+
+
+def summarise(tasks: Sequence[RecordedTask], lines: Mapping[Key, Line], budgets: Sequence[int]) -> dict[str, Any]:
+    """Return accuracies, costs and paired differences of all methods, in points.
+
+    Args:
+        tasks: tasks of the log.
+        lines: finished trainings by key.
+        budgets: budgets of our search.
+    """
+    methods = accuracies(tasks, lines, budgets)
+    datasets = [task.dataset for task in tasks]
+
+    def compared(ours: str, theirs: str, budget: int, which: str) -> dict[str, tuple[float, float]] | None:
+        if budget not in methods[ours] or budget not in methods[theirs] or which not in methods[theirs][budget]:
+            return None
+        apart = np.array(methods[ours][budget][which]) - np.array(methods[theirs][budget][which])
+        return interval_by_unit(apart.tolist(), datasets)
+
+    comparisons = {
+        name: {
+            str(budget): {
+                "less_best_fixed": compared(name, BEST_FIXED, budget, "accuracy"),
+                "again_less_best_fixed": compared(name, BEST_FIXED, budget, "again")
+                if "again" in methods[name][budget]
+                else None,
+                "ours_less_this": compared(OURS, name, budget, "accuracy"),
+                "cost": float(np.mean(methods[name][budget]["cost"])),
+            }
+            for budget in methods[name]
+        }
+        for name in methods
+    }
+    searches = [line for (_, kind, _), line in lines.items() if kind == "ours"]
+    held = {
+        str(budget): {
+            "megabytes": float(np.mean([line["bytes"] for line in searches if line["number"] == budget])) / 1e6,
+            "copies": float(np.mean([line["copies"] for line in searches if line["number"] == budget])),
+        }
+        for budget in budgets
+        if budget > 1
+    }
+    return {
+        "tasks": len(tasks),
+        "data_sets": {name: datasets.count(name) for name in sorted(set(datasets))},
+        "comparisons": comparisons,
+        "aims": aims(comparisons),
+        "held": held,
+        "numbers": [task.number for task in tasks],
+        "methods": {
+            name: {
+                str(budget): {key: np.round(values, 3).tolist() for key, values in one.items()}
+                for budget, one in method.items()
+            }
+            for name, method in methods.items()
+        },
+    }
+
+
+def accuracies(
+    tasks: Sequence[RecordedTask], lines: Mapping[Key, Line], budgets: Sequence[int]
+) -> dict[str, dict[int, dict[str, list[float]]]]:
+    """Return each method's accuracy, its policy's accuracy again, both in points, and its cost, by task.
+
+    Returns:
+        By method and budget; `again` is missing where nothing but a network is found.
+    """
+    numbers = [task.number for task in tasks]
+
+    def of_search(kind: str, which: int) -> dict[str, list[float]]:
+        found = [lines[number, kind, which] for number in numbers]
+        return {
+            "accuracy": [100 * line["development"] for line in found],
+            "again": [100 * line["again"] for line in found],
+            "cost": [line["cost"] for line in found],
+        }
+
+    def best_of(copies: Callable[[int], Sequence[tuple[float, float]]], budget: int) -> dict[str, list[float]]:
+        """Return the best by validation of some pairs of validation and development accuracy."""
+        best = [max(copies(number)[:budget], key=lambda pair: pair[0])[1] for number in numbers]
+        return {"accuracy": [100 * value for value in best], "cost": [float(budget)] * len(numbers)}
+
+    cutmix = next(place for place, action in enumerate(CHOICES) if MENU.policy(action) == CUTMIX)
+    recorded = {task.number: task for task in tasks}
+
+    def agents(number: int) -> list[tuple[float, float]]:
+        copies = [lines[number, "agent", copy] for copy in range(COPIES)]
+        return [(line["validation"], line["development"]) for line in copies]
+
+    def cutmixes(number: int) -> list[tuple[float, float]]:
+        task = recorded[number]
+        more = [lines[number, "again", cutmix], *(lines[number, "cutmix", copy] for copy in range(2, COPIES))]
+        first = (float(task.final[cutmix]), float(task.development[cutmix]))
+        return [first, *((line["validation"], line["development"]) for line in more)]
+
+    alone = best_of(agents, 1) | {"again": [100 * lines[number, "agent", 1]["development"] for number in numbers]}
+    methods = {
+        OURS: {1: alone, **{budget: of_search("ours", budget) for budget in budgets if budget > 1}},
+        POPULATION: {members: of_search("population", members) for members in POPULATIONS},
+        AGENTS: {budget: best_of(agents, budget) for budget in BUDGETS if budget <= COPIES},
+        CUTMIXES: {budget: best_of(cutmixes, budget) for budget in BUDGETS if budget <= COPIES},
+    }
+    again = {
+        number: [lines[number, "again", policy]["development"] for policy in range(POLICIES)] for number in numbers
+    }
+    for name, curves in play_rivals(tasks, repeats=REPEATS, reduction=REDUCTION).items():
+        methods[name] = {
+            budget: {
+                "accuracy": [
+                    100 * float(np.mean([task.development[repeat[budget].policy] for repeat in curve]))
+                    for task, curve in zip(tasks, curves, strict=True)
+                ],
+                "again": [
+                    100 * float(np.mean([again[task.number][repeat[budget].policy] for repeat in curve]))
+                    for task, curve in zip(tasks, curves, strict=True)
+                ],
+                "cost": [float(np.mean([repeat[budget].cost for repeat in curve])) for curve in curves],
+            }
+            for budget in BUDGETS
+        }
+    return methods
+
+
+def aims(comparisons: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what is aimed at, what came, and whether it was reached, with tasks as units."""
+
+    def lead(name: str, budget: int, which: str) -> tuple[float, float]:
+        interval: tuple[float, float] = comparisons[name][str(budget)][which]["tasks"]
+        return interval
+
+    reached: dict[str, Any] = {}
+    if "2" in comparisons[OURS]:
+        way, whole = lead(OURS, 2, "less_best_fixed")[0], lead(ORACLE, 2, "less_best_fixed")[0]
+        share = way / whole if whole > 0 else 1.0
+        reached["share of the way from the best fixed policy to the oracle at 2"] = _aim(0.9, share)
+    if "4" in comparisons[OURS]:
+        mean, width = lead(ORACLE, 4, "ours_less_this")
+        reached["lower end of ours less the oracle at 4"] = _aim(-0.2, mean - width)
+        others = [
+            lead(name, 4, "ours_less_this")
+            for name, by_budget in comparisons.items()
+            if name not in (OURS, ORACLE) and "4" in by_budget
+        ]
+        reached["lower end of ours less the strongest rival at 4"] = _aim(
+            0.0, min(mean - width for mean, width in others)
+        )
+    if "16" in comparisons[OURS]:
+        mean, width = lead(POPULATION, 16, "ours_less_this")
+        reached["lower end of ours less Population Based Training at 16"] = _aim(0.0, mean - width)
+    return reached
+
+
+def _aim(aim: float, came: float) -> dict[str, Any]:
+    return {"aim": aim, "came": came, "reached": came >= aim}
+
+
+def markdown(result: Mapping[str, Any]) -> str:
+    """Format the results: tables against the best fixed policy and against ours, memory, and the aims."""
+    head = ["", *map(str, BUDGETS)]
+
+    def table(which: str, unit: str) -> str:
+        rows = []
+        for name, by_budget in result["comparisons"].items():
+            shown = [by_budget.get(str(budget), {}).get(which) for budget in BUDGETS]
+            if any(shown) and not (which == "ours_less_this" and name == OURS):
+                rows.append([name, *("" if one is None else format_interval(*one[unit], signed=True) for one in shown)])
+        return tabulate(rows, head, tablefmt="pipe", disable_numparse=True)
+
+    costs = [
+        [name, *(f"{by_budget[str(budget)]['cost']:.2f}" if str(budget) in by_budget else "" for budget in BUDGETS)]
+        for name, by_budget in result["comparisons"].items()
+        if name not in (BEST_FIXED, ORACLE)
+    ]
+    held = [
+        [budget, f"{one['megabytes']:.2f}", f"{one['copies']:.1f}", f"{one['megabytes'] * one['copies']:.1f}"]
+        for budget, one in result["held"].items()
+    ]
+    sets = ", ".join(f"{name} ({count})" for name, count in result["data_sets"].items())
+    return "\n\n".join(
+        [
+            "# Accuracy for a budget, by real trainings",
+            f"`{result['command']}`",
+            f"{result['tasks']} usual tasks of {len(result['data_sets'])} data sets that neither agent nor forecaster "
+            f"has learned from: {sets}. Development accuracy in points, for budgets of {', '.join(map(str, BUDGETS))} "
+            "trainings; 95 % intervals. The best fixed policy and the portfolios are chosen without the task, or "
+            f"without its data set. {POPULATION} has as many members as trainings.",
+            "## Above the best fixed policy",
+            table("less_best_fixed", "tasks"),
+            "With data sets as units:",
+            table("less_best_fixed", "data_sets"),
+            "## What carries over",
+            "The policies that were found, trained again from another seed, above the best fixed policy trained again:",
+            table("again_less_best_fixed", "tasks"),
+            "## Ours less each",
+            table("ours_less_this", "tasks"),
+            "With data sets as units:",
+            table("ours_less_this", "data_sets"),
+            "## Spent, in trainings",
+            tabulate(costs, head, tablefmt="pipe", disable_numparse=True),
+            "## Memory",
+            "Copies of a training's state that our search holds at a time, on average over tasks:",
+            tabulate(held, ["budget", "MB of one copy", "copies", "MB together"], tablefmt="pipe"),
+            "## Aims",
+            "\n".join(
+                f"- {name}: aim {aim['aim']:g}, came {aim['came']:.2f}, "
+                f"{'reached' if aim['reached'] else '**not reached**'}"
+                for name, aim in result["aims"].items()
+            ),
+            "",
+        ]
+    )
+
+
+def _bytes(snapshot: Snapshot) -> int:
+    """Return the bytes of a snapshot."""
+    buffer = io.BytesIO()
+    torch.save(snapshot.state, buffer)
+    return buffer.getbuffer().nbytes
+
+
+def _reusable(path: Path, lines: Sequence[Line], checksum: str) -> dict[Key, Line]:
+    """Return the trainings of a log by key.
+
+    Raises:
+        RunError: one is of another agent.
+    """
+    if any(line["agent_sha256"] != checksum for line in lines):
+        raise RunError(f"{path}: holds trainings of another agent; choose another folder")
+    return {(line["task"], line["kind"], line["number"]): line for line in lines}
+
+
+def _describe(line: Line) -> str:
+    return f"task {line['task']:<4} {line['kind']:<10} {line['number']:<3} {100 * line['development']:5.1f} %"
+
+
+if __name__ == "__main__":
+    main()

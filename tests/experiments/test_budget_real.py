@@ -1,0 +1,141 @@
+"""Methods that spend a budget, compared by real trainings."""
+
+import json
+from collections.abc import Callable, Sequence
+from itertools import product
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from rlmix.agent.agent import Agent
+from rlmix.agent.files import SHIPPED
+from rlmix.agent.values import Forecaster
+from rlmix.classifier.mixing import PolicySchedule
+from rlmix.classifier.training.config import TrainConfig
+from rlmix.envs import BroadTasks, Source, Task, TaskTrainer
+from rlmix.envs.seeds import derive_seed, training_seed
+from rlmix.experiments.search.task_family import MENU, SEGMENTS
+from rlmix.experiments.studies.broad import record
+from rlmix.experiments.studies.budget import real, rivals
+from rlmix.experiments.studies.budget.anytime import BEST_FIXED, ORACLE, OURS
+from rlmix.experiments.studies.budget.recorded import POLICIES, recorded_tasks
+from tests.agent.loops import agent
+from tests.experiments.inline import run_inline
+from tests.experiments.test_budget_studies import MEANING, planted
+
+Refused = Callable[[Callable[[Sequence[str]], Any], Sequence[object]], str]
+
+
+def test_the_network_that_our_search_keeps_is_that_of_its_policies_and_a_candidates_seed() -> None:
+    trainer = TaskTrainer(training=TrainConfig(batch_size=20, device="cpu", precision="fp32"))
+    task = Task(60, 20, 0.0, data_seed=3)
+    shipped, forecaster = Agent.load(SHIPPED), Forecaster.load(SHIPPED)
+    actions, facts = real.train_ours(trainer, task, 2, shipped, forecaster, seed=5)
+    kept = trainer.measure(["development", "validation"])
+    assert facts["cost"] == pytest.approx(1.85) and facts["copies"] == 5  # 3, 2, 2, 1 and 1 candidates
+    weights = sum(tensor.numel() * 4 for tensor in trainer.trainer.model.state_dict().values())
+    assert 2 * weights < facts["bytes"] < 4 * weights, "network, momentum and random states"
+    schedule = PolicySchedule(
+        tuple((until, MENU.policy(action)) for until, action in zip(SEGMENTS, actions, strict=True))
+    )
+    alone = []
+    for seed in (5, derive_seed(5, 1), derive_seed(5, 2)):
+        trainer.run(schedule, task, seed)
+        alone.append(trainer.measure(["development", "validation"]))
+    assert kept in alone
+
+
+def test_copies_are_trained_from_seeds_of_their_own() -> None:
+    task = BroadTasks((Source("digits", (80,) * 10, False),), seed=13, updates=(60, 60), seconds=3).task(1)
+    places = (("digits", "digits"),)
+    lines = {
+        (kind, number): real.train((7, kind, number), task, SHIPPED, places, "fp32")
+        for kind, number in (("agent", 0), ("agent", 1), ("again", 3), ("cutmix", 2))
+    }
+    assert all(line["cost"] == 1 and line["task"] == 7 for line in lines.values())
+    trainer = record.shared_trainer(places, "fp32")
+    for (kind, number), policy in ((("again", 3), MENU.policy(record.CHOICES[3])), (("cutmix", 2), real.CUTMIX)):
+        trainer.run(PolicySchedule.fixed(policy), task, derive_seed(training_seed(7), 1 if kind == "again" else number))
+        assert lines[kind, number]["development"] == round(trainer.measure(["development"])["development"], 4)
+    assert lines["agent", 0]["development"] != lines["agent", 1]["development"]
+
+
+def line(task: int, kind: str, number: int, development: float, validation: float = 0.5, **more: Any) -> dict[str, Any]:
+    facts = {"development": development, "validation": validation, "cost": float(max(number, 1)), **more}
+    return {"task": task, "kind": kind, "number": number, **facts}
+
+
+def test_methods_are_compared_with_the_best_fixed_policy_and_their_luck_is_told_apart() -> None:
+    pytest.importorskip("optuna")
+    tasks = recorded_tasks([*planted(3, 0), *planted(3, 1), *planted(9, 2, "flowers5"), *planted(3, 3)], MEANING)
+    cutmix = next(place for place, action in enumerate(record.CHOICES) if MENU.policy(action) == real.CUTMIX)
+    lines = [
+        one
+        for task in range(4)
+        for one in (
+            *(line(task, "agent", copy, 0.6 + copy / 100, validation=0.8 - copy / 100) for copy in range(4)),
+            line(task, "ours", 2, 0.68, again=0.61, bytes=2_000_000, copies=5),
+            *(line(task, "population", members, 0.65, again=0.6) for members in real.POPULATIONS),
+            *(line(task, "again", policy, 0.4 + policy / 100, validation=0.9) for policy in range(POLICIES)),
+            line(task, "cutmix", 2, 0.2, validation=0.95),
+            line(task, "cutmix", 3, 0.3, validation=0.94),
+        )
+    ]
+    by_key = {(one["task"], one["kind"], one["number"]): one for one in lines}
+    methods = real.accuracies(tasks, by_key, (1, 2))
+    assert methods[real.AGENTS][4]["accuracy"] == pytest.approx([60] * 4), "the first is best on validation"
+    assert methods[real.CUTMIXES][2]["accuracy"] == pytest.approx([40 + cutmix] * 4)
+    assert methods[real.CUTMIXES][4]["accuracy"] == pytest.approx([20] * 4)
+    assert methods[ORACLE][2]["accuracy"] == pytest.approx([70.3, 70.3, 70.9, 70.3])
+    assert methods[ORACLE][2]["again"] == pytest.approx([43, 43, 49, 43])
+    assert methods[BEST_FIXED][1]["accuracy"] == pytest.approx([70.3, 70.3, 50.3, 70.3])
+    result = real.summarise(tasks, by_key, (1, 2))
+    ours = result["comparisons"][OURS]["2"]
+    assert ours["less_best_fixed"]["tasks"][0] == pytest.approx((3 * (68 - 70.3) + 68 - 50.3) / 4)
+    assert ours["again_less_best_fixed"]["tasks"][0] == pytest.approx(61 - 43)
+    assert ours["less_best_fixed"]["data_sets"][0] == pytest.approx((68 - 70.3 + 68 - 50.3) / 2)
+    assert result["held"] == {"2": {"megabytes": 2.0, "copies": 5.0}}
+    (share,) = result["aims"].values()
+    assert share["came"] == pytest.approx(ours["less_best_fixed"]["tasks"][0] / (20.6 / 4)) and not share["reached"]
+    shown = real.markdown({**result, "command": "it"})
+    assert f"{ours['less_best_fixed']['tasks'][0]:+.2f} ± " in shown
+
+
+def test_the_command_trains_what_the_log_lacks(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, refused: Refused
+) -> None:
+    pytest.importorskip("optuna")
+    trained = run_inline(monkeypatch)
+    monkeypatch.setattr(rivals, "MAX_TRIALS", 3)
+    monkeypatch.setattr(real, "POPULATIONS", (2,))
+    monkeypatch.setattr(real, "COPIES", 3)
+    random = np.random.default_rng(0)
+    for part, label, number in product(("train", "test"), "ab", range(150)):
+        (folder := tmp_path / "data" / "squares" / part / label).mkdir(parents=True, exist_ok=True)
+        pixels = random.integers(0, 128, (16, 16)) + 127 * (label == "b")
+        Image.fromarray(pixels.astype(np.uint8)).save(folder / f"{number}.png")
+    monkeypatch.setitem(record.GROUPS, "rehearse-usual", ("digits", "squares"))
+    monkeypatch.setitem(record.DRAWN, "rehearse-usual", {"updates": (10, 10), "seconds": 1.5})
+    monkeypatch.setitem(record.SEEDS, "rehearse-usual", 13)  # a task of each data set
+    out = tmp_path / "out"
+    data = str(tmp_path / "data")
+    record.main(["--data", data, "--group", "rehearse-usual", "--tasks", "2", "--out", str(out)])
+    trained.clear()
+    (mine := tmp_path / "agent").mkdir()
+    log = out / "rehearse-usual.jsonl"
+    options = ["--data", data, "--log", str(log), "--budgets", "1", "2", "--out", str(out), "--tasks", "2"]
+    real.main(options)
+    assert len(trained) == 2 * (3 + 1 + 1 + POLICIES + 1)
+    logged = [json.loads(text) for text in (out / "real.jsonl").read_text().splitlines()]
+    found = next(one for one in logged if one["kind"] == "population")
+    assert found["cost"] == 2 and len(found["policies"]) == len(SEGMENTS)
+    assert "Population Based Training" in (out / "real.md").read_text()
+    trained.clear()
+    real.main(options)
+    assert trained == []
+    agent(4).save(mine)
+    assert "another agent" in refused(real.main, [*options, "--agent", str(mine)])
+    assert "--budgets must be among 1 2 4 8 16" in refused(real.main, [*options, "--budgets", "3"])
