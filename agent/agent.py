@@ -137,21 +137,24 @@ class Agent:
             features=self.features,
         )
 
-    def play(self, env: MixPolicyEnv, task: Task, seed: int) -> list[tuple[int, ...]]:
+    def play(self, env: MixPolicyEnv, task: Task, seed: int, *, looks: int | None = None) -> list[tuple[int, ...]]:
         """Train a task with the agent's most probable actions; the environment's trainer is then at its end.
 
         Args:
             env: environment with the agent's menu and segments.
             task: task to train.
             seed: RNG seed for the training.
+            looks: number of choices, at least 1, of which the last one is held to the end; optional, defaults to one in
+                each segment.
 
         Returns:
             The actions; fewer than there are segments where the training diverged.
         """
         observation, _ = env.reset(seed=seed, options={"task": task})
-        actions, over = [], False
+        actions: list[tuple[int, ...]] = []
+        over = False
         while not over:
-            actions.append(self.choose(observation))
+            actions.append(self.choose(observation) if looks is None or len(actions) < looks else actions[-1])
             observation, _, over, _, _ = env.step(actions[-1])
         return actions
 

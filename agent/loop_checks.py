@@ -223,10 +223,15 @@ def as_pair(logits: Any, targets: Any, num_classes: int) -> tuple[Tensor, Tensor
         num_classes: K.
 
     Raises:
-        InputError: they have another form, differ in their number, or are on two devices.
+        InputError: they have another form, differ in their number, are on two devices, or are in the other order.
     """
     logits = as_logits(logits, num_classes)
     targets = as_targets(_as_tensor(targets, logits.device, "targets"), num_classes)
+    if targets.requires_grad and not logits.requires_grad:
+        raise InputError(
+            "expected logits, then targets, got targets with a gradient and logits without: pass the network's output "
+            "first, mix.loss(logits, targets)"
+        )
     if len(logits) != len(targets):
         raise InputError(
             f"expected as many logits as targets, got {list(logits.shape)} and {list(targets.shape)}; "

@@ -14,6 +14,7 @@ from torch.utils.hooks import RemovableHandle
 
 from rlmix.classifier.mixing import METHODS, Interleaver, MixPolicy
 from rlmix.classifier.mixing.saliency import input_gradient
+from rlmix.classifier.training.resting import RestingBatches, resting_saliency
 from rlmix.classifier.training.segment_sums import PROBES, measure_probe
 
 TakesGradient = Callable[[Tensor], None]
@@ -26,7 +27,8 @@ class CleanBatch:
     Attributes:
         images: `[B, C, H, W]`.
         targets: `[B, K]`, not smoothed.
-        gradient: `[B, C, H, W]`, gradient of the loop's loss at the images; None before its backward pass.
+        gradient: `[B, C, H, W]`, gradient of the loop's loss at the images, or their saliency `[B, 1, H, W]`; None
+            before the backward pass.
     """
 
     images: Tensor
@@ -34,8 +36,8 @@ class CleanBatch:
     gradient: Tensor | None = None
 
     def take(self, gradient: Tensor) -> None:
-        """Set the gradient."""
-        self.gradient = gradient
+        """Set the saliency from a gradient."""
+        self.gradient = resting_saliency(gradient)
 
     def state_dict(self) -> dict[str, Any]:
         """Return the batch as plain tensors."""
@@ -121,8 +123,8 @@ class LoopGradients:
         self._recycles, self._probes = recycles, probes
         self.are_ever_read = any(map(self._reads, policies))
         """True if the gradient is read under any of the policies."""
-        self.kept: CleanBatch | None = None
-        """A clean batch whose gradient serves a saliency method to come."""
+        self.resting: RestingBatches[CleanBatch] = RestingBatches()
+        """Clean batches whose saliency serves saliency methods to come."""
         self.watch = Watch()
 
     def takers(
@@ -131,6 +133,7 @@ class LoopGradients:
         policy: MixPolicy,
         credit: Mapping[str, float],
         *,
+        update: int,
         left: int,
         model: nn.Module | None,
         probed: TakesGradient,
@@ -141,28 +144,31 @@ class LoopGradients:
             batch: batch of the update, which is kept where a saliency method follows.
             policy: policy of the running segment.
             credit: `Interleaver.credit` after the update.
+            update: number of the update, from 0.
             left: number of updates after it in the segment; below 0 after the end of the training.
             model: the network; None where it is not known.
             probed: takes the result of `measure_probe`.
         """
-        self.kept = None  # the gradient of an earlier batch is stale
+        self.resting.forget_stale(update)
         takers: list[TakesGradient] = []
         if left < 0 or not self._reads(policy):
             return takers
         if self._recycles and saliency_follows(policy, credit, left):
             # The loop may change the targets that it was given, which can be these.
-            self.kept = CleanBatch(batch.images, batch.targets.clone())
-            takers.append(self.kept.take)
+            kept = CleanBatch(batch.images, batch.targets.clone())
+            self.resting.keep(update, kept)
+            takers.append(kept.take)
         if self._probes and model is not None and is_among_last_clean(policy, credit, left, last=PROBES):
             takers.append(self.watch.probe(model, probed))
         return takers
 
-    def give_kept(self, device: torch.device) -> CleanBatch | None:
-        """Return the batch that was kept, on a device, and forget it; None where its gradient is not there."""
-        kept, self.kept = self.kept, None
-        if kept is None or kept.gradient is None:
-            return None
-        return CleanBatch(kept.images.to(device), kept.targets.to(device), kept.gradient.to(device))
+    def give_rested(self, update: int, device: torch.device) -> CleanBatch | None:
+        """Return a clean batch that has rested at an update, on a device; None where there is none with a gradient."""
+        while (rested := self.resting.give(update)) is not None:
+            if rested.gradient is not None:
+                saliency = rested.gradient.to(device).float()
+                return CleanBatch(rested.images.to(device), rested.targets.to(device), saliency)
+        return None
 
     def _reads(self, policy: MixPolicy) -> bool:
         """Return whether the loop's gradient at clean images is read under a policy."""

@@ -39,6 +39,7 @@ from rlmix.classifier.mixing import METHODS, Interleaver, MixPolicy, PolicySched
 from rlmix.classifier.mixing.method import MixInput
 from rlmix.classifier.mixing.targets import smooth
 from rlmix.classifier.training.draws import UpdateDraws
+from rlmix.classifier.training.resting import RestingBatches
 from rlmix.classifier.training.segment_sums import SegmentSums
 from rlmix.classifier.training.stats import EvalStats
 from rlmix.envs.observation import TrainingState
@@ -77,9 +78,9 @@ class RLMix:
         optimizer: the loop's optimiser, from which an agent reads the learning rate; may be set later.
         loss: loss of `loss()`, `cross_entropy` or `binary_cross_entropy`; one output always takes the second.
         class_weights: `[K]`, factor of each class in `loss()`; optional, defaults to 1.
-        saliency: gradient of the methods that mix by saliency. `recycled`: that of the clean batch before, taken from
-            the loop's own backward pass; that batch is then trained on once more, mixed, in place of the one that the
-            loop gives. `exact`: a second pass for every such batch.
+        saliency: gradient of the methods that mix by saliency. `recycled`: that of a clean batch 16 or more calls ago,
+            taken from the loop's own backward pass; that batch, which is kept until then, is trained on once more,
+            mixed, in place of the one that the loop gives. `exact`: a second pass for every such batch.
         accumulate: calls per step of the optimiser, where gradients are accumulated.
         mean: mean of each colour in [0, 1] that the images are normalised by; needed by Puzzle Mix and SaliencyMix.
         std: standard deviation of each colour; likewise.
@@ -240,7 +241,9 @@ class RLMix:
         took: list[TakesGradient] = []
         if self.method == "clean":
             left, credit = self._end - self._done, self._interleaver.credit
-            took = self._gradients.takers(batch, policy, credit, left=left, model=model, probed=self._sums.add_probe)
+            took = self._gradients.takers(
+                batch, policy, credit, update=self._done - 1, left=left, model=model, probed=self._sums.add_probe
+            )
         # A compiled network would be compiled again where the images need a gradient now and then.
         if took or (hasattr(model, "_orig_mod") and self._gradients.are_ever_read):
             mixed = mixed.detach().requires_grad_()
@@ -346,7 +349,7 @@ class RLMix:
             "batch_size": self._batch_size,
             "credit": dict(self._interleaver.credit),
             "sums": self._sums.state_dict(),
-            "kept": None if self._gradients.kept is None else self._gradients.kept.state_dict(),
+            "resting": [[update, batch.state_dict()] for update, batch in self._gradients.resting.entries],
             "observed": None if self._observed is None else asdict(self._observed),
             "highest_lr": self._highest_lr,
             "said": list(self._said),
@@ -371,8 +374,9 @@ class RLMix:
             raise InputError(f"the state is of {state['arguments']}, got {self._arguments()}; pass the same")
         self._done, self._end, self.method = state["done"], state["end"], state["method"]
         self._interleaver = Interleaver(state["credit"])
-        kept = state["kept"]
-        self._gradients.kept = None if kept is None else CleanBatch(**kept)
+        self._gradients.resting = RestingBatches()
+        for update, kept in state.get("resting", ()):  # older states do not have it
+            self._gradients.resting.keep(update, CleanBatch(**kept))
         self._observed = None if state["observed"] is None else EvalStats(**state["observed"])
         self._highest_lr, self._said = state["highest_lr"], list(state["said"])
         self.mixup_enabled = state["mixup_enabled"]
@@ -478,10 +482,10 @@ class RLMix:
         return rate / self._highest_lr if self._highest_lr else 0.0
 
     def _with_gradient(self, batch: CleanBatch, model: nn.Module | None) -> CleanBatch:
-        """Return the clean batch before, whose gradient is there, or this one with the gradient of a second pass."""
-        kept = self._gradients.give_kept(batch.images.device)
-        if kept is not None:
-            return kept
+        """Return a clean batch that has rested, whose gradient is there, or this one with that of a second pass."""
+        rested = self._gradients.give_rested(self._done, batch.images.device)
+        if rested is not None:
+            return rested
         if model is None:
             raise InputError(f"{self.method} needs the network's gradient; call mix(images, labels, model)")
         batch.gradient = exact_gradient(

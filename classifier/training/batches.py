@@ -22,6 +22,7 @@ from rlmix.classifier.mixing.methods import METHODS
 from rlmix.classifier.mixing.policy import MixPolicy
 from rlmix.classifier.training.config import TrainConfig
 from rlmix.classifier.training.draws import BLOCK, mixing_block, stream_generator
+from rlmix.classifier.training.resting import resting_saliency
 
 
 @dataclass(frozen=True)
@@ -50,8 +51,10 @@ class Batch:
         images: `[B, C, H, W]` float32, normalised.
         index: `[B]` int64, positions in the training set.
         views: the crops and flips through which the images are seen.
-        gradient: `[B, C, H, W]`, input gradient of the loss at `images`; None until it has been taken.
+        gradient: `[B, C, H, W]`, input gradient of the loss at `images`, or their saliency `[B, 1, H, W]`, which serves
+            as well; None until it has been taken.
         logits: `[B, K]` float32 of an exact saliency pass; None without one.
+        pixels: `[B, 3, H, W]` uint8 of streamed images, before they were normalised; None for others.
     """
 
     images: Tensor
@@ -59,6 +62,7 @@ class Batch:
     views: Views
     gradient: Tensor | None = None
     logits: Tensor | None = None
+    pixels: Tensor | None = None
 
     def state(self) -> dict[str, Any]:
         """Return the batch as plain tensors, for `from_state`."""
@@ -81,6 +85,45 @@ class Batch:
             Views(*(tensor.to(device) for tensor in state["views"])),
             _channels_last(state["gradient"].to(device)),
             None if logits is None else logits.to(device),
+        )
+
+
+@dataclass(frozen=True)
+class RestingBatch:
+    """A clean batch that a saliency update will mix, without what can be made again.
+
+    Attributes:
+        index: `[B]` int64, positions in the training set.
+        views: the crops and flips through which the saliency was taken.
+        saliency: `[B, 1, H, W]` float16, as `resting_saliency` gives it.
+        pixels: those of a streamed `Batch`; None for others.
+    """
+
+    index: Tensor
+    views: Views
+    saliency: Tensor
+    pixels: Tensor | None
+
+    @classmethod
+    def of(cls, batch: Batch) -> RestingBatch:
+        """Return a batch, whose gradient is there, as it rests."""
+        assert batch.gradient is not None
+        return cls(batch.index, batch.views, resting_saliency(batch.gradient), batch.pixels)
+
+    def state(self) -> dict[str, Any]:
+        """Return the batch as plain tensors, for `from_state`."""
+        views = [self.views.top, self.views.left, self.views.flip]
+        return {"index": self.index, "views": views, "saliency": self.saliency, "pixels": self.pixels}
+
+    @classmethod
+    def from_state(cls, state: dict[str, Any], device: torch.device) -> RestingBatch:
+        """Rebuild a batch from `state`, on any device."""
+        index, views, saliency, pixels = (state[name] for name in ("index", "views", "saliency", "pixels"))
+        return cls(
+            index.to(device),
+            Views(*(tensor.to(device) for tensor in views)),
+            saliency.to(device),
+            None if pixels is None else pixels.to(device),
         )
 
 
@@ -164,7 +207,7 @@ class BatchSource:
         index, views = self._data_blocks[block]
         if self._padded is None:
             pixels = self._streamed(number, self._size[-1] if side is None else side)
-            return Batch(normalise(pixels, self.mean, self.std), index[row], views[row])
+            return Batch(normalise(pixels, self.mean, self.std), index[row], views[row], pixels=pixels)
         return self._view(self._padded, index[row], views[row])
 
     def labels(self, batch: Batch) -> Tensor:
@@ -176,32 +219,31 @@ class BatchSource:
         draws, _, row = self._mixing(update)
         return draws[row]
 
-    def seen_anew(self, batch: Batch, update: int) -> Batch:
-        """Return a batch's images through an update's own crops and flips, the gradient moved along with them.
+    def seen_anew(self, batch: RestingBatch, update: int) -> Batch:
+        """Return a batch's images through an update's own crops and flips, the saliency moved along with them.
 
         Without this a recycled batch shows the network the same pixels twice, half as many different views in all:
         that cost 0.56 ± 0.23 points against exact saliency (experiments/results/recycled_saliency_same_view).
 
         Args:
-            batch: a batch with its gradient.
+            batch: the batch.
             update: number of the update that trains on it again.
         """
-        assert batch.gradient is not None
         _, blocks, row = self._mixing(update)
-        views = blocks[row]
-        if self._padded is None:
+        views, saliency = blocks[row], batch.saliency.float()
+        if batch.pixels is not None:
             # Another crop would need the file again: only a flip is possible with these pixels.
             mirrored = (views.flip ^ batch.views.flip)[:, None, None, None]
-            images, gradient = (
-                torch.where(mirrored, tensor.flip(-1), tensor) for tensor in (batch.images, batch.gradient)
-            )
-            return Batch(images, batch.index, replace(batch.views, flip=views.flip), gradient)
+            pixels, saliency = (torch.where(mirrored, tensor.flip(-1), tensor) for tensor in (batch.pixels, saliency))
+            views = replace(batch.views, flip=views.flip)
+            return Batch(normalise(pixels, self.mean, self.std), batch.index, views, saliency, pixels=pixels)
+        assert self._padded is not None
         anew = self._view(self._padded, batch.index, views)
         # Two crops are at most twice the padding apart; pixels outside the first one have no saliency.
         margin = 2 * self._padding
         across = views.left - batch.views.left
         anew.gradient = augment(
-            pad_images(batch.gradient, margin),
+            pad_images(saliency, margin),
             index=torch.arange(len(batch.index), device=self._device),
             top=views.top - batch.views.top + margin,
             left=torch.where(batch.views.flip, -across, across) + margin,

@@ -62,8 +62,8 @@ class TrainConfig:
     """Balance of unequal classes. sampler: every class is drawn equally often, its images with replacement; weights:
     the loss of an image counts by the inverse frequency of its class, 1 on average; none: classes as they are."""
     saliency: Literal["recycled", "exact"] = "recycled"
-    """Saliency (the loss's gradient at the image) of methods that mix by it. recycled: from the clean update before, on
-    the same images; exact: from a forward and backward pass of its own."""
+    """Saliency (the loss's gradient at the image) of methods that mix by it. recycled: from a clean update on the same
+    images, 16 or more updates ago; exact: from a forward and backward pass of its own."""
     device: str = "auto"
     """Device to train on: auto, cpu, cuda or cuda:N."""
     precision: Precision = "auto"

@@ -31,10 +31,11 @@ from rlmix.classifier.mixing.policy import Interleaver, MixPolicy
 from rlmix.classifier.mixing.saliency import input_gradient
 from rlmix.classifier.mixing.targets import lamix_target, one_hot, smooth, soft_cross_entropy
 from rlmix.classifier.models import attach_label_head, build_model, hidden_stages, without_label_head
-from rlmix.classifier.training.batches import Batch, BatchSource, recycled_updates
+from rlmix.classifier.training.batches import Batch, BatchSource, RestingBatch, recycled_updates
 from rlmix.classifier.training.config import TrainConfig
 from rlmix.classifier.training.draws import stream_seed
 from rlmix.classifier.training.optimisers import LR_SCHEDULES, OPTIMISERS, load_optimiser, restart_optimiser, scale_lr
+from rlmix.classifier.training.resting import RestingBatches
 from rlmix.classifier.training.segment import MixedBatch, SegmentPlan
 from rlmix.classifier.training.segment_sums import PROBES, SegmentSums, measure_probe, measure_update
 from rlmix.classifier.training.stats import CALIBRATION_BINS, EvalStats, TrainStats, evaluation_sums
@@ -81,7 +82,7 @@ class Trainer:
         self.last_mixed_policy: MixPolicy | None = None
         self.updates_done = 0
         self._fresh_batches = 0
-        self._waiting: Batch | None = None  # a clean batch whose gradient serves a saliency update to come
+        self._resting: RestingBatches[RestingBatch] = RestingBatches()
         self._interleaver = Interleaver()
         self._lr_schedule = self._new_lr_schedule()
         self._random_state = torch.get_rng_state()  # of layers that draw
@@ -121,7 +122,7 @@ class Trainer:
         restart_optimiser(self.optimizer, self.config)
         self._lr_schedule = self._new_lr_schedule()
         self.updates_done = self._fresh_batches = 0
-        self._waiting = None
+        self._resting = RestingBatches()
         self._interleaver = Interleaver()
 
     @property
@@ -176,7 +177,7 @@ class Trainer:
             policy,
             methods,
             probes=set(clean[-PROBES:]) if probe else set(),
-            # The input gradient of these clean updates serves the saliency updates that follow on the same batch.
+            # The input gradient of these clean updates serves saliency updates to come, on the same batches.
             recycled=recycled_updates(methods, policy) if self.config.saliency == "recycled" else [False] * updates,
             beta=torch.full((), policy.label_beta, device=self.device),
             attached=torch.full((), 0.0 if policy.label_detach else 1.0, device=self.device),
@@ -203,8 +204,9 @@ class Trainer:
         if mixed.recycled or mixed.probed:
             mixed.batch.gradient = mixed.images.grad
         if mixed.method == "clean":
-            # None otherwise: the gradient of an earlier batch is stale.
-            self._waiting = mixed.batch if mixed.recycled else None
+            self._resting.forget_stale(self.updates_done)
+        if mixed.recycled:
+            self._resting.keep(self.updates_done, RestingBatch.of(mixed.batch))
         if mixed.probed:
             assert mixed.batch.gradient is not None
             plan.sums.add_probe(measure_probe(mixed.batch.gradient, *self._gradients()))
@@ -360,13 +362,13 @@ class Trainer:
         self._random_state = own["random_state"]
         if self._device_random_state is not None:  # that of `reset` stays for a state from a CPU
             self._device_random_state = own.get("device_random", self._device_random_state)
-        if own["waiting"] is not None:
-            self._waiting = Batch.from_state(own["waiting"], self.device)
+        for update, batch in own.get("resting", ()):  # states of older versions have none
+            self._resting.keep(update, RestingBatch.from_state(batch, self.device))
 
     def _own_state(self) -> dict[str, Any]:
         """Return the part of the state that each process has for itself."""
-        waiting = None if self._waiting is None else self._waiting.state()
-        state = {"waiting": waiting, "random_state": self._random_state}
+        resting = [[update, batch.state()] for update, batch in self._resting.entries]
+        state = {"resting": resting, "random_state": self._random_state}
         return state if self._device_random_state is None else state | {"device_random": self._device_random_state}
 
     def network_state(self) -> dict[str, Tensor]:
@@ -436,11 +438,10 @@ class Trainer:
         return loss
 
     def _next_batch(self, method: str) -> Batch:
-        """Return the waiting clean batch if the method can use it, else a fresh one, with its gradient if needed."""
+        """Return a clean batch that has rested if the method can use one, else a fresh one, with gradient if needed."""
         needs_gradient = METHODS[method].needs_gradient
-        if needs_gradient and self._waiting is not None:
-            batch, self._waiting = self._waiting, None
-            return self.batches.seen_anew(batch, self.updates_done) if self.config.augmentation else batch
+        if needs_gradient and (rested := self._resting.give(self.updates_done)) is not None:
+            return self.batches.seen_anew(rested, self.updates_done)
         batch = self._fresh_batch()
         if needs_gradient:
             self._take_gradient(batch, method)

@@ -95,6 +95,10 @@ MISTAKES: dict[str, tuple[Callable[[], object], str]] = {
     "note without labels": (lambda: mixup().note(LOGITS, None), "targets must be .* got None"),
     "loss in the wrong order": (lambda: mixup().loss(LABELS, LOGITS), "logits come before targets"),
     "logits of other classes": (lambda: mixup().loss(LOGITS[:, :5], LABELS), "network's number of outputs"),
+    "loss the wrong way round": (
+        lambda: mixup().loss(torch.full((4, 10), 0.1), torch.zeros(4, 10, requires_grad=True)),
+        r"pass the network's output first",
+    ),
     "logits of a part": (lambda: mixup().loss(LOGITS[:3], LABELS), r"as many logits as targets, got \[3, 10\]"),
     "logits inside": (lambda: mixup().loss((LOGITS,), LABELS), "got tuple of 1"),
     "observe nothing": (lambda: mixup().observe(), "needs val_accuracy, or logits and labels"),

@@ -22,6 +22,7 @@ from rlmix.classifier.files import load_state, save_state
 from rlmix.classifier.mixing import METHODS, MixPolicy, PolicySchedule, one_hot, soft_cross_entropy
 from rlmix.classifier.mixing.method import MixInput
 from rlmix.classifier.models import build_model
+from rlmix.classifier.training import resting
 from rlmix.classifier.training.batches import BatchSource
 from rlmix.classifier.training.draws import UpdateDraws, stream_seed
 from rlmix.classifier.training.optimisers import LR_SCHEDULES, OPTIMISERS
@@ -57,9 +58,10 @@ def plain_loop(monkeypatch: pytest.MonkeyPatch) -> Any:
 
 @pytest.mark.parametrize(("seed", "features"), [(3, DEFAULT_FEATURES), (4, DEFAULT_FEATURES), (3, TRANSFER)])
 def test_the_plain_loop_trains_as_the_projects_own_program(
-    plain_loop: Any, tmp_path: Path, seed: int, features: Sequence[str]
+    plain_loop: Any, tmp_path: Path, seed: int, features: Sequence[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The same choices and, to the last bit, the same weights."""
+    monkeypatch.setattr(resting, "REST", 1)  # so that every saliency update mixes a clean batch, as `loader` takes it
     (tmp_path / "agent").mkdir()
     agent(seed, features=features).save(tmp_path / "agent")
     options = (
@@ -86,7 +88,7 @@ def test_the_plain_loop_trains_as_the_projects_own_program(
         for _ in range(40):
             batch = source.batch(number)
             yield batch.images, source.labels(batch)
-            number += not METHODS[mix.method].needs_gradient  # in whose place the batch before was mixed
+            number += not METHODS[mix.method].needs_gradient  # in whose place one of before was mixed
 
     mean, std = (torch.tensor(values).view(1, -1, 1, 1) for values in (data.mean, data.std))
     images = ((data.validation.images.float() / 255 - mean) / std).contiguous(memory_format=torch.channels_last)
@@ -166,7 +168,10 @@ def test_accumulated_gradients_resume_in_the_midst_of_a_step(cut: int) -> None:
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
-def test_recycled_saliency_is_the_same_under_autocast_and_a_scaler(dtype: torch.dtype) -> None:
+def test_recycled_saliency_is_the_same_under_autocast_and_a_scaler(
+    dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(resting, "REST", 1)
     data, model = batches(6), network()
     optimizer, scaler = sgd(model), torch.amp.GradScaler("cpu", init_scale=2.0**8)
     mix = RLMix(HALF_RMIX, num_classes=10)
@@ -194,7 +199,8 @@ def test_recycled_saliency_is_the_same_under_autocast_and_a_scaler(dtype: torch.
     assert scaler.get_scale() == 2.0**8, "no gradient was infinite"
 
 
-def test_an_overflow_under_a_scaler_leaves_the_mixed_images_finite() -> None:
+def test_an_overflow_under_a_scaler_leaves_the_mixed_images_finite(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(resting, "REST", 1)
     data, model = batches(2), network()
     mix = RLMix(HALF_RMIX, num_classes=10)
     images, targets = mix(*data[0], model)
@@ -226,7 +232,8 @@ def test_a_loaders_worker_is_told_to_leave_mixing_to_the_loop() -> None:
         next(iter(DataLoader(data, batch_size=2, num_workers=1, collate_fn=collate)))  # type: ignore[arg-type]
 
 
-def test_recycled_saliency_is_the_loops_own_gradient_without_a_second_pass() -> None:
+def test_recycled_saliency_is_the_loops_own_gradient_without_a_second_pass(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(resting, "REST", 1)
     data, model, passes = batches(2), network(), []
     model.register_forward_hook(lambda *_: passes.append(1))
     mix = RLMix(HALF_RMIX, num_classes=10)

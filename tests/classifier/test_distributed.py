@@ -113,8 +113,9 @@ def test_processes_agree_to_the_last_bit(folder: Path) -> None:
 
 def test_each_mixes_its_own_slice(folder: Path) -> None:
     assert [load_state(folder / f"shape{rank}")["images"][0] for rank in range(2)] == [10, 10]
-    waiting = [load_state(folder / "kept0")["processes"][rank]["waiting"] for rank in range(2)]
-    assert not torch.equal(waiting[0]["index"], waiting[1]["index"])
+    resting = [load_state(folder / "kept0")["processes"][rank]["resting"] for rank in range(2)]
+    (one_update, one), (other_update, other) = (batches[0] for batches in resting)
+    assert one_update == other_update and not torch.equal(one["index"], other["index"])
 
 
 def test_a_resumed_training_is_one_never_stopped(folder: Path) -> None:

@@ -11,6 +11,7 @@ from PIL import Image
 
 from rlmix.classifier.data import ImageFiles, Splits, evaluation_chunks, load_image_folder, split
 from rlmix.classifier.mixing import MixPolicy
+from rlmix.classifier.training.batches import RestingBatch
 from rlmix.classifier.training.config import TrainConfig
 from rlmix.classifier.training.trainer import Trainer
 
@@ -120,14 +121,15 @@ def test_a_number_gives_the_same_streamed_batch_in_any_order(streamed: Splits) -
 
 def test_a_recycled_batch_is_the_clean_one_partly_mirrored(streamed: Splits) -> None:
     trainer = Trainer(CONFIG, streamed)
-    waiting = trainer.batches.batch(0)
-    waiting.gradient = torch.randn(waiting.images.shape, generator=torch.Generator().manual_seed(0))
-    batch = trainer.batches.seen_anew(waiting, 1)
+    first = trainer.batches.batch(0)
+    first.gradient = torch.randn(first.images.shape, generator=torch.Generator().manual_seed(0))
+    rested = RestingBatch.of(first)
+    batch = trainer.batches.seen_anew(rested, 1)
     assert batch.gradient is not None
-    mirrored = (batch.views.flip != waiting.views.flip).tolist()
+    mirrored = (batch.views.flip != first.views.flip).tolist()
     assert any(mirrored) and not all(mirrored)
     for i, turned in enumerate(mirrored):
-        for now, before in ((batch.images, waiting.images), (batch.gradient, waiting.gradient)):
+        for now, before in ((batch.images, first.images), (batch.gradient, rested.saliency.float())):
             assert torch.equal(now[i], before[i].flip(-1) if turned else before[i])
 
 

@@ -24,7 +24,10 @@ from rlmix.classifier.data import ImageSet, Splits, load_dataset, split
 from rlmix.classifier.files import load_state, save_state
 from rlmix.classifier.mixing import METHODS, LamDistribution, MixPolicy
 from rlmix.classifier.mixing.method import MixInput
+from rlmix.classifier.mixing.saliency import patch_saliency
 from rlmix.classifier.models import MODELS, build_model
+from rlmix.classifier.training import resting
+from rlmix.classifier.training.batches import RestingBatch
 from rlmix.classifier.training.config import TrainConfig
 from rlmix.classifier.training.rmix_trainer import RMixTrainer
 from rlmix.classifier.training.stats import EvalStats, TrainStats, UpdateStats, merge_stats
@@ -301,7 +304,9 @@ def test_two_policies_of_one_seed_see_the_same_batches_and_partners() -> None:
     assert indices_of(seen[0]) != own[0]
 
 
-def test_an_update_has_its_partners_whichever_batch_it_mixes() -> None:
+def test_an_update_has_its_partners_whichever_batch_it_mixes(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(resting, "REST", 1)  # no pass of its own is among those seen
+
     def partners(method: str) -> list[list[int]]:
         """Of every mixed update, each image's partner by its place in the batch."""
         shown = []
@@ -331,7 +336,10 @@ def test_an_update_has_its_partners_whichever_batch_it_mixes() -> None:
         (MixPolicy({"clean": 0.75, "rmix": 0.25}), "recycled", 12),
     ],
 )
-def test_no_pass_is_spent_on_saliency_that_a_clean_update_gave(policy: MixPolicy, saliency: str, passes: int) -> None:
+def test_no_pass_is_spent_on_saliency_that_a_clean_update_gave(
+    policy: MixPolicy, saliency: str, passes: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(resting, "REST", 1)
     trainer = trainer_of(saliency=saliency)
     with inputs_seen(trainer) as seen:
         stats = trainer.train(policy, 12)
@@ -340,29 +348,55 @@ def test_no_pass_is_spent_on_saliency_that_a_clean_update_gave(policy: MixPolicy
     assert stats.methods == {name: round(12 * share) for name, share in policy.shares.items()}
 
 
-def test_recycled_rmix_mixes_the_clean_batch_that_it_has_the_saliency_of() -> None:
+def test_recycled_rmix_mixes_the_clean_batches_that_have_rested() -> None:
     trainer = trainer_of(augmentation=False)
     # At τ = 0 every patch is salient: R-Mix is mixup, and λ = 1 shows the images themselves.
     policy = replace(RMIX, threshold=0.0, lam=LamDistribution("fixed", 1.0))
     with inputs_seen(trainer) as seen:
-        trainer.train(policy, 12)
-    for clean, mixed in zip(seen[::2], seen[1::2], strict=True):
-        torch.testing.assert_close(mixed, clean)
-    assert not torch.equal(seen[0], seen[2])
+        trainer.train(policy, 40)
+    # Updates 1, 3, ... 15 find no batch that has rested for 16 updates and take a pass of their own; 17 mixes batch 0.
+    first, then = seen[:24], seen[24:]
+    assert len(then) == 24
+    clean = [*first[::3], *then[::2]]
+    for mixed, own in zip(first[2::3], first[1::3], strict=True):
+        torch.testing.assert_close(mixed, own)
+    for mixed, rested in zip(then[1::2], clean, strict=False):
+        torch.testing.assert_close(mixed, rested)
+    assert not torch.equal(clean[0], clean[1])
+
+
+def test_batches_rest_come_in_order_and_become_stale() -> None:
+    batches: resting.RestingBatches[str] = resting.RestingBatches()
+    batches.keep(0, "a")
+    batches.keep(3, "b")
+    assert [batches.give(update) for update in (15, 16, 17, 18, 19, 20)] == [None, "a", None, None, "b", None]
+    for update in range(0, 200, 2):
+        batches.keep(update, str(update))
+        batches.forget_stale(update)
+    assert [update for update, _ in batches.entries] == list(range(134, 200, 2))
+    assert batches.give(500) is None and not batches.entries
+
+
+@pytest.mark.parametrize("scale", [1e-30, 1.0, 1e30])
+def test_a_resting_saliency_serves_as_the_gradient_does(scale: float) -> None:
+    gradient = torch.randn(6, 3, 16, 16, generator=torch.Generator().manual_seed(0)) * scale
+    kept = resting.resting_saliency(gradient)
+    assert kept.shape == (6, 1, 16, 16) and kept.dtype == torch.float16
+    torch.testing.assert_close(patch_saliency(kept, 4), patch_saliency(gradient, 4), rtol=1e-3, atol=1e-5)
 
 
 def test_recycled_rmix_sees_the_clean_batch_through_other_crops_and_flips_and_so_does_its_saliency() -> None:
     data = replace(DATA, flip=True, crop_padding=2, mean=(0.5,), std=(0.25,))  # black, and so the border, is not 0
     batches = trainer_of(data=data).batches
     first = batches.batch(0)
-    first.gradient = first.images.clone()  # a map that says of every pixel which one it is
-    anew = batches.seen_anew(first, 0)
+    # A map that says of every pixel which one it is.
+    anew = batches.seen_anew(RestingBatch(first.index, first.views, first.images[:, :1].half(), None), 0)
     assert anew.gradient is not None
     assert torch.equal(anew.index, first.index)
     assert (anew.views.flip != first.views.flip).any()
     assert (anew.views.top != first.views.top).any()
     shown = anew.gradient != 0  # what the first view did not show has no saliency
-    torch.testing.assert_close(anew.gradient[shown], anew.images[shown])
+    torch.testing.assert_close(anew.gradient[shown], anew.images[:, :1][shown], rtol=1e-3, atol=1e-3)
     height, width = data.train.images.shape[2:]
     for image in range(BATCH):
         rows = height - abs(int(anew.views.top[image] - first.views.top[image]))
@@ -371,7 +405,8 @@ def test_recycled_rmix_sees_the_clean_batch_through_other_crops_and_flips_and_so
 
 
 @pytest.mark.parametrize("smoothing", [0.0, 0.2])
-def test_recycled_saliency_is_that_of_the_clean_loss(smoothing: float) -> None:
+def test_recycled_saliency_is_that_of_the_clean_loss(smoothing: float, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(resting, "REST", 1)
     policy = MixPolicy(
         {"clean": 0.5, "rmix": 0.5}, threshold=0.55, lam=LamDistribution("fixed", 0.4), label_smoothing=smoothing
     )
@@ -414,16 +449,16 @@ def assert_mixed_by_saliency(
         assert found
 
 
-@pytest.mark.parametrize("waiting", [False, True])
-def test_exact_saliency_is_that_of_plain_cross_entropy_at_the_current_weights(waiting: bool) -> None:
+@pytest.mark.parametrize("since", [None, 5, 65])
+def test_exact_saliency_is_that_of_plain_cross_entropy_at_the_current_weights(since: int | None) -> None:
     policy = MixPolicy(
         {"rmix": 1.0}, threshold=0.55, lam=LamDistribution("fixed", 0.4), label_smoothing=0.2, label_beta=0.5
     )
-    trainer = trainer_of(augmentation=False, lr=0.5)
-    if waiting:
-        # A clean batch is left waiting, then others come by before it is used: it is too old by then.
+    trainer = trainer_of(augmentation=False, lr=0.5, updates=80)
+    if since is not None:
+        # Clean batches are left that have not rested, or that are stale.
         trainer.train(RMIX, 5)
-        trainer.train(CLEAN, 5)
+        trainer.train(CLEAN, since)
     plain = build_model("tiny", num_classes=5, in_channels=2).to(memory_format=torch.channels_last)
     plain.load_state_dict(trainer.network_state())
     with inputs_seen(trainer) as seen:
@@ -588,9 +623,9 @@ def _known_images(images: Tensor, data: Splits) -> list[int]:
 
 
 RESUMED = [
-    ("recycled R-Mix, a batch waiting", "tiny", "onecycle", RMIX, RMIX),
-    ("a new policy takes the waiting batch", "tiny", "onecycle", RMIX, RMIX_ALL),
-    ("a new policy leaves the waiting batch", "tiny", "multistep", RMIX, LAMIX),
+    ("recycled R-Mix, batches that rest", "tiny", "onecycle", RMIX, RMIX),
+    ("a new policy takes the batches that rest", "tiny", "onecycle", RMIX, RMIX_ALL),
+    ("a new policy leaves the batches that rest", "tiny", "multistep", RMIX, LAMIX),
     ("clean", "search", "multistep", CLEAN, CLEAN),
     ("dropout", "tiny_dropout", "onecycle", RMIX, CUTMIX),
     ("hidden states", "search", "piecewise", MANIFOLD, MixPolicy({"clean": 0.5, "puzzlemix": 0.5})),

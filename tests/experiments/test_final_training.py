@@ -364,7 +364,7 @@ def test_a_methods_own_options_reach_the_training(tmp_path: Path) -> None:
 
 
 def test_options_reach_the_training(policy: Path, tmp_path: Path) -> None:
-    arguments = ("--policy", policy, "--updates", 12)
+    arguments = ("--policy", policy, "--updates", 32)  # enough for recycled batches to have rested
     plain, _ = replay(tmp_path / "plain", *arguments)
     options = [
         "--seed 1", "--data-seed 1", "--label-noise 0.2", "--lr 0.05", "--lr-schedule multistep", "--weight-decay 0",

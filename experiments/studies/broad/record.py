@@ -56,7 +56,7 @@ SEEDS = {  # of the tasks
     "usual": 230_005,
     "rehearse-usual": 230_006,
 }
-USUAL = {"updates": (200, 2000), "seconds": 18.0, "usual": True}
+USUAL: dict[str, Any] = {"updates": (200, 2000), "seconds": 18.0, "usual": True}
 DRAWN: dict[str, dict[str, Any]] = {  # arguments of `BroadTasks`, where they differ from its defaults
     "longer": {"updates": (250, 2000), "seconds": 12.0},
     "usual": USUAL,

@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
+from numpy.typing import NDArray
 from tabulate import tabulate
 
 from rlmix.agent.agent import Agent
@@ -207,13 +208,7 @@ def summarise(lines: Sequence[Line]) -> dict[str, Any]:
     of_set = [datasets[number] for number in numbers]
 
     def row(place: int, base: int) -> dict[str, Any]:
-        gap = grid[:, place] - grid[:, base]
-        worst = np.sort(gap)[: max(len(gap) // 10, 1)]
-        return {
-            **interval_by_unit(gap.tolist(), of_set),
-            "by_data_set": {name: mean_interval(gap[np.array(of_set) == name].tolist()) for name in sets},
-            "worst_tenth": float(worst.mean()),
-        }
+        return difference(grid[:, place] - grid[:, base], of_set)
 
     best_fixed = max(range(fixed), key=lambda place: grid[:, place].mean())
     return {
@@ -224,6 +219,21 @@ def summarise(lines: Sequence[Line]) -> dict[str, Any]:
         "less_plain": {name: row(place, 0) for place, name in enumerate(names) if place},
         "less_best_fixed": {name: row(place, best_fixed) for place, name in enumerate(names) if place != best_fixed},
         "diverged": sum(line["diverged"] for line in lines),
+    }
+
+
+def difference(gaps: NDArray[np.float64], of_set: Sequence[str]) -> dict[str, Any]:
+    """Return intervals of differences by task, `[T]` points: over tasks, over data sets, and of each data set.
+
+    Args:
+        gaps: differences.
+        of_set: each task's data set.
+    """
+    worst = np.sort(gaps)[: max(len(gaps) // 10, 1)]
+    return {
+        **interval_by_unit(gaps.tolist(), of_set),
+        "by_data_set": {name: mean_interval(gaps[np.array(of_set) == name].tolist()) for name in sorted(set(of_set))},
+        "worst_tenth": float(worst.mean()),
     }
 
 

@@ -1,0 +1,193 @@
+"""The third contest: its protocol, who trains how, and what its tables say of planted results."""
+
+import json
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from rlmix.agent.agent import Agent
+from rlmix.agent.files import SHIPPED
+from rlmix.classifier.mixing import MixPolicy
+from rlmix.classifier.training.config import TrainConfig
+from rlmix.classifier.training.trainer import Trainer
+from rlmix.envs import BroadTasks, ImageLibrary, Source
+from rlmix.envs.seeds import derive_seed, training_seed
+from rlmix.experiments.comparison.intervals import mean_interval
+from rlmix.experiments.search.task_family import MENU
+from rlmix.experiments.studies.broad import contest
+from rlmix.experiments.studies.broad.small_vit import small_vit
+from tests.agent.loops import agent
+from tests.experiments.inline import run_inline
+
+Refused = Callable[[Callable[[Sequence[str]], Any], Sequence[object]], str]
+SOURCES = [Source("a", (300, 300), True), Source("b", (200, 100, 300), False)]
+
+
+def test_tasks_of_other_groups_change_what_they_say() -> None:
+    for number in range(12):
+        task = contest.task_of("eurosat", number, SOURCES[:1], seed=1)
+        assert (
+            task
+            == contest.task_of("eurosat", number, SOURCES[:1], seed=1)
+            != contest.task_of("omniglot", number, SOURCES[:1], seed=1)
+        )
+        vit = contest.task_of(contest.VIT, number, SOURCES, seed=1)
+        assert vit.dataset == "ab"[number % 2] and vit.image_size == 24 and dict(vit.options)["optimizer"] == "adamw"
+        wrong = contest.task_of(contest.NOISE, number, SOURCES, seed=1)
+        assert 0.65 <= wrong.label_noise <= 0.8 and wrong.noise == "symmetric"
+    assert len({contest.task_of("eurosat", number, SOURCES[:1], seed=1) for number in range(12)}) == 12
+
+
+def test_groups_are_the_unseen_data_sets_and_more() -> None:
+    groups = contest.groups_of(rehearsal=False)
+    assert list(groups) == [*contest.UNSEEN, *contest.REHEARSED, contest.VIT, contest.NOISE]
+    assert not set(contest.UNSEEN) & {name for names in contest.groups_of(rehearsal=True).values() for name in names}
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+def test_the_small_transformer_sees_every_patch(channels: int) -> None:
+    network = small_vit(5, channels).eval()
+    images = torch.zeros(2, channels, 24, 24)
+    images[1, :, 20:, 20:] = 1
+    torch.nn.init.normal_(network.heads[0].weight)
+    logits = network(images)
+    assert logits.shape == (2, 5) and not torch.allclose(logits[0], logits[1])
+    assert 2e5 < sum(weights.numel() for weights in network.parameters()) < 5e5
+
+
+@pytest.fixture
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Folder of a small data set, of which contests are, with tiny trainings."""
+    random = np.random.default_rng(0)
+    for part in ("train", "test"):
+        for label in "ab":
+            (images := tmp_path / "data" / "squares" / part / label).mkdir(parents=True)
+            for number in range(150 if part == "train" else 20):
+                pixels = random.integers(0, 128, (16, 16)) + 127 * (label == "b")
+                Image.fromarray(pixels.astype(np.uint8)).save(images / f"{number}.png")
+    monkeypatch.setattr(contest, "groups_of", lambda **_: {"squares": ("squares",), contest.VIT: ("squares",)})
+    few = ("plain", "CutMix half")
+    monkeypatch.setattr(contest, "FIXED", {name: contest.FIXED[name] for name in few})
+    monkeypatch.setattr(contest, "USUAL", {"updates": (8, 8), "seconds": 1.5})
+    log = [
+        {"task": task, "policies": [choice] * 5, "development": 0.5 + 0.1 * (choice == 11)}
+        for task in range(2)
+        for choice in range(len(contest.CHOICES))
+    ]
+    (tmp_path / "log.jsonl").write_text("".join(json.dumps(line) + "\n" for line in log))
+    return tmp_path / "data"
+
+
+def test_a_contest_goes_as_its_protocol_says(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, refused: Refused
+) -> None:
+    trained = run_inline(monkeypatch)
+    monkeypatch.setattr(contest, "TRAININGS", 2)
+    monkeypatch.setattr(contest, "CHOICES", contest.CHOICES[:2])
+    monkeypatch.setattr(contest, "best_fixed", lambda _: MENU.policy(contest.CHOICES[1]))
+    (tmp_path / "agent").mkdir()
+    agent(3).save(tmp_path / "agent")
+    out = tmp_path / "out"
+    common = ["--data", str(folder), "--out", str(out)]
+    assert "write it first" in refused(contest.main, ["run", *common])
+    options = ["--agents", f"mine={tmp_path / 'agent'}", "--tasks", "2", "--search-tasks", "1"]
+    contest.main(["protocol", *common, *options])
+    protocol = json.loads((out / "protocol.json").read_bytes())
+    assert protocol["split"] == "test" and list(protocol["contestants"])[:2] == ["mine", "mine, one look"]
+    contest.main(["run", *common])
+    singles = [name for name, entry in protocol["contestants"].items() if entry["kind"] != "search"]
+    assert len(trained) == 2 * (2 * len(singles) + 3)
+    lines = [json.loads(text) for text in (out / "runs.jsonl").read_text().splitlines()]
+    found = {(line["group"], line["task"], line["contestant"]): line for line in lines}
+
+    held = found["squares", 1, "mine, one look"]["chosen"]
+    mine = found["squares", 1, "mine"]["chosen"]
+    assert (
+        len(set(held)) == 1 and held[0] == mine[0] and found["squares", 1, "mine, two looks"]["chosen"][:2] == mine[:2]
+    )
+
+    # By hand: the test images of the task, from the seed that all contestants have.
+    library = ImageLibrary({"squares": str(folder / "squares")})
+    task = contest.task_of("squares", 1, [Source.of(library, "squares")], seed=contest.SEED)
+    data = task.draw(library.splits("squares", task.image_size or 0, grey=task.grey))
+    trainer = Trainer(task.training(TrainConfig(device="cpu")), data)
+    seed = training_seed(derive_seed(contest.SEED, *b"squares", 1))
+    trainer.reset(seed)
+    trainer.train(MixPolicy({"clean": 0.5, "cutmix": 0.5}), task.updates)
+    assert found["squares", 1, "CutMix half"]["accuracy"] == round(trainer.evaluate("test").accuracy, 4)
+
+    menu = found[contest.VIT, 0, contest.MENU_16]
+    best = max(menu["every"], key=lambda pair: pair[1])
+    assert (menu["accuracy"], menu["validation"]) == tuple(best) and 0 <= menu["again"] <= 1
+    reads = (out / "test_set_reads.jsonl").read_text().splitlines()
+    assert len(reads) == 1 and json.loads(reads[0])["entries"] == len(trained)
+    assert "oracle's policy, trained again" not in (out / "results.md").read_text(), "one task of a group says nothing"
+    trained.clear()
+    contest.main(["run", *common])
+    assert trained == []
+    assert "cannot change" in refused(contest.main, ["protocol", *common, *options])
+    agent(4).save(tmp_path / "agent")
+    assert "not the agent mine of the protocol" in refused(contest.main, ["run", *common])
+
+
+def test_the_best_fixed_policy_is_the_one_above_plain_training(folder: Path, tmp_path: Path, refused: Refused) -> None:
+    log = tmp_path / "log.jsonl"
+    assert contest.best_fixed(log) == MENU.policy(contest.CHOICES[11])
+    options = ["protocol", "--data", str(folder), "--out", str(tmp_path / "out")]
+    assert "there is no file" in refused(contest.main, [*options, "--log", str(tmp_path / "nothing.jsonl")])
+    log.write_text(log.read_text().splitlines()[0] + "\n")
+    assert "lacks trainings" in refused(contest.main, [*options, "--log", str(log)])
+    assert "at most --tasks" in refused(contest.main, [*options, "--tasks", "3", "--search-tasks", "4"])
+
+
+def planted(tasks: int = 4) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+    """A protocol, and lines in which the agent is 3 points ahead of plain training on `a`, 1 on `b`, and so on."""
+    best = MENU.policy(contest.CHOICES[1])
+    entries = contest.contestants_of({"mine": Agent.load(SHIPPED)}, {"mine": SHIPPED}, best)
+    groups = {"a": ("a",), "b": ("b",), contest.VIT: ("a",), contest.NOISE: ("b",)}
+    ahead = {"a": 0.03, "b": 0.01, contest.VIT: -0.02, contest.NOISE: 0.0}
+    lines = []
+    for group, (dataset,) in groups.items():
+        for number in range(tasks):
+            for name, entry in entries.items():
+                lead = {"mine": ahead[group], contest.BEST_FIXED: 0.005, contest.MENU_16: 0.04}.get(name, 0.0)
+                accuracy = 0.5 + lead + number / 100
+                lines.append({"group": group, "task": number, "contestant": name, "dataset": dataset,
+                              "accuracy": accuracy, "validation": accuracy, "diverged": False,
+                              **({"again": accuracy - 0.01} if entry["kind"] == "search" else {})})  # fmt: skip
+    protocol = {"split": "test", "contestants": entries, "groups": groups, "tasks": tasks, "statistics": "Means."}
+    return protocol, lines
+
+
+def test_tables_tell_data_sets_from_other_groups() -> None:
+    protocol, lines = planted()
+    result = contest.summarise(protocol, lines)
+    single, whole = result["tables"]
+    assert single["tasks"] == {"all data sets": 8, contest.VIT: 4, contest.NOISE: 4}
+    over = single["agent_minus"]["plain"]
+    assert over["all data sets"]["data_sets"] == pytest.approx(mean_interval([3.0, 1.0]))
+    assert over["all data sets"]["tasks"] == pytest.approx(mean_interval([3.0] * 4 + [1.0] * 4))
+    assert over[contest.VIT]["tasks"][0] == pytest.approx(-2)
+    assert contest.ORACLE not in single["agent_minus"]
+    assert whole["agent_minus"][contest.ORACLE]["all data sets"]["tasks"][0] == pytest.approx(-2)
+    assert whole["agent_minus"][contest.ORACLE_AGAIN]["all data sets"]["tasks"][0] == pytest.approx(-1)
+    aims = list(result["aims"].values())
+    assert [aim["reached"] for aim in aims] == [False, False, False, False, True]  # 2 of 4 data sets, and so on
+    assert aims[2]["came"] == pytest.approx(-2) and aims[4]["came"] == pytest.approx(1.5 / 2.5)
+    shown = contest.markdown({**result, "command": "it"})
+    assert "| plain " in shown and "+2.00 ± " in shown and "-2.0 ± 0.0" in shown
+    assert contest.summarise(protocol, lines[:3])["tables"] == []
+
+
+def test_an_agent_may_look_less_often() -> None:
+    tasks = BroadTasks((Source("digits", (80,) * 10, False),), seed=5, updates=(10, 10), seconds=1.5)
+    trainer = contest.shared_trainer((("digits", "digits"),), "fp32")
+    mine = agent(3)
+    actions = mine.play(mine.environment(trainer, tasks.task(0)), tasks.task(0), 3, looks=2)
+    free = mine.play(mine.environment(trainer, tasks.task(0)), tasks.task(0), 3)
+    assert actions[:2] == free[:2] and set(actions[1:]) == {actions[1]} and len(actions) == len(free)
