@@ -6,11 +6,14 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
+from itertools import product
 from pathlib import Path
 from typing import Any, Protocol
 
+import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from tests.experiments.inline import skip_drawing
 
@@ -152,3 +155,14 @@ def refused(
         return err
 
     return run
+
+
+@pytest.fixture
+def squares(tmp_path: Path) -> Path:
+    """Folder with one small data set of its own, `squares`: two classes of grey squares, dark and bright."""
+    random = np.random.default_rng(0)
+    for part, label, number in product(("train", "test"), "ab", range(150)):
+        (images := tmp_path / "data" / "squares" / part / label).mkdir(parents=True, exist_ok=True)
+        pixels = random.integers(0, 128, (16, 16)) + 127 * (label == "b")
+        Image.fromarray(pixels.astype(np.uint8)).save(images / f"{number}.png")
+    return tmp_path / "data"

@@ -5,10 +5,8 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
-from PIL import Image
 
 from rlmix.agent.agent import Agent
 from rlmix.agent.files import SHIPPED
@@ -61,15 +59,8 @@ def test_the_small_transformer_sees_every_patch(channels: int) -> None:
 
 
 @pytest.fixture
-def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+def folder(squares: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """Folder of a small data set, of which contests are, with tiny trainings."""
-    random = np.random.default_rng(0)
-    for part in ("train", "test"):
-        for label in "ab":
-            (images := tmp_path / "data" / "squares" / part / label).mkdir(parents=True)
-            for number in range(150 if part == "train" else 20):
-                pixels = random.integers(0, 128, (16, 16)) + 127 * (label == "b")
-                Image.fromarray(pixels.astype(np.uint8)).save(images / f"{number}.png")
     monkeypatch.setattr(contest, "groups_of", lambda **_: {"squares": ("squares",), contest.VIT: ("squares",)})
     few = ("plain", "CutMix half")
     monkeypatch.setattr(contest, "FIXED", {name: contest.FIXED[name] for name in few})
@@ -80,7 +71,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         for choice in range(len(contest.CHOICES))
     ]
     (tmp_path / "log.jsonl").write_text("".join(json.dumps(line) + "\n" for line in log))
-    return tmp_path / "data"
+    return squares
 
 
 def test_a_contest_goes_as_its_protocol_says(

@@ -2,13 +2,10 @@
 
 import json
 from collections.abc import Callable, Sequence
-from itertools import product
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
-from PIL import Image
 
 from rlmix.agent.agent import Agent
 from rlmix.agent.files import SHIPPED
@@ -105,23 +102,18 @@ def test_methods_are_compared_with_the_best_fixed_policy_and_their_luck_is_told_
 
 
 def test_the_command_trains_what_the_log_lacks(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, refused: Refused
+    squares: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, refused: Refused
 ) -> None:
     pytest.importorskip("optuna")
     trained = run_inline(monkeypatch)
     monkeypatch.setattr(rivals, "MAX_TRIALS", 3)
     monkeypatch.setattr(real, "POPULATIONS", (2,))
     monkeypatch.setattr(real, "COPIES", 3)
-    random = np.random.default_rng(0)
-    for part, label, number in product(("train", "test"), "ab", range(150)):
-        (folder := tmp_path / "data" / "squares" / part / label).mkdir(parents=True, exist_ok=True)
-        pixels = random.integers(0, 128, (16, 16)) + 127 * (label == "b")
-        Image.fromarray(pixels.astype(np.uint8)).save(folder / f"{number}.png")
     monkeypatch.setitem(record.GROUPS, "rehearse-usual", ("digits", "squares"))
     monkeypatch.setitem(record.DRAWN, "rehearse-usual", {"updates": (10, 10), "seconds": 1.5})
     monkeypatch.setitem(record.SEEDS, "rehearse-usual", 13)  # a task of each data set
     out = tmp_path / "out"
-    data = str(tmp_path / "data")
+    data = str(squares)
     record.main(["--data", data, "--group", "rehearse-usual", "--tasks", "2", "--out", str(out)])
     trained.clear()
     (mine := tmp_path / "agent").mkdir()

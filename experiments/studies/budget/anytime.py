@@ -288,6 +288,14 @@ def _aims(comparisons: Mapping[str, Any]) -> dict[str, Any]:
     }  # fmt: skip
 
 
+def aims_in_words(aims: Mapping[str, Any]) -> str:
+    """Return a line for each aim: what it was, what came, and whether that is enough."""
+    return "\n".join(
+        f"- {name}: aim {aim['aim']:g}, came {aim['came']:.2f}, {'reached' if aim['reached'] else '**not reached**'}"
+        for name, aim in aims.items()
+    )
+
+
 def markdown(result: Mapping[str, Any]) -> str:
     """Format the results: a table against the best fixed policy, one against ours, luck, and the aims."""
     comparisons = result["comparisons"]
@@ -340,11 +348,7 @@ def markdown(result: Mapping[str, Any]) -> str:
             "shown by the training with the same mixture and the other label smoothing, above the best fixed policy:",
             plain("twin_less_best_fixed", leave=[BEST_FIXED]),
             "## Aims",
-            "\n".join(
-                f"- {name}: aim {aim['aim']:g}, came {aim['came']:.2f}, "
-                f"{'reached' if aim['reached'] else '**not reached**'}"
-                for name, aim in result["aims"].items()
-            ),
+            aims_in_words(result["aims"]),
             "",
         ]
     )

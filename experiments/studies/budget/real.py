@@ -54,6 +54,7 @@ from rlmix.experiments.studies.budget.anytime import (
     BUDGETS,
     ORACLE,
     OURS,
+    aims_in_words,
     play_rivals,
     read_tasks,
     require_optuna,
@@ -453,11 +454,7 @@ def markdown(result: Mapping[str, Any]) -> str:
             "Copies of a training's state that our search holds at a time, on average over tasks:",
             tabulate(held, ["budget", "MB of one copy", "copies", "MB together"], tablefmt="pipe"),
             "## Aims",
-            "\n".join(
-                f"- {name}: aim {aim['aim']:g}, came {aim['came']:.2f}, "
-                f"{'reached' if aim['reached'] else '**not reached**'}"
-                for name, aim in result["aims"].items()
-            ),
+            aims_in_words(result["aims"]),
             "",
         ]
     )
