@@ -28,7 +28,7 @@ from rlmix.experiments.comparison import runner, trainings
 from rlmix.experiments.comparison.config import ComparisonConfig, ComparisonTrainConfig
 from rlmix.experiments.comparison.contestants import CONTESTANTS, Contestant
 from rlmix.experiments.comparison.held_out import TEST_READS
-from rlmix.experiments.comparison.intervals import paired_difference
+from rlmix.experiments.comparison.intervals import format_interval, paired_difference
 from rlmix.experiments.comparison.results import unpack_hits
 from rlmix.experiments.runs.config import stored_config
 from rlmix.experiments.runs.options import DataConfig
@@ -524,3 +524,21 @@ def test_what_cannot_be_measured_is_said_before_anything_is_trained(
     monkeypatch.setitem(sys.modules, "torchattack", None)
     told = refused(compare.main, ["--contestants", "plain", *SETTING, "--measures", "attacks"])
     assert "pip install 'rl-mix[evaluation]'" in told and trained == []
+
+
+def test_the_documents_show_the_committed_comparisons_in_colour() -> None:
+    page = (Path(__file__).parents[2] / "docs/results.md").read_text()
+    one, other = (
+        json.loads((Path(__file__).parents[2] / f"experiments/results/colour_{name}/results.json").read_bytes())
+        for name in ("cifar10", "cifar100")
+    )
+    for name, row in one["methods"].items():
+        cells = [row["title"]]
+        for result in (one, other):
+            accuracy = result["methods"][name]["accuracy"]
+            cells.append(format_interval(100 * accuracy["mean"], 100 * accuracy["half_width"]))
+            less = result["less_baseline"].get(name)
+            cells.append(
+                "" if less is None else format_interval(100 * less["mean"], 100 * less["half_width"], signed=True)
+            )
+        assert f"| {' | '.join(cells)} |" in page
