@@ -30,7 +30,7 @@ from rlmix.envs.reference import References
 from rlmix.envs.rewards import Outcome, require_reward, score
 from rlmix.envs.seeds import training_seed
 from rlmix.envs.segments import require_updates, segment_ends
-from rlmix.envs.task_trainer import TaskTrainer
+from rlmix.envs.task_trainer import VALIDATION_LIMIT, TaskTrainer
 from rlmix.envs.tasks import Task, TaskDistribution, Tasks
 
 DIGITS_TASK = TaskDistribution(train_size=(300, 300), updates=(60, 60))
@@ -169,7 +169,7 @@ class MixPolicyEnv(gym.Env[Any, Any]):
         reference_seeds: int = 2,
         reference_cache: str | Path | None = None,
         validation_size: int | None = None,
-        validation_limit: int | None = 1000,
+        validation_limit: int | None = VALIDATION_LIMIT,
         splits: Splits | None = None,
         task_trainer: TaskTrainer | None = None,
         render_mode: str | None = None,

@@ -68,7 +68,7 @@ VIT_OPTIONS = {
 KEPT = ("batch_size", "augmentation", "crop_padding")  # options of a task that are those of VIT's too
 # Much as timm mixes by default, with --mixup 0.8 --cutmix 1.0: there λ of mixup is Beta(0.8, 0.8).
 TIMM = MixPolicy({"mixup": 0.5, "cutmix": 0.5}, label_smoothing=0.1)
-RANDOM, BEST_FIXED = "random", "best fixed policy of the recorded tasks"
+RANDOM, BEST_FIXED, AS_TIMM = "random", "best fixed policy of the recorded tasks", "as timm mixes"
 MENU_16, ORACLE, ORACLE_AGAIN = "all fixed policies", "oracle", "oracle's policy, trained again"
 COPIES, POPULATION = "CutMix half, the best of 16", "Population Based Training"
 LOOKS = {"one look": 1, "two looks": 2}
@@ -185,7 +185,7 @@ def contestants_of(agents: Mapping[str, Agent], folders: Mapping[str, str], best
         for name, agent in agents.items()
     }
     entries |= {f"{first}, {name}": {**entries[first], "looks": looks} for name, looks in LOOKS.items()}
-    fixed = {**FIXED, BEST_FIXED: PolicySchedule.fixed(best), "as timm mixes": PolicySchedule.fixed(TIMM)}
+    fixed = {**FIXED, BEST_FIXED: PolicySchedule.fixed(best), AS_TIMM: PolicySchedule.fixed(TIMM)}
     entries |= {name: {"kind": "schedule", "schedule": schedule.to_json()} for name, schedule in fixed.items()}
     return {**entries, RANDOM: {"kind": "random"}, **{name: {"kind": "search"} for name in SEARCHES}}
 
@@ -198,7 +198,7 @@ def write_protocol(config: ContestConfig, out: Path, line: str) -> None:
     """
     if (out / "runs.jsonl").exists():
         raise RunError(f"{out}: this contest has trainings, so its protocol cannot change; choose another --out")
-    taken = {*FIXED, BEST_FIXED, "as timm mixes", RANDOM, *SEARCHES, ORACLE, ORACLE_AGAIN}
+    taken = {*FIXED, BEST_FIXED, AS_TIMM, RANDOM, *SEARCHES, ORACLE, ORACLE_AGAIN}
     agents = load_agents(config.agents, taken)
     if not agents:
         raise RunError("--agents: expected at least one agent, got none")
