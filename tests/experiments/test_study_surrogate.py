@@ -13,7 +13,7 @@ from rlmix.envs.surrogate import SurrogateEnv
 from rlmix.envs.surrogate_model import SurrogateModel
 from rlmix.envs.surrogate_tasks import SPLITS, split_of
 from rlmix.experiments.search.task_family import MENU, PLAIN, REFERENCE, SEGMENTS, part_of
-from rlmix.experiments.studies.surrogate import fidelity, play_agents, scores, train_agents, train_model
+from rlmix.experiments.studies.surrogate import fidelity, play_agents, rounds, scores, train_agents, train_model
 from rlmix.experiments.studies.surrogate.fidelity import distinct, measure_fidelity, repeated_seeds
 from rlmix.experiments.studies.surrogate.recordings import (
     GROUPS,
@@ -196,6 +196,48 @@ def test_real_play_is_compared_with_the_recorded(
     assert len(recordings(read_log(tmp_path / "episodes.jsonl"))) == 4
 
 
+def test_rounds_learn_from_what_their_agents_played(
+    trained: Path, log: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(scores, "EPISODES", 2)
+    monkeypatch.setattr(fidelity, "EPISODES", 4)
+    monkeypatch.setattr(rounds, "SHIPPED", str(trained))
+    lines, gains = read_log(log), iter(range(100))
+
+    def train(files: Any, checksum: str, number: int, draw: int, *_: Any) -> dict[str, Any]:
+        base = next(line for line in lines if line["task"] == number and line["kind"] == "plain")
+        better = [*base["validation"][:-1], base["validation"][-1] + next(gains) / 1000]
+        return {**base, "kind": "played", "agent": checksum, "draw": draw, "validation": better}
+
+    monkeypatch.setattr(play_agents, "train", train)
+    played = run_inline(monkeypatch)
+    learned: list[Sequence[str]] = []
+    fit = train_model.main
+
+    def fit_small(arguments: Sequence[str]) -> None:
+        learned.append(arguments)
+        fit([*TINY, *arguments])
+
+    monkeypatch.setattr(train_model, "main", fit_small)
+    firsts = [str(ROOT / f"experiments/results/surrogate/agents/ppo-{seed}") for seed in range(2)]
+    arguments = ["--agents", *firsts, *"--rounds 2 --tasks 2 --recorded 3 --episodes 1024".split()]
+    arguments += ["--log", str(log), "--out", str(tmp_path)]
+    rounds.main(arguments)
+    assert len(played) == 2 * (2 + 3) * 2 + 2 * 2
+    result = json.loads((tmp_path / "rounds.json").read_text())
+    base = result["rounds"][0]["trainings"]
+    assert [row["trainings"] for row in result["rounds"]] == [base, base + 6, base + 12]
+    assert [len(arguments[1 : arguments.index("--model")]) for arguments in learned] == [2, 3]
+    # Every task's gain over plain is known: the mean of its two agents', then over tasks.
+    text = (tmp_path / "1/played/played.json").read_text()
+    entries = [entry["plain"]["by_task"] for entry in json.loads(text)["agents"].values()]
+    expected = 100 * np.mean([[entry[task][1] for task in entry] for entry in entries])
+    assert result["rounds"][1]["really_less_plain"][0] == pytest.approx(expected)
+    assert (tmp_path / "rounds.md").read_text().count("\n| ") == 4
+    rounds.main(arguments)
+    assert len(played) == 24 and len(learned) == 2, "what is finished is not done again"
+
+
 @pytest.mark.parametrize(
     ("main", "option", "named"),
     [
@@ -208,6 +250,8 @@ def test_real_play_is_compared_with_the_recorded(
         (play_agents.main, "--tasks 1", "tasks must be at least 2, got 1"),
         (play_agents.main, "--tasks 99", "--tasks must be at most 62"),
         (play_agents.main, "--agents no/such", "no/such"),
+        (rounds.main, "--rounds -1", "rounds must be at least 0, got -1"),
+        (rounds.main, "--agents no/such", "no/such"),
     ],
 )
 def test_refuses_what_cannot_be_done(main: Any, option: str, named: str, refused: Refused) -> None:
