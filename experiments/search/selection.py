@@ -112,7 +112,12 @@ def select_best(
 
 
 def compare_contestants(
-    search: Search, schedule: PolicySchedule, trainings: Trainings, agents: Mapping[str, Agent]
+    search: Search,
+    schedule: PolicySchedule,
+    trainings: Trainings,
+    agents: Mapping[str, Agent],
+    *,
+    alone: bool = False,
 ) -> dict[str, dict[str, Any]]:
     """Train all contestants on the same fresh images and seeds; return development-test accuracies and differences.
 
@@ -121,10 +126,11 @@ def compare_contestants(
         schedule: learned schedule.
         trainings: runs the contestants' trainings.
         agents: further contestants by name: agents that choose as they train.
+        alone: train the learned schedule only.
     """
     config = search.config
     tasks = replace(search.tasks, pool=None, seed=search.tasks.seed + CONTEST_SEED_OFFSET)
-    names = ["learned", *agents, *FIXED, "random"]
+    names = ["learned"] if alone else ["learned", *agents, *FIXED, "random"]
     random = balanced_schedules(search.menu, search.segments, config.contest_seeds, _seed(config, "contest", 0))
     jobs = []
     for number in range(config.contest_seeds):

@@ -31,7 +31,7 @@ from rlmix.experiments.comparison.runner import Line, TrainingLog
 from rlmix.experiments.runs.command import command
 from rlmix.experiments.runs.errors import RunError
 from rlmix.experiments.runs.machine import machine
-from rlmix.experiments.studies.surrogate.double_dqn import DoubleDQN
+from rlmix.experiments.studies.double_dqn import DoubleDQN
 from rlmix.experiments.studies.surrogate.scores import (
     Choose,
     Played,
