@@ -122,3 +122,27 @@ def test_the_documents_show_the_committed_rehearsal() -> None:
     for name in (SHIPPED, "CutMix half"):
         mean, half = result["less_plain"][name]["tasks"]
         assert f"{mean:.1f} ± {half:.1f}" in readme
+
+
+def test_the_documents_show_where_the_shipped_agent_stands() -> None:
+    folder = ROOT / "experiments/results/broad/standing"
+    result, page = json.loads((folder / "results.json").read_bytes()), (ROOT / "docs/agent.md").read_text()
+    rows = result["less_plain"]
+    best = max(
+        (name for name in rows if name not in (SHIPPED, rehearse.BEST_OF_ALL)), key=lambda n: rows[n]["tasks"][0]
+    )
+    shown = {
+        rehearse.BEST_OF_ALL: "the best of the 16 by validation on each task: 16 trainings",
+        SHIPPED: "the shipped agent",
+        best: "the best fixed policy of these tasks, mixup on half",
+        "clean 50 % + cutmix 50 %, λ beta(1), smoothing 0.3": "CutMix on half, smoothing 0.3",
+        "clean 50 % + rmix 50 %, λ beta(1), τ drawn": "R-Mix on half",
+        "clean 50 % + cutmix 50 %, λ beta(1)": "CutMix on half",
+    }
+    for name, title in shown.items():
+        row = rows[name]
+        over_tasks, over_sets = format_interval(*row["tasks"], signed=True), f"± {row['data_sets'][1]:.2f}"
+        assert f"| {title} | {over_tasks} | {over_sets} | {row['worst_tenth']:.2f} |" in page
+    every = [row for name, row in rows.items() if name.startswith(("mixup 100", "cutmix 100", "rmix 100"))]
+    means, worst = [row["tasks"][0] for row in every], [row["worst_tenth"] for row in every]
+    assert f"| {min(means):+.2f} to {max(means):+.2f} | | {max(worst):.2f} to {min(worst):.2f} |" in page
