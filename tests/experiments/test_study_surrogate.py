@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,7 @@ import pytest
 
 from rlmix.agent.agent import Agent
 from rlmix.envs.surrogate import SurrogateEnv
+from rlmix.envs.surrogate_fit import SurrogateConfig
 from rlmix.envs.surrogate_model import SurrogateModel
 from rlmix.envs.surrogate_tasks import SPLITS, split_of
 from rlmix.experiments.search.task_family import MENU, PLAIN, REFERENCE, SEGMENTS, part_of
@@ -211,14 +213,14 @@ def test_rounds_learn_from_what_their_agents_played(
 
     monkeypatch.setattr(play_agents, "train", train)
     played = run_inline(monkeypatch)
-    learned: list[Sequence[str]] = []
-    fit = train_model.main
+    learned: list[tuple[str, ...]] = []
+    fit = train_model.train
 
-    def fit_small(arguments: Sequence[str]) -> None:
-        learned.append(arguments)
-        fit([*TINY, *arguments])
+    def fit_small(config: train_model.ModelConfig, made_by: str) -> None:
+        learned.append(config.logs)
+        fit(replace(config, ensemble=SurrogateConfig(members=2, hidden=8, steps=30)), made_by)
 
-    monkeypatch.setattr(train_model, "main", fit_small)
+    monkeypatch.setattr(train_model, "train", fit_small)
     firsts = [str(ROOT / f"experiments/results/surrogate/agents/ppo-{seed}") for seed in range(2)]
     arguments = ["--agents", *firsts, *"--rounds 2 --tasks 2 --recorded 3 --episodes 1024".split()]
     arguments += ["--log", str(log), "--out", str(tmp_path)]
@@ -227,7 +229,7 @@ def test_rounds_learn_from_what_their_agents_played(
     result = json.loads((tmp_path / "rounds.json").read_text())
     base = result["rounds"][0]["trainings"]
     assert [row["trainings"] for row in result["rounds"]] == [base, base + 6, base + 12]
-    assert [len(arguments[1 : arguments.index("--model")]) for arguments in learned] == [2, 3]
+    assert [len(logs) for logs in learned] == [2, 3]
     # Every task's gain over plain is known: the mean of its two agents', then over tasks.
     text = (tmp_path / "1/played/played.json").read_text()
     entries = [entry["plain"]["by_task"] for entry in json.loads(text)["agents"].values()]

@@ -72,47 +72,56 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """Run the command."""
     with command("studies/surrogate/play_agents", arguments) as call:
         call.resume = call.line
-        config = call.parse(PlayConfig, __doc__)
-        agents = {folder: Agent.load(folder) for folder in config.agents}
-        for folder, agent in agents.items():
-            if (agent.menu, agent.segments, agent.features) != (MENU, SEGMENTS, DEFAULT_FEATURES):
-                raise RunError(f"--agents: {folder} has another menu, other segments or features than the family")
-        model = SurrogateModel.load(config.model)
-        numbers = sorted(model.tasks.numbers[model.tasks.rows(config.split)].tolist())[config.first :]
-        if config.tasks > len(numbers):
-            raise RunError(f"--tasks must be at most {len(numbers)}, those that are left of the split")
-        chosen = [numbers[int(place)] for place in np.linspace(0, len(numbers) - 1, config.tasks).round()]
-        out = Path(config.out)
-        with with_filename(out):
-            out.mkdir(parents=True, exist_ok=True)
-        log = TrainingLog(
-            out / "episodes.jsonl", lambda lines: {(line["agent"], line["task"], line["draw"]): line for line in lines}
+        play_for_real(call.parse(PlayConfig, __doc__), call.line)
+
+
+def play_for_real(config: PlayConfig, made_by: str) -> None:
+    """Play agents on recorded tasks for real, compare, and write the folder of `config.out`.
+
+    Args:
+        config: options.
+        made_by: the command line, for the files.
+
+    Raises:
+        RunError: the options do not fit what they name.
+    """
+    agents = {folder: Agent.load(folder) for folder in config.agents}
+    for folder, agent in agents.items():
+        if (agent.menu, agent.segments, agent.features) != (MENU, SEGMENTS, DEFAULT_FEATURES):
+            raise RunError(f"--agents: {folder} has another menu, other segments or features than the family")
+    model = SurrogateModel.load(config.model)
+    numbers = sorted(model.tasks.numbers[model.tasks.rows(config.split)].tolist())[config.first :]
+    if config.tasks > len(numbers):
+        raise RunError(f"--tasks must be at most {len(numbers)}, those that are left of the split")
+    chosen = [numbers[int(place)] for place in np.linspace(0, len(numbers) - 1, config.tasks).round()]
+    out = Path(config.out)
+    with with_filename(out):
+        out.mkdir(parents=True, exist_ok=True)
+    log = TrainingLog(
+        out / "episodes.jsonl", lambda lines: {(line["agent"], line["task"], line["draw"]): line for line in lines}
+    )
+    precision = resolve_precision("auto", resolve_device("cpu"))
+    draw = int(config.draws)  # number 0 is what is most probable
+    jobs = {
+        (agent.checksum, number, draw): functools.partial(
+            train, agent.to_files(), agent.checksum, number, draw, precision, config.study.data_root
         )
-        precision = resolve_precision("auto", resolve_device("cpu"))
-        draw = int(config.draws)  # number 0 is what is most probable
-        jobs = {
-            (agent.checksum, number, draw): functools.partial(
-                train, agent.to_files(), agent.checksum, number, draw, precision, config.study.data_root
-            )
-            for number in chosen
-            for agent in agents.values()
-        }
-        log.run(
-            jobs, processes=config.study.processes, describe=lambda line: f"task {line['task']:<8} {line['agent'][:8]}"
-        )
-        played = {
-            folder: [log.finished[agent.checksum, number, draw] for number in chosen]
-            for folder, agent in agents.items()
-        }
-        result = {
-            "command": call.line,
-            "machine": machine(),
-            "tasks": chosen,
-            "agents": compare(model, played, read_log(config.log)),
-        }
-        write_atomic(out / "played.json", (json.dumps(result, indent=2) + "\n").encode())
-        write_atomic(out / "played.md", markdown(result).encode())
-        print(f"{markdown(result)}\nwritten: {out}/played.json, played.md, episodes.jsonl")
+        for number in chosen
+        for agent in agents.values()
+    }
+    log.run(jobs, processes=config.study.processes, describe=lambda line: f"task {line['task']:<8} {line['agent'][:8]}")
+    played = {
+        folder: [log.finished[agent.checksum, number, draw] for number in chosen] for folder, agent in agents.items()
+    }
+    result = {
+        "command": made_by,
+        "machine": machine(),
+        "tasks": chosen,
+        "agents": compare(model, played, read_log(config.log)),
+    }
+    write_atomic(out / "played.json", (json.dumps(result, indent=2) + "\n").encode())
+    write_atomic(out / "played.md", markdown(result).encode())
+    print(f"{markdown(result)}\nwritten: {out}/played.json, played.md, episodes.jsonl")
 
 
 def train(

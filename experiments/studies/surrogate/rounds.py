@@ -11,9 +11,8 @@ Whatever is finished is not done again: the same command resumes.
 from __future__ import annotations
 
 import json
-import shlex
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -26,8 +25,12 @@ from rlmix.experiments.comparison.intervals import format_interval, mean_interva
 from rlmix.experiments.runs.command import command
 from rlmix.experiments.runs.errors import RunError
 from rlmix.experiments.runs.machine import machine
-from rlmix.experiments.studies.surrogate import play_agents, train_agents, train_model
+from rlmix.experiments.runs.options import StudyConfig
+from rlmix.experiments.studies.surrogate import train_agents, train_model
+from rlmix.experiments.studies.surrogate.play_agents import PlayConfig, play_for_real
 from rlmix.experiments.studies.surrogate.recordings import LOG
+from rlmix.experiments.studies.surrogate.train_agents import AgentsConfig
+from rlmix.experiments.studies.surrogate.train_model import ModelConfig
 
 FIRST_AGENTS = tuple(f"experiments/results/surrogate/agents/ppo-{seed}" for seed in range(5))
 
@@ -71,14 +74,19 @@ def main(arguments: Sequence[str] | None = None) -> None:
         for number in range(config.rounds + 1):
             folder = Path(config.out) / str(number)
             if number:
-                model, agents = learn(folder, logs, len(agents), config)
-            common = f"--log {config.log} --model {model} --processes {config.processes} --agents {shlex.join(agents)}"
-            play_agents.main(shlex.split(f"{common} --split validation --tasks {config.tasks} --out {folder}/played"))
+                model, agents = learn(folder, logs, len(agents), config, call.line)
+            study = StudyConfig(processes=config.processes)
+            common = PlayConfig(agents, log=config.log, model=model, study=study)
+            validation = replace(common, split="validation", tasks=config.tasks, out=f"{folder}/played")
+            play_for_real(validation, call.line)
             rows.append(row_of(folder, model, agents))
             if number < config.rounds:
-                others = f"--split train --first {number} --draws --tasks {config.recorded} --out {folder}/recorded"
-                play_agents.main(shlex.split(f"{common} {others}"))
-                logs.append(f"{folder}/recorded/episodes.jsonl")
+                recorded = folder / "recorded"
+                others = replace(
+                    common, split="train", first=number, draws=True, tasks=config.recorded, out=str(recorded)
+                )
+                play_for_real(others, call.line)
+                logs.append(f"{recorded}/episodes.jsonl")
         result = {"command": call.line, "machine": machine(), "tasks": config.tasks, "rounds": rows}
         out = Path(config.out)
         with with_filename(out):
@@ -87,7 +95,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
         print(f"{markdown(result)}\nwritten: {out}/rounds.json, rounds.md")
 
 
-def learn(folder: Path, logs: Sequence[str], count: int, config: RoundsConfig) -> tuple[str, tuple[str, ...]]:
+def learn(
+    folder: Path, logs: Sequence[str], count: int, config: RoundsConfig, made_by: str
+) -> tuple[str, tuple[str, ...]]:
     """Fit a surrogate to the logs and let agents learn in it; return its folder and theirs.
 
     Args:
@@ -95,13 +105,16 @@ def learn(folder: Path, logs: Sequence[str], count: int, config: RoundsConfig) -
         logs: trainings recorded so far.
         count: number of agents.
         config: options.
+        made_by: the command line, for the files.
     """
-    model, agents = folder / "model", folder / "agents"
-    if not (model / FILE).is_file():
-        train_model.main(["--logs", *logs, "--model", str(model), "--out", str(model)])
-    options = f"--seeds {count} --reference-seeds 0 --episodes {config.episodes} --caution {config.caution}"
-    train_agents.main([*options.split(), "--model", str(model), "--out", str(agents)])
-    return str(model), tuple(str(agents / f"ppo-{seed}") for seed in range(count))
+    model, agents = str(folder / "model"), folder / "agents"
+    if not (folder / "model" / FILE).is_file():
+        train_model.train(ModelConfig(tuple(logs), model=model, out=model), made_by)
+    learners = AgentsConfig(
+        model, count, reference_seeds=0, episodes=config.episodes, caution=config.caution, out=str(agents)
+    )
+    train_agents.train(learners, made_by)
+    return model, tuple(str(agents / f"ppo-{seed}") for seed in range(count))
 
 
 def row_of(folder: Path, model: str, agents: Sequence[str]) -> dict[str, Any]:

@@ -130,61 +130,73 @@ class Curve(BaseCallback):
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run the command."""
     with command("studies/surrogate/train_agents", arguments) as call:
-        config = call.parse(AgentsConfig, __doc__)
-        torch.set_num_threads(1)
-        model, out = SurrogateModel.load(config.model), Path(config.out)
-        with with_filename(out):
-            out.mkdir(parents=True, exist_ok=True)
-        jobs = {f"PPO {seed}": ("PPO", seed) for seed in range(config.seeds)}
-        for kind in ("A2C", "double DQN"):
-            jobs |= {f"{kind} {seed}": (kind, seed) for seed in range(config.reference_seeds)}
         call.resume = call.line
-        options = {name: value for name, value in asdict(config).items() if name not in ("seeds", "reference_seeds")}
-        settings = json.loads(json.dumps({**options, "out": None, "surrogate": model.provenance}))
-        log = TrainingLog(out / "agents.jsonl", lambda lines: _finished(lines, settings))
-        for title, (kind, seed) in jobs.items():
-            if title in log.finished:
-                continue
-            started = time.process_time(), time.monotonic()
-            learner, chooser, curve = _learn(kind, seed, model, config)
-            seconds = [time.process_time() - started[0], time.monotonic() - started[1]]
-            played = play(model, "test", chooser(learner))
-            scores = {name: values.tolist() for name, values in asdict(played).items()}
-            print(
-                f"{title}: {curve[-1]['episodes']:,} episodes in {seconds[1]:.0f} s, validation score "
-                f"{curve[0]['score']:+.2f} to {curve[-1]['score']:+.2f}",
-                flush=True,
-            )
-            if kind != "double DQN":
-                facts = {
-                    "learned_by": f"{kind} in the surrogate",
-                    "command": call.line,
-                    "seed": seed,
-                    "episodes": curve[-1]["episodes"],
-                    "surrogate": model.provenance,
-                }
-                folder = out / f"{kind.lower()}-{seed}"
-                folder.mkdir(exist_ok=True)
-                to_agent(learner.policy, model.menu, model.segments, facts).save(folder)  # type: ignore[arg-type]
-            line = {"agent": title, "settings": settings, "seconds": seconds, "curve": curve, "test": scores}
-            log.add(title, line)
-        learned: dict[str, list[Played]] = {}
-        for title, (kind, _) in jobs.items():
-            told = {name: np.array(values) for name, values in log.finished[title]["test"].items()}
-            learned.setdefault(kind, []).append(Played(**told))
-        fixed = {split: references(model, split) for split in ("validation", "test")}
-        result = {
-            "command": call.line,
-            "machine": machine(),
-            "seconds": {title: log.finished[title]["seconds"] for title in jobs},
-            "curves": {title: log.finished[title]["curve"] for title in jobs},
-            "validation": {name: float(played.score.mean()) for name, played in fixed["validation"].items()},
-            "test": summarise(model, "test", learned, fixed["test"]),
-        }
-        write_atomic(out / "scores.json", (json.dumps(result, indent=2) + "\n").encode())
-        write_atomic(out / "scores.md", markdown(result).encode())
-        write_atomic(out / "learning.png", png(plot_curves(result)))
-        print(f"{markdown(result)}\nwritten: {out}/scores.json, scores.md, learning.png and the agents")
+        train(call.parse(AgentsConfig, __doc__), call.line)
+
+
+def train(config: AgentsConfig, made_by: str) -> None:
+    """Train agents in the surrogate, and write them and their scores.
+
+    Args:
+        config: options.
+        made_by: the command line, for the files.
+
+    Raises:
+        RunError: the options do not fit what they name.
+    """
+    torch.set_num_threads(1)
+    model, out = SurrogateModel.load(config.model), Path(config.out)
+    with with_filename(out):
+        out.mkdir(parents=True, exist_ok=True)
+    jobs = {f"PPO {seed}": ("PPO", seed) for seed in range(config.seeds)}
+    for kind in ("A2C", "double DQN"):
+        jobs |= {f"{kind} {seed}": (kind, seed) for seed in range(config.reference_seeds)}
+    options = {name: value for name, value in asdict(config).items() if name not in ("seeds", "reference_seeds")}
+    settings = json.loads(json.dumps({**options, "out": None, "surrogate": model.provenance}))
+    log = TrainingLog(out / "agents.jsonl", lambda lines: _finished(lines, settings))
+    for title, (kind, seed) in jobs.items():
+        if title in log.finished:
+            continue
+        started = time.process_time(), time.monotonic()
+        learner, chooser, curve = _learn(kind, seed, model, config)
+        seconds = [time.process_time() - started[0], time.monotonic() - started[1]]
+        played = play(model, "test", chooser(learner))
+        scores = {name: values.tolist() for name, values in asdict(played).items()}
+        print(
+            f"{title}: {curve[-1]['episodes']:,} episodes in {seconds[1]:.0f} s, validation score "
+            f"{curve[0]['score']:+.2f} to {curve[-1]['score']:+.2f}",
+            flush=True,
+        )
+        if kind != "double DQN":
+            facts = {
+                "learned_by": f"{kind} in the surrogate",
+                "command": made_by,
+                "seed": seed,
+                "episodes": curve[-1]["episodes"],
+                "surrogate": model.provenance,
+            }
+            folder = out / f"{kind.lower()}-{seed}"
+            folder.mkdir(exist_ok=True)
+            to_agent(learner.policy, model.menu, model.segments, facts).save(folder)  # type: ignore[arg-type]
+        line = {"agent": title, "settings": settings, "seconds": seconds, "curve": curve, "test": scores}
+        log.add(title, line)
+    learned: dict[str, list[Played]] = {}
+    for title, (kind, _) in jobs.items():
+        told = {name: np.array(values) for name, values in log.finished[title]["test"].items()}
+        learned.setdefault(kind, []).append(Played(**told))
+    fixed = {split: references(model, split) for split in ("validation", "test")}
+    result = {
+        "command": made_by,
+        "machine": machine(),
+        "seconds": {title: log.finished[title]["seconds"] for title in jobs},
+        "curves": {title: log.finished[title]["curve"] for title in jobs},
+        "validation": {name: float(played.score.mean()) for name, played in fixed["validation"].items()},
+        "test": summarise(model, "test", learned, fixed["test"]),
+    }
+    write_atomic(out / "scores.json", (json.dumps(result, indent=2) + "\n").encode())
+    write_atomic(out / "scores.md", markdown(result).encode())
+    write_atomic(out / "learning.png", png(plot_curves(result)))
+    print(f"{markdown(result)}\nwritten: {out}/scores.json, scores.md, learning.png and the agents")
 
 
 def _finished(lines: Sequence[Line], settings: dict[str, Any]) -> dict[str, Line]:

@@ -58,44 +58,56 @@ class ModelConfig:
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run the command."""
     with command("studies/surrogate/train_model", arguments) as call:
-        config = call.parse(ModelConfig, __doc__)
-        lines = [line for log in config.logs for line in read_log(log)]
-        with reject_incompatible(" ".join(config.logs)):
-            tasks = recorded_tasks(lines)
-            known = {task.number for task in tasks}
-            lines = [line for line in lines if line["task"] in known]
-            recorded = recordings(lines)
-        for split in SPLITS:
-            count = sum(split_of(number) == split for number in known)
-            if count < MIN_TASKS:
-                raise RunError(f"--logs: expected at least {MIN_TASKS} tasks of split {split}, got {count}")
-        torch.set_num_threads(1)
-        provenance = {
-            "command": call.line,
-            "logs": {log: hashlib.sha256(Path(log).read_bytes()).hexdigest() for log in config.logs},
-            "trainings": len(recorded),
-            "tasks": len(tasks),
-            "splits": SPLITS,
-        }
-        model = fit_surrogate(
-            recorded,
-            tasks,
-            menu=MENU,
-            segments=SEGMENTS,
-            config=config.ensemble,
-            seed=config.seed,
-            provenance=provenance,
-        )
-        result = {"command": call.line, "machine": machine(), **measure_fidelity(model, lines)}
-        folder, out = Path(config.model), Path(config.out)
-        for path in (folder, out):
-            with with_filename(path):
-                path.mkdir(parents=True, exist_ok=True)
-        model.save(folder)
-        write_atomic(out / "results.json", (json.dumps(result, indent=2) + "\n").encode())
-        write_atomic(out / "results.md", markdown(result).encode())
-        write_atomic(out / "results.png", png(plot_fidelity(model, lines)))
-        print(f"{markdown(result)}\nwritten: {folder}/{FILE}, {out}/results.json, results.md, results.png")
+        train(call.parse(ModelConfig, __doc__), call.line)
+
+
+def train(config: ModelConfig, made_by: str) -> None:
+    """Fit the surrogate, measure its fidelity, and write both.
+
+    Args:
+        config: options.
+        made_by: the command line, for the files.
+
+    Raises:
+        RunError: the options do not fit what they name.
+    """
+    lines = [line for log in config.logs for line in read_log(log)]
+    with reject_incompatible(" ".join(config.logs)):
+        tasks = recorded_tasks(lines)
+        known = {task.number for task in tasks}
+        lines = [line for line in lines if line["task"] in known]
+        recorded = recordings(lines)
+    for split in SPLITS:
+        count = sum(split_of(number) == split for number in known)
+        if count < MIN_TASKS:
+            raise RunError(f"--logs: expected at least {MIN_TASKS} tasks of split {split}, got {count}")
+    torch.set_num_threads(1)
+    provenance = {
+        "command": made_by,
+        "logs": {log: hashlib.sha256(Path(log).read_bytes()).hexdigest() for log in config.logs},
+        "trainings": len(recorded),
+        "tasks": len(tasks),
+        "splits": SPLITS,
+    }
+    model = fit_surrogate(
+        recorded,
+        tasks,
+        menu=MENU,
+        segments=SEGMENTS,
+        config=config.ensemble,
+        seed=config.seed,
+        provenance=provenance,
+    )
+    result = {"command": made_by, "machine": machine(), **measure_fidelity(model, lines)}
+    folder, out = Path(config.model), Path(config.out)
+    for path in (folder, out):
+        with with_filename(path):
+            path.mkdir(parents=True, exist_ok=True)
+    model.save(folder)
+    write_atomic(out / "results.json", (json.dumps(result, indent=2) + "\n").encode())
+    write_atomic(out / "results.md", markdown(result).encode())
+    write_atomic(out / "results.png", png(plot_fidelity(model, lines)))
+    print(f"{markdown(result)}\nwritten: {folder}/{FILE}, {out}/results.json, results.md, results.png")
 
 
 if __name__ == "__main__":
