@@ -223,7 +223,7 @@ class RLMix:
         require_module(model)
         batch = CleanBatch(images, batch_targets(images, labels, self.num_classes))
         if model is not None and not model.training:
-            self._say({"eval": f"the network is in evaluation mode: {EVALUATION}"})
+            self._say({"eval": f"the network is in evaluation mode: call its train() to train, or {EVALUATION}"})
         if not self._done:
             size = self._train_size if isinstance(self.source, Agent) else None
             self._say(require_first_batch(batch.images, batch.targets, self._colours, train_size=size))

@@ -88,7 +88,10 @@ FIRST_FEATURES = {
         "learning rate of the next update over the highest one", 0.0, 1.0, lambda state: state.relative_lr
     ),
     "clean_seen": Feature(
-        "1 if the last segment had clean updates, else 7, 8 and 15 are 0", 0.0, 1.0, trained("clean", lambda *_: 1.0)
+        "1 if the last segment had clean updates, else what is measured on them is 0",
+        0.0,
+        1.0,
+        trained("clean", lambda *_: 1.0),
     ),
     "clean_excess_loss": Feature(
         "their loss less the targets' own entropy, over log K", 0.0, 4.0, trained("clean", _excess_loss)
@@ -100,7 +103,10 @@ FIRST_FEATURES = {
         trained("clean", lambda stats, _: stats.accuracy),
     ),
     "mixed_seen": Feature(
-        "1 if the last segment had mixed updates, else 10 and 11 are 0", 0.0, 1.0, trained("mixed", lambda *_: 1.0)
+        "1 if the last segment had mixed updates, else what is measured on them is 0",
+        0.0,
+        1.0,
+        trained("mixed", lambda *_: 1.0),
     ),
     "mixed_excess_loss": Feature(
         "their loss less the targets' own entropy, over log K", 0.0, 4.0, trained("mixed", _excess_loss)
@@ -140,7 +146,7 @@ FIRST_FEATURES = {
         evaluated(lambda stats, _: stats.calibration_error),
     ),
     "probes_seen": Feature(
-        "1 if saliency and gradient were measured (on clean updates), else 19, 20 are 0",
+        "1 if saliency and gradient were measured (on clean updates), else both are 0",
         0.0,
         1.0,
         probed(lambda *_: 1.0),

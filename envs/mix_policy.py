@@ -70,10 +70,10 @@ class MixPolicyEnv(gym.Env[Any, Any]):
     | 3 | `log_classes` | log10(classes K) / 3 | 0 | 2 |
     | 4 | `progress` | progress of the training | 0 | 1 |
     | 5 | `relative_lr` | learning rate of the next update over the highest one | 0 | 1 |
-    | 6 | `clean_seen` | 1 if the last segment had clean updates, else 7, 8 and 15 are 0 | 0 | 1 |
+    | 6 | `clean_seen` | 1 if the last segment had clean updates, else what is measured on them is 0 | 0 | 1 |
     | 7 | `clean_excess_loss` | their loss less the targets' own entropy, over log K | 0 | 4 |
     | 8 | `clean_accuracy` | their accuracy on the (augmented, perhaps wrongly labelled) training images | 0 | 1 |
-    | 9 | `mixed_seen` | 1 if the last segment had mixed updates, else 10 and 11 are 0 | 0 | 1 |
+    | 9 | `mixed_seen` | 1 if the last segment had mixed updates, else what is measured on them is 0 | 0 | 1 |
     | 10 | `mixed_excess_loss` | their loss less the targets' own entropy, over log K | 0 | 4 |
     | 11 | `mixed_accuracy` | share of mixed images whose largest target is found | 0 | 1 |
     | 12 | `validation_loss` | validation loss over log K | 0 | 4 |
@@ -82,7 +82,7 @@ class MixPolicyEnv(gym.Env[Any, Any]):
     | 15 | `accuracy_gap` | accuracy of clean updates less validation accuracy | -1 | 1 |
     | 16 | `confidence` | mean confidence on validation images | 0 | 1 |
     | 17 | `calibration_error` | expected calibration error on validation images | 0 | 1 |
-    | 18 | `probes_seen` | 1 if saliency and gradient were measured (on clean updates), else 19, 20 are 0 | 0 | 1 |
+    | 18 | `probes_seen` | 1 if saliency and gradient were measured (on clean updates), else both are 0 | 0 | 1 |
     | 19 | `saliency_entropy` | entropy of the patch saliency over its highest value | 0 | 1 |
     | 20 | `log_gradient_norm` | log10(norm of the gradient over norm of the parameters) / 5 | -1 | 1 |
     | 21... | | the last action, one-hot in each dimension; all 0 at the start | 0 | 1 |
