@@ -19,11 +19,10 @@ from torch import Tensor
 from rlmix.classifier.errors import InputError
 from rlmix.envs.effects import combination_numbers
 from rlmix.envs.menu import Menu
-from rlmix.envs.observation import DEFAULT_FEATURES, observation_space, one_hot, require_features
+from rlmix.envs.observation import observation_space, one_hot, require_features
 from rlmix.envs.rewards import SCORE_LIMIT, Outcome, require_reward
 from rlmix.envs.segments import segment_ends
 from rlmix.envs.surrogate_model import SHIPPED, SurrogateModel, Trainings
-from rlmix.envs.surrogate_tasks import ACCURACY, KNOWN, PREDICTED
 
 MAX_SEED = 2**31
 TASK_DRAW, MEMBER_DRAW, NEXT_DRAW = 1, 2, 3  # what a number is drawn for, beside the noise of each segment
@@ -39,7 +38,7 @@ class SurrogateEpisodes:
         reward: name of a reward of `envs.rewards`.
         menu: choices of the agent; only that of the recordings; optional, defaults to it.
         segments: number of equal segments or their ends; only those of the recordings; optional, defaults to them.
-        features: names of the features that are observed, in order, among `DEFAULT_FEATURES`.
+        features: names of the features that are observed, in order, among those recorded; optional, defaults to them.
         flat: whether an action is an index into the menu's distinct policies, as in `MixPolicyFlat-v0`.
         caution: standard deviations among the ensemble's accuracies that are taken off the reward of each segment.
 
@@ -57,7 +56,7 @@ class SurrogateEpisodes:
         reward: str = "relative",
         menu: Menu | None = None,
         segments: int | Sequence[float] | None = None,
-        features: Sequence[str] = DEFAULT_FEATURES,
+        features: Sequence[str] | None = None,
         flat: bool = False,
         caution: float = 0.0,
     ) -> None:
@@ -72,11 +71,12 @@ class SurrogateEpisodes:
         if not (0 <= caution < math.inf):
             raise InputError(f"caution must be at least 0, got {caution}")
         self.menu, self.segments = self.model.menu, self.model.segments
-        self.features = require_features(features)
-        unknown = [name for name in self.features if name not in DEFAULT_FEATURES]
+        view = self.model.view
+        self.features = require_features(view.recorded if features is None else features)
+        unknown = [name for name in self.features if name not in view.recorded]
         if unknown:
             raise InputError(
-                f"features must be among {', '.join(DEFAULT_FEATURES)}, which were recorded, got {', '.join(unknown)}"
+                f"features must be among {', '.join(view.recorded)}, which were recorded, got {', '.join(unknown)}"
             )
         self.reward, self.caution = require_reward(reward), caution
         self.rows = self.model.tasks.rows(split)
@@ -86,10 +86,9 @@ class SurrogateEpisodes:
             spaces.MultiDiscrete(list(self.menu.sizes)) if self._flat is None else spaces.Discrete(len(self._flat))
         )
         self.observation_space = observation_space(self.menu, self.features)
-        self._seen_columns = [DEFAULT_FEATURES.index(name) for name in self.features]
         # One row more, for no action yet.
         self._one_hot = torch.tensor([one_hot(action, self.menu) for action in [*actions, None]])
-        always = torch.tensor([kind == "all" for kind in PREDICTED.values()])
+        always = torch.tensor([kind == "all" for kind in view.predicted.values()])
         self._measured = torch.cat((self.model.measured, always[None]))
         self._none = len(actions)
         self.seeds = torch.zeros(count, dtype=torch.int64)
@@ -97,7 +96,7 @@ class SurrogateEpisodes:
         self._action = torch.full((count,), self._none)
         self._score = torch.zeros(count)
         self.trainings = self.model.start(self.rows[:1].expand(count).clone())
-        self.accuracy = self.trainings.values[:, ACCURACY]
+        self.accuracy = self.model.accuracy(self.trainings.task, self.trainings.values)
         self._before = self.accuracy
 
     def begin(self, which: Tensor, seeds: Tensor, tasks: Tensor | None = None) -> None:
@@ -117,7 +116,7 @@ class SurrogateEpisodes:
         self._member[which] = _draw(seeds, MEMBER_DRAW) % len(self.model.ensemble)
         self._action[which] = self._none
         self._score[which] = 0.0
-        self.accuracy = self.trainings.values[:, ACCURACY].clone()
+        self.accuracy = self.model.accuracy(self.trainings.task, self.trainings.values)
         self._before = self._before.clone()
         self._before[which] = self.accuracy[which]
 
@@ -149,24 +148,24 @@ class SurrogateEpisodes:
         model, everyone = self.model, self.trainings
         playing = Trainings(*(getattr(everyone, name)[which] for name in everyone.__dataclass_fields__))
         segment, task = playing.segment.clone(), playing.task
-        noise = standard_normal(self.seeds[which], segment, len(PREDICTED))
+        noise = standard_normal(self.seeds[which], segment, len(model.view.predicted))
         penalty = torch.zeros(len(which))
         if self.caution:
-            penalty = self.caution * model.disagreement(playing, action)[:, ACCURACY]
-        before = playing.values[:, ACCURACY]
+            penalty = self.caution * model.disagreement(playing, action)
+        before = model.accuracy(task, playing.values)
         values = model.sample(playing, action, self._member[which], noise)
         model.advance(playing, action, values)
         for name in ("segment", "values", "previous", "so_far"):
             getattr(everyone, name)[which] = getattr(playing, name)
         self._action[which] = action
-        after = playing.values[:, ACCURACY]
+        after = model.accuracy(task, playing.values)
         score_before, score = self._score[which], torch.zeros(len(which))
         if self.reward.needs_reference:
             reference, scale = model.tasks.reference[task, segment], model.tasks.scale[task, segment]
             score = ((after - reference) / scale).clamp(-SCORE_LIMIT, SCORE_LIMIT)
             penalty = penalty / scale
         self._score[which] = score
-        self._before, self.accuracy = self._before.clone(), everyone.values[:, ACCURACY].clone()
+        self._before, self.accuracy = self._before.clone(), model.accuracy(everyone.task, everyone.values)
         self._before[which] = before
         rewards = torch.zeros(len(which))
         over = segment == len(self.segments) - 1
@@ -194,15 +193,17 @@ class SurrogateEpisodes:
         tasks, row, segment = self.model.tasks, self.trainings.task, self.trainings.segment
         seen = self._measured[self._action]
         shown = self.trainings.values * seen
-        by_name = dict(zip(PREDICTED, shown.unbind(dim=1), strict=True))
-        by_name |= dict(zip(KNOWN, tasks.known[row].unbind(dim=1), strict=True))
+        view = self.model.view
+        by_name = dict(zip(view.predicted, shown.unbind(dim=1), strict=True))
+        by_name |= dict(zip(view.known, tasks.known[row].unbind(dim=1), strict=True))
         by_name["progress"], by_name["relative_lr"] = tasks.progress[row, segment], tasks.relative_lr[row, segment]
-        kinds = list(PREDICTED.values())
+        kinds = list(view.predicted.values())
         clean, mixed = seen[:, kinds.index("clean")].float(), seen[:, kinds.index("mixed")].float()
         by_name["clean_seen"], by_name["mixed_seen"], by_name["probes_seen"] = clean, mixed, clean
-        accuracy = by_name["validation_accuracy"]
-        by_name["validation_change"] = torch.where(segment > 0, accuracy - self._before, 0.0)
-        by_name["accuracy_gap"] = clean * (by_name["clean_accuracy"] - accuracy)
+        by_name["validated"] = (segment > 0).float()
+        by_name["validation_change"] = torch.where(segment > 0, self.accuracy - self._before, 0.0)
+        gap = clean * (by_name[view.accuracy.replace("validation", "clean")] - by_name[view.accuracy])
+        by_name["accuracy_gap"] = by_name["gap"] = gap
         features = torch.stack([by_name[name] for name in self.features], dim=1)
         return torch.cat((features, self._one_hot[self._action]), dim=1).numpy()
 

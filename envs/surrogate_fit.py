@@ -22,7 +22,7 @@ from rlmix.envs.surrogate_model import (
     SurrogateModel,
     count_inputs,
 )
-from rlmix.envs.surrogate_tasks import PREDICTED, RecordedTask, Recording, TaskTable, columns, split_of
+from rlmix.envs.surrogate_tasks import FIRST_VIEW, RecordedTask, Recording, TaskTable, View, split_of
 
 MAX_OFF = 3.0  # standard deviations from which on an outcome that is off counts less
 MIN_SPREAD = 1e-3  # that an input or a change is divided by at least; one that never changes says nothing
@@ -64,7 +64,7 @@ class RecordedSegments:
 
     Attributes:
         inputs: `[N, I]`, as `SurrogateModel.inputs` gives them.
-        changes: change of each feature of `PREDICTED`, `[N, P]`.
+        changes: change of each predicted feature, `[N, P]`.
         measured: whether it was measured, `[N, P]`.
         tasks: number of each one's task, `[N]`.
         segments: number of the segment, from 0, `[N]`.
@@ -85,7 +85,7 @@ def recorded_segments(model: SurrogateModel, recordings: Sequence[Recording]) ->
         recordings: whole trainings, at least one.
     """
     seen = torch.from_numpy(np.stack([recording.observations for recording in recordings])).float()
-    values = seen[:, :, columns(tuple(PREDICTED))]
+    values = seen[:, :, model.view.columns(tuple(model.view.predicted))]
     actions = combination_numbers([recording.actions for recording in recordings], model.menu)
     trainings = model.start(torch.tensor([model.tasks.row(recording.task) for recording in recordings]))
     rows = []
@@ -114,6 +114,7 @@ def fit_surrogate(
     config: SurrogateConfig,
     seed: int,
     provenance: Mapping[str, Any],
+    view: View = FIRST_VIEW,
 ) -> SurrogateModel:
     """Return a model of recorded trainings; the same seed gives the same model on one machine.
 
@@ -128,6 +129,7 @@ def fit_surrogate(
         config: hyperparameters.
         seed: RNG seed for weights, tasks drawn and the order of segments.
         provenance: facts about the recordings; any JSON object.
+        view: features of the recordings.
 
     Raises:
         InputError: there is no recording of split `train`.
@@ -135,10 +137,11 @@ def fit_surrogate(
     model = SurrogateModel(
         menu,
         segments,
-        TaskTable.from_tasks(tasks),
+        TaskTable.from_tasks(tasks, view),
         [dict(task.description) for task in tasks],
-        _new_ensemble(config, count_inputs(action_effects(menu).shape[1]), len(segments), seed),
+        _new_ensemble(config, count_inputs(view, action_effects(menu).shape[1]), view, len(segments), seed),
         provenance,
+        view,
     )
     parts = {
         split: [recording for recording in recordings if split_of(recording.task) == split]
@@ -153,9 +156,9 @@ def fit_surrogate(
     return model
 
 
-def _new_ensemble(config: SurrogateConfig, inputs: int, segments: int, seed: int) -> Ensemble:
+def _new_ensemble(config: SurrogateConfig, inputs: int, view: View, segments: int, seed: int) -> Ensemble:
     """Return an ensemble that predicts no change, with random hidden layers."""
-    features, members = len(PREDICTED), config.members
+    features, members = len(view.predicted), config.members
     generator = torch.Generator().manual_seed(seed)
     layers = []
     for low, high in ((inputs, config.hidden), (config.hidden, config.hidden)):

@@ -16,7 +16,7 @@ from rlmix.envs.effects import action_effects
 from rlmix.envs.menu import Menu
 from rlmix.envs.observation import FEATURES
 from rlmix.envs.segments import segment_ends
-from rlmix.envs.surrogate_tasks import CONTEXT, KNOWN, PREDICTED, TaskTable
+from rlmix.envs.surrogate_tasks import FIRST_VIEW, VIEWS, TaskTable, View
 
 FILE = "surrogate.safetensors"
 SHIPPED = "shipped"  # name of the model that comes with the program
@@ -26,13 +26,13 @@ LAYERS = ("weight0", "bias0", "weight1", "bias1", "weight2", "bias2")  # of the 
 MIN_LOG_STD, MAX_LOG_STD = math.log(0.1), math.log(10.0)  # over the usual deviation of a segment
 
 
-def measured_features(menu: Menu) -> Tensor:
-    """Return which features of `PREDICTED` a segment under each action measures, `[A, P]`, bool."""
+def measured_features(menu: Menu, view: View) -> Tensor:
+    """Return which predicted features of a view a segment under each action measures, `[A, P]`, bool."""
     rows = []
     for action in menu.combinations():
         methods = set(menu.policy(action).shares)
         there = {"clean": "clean" in methods, "mixed": bool(methods - {"clean"}), "all": True}
-        rows.append([there[kind] for kind in PREDICTED.values()])
+        rows.append([there[kind] for kind in view.predicted.values()])
     return torch.tensor(rows)
 
 
@@ -64,19 +64,19 @@ class Ensemble:
     correlate: Tensor
 
     @classmethod
-    def from_state(cls, state: Mapping[str, Tensor], *, inputs: int, segments: int) -> Ensemble:
+    def from_state(cls, state: Mapping[str, Tensor], *, inputs: int, features: int, segments: int) -> Ensemble:
         """Build the ensemble from the tensors that `state` returned.
 
         Args:
             state: tensors by name; the networks' layers in half precision.
             inputs: number of inputs.
+            features: number of features that it predicts.
             segments: number of segments.
 
         Raises:
             ValueError: a tensor is missing, does not fit the others or is not finite.
         """
         found = cls(**{field.name: state[field.name].float() for field in fields(cls)})
-        features = len(PREDICTED)
         members, hidden = found.weight0.shape[0], found.weight0.shape[-1]
         shapes: dict[str, tuple[int, ...]] = {
             "linear": (members, segments, inputs + 1, features),
@@ -132,7 +132,7 @@ class Trainings:
     Attributes:
         task: row of each one's task, `[N]`.
         segment: number of the segment, from 0, `[N]`.
-        values: features of `PREDICTED` as last measured, `[N, P]`.
+        values: predicted features as last measured, `[N, P]`.
         previous: effect of the action before, `[N, E]`; 0 at the start.
         so_far: effects of all actions so far, weighted by the segments' lengths, `[N, E]`; 0 at the start.
     """
@@ -147,7 +147,7 @@ class Trainings:
 class SurrogateModel:
     """Model of recorded trainings: how a segment under an action changes what is observed of a training.
 
-    Each member of the ensemble predicts the change of every feature of `PREDICTED` and its standard deviation from the
+    Each member of the ensemble predicts the change of every feature of its view and its standard deviation from the
     features, the task, how the training was mixed so far, and what the action does. Progress, learning rate and sizes
     are known; a feature that a segment does not measure stays as it was.
 
@@ -158,6 +158,7 @@ class SurrogateModel:
         described: description of each task; any JSON object.
         ensemble: the networks.
         provenance: how they were learned; any JSON object.
+        view: features of the recordings, one of `VIEWS`.
 
     Raises:
         ValueError: tasks, segments and descriptions do not fit each other.
@@ -171,22 +172,25 @@ class SurrogateModel:
         described: Sequence[Mapping[str, Any]],
         ensemble: Ensemble,
         provenance: Mapping[str, Any],
+        view: View = FIRST_VIEW,
     ) -> None:
-        self.menu, self.segments, self.tasks = menu, tuple(segments), tasks
+        self.menu, self.segments, self.tasks, self.view = menu, tuple(segments), tasks, view
         self.described, self.ensemble, self.provenance = list(described), ensemble, dict(provenance)
         if tasks.progress.shape[1] != len(self.segments) + 1 or len(self.described) != len(tasks):
             raise ValueError(
                 f"expected descriptions and {len(self.segments)} segments of {len(tasks)} tasks, got "
                 f"{len(self.described)} descriptions and {tasks.progress.shape[1] - 1} segments"
             )
-        self.effects, self.measured = action_effects(menu), measured_features(menu)
-        self.low = torch.tensor([FEATURES[name].low for name in PREDICTED])
-        self.high = torch.tensor([FEATURES[name].high for name in PREDICTED])
+        self.effects, self.measured = action_effects(menu), measured_features(menu, view)
+        self.low = torch.tensor([FEATURES[name].low for name in view.predicted])
+        self.high = torch.tensor([FEATURES[name].high for name in view.predicted])
+        self._chance = view.chance(tasks.known)
 
     def save(self, folder: Path) -> None:
         """Write the model into a folder, as one safetensors file that holds a checksum."""
         state = {
             "format": FORMAT,
+            "view": next(name for name, view in VIEWS.items() if view == self.view),
             "menu": self.menu.to_json(),
             "segments": list(self.segments),
             "described": self.described,
@@ -211,18 +215,20 @@ class SurrogateModel:
         try:
             if state["format"] != FORMAT:
                 raise ValueError(f"expected the format {FORMAT!r}, got {state['format']!r:.80}")
-            menu = Menu.from_json(state["menu"])
+            menu, view = Menu.from_json(state["menu"]), VIEWS[state.get("view", "first")]
             return cls(
                 menu,
                 segment_ends(state["segments"]),
-                TaskTable.from_state(state["tasks"]),
+                TaskTable.from_state(state["tasks"], view),
                 state["described"],
                 Ensemble.from_state(
                     state["ensemble"],
-                    inputs=count_inputs(action_effects(menu).shape[1]),
+                    inputs=count_inputs(view, action_effects(menu).shape[1]),
+                    features=len(view.predicted),
                     segments=len(state["segments"]),
                 ),
                 state["provenance"],
+                view,
             )
         except (ValueError, TypeError, LookupError, AttributeError, RuntimeError) as error:
             raise DamagedFileError(
@@ -239,6 +245,16 @@ class SurrogateModel:
         return Trainings(
             task, torch.zeros(len(task), dtype=torch.int64), self.tasks.start[task], nothing, nothing.clone()
         )
+
+    def accuracy(self, task: Tensor, values: Tensor) -> Tensor:
+        """Return the validation accuracy that predicted features tell, `[N]`.
+
+        Args:
+            task: row of each one's task, `[N]`.
+            values: predicted features, `[N, P]`.
+        """
+        chance = self._chance[task]
+        return chance + (1 - chance) * values[:, self.view.accuracy_column]
 
     def inputs(self, trainings: Trainings, action: Tensor) -> Tensor:
         """Return what the networks see of trainings, and of the actions that they take now, `[N, I]`.
@@ -269,7 +285,7 @@ class SurrogateModel:
         Args:
             trainings: N trainings, none at its end.
             action: row of `effects` for each, `[N]`.
-            values: features of `PREDICTED` after the segment, `[N, P]`; what was not measured is left as it was.
+            values: predicted features after the segment, `[N, P]`; what was not measured is left as it was.
         """
         progress, row = self.tasks.progress, trainings.task
         length = progress[row, trainings.segment + 1] - progress[row, trainings.segment]
@@ -279,7 +295,7 @@ class SurrogateModel:
         trainings.segment = trainings.segment + 1
 
     def sample(self, trainings: Trainings, action: Tensor, member: Tensor, noise: Tensor) -> Tensor:
-        """Return features of `PREDICTED` after a segment, drawn from the ensemble, `[N, P]`.
+        """Return predicted features after a segment, drawn from the ensemble, `[N, P]`.
 
         Args:
             trainings: N trainings, none at its end.
@@ -298,7 +314,7 @@ class SurrogateModel:
         return (trainings.values + change).clamp(self.low, self.high)
 
     def disagreement(self, trainings: Trainings, action: Tensor) -> Tensor:
-        """Return the standard deviation among the members' mean changes of each feature, `[N, P]`.
+        """Return the standard deviation among the members' mean changes of the validation accuracy, `[N]`.
 
         The arguments are those of `sample`.
         """
@@ -308,9 +324,10 @@ class SurrogateModel:
             rows = (trainings.segment == segment).nonzero()[:, 0]
             for member in range(len(self.ensemble)):
                 means[member, rows] = self.ensemble.predict(inputs[rows], member=member, segment=segment)[0]
-        return means.std(dim=0, correction=0)
+        spread = means.std(dim=0, correction=0)[:, self.view.accuracy_column]
+        return spread * (1 - self._chance[trainings.task])
 
 
-def count_inputs(effects: int) -> int:
+def count_inputs(view: View, effects: int) -> int:
     """Return the number of the networks' inputs, for actions whose effect is so many numbers."""
-    return len(PREDICTED) + len(KNOWN) + len(CONTEXT) + 4 + 3 * effects
+    return len(view.predicted) + len(view.known) + len(view.context) + 4 + 3 * effects

@@ -170,3 +170,6 @@ LABEL_FEATURES = {
     *_LABELS,
     *(f"{name}_{segments}" for name in _LABELS for segments in LAGS),
 }
+# Observation v2 without signs of wrong labels, without earlier segments and without the network: nothing has to be
+# measured for it, and any loop shows it.
+UNMEASURED_FEATURES = tuple(name for name in RECORDED_FEATURES if name not in LABEL_FEATURES | SETTING_FEATURES)

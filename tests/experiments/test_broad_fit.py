@@ -39,7 +39,7 @@ def line() -> dict[str, Any]:
 
 def test_recorded_observations_are_those_of_the_environment(line: dict[str, Any]) -> None:
     meaning = {"known": RECORDED_FEATURES[: record.BEFOREHAND], "rows": RECORDED_FEATURES[record.BEFOREHAND :]}
-    (episode,) = logs.broad_episodes([line], meaning)
+    (episode,) = map(logs.episode_of, logs.broad_trainings([line], meaning))
     assert episode.score == 100 * line["development"] and len(episode.actions) == len(SEGMENTS)
     env = environment(logs.FEATURES)
     seen, _ = env.reset(seed=3)
@@ -58,7 +58,7 @@ def test_the_familys_log_says_the_same_in_other_features() -> None:
         observations += [env.step(action)[0] for action in actions]
         seen[features] = [observation[: len(features)].tolist() for observation in observations]
     line = {"task": 0, "observations": seen[DEFAULT_FEATURES], "actions": actions, "development": 0.5}
-    (episode,) = logs.family_episodes([line])
+    (episode,) = map(logs.episode_of, logs.family_trainings([line]))
     found, expected = episode.observations[:, : len(logs.FEATURES)], np.array(seen[logs.FEATURES][:2])
     assert found == pytest.approx(expected, abs=2e-3)
 
@@ -85,7 +85,7 @@ def test_the_command_fits_an_agent_and_a_forecaster(
     short = ["--follow.steps", "200", "--ridge.state-penalty", "0.1", "--ridge.advantage-penalty", "0.1"]
     fit_agent.main([*logs_of, *short, "--out", str(tmp_path / "out")])
     forecaster = Forecaster.load(tmp_path / "out")
-    (episode,) = logs.broad_episodes([line], names)
+    (episode,) = map(logs.episode_of, logs.broad_trainings([line], names))
     told = forecaster(episode.observations[:1])[:, 0].mean(axis=0)
     assert told[best] - told[0] == pytest.approx(4, abs=0.5) and told[best] == told[list(gains)].max()
     agent = Agent.load(tmp_path / "out")

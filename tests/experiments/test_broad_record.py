@@ -7,11 +7,15 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
+from rlmix.agent.agent import Agent
+from rlmix.agent.files import SHIPPED
+from rlmix.agent.ppo import new_policy, to_agent
 from rlmix.envs import BroadTasks, Source, Task
 from rlmix.envs.observation import RECORDED_FEATURES
 from rlmix.experiments.search.task_family import MENU, SEGMENTS
-from rlmix.experiments.studies.broad import record
+from rlmix.experiments.studies.broad import logs, record
 from rlmix.experiments.studies.broad.wrong_labels import FITTED, SEEN, measured, scores
 
 
@@ -111,3 +115,35 @@ def test_estimates_are_judged_on_data_sets_that_they_have_not_seen() -> None:
     results = {(result["dataset"], result["estimate"]): result for result in measured(strange, meaning, 1)}
     assert results["b", FITTED]["correlation"] < -0.9 and results["a", FITTED]["correlation"] < -0.9
     assert scores(np.array([0.1, 0.3]), np.array([0.1, 0.1]))["within"] == 0.5
+
+
+def always(choice: int) -> Agent:
+    """An agent that surely takes one action, and sees what any loop shows."""
+    policy = new_policy(MENU, [8], logs.FEATURES)
+    with torch.no_grad():
+        policy.action_net.weight.zero_()
+        policy.action_net.bias.fill_(-50.0)
+        first = 0
+        for place, size in zip(MENU.actions()[choice], MENU.sizes, strict=True):
+            policy.action_net.bias[first + place] = 50.0
+            first += size
+    return to_agent(policy, MENU, SEGMENTS, {}, logs.FEATURES)
+
+
+def test_what_an_agent_plays_is_recorded_as_its_policies_are(tmp_path: Path, refused: Any) -> None:
+    tasks = BroadTasks((Source("digits", (80,) * 10, False),), seed=5, updates=(10, 10), seconds=1.5)
+    places = (("digits", "digits"),)
+    chooser = always(6)
+    _, played = record.played_plans([chooser], 3)
+    line = record.record(played, tasks, places, "fp32")
+    plan = record.TrainingPlan(3, 1, "fixed", (6,) * len(SEGMENTS))
+    given = record.record(plan, tasks, places, "fp32")
+    assert line["policies"] == [6] * len(SEGMENTS) and line["agent"] == chooser.checksum
+    for name in ("rows", "known", "validation", "development"):
+        assert line[name] == given[name]
+    chooser.save(tmp_path)
+    asked = ["--data", str(tmp_path), "--out", str(tmp_path / "out")]
+    assert "--agents belong to --group played" in refused(record.main, [*asked, "--agents", str(tmp_path)])
+    assert "--agents belong to --group played" in refused(record.main, [*asked, "--group", "played"])
+    other = refused(record.main, [*asked, "--group", "played", "--agents", SHIPPED])
+    assert "expected agents of recorded features, got shipped" in other and "log_train_size" in other

@@ -91,10 +91,12 @@ def test_a_surrogate_that_knows_everything_has_no_error(
 ) -> None:
     lines = read_log(log)
     first = [line for line in reversed(lines) if line["training"] == 0]  # some were recorded again, on another machine
-    known = {str((line["task"], line["actions"])): line["validation"] for line in first}
+    known = {
+        str((one.task, one.actions)): line["validation"] for line, one in zip(first, recordings(first), strict=True)
+    }
 
     def told(model: SurrogateModel, chosen: Sequence[Any], **_: Any) -> Any:
-        rows = np.array([known[str((line["task"], line["actions"]))] for line in chosen])
+        rows = np.array([known[str((one.task, one.actions))] for one in chosen])
         return np.repeat(rows[:, None], 3, axis=1)
 
     monkeypatch.setattr("rlmix.experiments.studies.surrogate.fidelity.surrogate_accuracies", told)

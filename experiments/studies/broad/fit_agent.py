@@ -31,7 +31,7 @@ from rlmix.experiments.comparison.intervals import format_interval, mean_interva
 from rlmix.experiments.runs.command import command
 from rlmix.experiments.runs.errors import RunError
 from rlmix.experiments.search.task_family import MENU, SEGMENTS
-from rlmix.experiments.studies.broad.logs import CHOICES, FEATURES, TASKS_OF_A_LOG, read_logs
+from rlmix.experiments.studies.broad.logs import CHOICES, FEATURES, TASKS_OF_A_LOG, episode_of, read_logs
 
 LOGS = ("broad/learn.jsonl", "broad/longer.jsonl", "family/episodes.jsonl")  # not those to rehearse on
 
@@ -108,7 +108,7 @@ def read_decisions(config: FitConfig) -> tuple[Decisions, NDArray[np.str_]]:
     """
     recorded = read_logs(config.logs)
     sets = {task: name for one in recorded for task, name in one.data_sets.items()}
-    kept = [episode for one in recorded for episode in one.episodes]
+    kept = [episode_of(training) for one in recorded for training in one.trainings]
     if len({sets[episode.task] for episode in kept}) < 2:
         raise RunError(f"--logs: expected trainings of at least two data sets, got {', '.join(set(sets.values()))}")
     decisions = Decisions.from_episodes(kept, MENU)

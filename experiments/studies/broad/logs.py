@@ -13,32 +13,49 @@ from numpy.typing import NDArray
 
 from rlmix.agent.regression import Episode
 from rlmix.classifier.files import LineLog
-from rlmix.envs.observation import DEFAULT_FEATURES, RECORDED_FEATURES, one_hot
-from rlmix.envs.transfer_features import LABEL_FEATURES, SETTING_FEATURES
+from rlmix.envs.observation import DEFAULT_FEATURES, one_hot
+from rlmix.envs.transfer_features import UNMEASURED_FEATURES
 from rlmix.experiments.runs.errors import RunError, reject_incompatible
 from rlmix.experiments.search.task_family import DATA, MENU
 
 CHOICES = MENU.actions()
-# Observation v2 without signs of wrong labels, without earlier segments and without the network: nothing has to be
-# measured for it, and any loop shows it.
-FEATURES = tuple(name for name in RECORDED_FEATURES if name not in LABEL_FEATURES | SETTING_FEATURES)
+FEATURES = UNMEASURED_FEATURES  # what an agent sees
 TASKS_OF_A_LOG = 10_000_000  # between the numbers of the tasks of two logs
 
 
 @dataclass(frozen=True)
-class Recorded:
+class RecordedTraining:
+    """A recorded training.
+
+    Attributes:
+        line: its line in the log.
+        rows: `FEATURES` at the start and after each segment, `[S + 1, F]`; fewer of one that diverged.
+        actions: action of each segment.
+    """
+
+    line: Mapping[str, Any]
+    rows: NDArray[np.float32]
+    actions: list[tuple[int, ...]]
+
+
+@dataclass(frozen=True)
+class RecordedLog:
     """Trainings of one log.
 
     Attributes:
-        episodes: the trainings, scored by accuracy on development images, in points.
+        trainings: the trainings.
+        drawn: what each task is, as its first training says.
         data_sets: data set of each task.
+        meaning: names of the numbers of a log of broad tasks; None of the family's log.
     """
 
-    episodes: list[Episode]
+    trainings: list[RecordedTraining]
+    drawn: dict[int, Mapping[str, Any]]
     data_sets: dict[int, str]
+    meaning: Mapping[str, Any] | None
 
 
-def read_logs(files: Sequence[str]) -> list[Recorded]:
+def read_logs(files: Sequence[str]) -> list[RecordedLog]:
     """Return the trainings of logs, of which the tasks are numbered anew so that no two have the same number.
 
     Args:
@@ -59,16 +76,16 @@ def read_logs(files: Sequence[str]) -> list[Recorded]:
             lines = [{**line, "task": first + line["task"]} for line in LineLog(log).read()]
             if not lines:
                 raise RunError(f"--logs: {log} has no trainings")
-            meaning = log.with_suffix(".json")
-            family = "actions" in lines[0]
-            episodes = family_episodes(lines) if family else broad_episodes(lines, json.loads(meaning.read_bytes()))
+            meaning = None if "actions" in lines[0] else json.loads(log.with_suffix(".json").read_bytes())
+            trainings = family_trainings(lines) if meaning is None else broad_trainings(lines, meaning)
             drawn = {line["task"]: line["task_drawn"] for line in lines if "task_drawn" in line}
-            sets = {task: str(DATA.dataset if family else values["dataset"]) for task, values in drawn.items()}
-            found.append(Recorded([one for one in episodes if one.task in sets], sets))
+            sets = {task: str(DATA.dataset if meaning is None else values["dataset"]) for task, values in drawn.items()}
+            known = [training for training in trainings if training.line["task"] in drawn]
+            found.append(RecordedLog(known, drawn, sets, meaning))
     return found
 
 
-def broad_episodes(lines: Sequence[Mapping[str, Any]], meaning: Mapping[str, Any]) -> list[Episode]:
+def broad_trainings(lines: Sequence[Mapping[str, Any]], meaning: Mapping[str, Any]) -> list[RecordedTraining]:
     """Return recorded trainings of broad tasks.
 
     Args:
@@ -77,34 +94,28 @@ def broad_episodes(lines: Sequence[Mapping[str, Any]], meaning: Mapping[str, Any
     """
     names = [*meaning["known"], *meaning["rows"]]
     places = [names.index(name) for name in FEATURES]
-    return [
-        _episode(
-            line,
-            [np.array([*line["known"], *row], dtype=np.float32)[places] for row in line["rows"]],
-            [CHOICES[choice] for choice in line["policies"]],
-        )
-        for line in lines
-    ]
+    found = []
+    for line in lines:
+        rows = np.array([[*line["known"], *row] for row in line["rows"]], dtype=np.float32)[:, places]
+        found.append(RecordedTraining(line, rows, [CHOICES[choice] for choice in line["policies"]]))
+    return found
 
 
-def family_episodes(lines: Sequence[Mapping[str, Any]]) -> list[Episode]:
+def family_trainings(lines: Sequence[Mapping[str, Any]]) -> list[RecordedTraining]:
     """Return recorded trainings of the family, whose first observation says all that `FEATURES` ask for."""
-    return [
-        _episode(
-            line,
-            [_from_first_observation(row) for row in line["observations"]],
-            [tuple(action) for action in line["actions"]],
-        )
-        for line in lines
-    ]
+    found = []
+    for line in lines:
+        rows = np.array([_from_first_observation(row) for row in line["observations"]], dtype=np.float32)
+        found.append(RecordedTraining(line, rows, [tuple(action) for action in line["actions"]]))
+    return found
 
 
-def _episode(
-    line: Mapping[str, Any], rows: Sequence[Sequence[float] | NDArray[np.float32]], actions: list[tuple[int, ...]]
-) -> Episode:
-    actions = actions[: max(len(rows) - 1, 1)]  # a diverged training has fewer segments
+def episode_of(training: RecordedTraining) -> Episode:
+    """Return a recorded training as an agent sees it, scored by accuracy on development images, in points."""
+    actions = training.actions[: max(len(training.rows) - 1, 1)]  # a diverged training has fewer segments
     before = [None, *actions[:-1]]
-    seen = [[*row, *one_hot(action, MENU)] for row, action in zip(rows, before, strict=False)]
+    seen = [[*row, *one_hot(action, MENU)] for row, action in zip(training.rows, before, strict=False)]
+    line = training.line
     return Episode(line["task"], np.array(seen, dtype=np.float32), actions, 100 * line["development"])
 
 

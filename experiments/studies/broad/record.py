@@ -6,11 +6,12 @@ Tasks 0, 1, 2, ... of `BroadTasks` over a group of data sets. Those to learn fro
 seed: plain, under two fixed policies of the menu, one that switches once and one that may switch after every segment.
 Usual tasks, whose settings are those that people mostly take, are trained six times: plain, under two fixed policies,
 twice plain at first and under another policy from the second or third segment on, and under one that switches. Those to
-rehearse on are trained under every policy of the menu, so that what a choice would have given is known. Each line of
-the log has observation v2 at the start and after each segment, validation accuracy after each segment and development
-accuracy at the end; the first line of a task also says what the task is. The true share of wrong labels is there to
-measure estimates of it, not for agents. Finished trainings do not run again: the same command resumes, also after a
-kill.
+rehearse on are trained under every policy of the menu, so that what a choice would have given is known. Played tasks
+are other usual ones, trained plain and by draws of each agent of `--agents`, for a surrogate to learn from. Each line
+of the log has observation v2 at the start and after each segment, validation accuracy after each segment and
+development accuracy at the end; the first line of a task also says what the task is. The true share of wrong labels is
+there to measure estimates of it, not for agents. Finished trainings do not run again: the same command resumes, also
+after a kill.
 
 At most 15 s a training on one slow core and about 5 s on average are estimated, 12 and 7 of the longer ones
 (`envs/broad_tasks.py`), 18 and 10 of the usual ones.
@@ -28,6 +29,7 @@ from typing import Any, Literal
 
 import numpy as np
 
+from rlmix.agent.agent import Agent
 from rlmix.classifier.errors import require_at_least
 from rlmix.classifier.files import with_filename, write_atomic
 from rlmix.classifier.hardware import resolve_device, resolve_precision
@@ -38,6 +40,7 @@ from rlmix.experiments.comparison.runner import TrainingLog
 from rlmix.experiments.runs.command import command
 from rlmix.experiments.runs.errors import RunError
 from rlmix.experiments.search.task_family import MENU, PLAIN, SEGMENTS
+from rlmix.experiments.studies.task_family.recording import draw_action
 
 LEARN = ("fashion_mnist", "mnist", "kmnist", "cifar10", "gtsrb", "pacs")
 REHEARSE = ("digits", "flowers5", "sign_digits", "cifar100")
@@ -47,6 +50,7 @@ GROUPS = {  # data sets to learn from, and to rehearse on; no other may be looke
     "usual": LEARN,
     "rehearse": REHEARSE,
     "rehearse-usual": REHEARSE,
+    "played": LEARN,
 }
 BUILT_IN = ("fashion_mnist", "digits")  # read from where `load_dataset` finds them
 SEEDS = {  # of the tasks
@@ -55,12 +59,14 @@ SEEDS = {  # of the tasks
     "longer": 230_003,
     "usual": 230_005,
     "rehearse-usual": 230_006,
+    "played": 230_007,
 }
 USUAL: dict[str, Any] = {"updates": (200, 2000), "seconds": 18.0, "usual": True}
 DRAWN: dict[str, dict[str, Any]] = {  # arguments of `BroadTasks`, where they differ from its defaults
     "longer": {"updates": (250, 2000), "seconds": 12.0},
     "usual": USUAL,
     "rehearse-usual": USUAL,
+    "played": USUAL,
 }
 LATER = 2  # trainings of a usual task that are plain at first
 CHOICES = MENU.actions()
@@ -76,18 +82,24 @@ class RecordConfig:
 
     data: str
     """Folder of the data sets: NAME.zip or NAME/, with train/CLASS/* and test/CLASS/* inside."""
-    group: Literal["learn", "longer", "usual", "rehearse", "rehearse-usual"] = "learn"
-    """Tasks that are trained: learn or longer, five trainings each, usual, six, or rehearse or rehearse-usual, under
-    every policy of the menu."""
+    group: Literal["learn", "longer", "usual", "rehearse", "rehearse-usual", "played"] = "learn"
+    """Tasks that are trained: learn or longer, five trainings each, usual, six, rehearse or rehearse-usual, under
+    every policy of the menu, or played, plain and once by each of --agents."""
+    agents: tuple[str, ...] = ()
+    """Folders of agents whose draws are recorded; for the group played, and needed there."""
     tasks: int = 2000
-    """Number of tasks: 0, 1, 2, ..."""
+    """Number of tasks."""
+    first: int = 0
+    """Number of the first task; the others follow."""
     processes: int = 2
     """Number of parallel trainings, one thread each."""
     out: str = "runs/broad"
     """Folder of GROUP.jsonl, the trainings finished so far, and of GROUP.json, the meaning of its numbers."""
 
     def __post_init__(self) -> None:
-        require_at_least(self, tasks=1, processes=1)
+        require_at_least(self, tasks=1, first=0, processes=1)
+        if bool(self.agents) != (self.group == "played"):
+            raise RunError("--agents belong to --group played, and are needed there")
 
 
 @dataclass(frozen=True)
@@ -97,14 +109,16 @@ class TrainingPlan:
     Attributes:
         task: number of the task.
         training: number of the training among those of its task.
-        kind: plain, fixed, later (plain at first), switching (once) or wandering (perhaps after every segment).
-        policies: policy of each segment, a place in `MENU.actions()`.
+        kind: plain, fixed, later (plain at first), switching (once), wandering (perhaps after every segment) or played.
+        policies: policy of each segment, a place in `MENU.actions()`; none if an agent chooses.
+        agent: files of the agent that chooses, if one does.
     """
 
     task: int
     training: int
     kind: str
     policies: tuple[int, ...]
+    agent: Mapping[str, bytes] | None = None
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -112,19 +126,24 @@ def main(arguments: Sequence[str] | None = None) -> None:
     with command("studies/broad/record", arguments) as call:
         call.resume = call.line
         config = call.parse(RecordConfig, __doc__)
+        agents = [Agent.load(folder) for folder in config.agents]
+        for folder, agent in zip(config.agents, agents, strict=True):
+            require_recorded(agent, folder)
+        places = data_places(config.data, GROUPS[config.group])
         out = Path(config.out)
         with with_filename(out):
             out.mkdir(parents=True, exist_ok=True)
-        places = data_places(config.data, GROUPS[config.group])
         sources = drawn_sources(out / f"{config.group}.json", places)
         tasks = BroadTasks(sources, seed=SEEDS[config.group], **DRAWN.get(config.group, {}))
         log = TrainingLog(out / f"{config.group}.jsonl", lambda lines: {_identity(line): line for line in lines})
         precision = resolve_precision("auto", resolve_device("cpu"))
+        of_group = functools.partial(played_plans, agents) if agents else PLANS.get(config.group, plans)
         jobs = {
             _identity(asdict(plan)): functools.partial(record, plan, tasks, tuple(places.items()), precision)
-            for number in range(config.tasks)
-            for plan in PLANS.get(config.group, plans)(number)
+            for number in range(config.first, config.first + config.tasks)
+            for plan in of_group(number)
         }
+        _require_same_agents(log.finished, agents)
         log.run(jobs, processes=config.processes, describe=_describe)
 
 
@@ -195,6 +214,24 @@ def every_policy(number: int) -> list[TrainingPlan]:
     ]
 
 
+def played_plans(agents: Sequence[Agent], number: int) -> list[TrainingPlan]:
+    """Return a plain training of a task, and one by each agent."""
+    plain = plans(number)[0]
+    return [plain, *(TrainingPlan(number, place, "played", (), one.to_files()) for place, one in enumerate(agents, 1))]
+
+
+def require_recorded(agent: Agent, folder: str) -> None:
+    """Check that an agent chooses among what is recorded, and sees nothing else.
+
+    Raises:
+        RunError: it does not.
+    """
+    unknown = sorted(set(agent.features) - set(RECORDED_FEATURES))
+    if unknown or (agent.menu, agent.segments) != (MENU, SEGMENTS):
+        of = f"the features {', '.join(unknown)}" if unknown else "another menu or other segments"
+        raise RunError(f"--agents: expected agents of recorded features, got {folder}, which has {of}")
+
+
 PLANS = {
     "usual": usual_plans,
     "rehearse": every_policy,
@@ -229,9 +266,15 @@ def record(
         features=RECORDED_FEATURES,
     )
     observation, _ = env.reset(seed=plan.task)
-    rows, validation, info = [observation], [], {"diverged": False}
-    for choice in plan.policies:
-        observation, _, terminated, _, info = env.step(CHOICES[choice])
+    rows, validation, info, policies = [observation], [], {"diverged": False}, list(plan.policies)
+    agent = None if plan.agent is None else Agent.from_files(plan.agent)
+    random = np.random.default_rng([plan.task, 25, plan.training])
+    for segment in range(len(SEGMENTS)):
+        if agent is not None:
+            places_seen = [RECORDED_FEATURES.index(name) for name in agent.features]
+            seen = np.concatenate((observation[places_seen], observation[len(RECORDED_FEATURES) :]))
+            policies.append(CHOICES.index(draw_action(agent, seen, random)))
+        observation, _, terminated, _, info = env.step(CHOICES[policies[segment]])
         rows.append(observation)
         validation.append(round(info["validation_accuracy"], 4))
         if terminated:
@@ -240,7 +283,8 @@ def record(
         "task": plan.task,
         "training": plan.training,
         "kind": plan.kind,
-        "policies": list(plan.policies),
+        "policies": policies,
+        **({} if agent is None else {"agent": agent.checksum}),
         **({"task_drawn": task.to_json()} if plan.training == 0 else {}),
         "known": _rounded(rows[0][:BEFOREHAND]),
         "rows": [_rounded(row[BEFOREHAND : len(RECORDED_FEATURES)]) for row in rows],
@@ -276,6 +320,18 @@ def drawn_sources(file: Path, places: Mapping[str, str]) -> tuple[Source, ...]:
     }
     write_atomic(file, (json.dumps(meaning) + "\n").encode())
     return sources
+
+
+def _require_same_agents(finished: Mapping[Any, Mapping[str, Any]], agents: Sequence[Agent]) -> None:
+    """Check that what is in the log was played by these agents, in this order.
+
+    Raises:
+        RunError: it was played by others.
+    """
+    checksums = [agent.checksum for agent in agents]
+    for line in finished.values():
+        if "agent" in line and checksums[line["training"] - 1 : line["training"]] != [line["agent"]]:
+            raise RunError("--out: trainings of other agents are there already; choose another folder")
 
 
 def _rounded(values: np.ndarray) -> list[float]:

@@ -14,7 +14,7 @@ from tabulate import tabulate
 
 from rlmix.envs.surrogate import SurrogateVectorEnv
 from rlmix.envs.surrogate_model import SurrogateModel
-from rlmix.envs.surrogate_tasks import split_of
+from rlmix.envs.surrogate_tasks import Recording, split_of
 from rlmix.experiments.search.task_family import SEGMENTS
 from rlmix.experiments.studies.surrogate.recordings import GROUPS, group_of, recordings
 
@@ -36,7 +36,7 @@ def measure_fidelity(model: SurrogateModel, lines: Sequence[Mapping[str, Any]]) 
     splits, groups, kinds = {}, {}, {}
     for split in ("test", "validation", "train"):
         chosen = distinct([line for line in lines if split_of(line["task"]) == split])
-        told = surrogate_accuracies(model, chosen)
+        told = surrogate_accuracies(model, recordings(chosen))
         splits[split] = _compare(chosen, told, seed_std)
         if split == "test":
             for name in GROUPS:
@@ -58,17 +58,14 @@ def distinct(lines: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
     return list(first.values())
 
 
-def surrogate_accuracies(
-    model: SurrogateModel, lines: Sequence[Mapping[str, Any]], *, seed: int = 0
-) -> NDArray[np.float64]:
+def surrogate_accuracies(model: SurrogateModel, chosen: Sequence[Recording], *, seed: int = 0) -> NDArray[np.float64]:
     """Return the surrogate's validation accuracy after each segment of recorded trainings, `[N, EPISODES, S]`."""
-    chosen = recordings(lines)
     count = len(chosen) * EPISODES
     vector = SurrogateVectorEnv(count, model=model, reward="final", autoreset_mode=AutoresetMode.DISABLED)
     vector.reset(seed=seed, options={"task": np.repeat([recording.task for recording in chosen], EPISODES)})
     actions = np.array([recording.actions for recording in chosen]).repeat(EPISODES, axis=0)
-    after = [vector.step(actions[:, segment])[4]["validation_accuracy"] for segment in range(len(SEGMENTS))]
-    return np.stack(after, axis=1).reshape(len(chosen), EPISODES, len(SEGMENTS))
+    after = [vector.step(actions[:, segment])[4]["validation_accuracy"] for segment in range(len(model.segments))]
+    return np.stack(after, axis=1).reshape(len(chosen), EPISODES, len(model.segments))
 
 
 def repeated_seeds(lines: Sequence[Mapping[str, Any]], model: SurrogateModel | None = None) -> dict[str, Any]:
@@ -85,7 +82,9 @@ def repeated_seeds(lines: Sequence[Mapping[str, Any]], model: SurrogateModel | N
     first, second = (np.array([pair[seed]["validation"][-1] for pair in twice]) for seed in (0, 1))
     told = {"the second seed": second}
     if model is not None:
-        told["the surrogate"] = surrogate_accuracies(model, [pair[0] for pair in twice])[:, :, -1].mean(axis=1)
+        told["the surrogate"] = surrogate_accuracies(model, recordings([pair[0] for pair in twice]))[:, :, -1].mean(
+            axis=1
+        )
     tasks = np.array([pair[0]["task"] for pair in twice])
     facts: dict[str, Any] = {
         "pairs": len(twice),
@@ -252,7 +251,7 @@ def _reached(value: float, aim: float) -> str:
 def plot_fidelity(model: SurrogateModel, lines: Sequence[Mapping[str, Any]]) -> Figure:
     """Plot surrogate against recorded accuracy of test tasks: over tasks, within a task, and the calibration."""
     chosen = distinct([line for line in lines if split_of(line["task"]) == "test"])
-    told = surrogate_accuracies(model, chosen)
+    told = surrogate_accuracies(model, recordings(chosen))
     real, mean = np.array([line["validation"][-1] for line in chosen]), told[:, :, -1].mean(axis=1)
     tasks, names = np.array([line["task"] for line in chosen]), [_group(line) for line in chosen]
     figure = Figure(figsize=(12, 4), layout="constrained")

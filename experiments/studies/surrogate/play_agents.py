@@ -36,7 +36,7 @@ from rlmix.experiments.runs.machine import machine
 from rlmix.experiments.runs.options import UNPREFIXED, StudyConfig
 from rlmix.experiments.search.task_family import MENU, SEGMENTS
 from rlmix.experiments.studies.surrogate.fidelity import surrogate_accuracies
-from rlmix.experiments.studies.surrogate.recordings import LOG, group_of, read_log
+from rlmix.experiments.studies.surrogate.recordings import LOG, group_of, read_log, recordings
 from rlmix.experiments.studies.task_family.recording import draw_action, record_training
 
 RESULTS = ("validation", "development", "surrogate")  # differences that are compared
@@ -164,11 +164,11 @@ def compare(
     found = {}
     for folder, lines in played.items():
         whole = [line for line in lines if not line["diverged"]]
-        told = surrogate_accuracies(model, whole)[:, :, -1].mean(axis=1)
+        told = surrogate_accuracies(model, recordings(whole))[:, :, -1].mean(axis=1)
         entry: dict[str, Any] = {"diverged": len(lines) - len(whole)}
         for name, base in known.items():
             theirs = [base[line["task"]] for line in whole]
-            by_surrogate = surrogate_accuracies(model, theirs)[:, :, -1].mean(axis=1)
+            by_surrogate = surrogate_accuracies(model, recordings(theirs))[:, :, -1].mean(axis=1)
             real = [ours["validation"][-1] - other["validation"][-1] for ours, other in zip(whole, theirs, strict=True)]
             fresh = [ours["development"] - other["development"] for ours, other in zip(whole, theirs, strict=True)]
             entry[name] = {

@@ -19,12 +19,16 @@ from rlmix.experiments.search.task_family import DATA, SEGMENTS, part_of
 LOG = "experiments/results/family/episodes.jsonl"
 VALIDATION_LIMIT = 1000  # images that the family's trainings are validated on before their end
 GROUPS = {  # of the tasks; the first whose test holds
-    "bare network": lambda task: part_of(task["number"]) == "bare",
-    "slow": lambda task: part_of(task["number"]) == "slow",
+    "bare network": lambda task: _part(task) == "bare",
+    "slow": lambda task: _part(task) == "slow",
     "wrong labels": lambda task: task["label_noise"] > 0,
     "few images": lambda task: task["train_size"] < 1000,
     "clean labels": lambda task: True,
 }
+
+
+def _part(task: Mapping[str, Any]) -> str:
+    return task["part"] if "part" in task else part_of(task["number"])
 
 
 def read_log(path: Path | str) -> list[dict[str, Any]]:

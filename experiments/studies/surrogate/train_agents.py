@@ -177,7 +177,7 @@ def train(config: AgentsConfig, made_by: str) -> None:
             }
             folder = out / f"{kind.lower()}-{seed}"
             folder.mkdir(exist_ok=True)
-            to_agent(learner.policy, model.menu, model.segments, facts).save(folder)  # type: ignore[arg-type]
+            to_agent(learner.policy, model.menu, model.segments, facts, model.view.recorded).save(folder)  # type: ignore[arg-type]
         line = {"agent": title, "settings": settings, "seconds": seconds, "curve": curve, "test": scores}
         log.add(title, line)
     learned: dict[str, list[Played]] = {}

@@ -1,0 +1,124 @@
+"""A surrogate of tasks from many data sets: it has what was recorded, and its agents see what any loop shows."""
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from rlmix.agent.agent import Agent
+from rlmix.envs.observation import FEATURES
+from rlmix.envs.surrogate import SurrogateEnv
+from rlmix.envs.surrogate_model import SurrogateModel
+from rlmix.experiments.search.task_family import MENU, SEGMENTS
+from rlmix.experiments.studies.broad import logs, train_surrogate
+from rlmix.experiments.studies.surrogate import fidelity, scores, train_agents
+
+RESULTS = Path(__file__).parents[2] / "experiments/results"
+TINY = "--ensemble.members 2 --ensemble.hidden 16 --ensemble.steps 60".split()
+
+
+@pytest.fixture(scope="module")
+def recorded(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
+    """Logs with the trainings of some tasks of several data sets, and of the family."""
+    folder = tmp_path_factory.mktemp("logs")
+    (folder / "usual.json").write_bytes((RESULTS / "broad/usual.json").read_bytes())
+    for source, file, tasks in (("broad/usual", "usual", 40), ("family/episodes", "episodes", 30)):
+        with open(RESULTS / f"{source}.jsonl") as lines:
+            kept = [line for line in lines if json.loads(line)["task"] < tasks]
+        (folder / f"{file}.jsonl").write_text("".join(kept))
+    return [str(folder / "usual.jsonl"), str(folder / "episodes.jsonl")]
+
+
+@pytest.fixture(scope="module")
+def trained(recorded: list[str], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("model")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(fidelity, "EPISODES", 4)
+        train_surrogate.main([*TINY, "--logs", *recorded, "--out", str(folder)])
+    return folder
+
+
+def test_tasks_are_as_they_were_recorded(recorded: list[str], trained: Path) -> None:
+    model = SurrogateModel.load(trained)
+    assert (model.menu, model.segments) == (MENU, SEGMENTS)
+    lines = [json.loads(line) for line in Path(recorded[0]).read_text().splitlines()]
+    drawn = {line["task"]: line["task_drawn"] for line in lines if "task_drawn" in line}
+    context = dict(zip(model.view.context, model.tasks.context.unbind(dim=1), strict=True))
+    for line in lines:
+        if line["kind"] != "plain" or line["diverged"]:
+            continue
+        row, task = model.tasks.row(line["task"]), drawn[line["task"]]
+        assert context["label_noise"][row] == pytest.approx(task["label_noise"])
+        assert context["adamw"][row] == (task["options"]["optimizer"] == "adamw")
+        assert 10 ** (2 * float(context["log_lr"][row])) == pytest.approx(task["options"]["lr"], rel=1e-3)
+        assert 2 ** (8 * float(context["image_side"][row])) == pytest.approx(task["image_size"], rel=0.01)
+        assert model.tasks.reference[row].tolist() == pytest.approx(line["validation"], abs=1e-4)
+        # Accuracy from a share of the way from chance, and back.
+        classes = len(task["classes"])
+        way = (line["validation"][-1] - 1 / classes) / (1 - 1 / classes)
+        values = model.tasks.start[row][None].clone()
+        values[0, model.view.accuracy_column] = way
+        assert float(model.accuracy(torch.tensor([row]), values)[0]) == pytest.approx(line["validation"][-1], abs=2e-3)
+    family = [task for task in model.described if task["part"] == "family"]
+    assert len(family) == 30 and all(task["number"] >= logs.TASKS_OF_A_LOG for task in family)
+
+
+def test_a_game_shows_what_a_loop_shows(trained: Path) -> None:
+    model = SurrogateModel.load(trained)
+    env = SurrogateEnv(model=model, split="test", reward="standing")
+    observation, info = env.reset(seed=3)
+    seen = dict(zip(logs.FEATURES, observation.tolist(), strict=False))
+    assert observation.shape == (len(logs.FEATURES) + sum(MENU.sizes),)
+    classes = round(10 ** (3 * seen["log_classes"]))
+    assert info["validation_accuracy"] == pytest.approx(1 / classes)
+    assert seen["validated"] == seen["clean_seen"] == seen["mixed_seen"] == seen["gap"] == 0
+    after, _, _, _, info = env.step(MENU.find(MENU.policy(MENU.actions()[0])))  # every update clean
+    seen = dict(zip(logs.FEATURES, after.tolist(), strict=False))
+    assert seen["validated"] == seen["clean_seen"] == seen["probes_seen"] == 1 and seen["mixed_seen"] == 0
+    assert seen["mixed_way"] == seen["mixed_excess_loss"] == 0
+    assert seen["gap"] == pytest.approx(seen["clean_way"] - seen["validation_way"], abs=1e-6)
+    chance = 1 / round(10 ** (3 * seen["log_classes"]))
+    assert info["validation_accuracy"] == pytest.approx(chance + (1 - chance) * seen["validation_way"], abs=1e-4)
+    assert all(FEATURES[name].low <= value <= FEATURES[name].high for name, value in seen.items())
+
+
+def test_agents_of_it_see_what_any_training_shows(
+    trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(scores, "EPISODES", 2)
+    options = "--seeds 1 --reference-seeds 0 --episodes 128 --ppo.episodes-per-update 64".split()
+    train_agents.main([*options, "--model", str(trained), "--out", str(tmp_path)])
+    agent = Agent.load(tmp_path / "ppo-0")
+    assert (agent.features, agent.menu, agent.segments) == (logs.FEATURES, MENU, SEGMENTS)
+
+
+@pytest.mark.parametrize(
+    ("options", "named"),
+    [("--seed -1", "seed must be at least 0, got -1"), ("--logs no_such.jsonl", "no_such.jsonl")],
+)
+def test_refuses_what_cannot_be_done(options: str, named: str, refused: Any) -> None:
+    arguments: Sequence[str] = options.split()
+    assert named in refused(train_surrogate.main, [*arguments, "--out", "there"])
+
+
+def test_its_figures_are_those_of_what_it_tells(
+    recorded: list[str], trained: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A surrogate that knows every outcome has no error and the right order."""
+    _, recordings = train_surrogate.read_recordings(recorded)
+    model = SurrogateModel.load(trained)
+    column = logs.FEATURES.index("validation_way")
+
+    def told(model: SurrogateModel, chosen: Sequence[Any]) -> Any:
+        rows = torch.tensor([model.tasks.row(one.task) for one in chosen])
+        chance = model.view.chance(model.tasks.known[rows]).numpy()
+        way = np.array([one.observations[-1, column] for one in chosen])
+        return np.repeat((chance + (1 - chance) * way)[:, None, None], 3, axis=1)
+
+    monkeypatch.setattr(train_surrogate, "surrogate_accuracies", told)
+    for figures in train_surrogate.measure(model, recordings)["splits"].values():
+        assert figures["error"] == 0 and figures["over_tasks"] == figures["within_tasks"] == 1
