@@ -14,6 +14,7 @@ from rlmix.envs.surrogate import SurrogateEnv
 from rlmix.envs.surrogate_fit import SurrogateConfig
 from rlmix.envs.surrogate_model import SurrogateModel
 from rlmix.envs.surrogate_tasks import SPLITS, split_of
+from rlmix.experiments.comparison.intervals import format_interval
 from rlmix.experiments.search.task_family import MENU, PLAIN, REFERENCE, SEGMENTS, part_of
 from rlmix.experiments.studies.surrogate import fidelity, play_agents, rounds, scores, train_agents, train_model
 from rlmix.experiments.studies.surrogate.fidelity import distinct, measure_fidelity, repeated_seeds
@@ -272,3 +273,13 @@ def test_the_shipped_model_has_the_recorded_tasks() -> None:
     assert abs(reference.accuracy.mean() - model.tasks.reference[model.tasks.rows("test"), -1].mean()) < 0.01
     noisy = groups_of(model, "test") == "wrong labels"
     assert (reference.accuracy - plain.accuracy)[noisy].mean() > 0
+
+
+def test_the_documents_show_the_committed_rounds() -> None:
+    page = (ROOT / "docs/surrogate.md").read_text()
+    rounds_made = json.loads((ROOT / "experiments/results/surrogate/rounds/rounds.json").read_bytes())["rounds"]
+    for number, row in enumerate(rounds_made):
+        real, told = (format_interval(*row[f"{of}_less_reference"], signed=True) for of in ("really", "told"))
+        each = row["by_agent_less_reference"]
+        shown = f"| {number} | {row['trainings']:,} | {real} | {told} | {min(each):+.2f} to {max(each):+.2f} |"
+        assert shown in page
