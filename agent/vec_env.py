@@ -6,6 +6,7 @@ import multiprocessing
 import signal
 import sys
 import traceback
+import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from contextlib import suppress
@@ -23,7 +24,7 @@ from stable_baselines3.common.vec_env import VecEnv
 from stable_baselines3.common.vec_env.base_vec_env import VecEnvIndices, VecEnvStepReturn
 
 from rlmix.agent.workers import EpisodeCursor, Worker
-from rlmix.classifier.errors import InputError
+from rlmix.classifier.errors import DataWarning, InputError
 
 MAX_HELD = 64  # environments of a process: more answers at a time than a pipe holds would deadlock
 PATIENCE = 10.0  # seconds for a process to end before it is killed
@@ -249,6 +250,7 @@ def _serve(pipe: Connection, make: Make, positions: dict[int, EpisodeCursor]) ->
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, _exit)
     torch.set_num_threads(1)
+    warnings.simplefilter("ignore", DataWarning)  # the parent has read the same data, and said so once
     served: dict[int, EnvServer] = {}
     try:
         for index, position in positions.items():

@@ -11,6 +11,10 @@ class InputError(ValueError):
     """
 
 
+class DataWarning(UserWarning):
+    """Something odd about data that can be used all the same."""
+
+
 def near_matches(name: str, known: Iterable[str], spelling: Mapping[str, str] | None = None) -> str:
     """Return `; did you mean a, b?` for the names most similar to `name`, or an empty text.
 

@@ -3,9 +3,11 @@
 import os
 import subprocess
 import sys
+from pathlib import Path
 from typing import Any
 
 import pytest
+from PIL import Image
 
 from rlmix import cli
 from rlmix.experiments.runs.command import spelling
@@ -62,3 +64,26 @@ def test_a_bug_keeps_its_traceback_and_a_mistake_has_one_on_demand() -> None:
     assert said("InputError('mistake')") == "error: mistake\n"
     debugged = said("InputError('mistake')", RLMIX_DEBUG="1")
     assert "Traceback" in debugged and debugged.endswith("error: mistake\n")
+
+
+def test_what_is_odd_about_data_is_told_in_one_line(tmp_path: Path) -> None:
+    """With the file and what is wrong with it, without the place in our code, which means nothing to a user."""
+    for part in ("train", "test"):
+        for name in ("cat", "dog"):
+            folder = tmp_path / part / name
+            folder.mkdir(parents=True)
+            for number in range(2):
+                shade = 40 * number + (part == "test") + 10 * (name == "dog")
+                Image.new("L", (8, 8), shade).save(folder / f"{number}.png")
+    (tmp_path / "train/cat/2.heic").write_bytes(b"no image")
+    code = (
+        "from rlmix.classifier.data import load_dataset\n"
+        "from rlmix.experiments.runs.command import command\n"
+        "import warnings\n"
+        "with command('train_agent', []):\n"
+        f"    load_dataset({str(tmp_path)!r})\n"
+        "    warnings.warn('of others')\n"
+    )
+    first, *others = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stderr.splitlines()
+    assert first.startswith(f"warning: {tmp_path}: 1 files are no images") and "registry.py" not in first
+    assert others[0].endswith("UserWarning: of others")

@@ -15,6 +15,7 @@ from rlmix.classifier.data.dataset import Dataset
 from rlmix.classifier.data.decoding import readable_endings
 from rlmix.classifier.data.image_set import DataError
 from rlmix.classifier.data.listing import Labelled, Listing, load_listing
+from rlmix.classifier.errors import DataWarning
 
 # Names of a data set's parts, in any case; also training_set, test-images, ...
 PARTS = {
@@ -88,6 +89,7 @@ def list_images(path: str | Path) -> Listing:
         warnings.warn(
             f"{printable(name)}: {passed_over.total()} files are no images that can be read here, and are passed over: "
             f"{counts:.300}; convert images to PNG or JPEG",
+            DataWarning,
             stacklevel=3,
         )
     return Listing(
@@ -177,6 +179,7 @@ def _parts(root: str) -> dict[str, str]:
         if others:
             warnings.warn(
                 f"{printable(root)}: {', '.join(others):.200} beside {', '.join(found.values())}: not used",
+                DataWarning,
                 stacklevel=4,
             )
         return {part: os.path.join(root, name) for part, name in found.items()}
@@ -208,6 +211,7 @@ def _held_out(folder: str, train: str, classes: Sequence[str], passed_over: Coun
         warnings.warn(
             f"{printable(folder)}: no images of {', '.join(map(printable, absent)):.200}; measures are of the other "
             "classes",
+            DataWarning,
             stacklevel=4,
         )
     paths, labels = image_files(folder, own, passed_over)

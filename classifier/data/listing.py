@@ -16,6 +16,7 @@ from rlmix.classifier.data.decoding import MAX_THREADS, Decoded, PixelFormat, de
 from rlmix.classifier.data.image_files import ImageFiles
 from rlmix.classifier.data.image_set import DataError, ImageSet
 from rlmix.classifier.data.stratify import set_apart
+from rlmix.classifier.errors import DataWarning
 from rlmix.classifier.limits import available_memory, usable_cores
 
 # Without test images, a fixed fifth of each class is the test set; the seed must never change.
@@ -125,6 +126,7 @@ def warn_of_leaks(data: Dataset) -> None:
             warnings.warn(
                 f"{data.name}: {twice:,} of the {len(digests):,} {part} images are training images too, so that "
                 "measures of them are too good; keep one of each",
+                DataWarning,
                 stacklevel=4,
             )
 
@@ -174,6 +176,7 @@ def _decode(name: str, paths: Sequence[str], size: int) -> tuple[Tensor, PixelFo
         warnings.warn(
             f"{name}: the highest value of its images of 16 bits is {decoded.highest:,}: their values are taken as "
             f"{bits} bits",
+            DataWarning,
             stacklevel=4,
         )
         form = PixelFormat(bits=bits)
@@ -200,6 +203,7 @@ def _usual_size(name: str, paths: Sequence[str]) -> int:
     warnings.warn(
         f"{name}: the images' shorter sides are {min(shorter)} to {max(shorter)} pixels long; all are made {size} x "
         f"{size}: the shorter side is scaled to {size} and the middle kept; image_size asks for another size",
+        DataWarning,
         stacklevel=4,
     )
     return size

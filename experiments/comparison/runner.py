@@ -5,6 +5,7 @@ from __future__ import annotations
 import multiprocessing
 import signal
 import time
+import warnings
 from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
@@ -14,6 +15,7 @@ from typing import Any, Generic, TypeVar
 
 import torch
 
+from rlmix.classifier.errors import DataWarning
 from rlmix.classifier.files import LineLog
 from rlmix.experiments.runs.errors import RunError, reject_incompatible
 
@@ -137,3 +139,4 @@ def _start_worker() -> None:
     # Ctrl-C reaches every process of the terminal; only the parent decides what it means.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     torch.set_num_threads(1)
+    warnings.simplefilter("ignore", DataWarning)  # the parent has read the same data, and said so once

@@ -7,6 +7,7 @@ import io
 import re
 import shlex
 import sys
+import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import fields, is_dataclass
@@ -16,7 +17,7 @@ from typing import Any, TypeVar, get_args, get_type_hints
 
 import tyro
 
-from rlmix.classifier.errors import InputError
+from rlmix.classifier.errors import DataWarning, InputError
 from rlmix.experiments.runs.errors import exit_on_user_error
 from rlmix.experiments.runs.signals import interrupt_on_sigterm
 
@@ -137,5 +138,24 @@ def command(name: str, arguments: Sequence[str] | None = None) -> Iterator[Call]
     """
     call = Call(name, sys.argv[1:] if arguments is None else arguments)
     interrupt_on_sigterm()
-    with exit_on_user_error(lambda: call.resume):
+    with exit_on_user_error(lambda: call.resume), _warnings_in_one_line():
         yield call
+
+
+@contextmanager
+def _warnings_in_one_line() -> Iterator[None]:
+    """Show warnings about a user's data as this program's other lines, without the place in the code."""
+    formatted = warnings.formatwarning
+
+    def in_one_line(message: Warning | str, category: type[Warning], *place: Any, **line: Any) -> str:
+        return (
+            f"warning: {message}\n"
+            if issubclass(category, DataWarning)
+            else formatted(message, category, *place, **line)
+        )
+
+    warnings.formatwarning = in_one_line
+    try:
+        yield
+    finally:
+        warnings.formatwarning = formatted
