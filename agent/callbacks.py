@@ -25,21 +25,27 @@ from rlmix.envs import DIMENSIONS, Menu
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-# TensorBoard's custom scalars: charts side by side, by category. Each choice is a run of its own below the search's,
-# because TensorBoard colours lines by run.
-LAYOUT: Layout = {
-    # A category of its own: within one, TensorBoard shows charts with a band after those with lines.
-    "Learning curve": {
-        "return of a training: mean of a rollout, with its 95 % interval": margin(
-            Tag.RETURN_MEAN, Tag.RETURN_LOWER, Tag.RETURN_UPPER
-        ),
-    },
-    "Accuracy and choices over the search": {
-        "validation accuracy, mean and best": multiline(Tag.ACCURACY_MEAN, Tag.ACCURACY_MAX),
-        **{f"{dimension}: share of choices": multiline(choice_tag(dimension)) for dimension in DIMENSIONS},
-    },
-}
 MAX_PICTURES = 16  # of each kind over a search, evenly spread: drawing takes longer than learning, and 80 kB each
+
+
+def layout(menu: Menu) -> Layout:
+    """Return TensorBoard's custom scalars of a search: charts side by side, by category.
+
+    Each choice is a run of its own below the search's, because TensorBoard colours lines by run. A dimension of one
+    choice has no chart.
+    """
+    return {
+        # A category of its own: within one, TensorBoard shows charts with a band after those with lines.
+        "Learning curve": {
+            "return of a training: mean of a rollout, with its 95 % interval": margin(
+                Tag.RETURN_MEAN, Tag.RETURN_LOWER, Tag.RETURN_UPPER
+            ),
+        },
+        "Accuracy and choices over the search": {
+            "validation accuracy, mean and best": multiline(Tag.ACCURACY_MEAN, Tag.ACCURACY_MAX),
+            **{f"{dimension}: share of choices": multiline(choice_tag(dimension)) for dimension in menu.varied},
+        },
+    }
 
 
 class SearchLog(BaseCallback):
@@ -94,10 +100,10 @@ class SearchLog(BaseCallback):
         first = self.num_timesteps + 1
         assert self._writer.file_writer is not None
         self._writer.file_writer.add_event(Event(step=first, session_log=SessionLog(status=SessionLog.START)))
-        self._writer.add_custom_scalars(LAYOUT)
+        self._writer.add_custom_scalars(layout(self._menu))
         self._choices: dict[tuple[str, str], SummaryWriter] = {
             (dimension, name): SummaryWriter(f"{self._writer.log_dir}/policy_{dimension}_{name}", purge_step=first)
-            for dimension in DIMENSIONS
+            for dimension in self._menu.varied
             for name in self._menu.names(dimension)
         }
         self._learned: int = self.num_timesteps
@@ -164,7 +170,8 @@ class SearchLog(BaseCallback):
         for index, (dimension, size) in enumerate(zip(DIMENSIONS, self._menu.sizes, strict=True)):
             shares.append((np.bincount(actions[:, index], minlength=size) / len(actions)).tolist())
             for name, share in zip(self._menu.names(dimension), shares[-1], strict=True):
-                self._choices[dimension, name].add_scalar(choice_tag(dimension), share, self.num_timesteps)
+                if (writer := self._choices.get((dimension, name))) is not None:
+                    writer.add_scalar(choice_tag(dimension), share, self.num_timesteps)
         self.history.append(shares)
         if (len(self.history) - 1) % self._picture_every == 0:
             self._draw_progress()

@@ -135,6 +135,11 @@ class Menu:
         """Number of choices in each dimension of `DIMENSIONS`."""
         return tuple(len(getattr(self, dimension.field)) for dimension in _TABLE.values())
 
+    @property
+    def varied(self) -> list[str]:
+        """Dimensions in which there is a choice."""
+        return [dimension for dimension, size in zip(DIMENSIONS, self.sizes, strict=True) if size > 1]
+
     def names(self, dimension: str) -> list[str]:
         """Return what the choices of a dimension are called in tables and plots.
 

@@ -153,9 +153,11 @@ def given_probabilities(schedule: PolicySchedule, kept: Sequence[Mapping[str, st
         schedule: the schedule, with its provenance.
         kept: of each segment, its choices by dimension, which are marked; optional.
     """
-    probabilities = probabilities_of(schedule)
-    if probabilities is None:
+    given = probabilities_of(schedule)
+    if given is None:
         return []
+    varied = [name for name, shares in given[0].items() if len(shares) > 1] or list(given[0])
+    probabilities = [{name: one[name] for name in varied} for one in given]  # without what was no choice
     title = "Probability, %, that the agent gave to each choice; framed: the most probable one"
     if kept:
         title += "; with a dot: that of the learned policy"

@@ -115,7 +115,8 @@ def _policy(schedule: PolicySchedule, menu: Menu, episodes: Episodes) -> list[Pa
     ]
     if late:
         columns = [f"until {100 * until:.3g} %" for until, _ in schedule.segments]
-        for dimension, name in enumerate(DIMENSIONS):
+        for name in menu.varied:
+            dimension = DIMENSIONS.index(name)
             shares = [
                 np.bincount([e["actions"][place][dimension] for e in late], minlength=menu.sizes[dimension]) / len(late)
                 for place in range(len(columns))
