@@ -109,7 +109,9 @@ def read_recordings(files: Sequence[str]) -> tuple[list[RecordedTask], list[Reco
     recordings: list[Recording] = []
     for log in read_logs(files):
         whole = [
-            one for one in log.trainings if not one.line["diverged"] and len(one.rows) == len(one.actions) + 1 == 6
+            one
+            for one in log.trainings
+            if not one.line["diverged"] and len(one.rows) == len(one.actions) + 1 == len(SEGMENTS) + 1
         ]
         plain: dict[int, list[RecordedTraining]] = {}
         for training in whole:
