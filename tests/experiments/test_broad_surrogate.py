@@ -13,6 +13,7 @@ from rlmix.agent.agent import Agent
 from rlmix.envs.observation import FEATURES
 from rlmix.envs.surrogate import SurrogateEnv
 from rlmix.envs.surrogate_model import SurrogateModel
+from rlmix.experiments.comparison.intervals import format_interval
 from rlmix.experiments.search.task_family import MENU, SEGMENTS
 from rlmix.experiments.studies.broad import logs, train_surrogate
 from rlmix.experiments.studies.surrogate import fidelity, scores, train_agents
@@ -122,3 +123,13 @@ def test_its_figures_are_those_of_what_it_tells(
     monkeypatch.setattr(train_surrogate, "surrogate_accuracies", told)
     for figures in train_surrogate.measure(model, recordings)["splits"].values():
         assert figures["error"] == 0 and figures["over_tasks"] == figures["within_tasks"] == 1
+
+
+def test_the_documents_show_the_committed_rehearsal() -> None:
+    rows = json.loads((RESULTS / "broad/surrogate/results.json").read_bytes())
+    ours, best = rows["less_plain"]["ppo"], rows["less_best_fixed"]["ppo"]
+    page = " ".join((RESULTS.parents[1] / "docs/agent.md").read_text().split())
+    over = format_interval(*ours["tasks"], signed=True)
+    assert f"{over} over tasks, ± {ours['data_sets'][1]:.2f} over data sets, {ours['worst_tenth']:.2f}" in page
+    assert f"{format_interval(*best['tasks'])} ahead of CutMix on half" in page and rows["best_fixed"] == "CutMix half"
+    assert Agent.load(RESULTS / "broad/surrogate/ppo-0").features == logs.FEATURES
