@@ -26,6 +26,7 @@ def line(task: int, name: str, development: float, validation: float = 0.5, data
         "contestant": name,
         "agent_sha256": checksum,
         "dataset": dataset,
+        "wrong": 0.3 * (task == 1),
         "development": development,
         "validation": validation,
         "diverged": False,
@@ -51,6 +52,9 @@ def test_differences_are_paired_by_task_and_averaged_by_data_set() -> None:
     assert mine["data_sets"] == pytest.approx(mean_interval([10, -10]))
     assert mine["by_data_set"]["a"] == pytest.approx(mean_interval([20, 0]))
     assert mine["worst_tenth"] == pytest.approx(-10)
+    assert result["labels"] == {"clean labels": 2, "wrong labels": 1}
+    assert mine["by_labels"]["clean labels"] == pytest.approx(mean_interval([20, 0]))
+    assert mine["by_labels"]["wrong labels"][0] == pytest.approx(-10)
     assert result["best_fixed"] == "plain", "the first of equals"
     assert result["accuracy"]["mixup half"] == pytest.approx(60)
     assert "+3.33 ± " in rehearse.markdown({**result, "command": "it"})

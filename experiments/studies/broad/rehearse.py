@@ -45,6 +45,7 @@ SEED = 230_004  # of the tasks; those of record.py have others
 PLAIN, CUTMIX = MixPolicy({"clean": 1.0}), MixPolicy({"clean": 0.5, "cutmix": 0.5})
 ALLOWED = (*GROUPS["learn"], *GROUPS["rehearse"])  # the others are kept for a contest
 BEST_OF_ALL = "best of the menu by validation"
+LABELS = ("clean labels", "wrong labels")  # tasks without and with wrong labels
 FIXED = {
     "plain": PolicySchedule.fixed(PLAIN),
     "label smoothing": PolicySchedule.fixed(MixPolicy({"clean": 1.0}, label_smoothing=0.3)),
@@ -187,7 +188,7 @@ def train(
 
 
 def summarise(lines: Sequence[Line]) -> dict[str, Any]:
-    """Return each contestant's accuracy less that of plain training, in points, overall and by data set.
+    """Return each contestant's accuracy less that of plain training, in points, overall, by data set and by labels.
 
     Args:
         lines: lines of the log; every task has one of every contestant.
@@ -207,13 +208,19 @@ def summarise(lines: Sequence[Line]) -> dict[str, Any]:
     grid = np.array([[accuracy[number, name] for name in names] for number in numbers])  # tasks x contestants
     of_set = [datasets[number] for number in numbers]
 
+    wrong = {line["task"]: line["wrong"] > 0 for line in lines}
+    of_labels = np.array([LABELS[wrong[number]] for number in numbers])
+
     def row(place: int, base: int) -> dict[str, Any]:
-        return difference(grid[:, place] - grid[:, base], of_set)
+        gaps = grid[:, place] - grid[:, base]
+        by_labels = {name: mean_interval(gaps[of_labels == name].tolist()) for name in LABELS if name in of_labels}
+        return {**difference(gaps, of_set), "by_labels": by_labels}
 
     best_fixed = max(range(fixed), key=lambda place: grid[:, place].mean())
     return {
         "tasks": len(numbers),
         "data_sets": {name: of_set.count(name) for name in sets},
+        "labels": {name: int((of_labels == name).sum()) for name in LABELS if name in of_labels},
         "best_fixed": names[best_fixed],
         "accuracy": {name: float(grid[:, place].mean()) for place, name in enumerate(names)},
         "less_plain": {name: row(place, 0) for place, name in enumerate(names) if place},
@@ -240,7 +247,8 @@ def difference(gaps: NDArray[np.float64], of_set: Sequence[str]) -> dict[str, An
 def markdown(result: Mapping[str, Any]) -> str:
     """Format the results: a table less plain training, and one less the best fixed policy of these tasks."""
     sets = ", ".join(f"{name} ({count})" for name, count in result["data_sets"].items())
-    head = ["", "Tasks", "Data sets", "Worst tenth", *result["data_sets"]]
+    labels = ", ".join(f"{name} ({count})" for name, count in result["labels"].items())
+    head = ["", "Tasks", "Data sets", "Worst tenth", *result["labels"], *result["data_sets"]]
 
     def table(which: str) -> str:
         rows = [
@@ -249,6 +257,7 @@ def markdown(result: Mapping[str, Any]) -> str:
                 format_interval(*row["tasks"], signed=True),
                 format_interval(*row["data_sets"], signed=True),
                 f"{row['worst_tenth']:+.2f}",
+                *(format_interval(*row["by_labels"][one], signed=True) for one in result["labels"]),
                 *(format_interval(*row["by_data_set"][one], signed=True) for one in result["data_sets"]),
             ]
             for name, row in result[which].items()
@@ -259,9 +268,9 @@ def markdown(result: Mapping[str, Any]) -> str:
         [
             "# Rehearsal on other data sets",
             f"`{result['command']}`",
-            f"{result['tasks']} tasks: {sets}. Points of development accuracy, one training each; 95 % intervals over "
-            "tasks, and over the means of the data sets. Worst tenth: mean over the tenth of the tasks where the "
-            f"difference is lowest. {result['diverged']} trainings diverged; they count as chance.",
+            f"{result['tasks']} tasks: {sets}; {labels}. Points of development accuracy, one training each; 95 % "
+            "intervals over tasks, and over the means of the data sets. Worst tenth: mean over the tenth of the tasks "
+            f"where the difference is lowest. {result['diverged']} trainings diverged; they count as chance.",
             "## Less plain training",
             table("less_plain"),
             f"## Less the best of the fixed policies, here {result['best_fixed']}",
