@@ -81,8 +81,9 @@ def test_what_cannot_be_summed_up_is_refused(case: str, refused: Any, tmp_path: 
     assert "--runs" in message
 
 
-def test_the_committed_table_follows_from_its_log() -> None:
-    folder = Path(__file__).parents[2] / "experiments/results/main_job"
+@pytest.mark.parametrize("study", ["main_job", "main_job_dqn"])
+def test_the_committed_table_follows_from_its_log(study: str) -> None:
+    folder = Path(__file__).parents[2] / "experiments/results" / study
     result = json.loads((folder / "results.json").read_text())
     searches = [json.loads(line) for line in (folder / "searches.jsonl").read_text().splitlines()]
     found = json.loads(json.dumps(main_job.summarise(searches)))
