@@ -15,8 +15,8 @@ from typing import Any, Generic, TypeVar
 
 import torch
 
-from rlmix.classifier.errors import DataWarning
 from rlmix.classifier.files import LineLog
+from rlmix.experiments.runs.command import format_warning
 from rlmix.experiments.runs.errors import RunError, reject_incompatible
 
 Key = TypeVar("Key", bound=Hashable)
@@ -139,4 +139,4 @@ def _start_worker() -> None:
     # Ctrl-C reaches every process of the terminal; only the parent decides what it means.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     torch.set_num_threads(1)
-    warnings.simplefilter("ignore", DataWarning)  # the parent has read the same data, and said so once
+    warnings.formatwarning = format_warning  # a study's parent may not have read the data: the workers tell

@@ -23,6 +23,7 @@ from rlmix.experiments.runs.signals import interrupt_on_sigterm
 
 Config = TypeVar("Config")
 
+PYTHONS = warnings.formatwarning
 PROGRAM = "rlmix"  # the console script
 WITH_RESUME = ("--resume", "--trust", "--no-trust", "--dataset", "--data-root", "--address")  # options that count then
 
@@ -144,18 +145,14 @@ def command(name: str, arguments: Sequence[str] | None = None) -> Iterator[Call]
 
 @contextmanager
 def _warnings_in_one_line() -> Iterator[None]:
-    """Show warnings about a user's data as this program's other lines, without the place in the code."""
-    formatted = warnings.formatwarning
-
-    def in_one_line(message: Warning | str, category: type[Warning], *place: Any, **line: Any) -> str:
-        return (
-            f"warning: {message}\n"
-            if issubclass(category, DataWarning)
-            else formatted(message, category, *place, **line)
-        )
-
-    warnings.formatwarning = in_one_line
+    before = warnings.formatwarning
+    warnings.formatwarning = format_warning
     try:
         yield
     finally:
-        warnings.formatwarning = formatted
+        warnings.formatwarning = before
+
+
+def format_warning(message: Warning | str, category: type[Warning], *place: Any, **line: Any) -> str:
+    """Format a warning for `warnings.formatwarning`: one about data in one line, without the place in the code."""
+    return f"warning: {message}\n" if issubclass(category, DataWarning) else PYTHONS(message, category, *place, **line)

@@ -11,7 +11,6 @@ the lead over plain training. Tasks are parted by the last digit of their number
 
 from __future__ import annotations
 
-import hashlib
 import json
 import math
 from collections.abc import Sequence
@@ -35,6 +34,7 @@ from rlmix.experiments.runs.machine import machine
 from rlmix.experiments.search.task_family import MENU, PARTS, SEGMENTS, part_of
 from rlmix.experiments.studies.broad.logs import TASKS_OF_A_LOG, RecordedLog, RecordedTraining, read_logs
 from rlmix.experiments.studies.surrogate.fidelity import surrogate_accuracies
+from rlmix.experiments.studies.surrogate.recordings import provenance_of
 
 LOGS = ("broad/learn.jsonl", "broad/longer.jsonl", "broad/usual.jsonl", "family/episodes.jsonl")
 UNIT = 0.005  # accuracy that is worth 1 of the score; the same for every task, for points are what counts
@@ -67,13 +67,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         tasks, recordings = read_recordings(config.logs)
         if not any(split_of(task.number) == "train" for task in tasks):
             raise RunError("--logs: expected tasks of split train, whose numbers end in 0 to 6, got none")
-        provenance = {
-            "command": call.line,
-            "logs": {log: hashlib.sha256(Path(log).read_bytes()).hexdigest() for log in config.logs},
-            "trainings": len(recordings),
-            "tasks": len(tasks),
-            "splits": SPLITS,
-        }
+        provenance = provenance_of(config.logs, tasks, recordings, call.line)
         model = fit_surrogate(
             recordings,
             tasks,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -12,7 +13,7 @@ import numpy as np
 from rlmix.classifier.files import LineLog
 from rlmix.envs.observation import DEFAULT_FEATURES
 from rlmix.envs.reference import ReferenceCurve
-from rlmix.envs.surrogate_tasks import RecordedTask, Recording
+from rlmix.envs.surrogate_tasks import SPLITS, RecordedTask, Recording
 from rlmix.experiments.runs.errors import RunError, reject_incompatible
 from rlmix.experiments.search.task_family import DATA, SEGMENTS, part_of
 
@@ -79,6 +80,19 @@ def recorded_tasks(lines: Sequence[Mapping[str, Any]]) -> list[RecordedTask]:
         seen = np.array(line["observations"], dtype=np.float32)[:, : len(DEFAULT_FEATURES)]
         tasks.append(RecordedTask(number, context, seen, list(curve.accuracies), list(curve.scales), description))
     return tasks
+
+
+def provenance_of(
+    files: Sequence[str], tasks: Sequence[RecordedTask], trainings: Sequence[Recording], made_by: str
+) -> dict[str, Any]:
+    """Return what a surrogate's file says of how it was learned: command, checksums of the logs, and counts."""
+    return {
+        "command": made_by,
+        "logs": {file: hashlib.sha256(Path(file).read_bytes()).hexdigest() for file in files},
+        "trainings": len(trainings),
+        "tasks": len(tasks),
+        "splits": SPLITS,
+    }
 
 
 def group_of(description: Mapping[str, Any]) -> str:

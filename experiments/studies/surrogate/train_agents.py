@@ -276,8 +276,8 @@ def markdown(result: dict[str, Any]) -> str:
         [
             f"# Reference scores of the surrogate on its {test['tasks']} test tasks",
             "",
-            "Most probable actions; means over tasks. A score is the final accuracy less that of CutMix on half of the "
-            "updates, in standard errors. Differences are points of accuracy, with 95 % intervals over tasks; the "
+            "Most probable actions; means over tasks. A score is the final accuracy less that of the surrogate's "
+            "reference, in units of its scale. Differences are points of accuracy, with 95 % intervals over tasks; the "
             "columns of groups are less the best fixed policy of the group. Best fixed policies are chosen on train "
             f"tasks, the oracle's on other episodes of the same task. Made by `{result['command']}`.",
             "",

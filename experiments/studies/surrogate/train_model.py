@@ -12,7 +12,6 @@ Tasks are parted by the last digit of their number: 0 to 6 train the ensemble, 7
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -31,7 +30,7 @@ from rlmix.experiments.runs.errors import RunError, reject_incompatible
 from rlmix.experiments.runs.machine import machine
 from rlmix.experiments.search.task_family import MENU, SEGMENTS
 from rlmix.experiments.studies.surrogate.fidelity import markdown, measure_fidelity, plot_fidelity
-from rlmix.experiments.studies.surrogate.recordings import LOG, read_log, recorded_tasks, recordings
+from rlmix.experiments.studies.surrogate.recordings import LOG, provenance_of, read_log, recorded_tasks, recordings
 
 MIN_TASKS = 2  # of each split
 
@@ -82,13 +81,7 @@ def train(config: ModelConfig, made_by: str) -> None:
         if count < MIN_TASKS:
             raise RunError(f"--logs: expected at least {MIN_TASKS} tasks of split {split}, got {count}")
     torch.set_num_threads(1)
-    provenance = {
-        "command": made_by,
-        "logs": {log: hashlib.sha256(Path(log).read_bytes()).hexdigest() for log in config.logs},
-        "trainings": len(recorded),
-        "tasks": len(tasks),
-        "splits": SPLITS,
-    }
+    provenance = provenance_of(config.logs, tasks, recorded, made_by)
     model = fit_surrogate(
         recorded,
         tasks,
