@@ -90,8 +90,8 @@ clean: ## Remove caches and build outputs (runs, data and the environment stay)
 	done
 
 # A stamp holds the folder that was installed: an environment that moved, or serves another checkout, is
-# installed again, or imports would come from the old place.
-stale = $(if $(findstring |$(CURDIR)|,|$(file <$(1))|),,FORCE)
+# installed again, or imports would come from the old place; and so is one whose Python is gone.
+stale = $(if $(and $(findstring |$(CURDIR)|,|$(file <$(1))|),$(wildcard $(VENV)/bin/python)),,FORCE)
 
 $(CORE): pyproject.toml $(call stale,$(CORE))
 	$(call prepare)

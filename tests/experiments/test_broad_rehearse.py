@@ -74,9 +74,16 @@ def test_the_best_of_the_menu_is_chosen_by_validation() -> None:
 
 def test_tasks_go_through_the_data_sets_in_turn() -> None:
     sources = (Source("digits", (80,) * 10, False), Source("pacs", (300,) * 7, True))
-    tasks = [rehearse.task_of(number, sources, "longer") for number in range(20)]
+    tasks = [rehearse.task_of(number, sources, group="longer", least_side=12) for number in range(20)]
     assert [task.dataset for task in tasks] == ["digits", "pacs"] * 10
     assert len(set(tasks)) == 20
+    large = [rehearse.task_of(number, sources, group="longer", least_side=16) for number in range(10)]
+    assert [task.dataset for task in large] == ["digits", "pacs"] * 5
+    for name in ("digits", "pacs"):
+        all_of, large_of = ([task for task in drawn if task.dataset == name] for drawn in (tasks, large))
+        wide_enough = [task for task in all_of if task.image_size is not None and task.image_size >= 16]
+        shared = min(len(wide_enough), 5)
+        assert 1 < shared < len(all_of) and wide_enough[:shared] == large_of[:shared]
 
 
 def test_agents_are_rehearsed_beside_fixed_policies(
@@ -103,6 +110,8 @@ def test_agents_are_rehearsed_beside_fixed_policies(
     agent(4).save(tmp_path / "agent")
     assert "another agent by the name mine" in refused(rehearse.main, [*options, f"mine={tmp_path / 'agent'}"])
     assert "tasks of --group usual, not longer" in refused(rehearse.main, [*options, SHIPPED, "--group", "longer"])
+    assert "tasks of --least-side 12, not 16" in refused(rehearse.main, [*options, SHIPPED, "--least-side", "16"])
+    assert "--least-side must be at most 32" in refused(rehearse.main, [*options, SHIPPED, "--least-side", "33"])
     assert "NAME=FOLDER" in refused(rehearse.main, [*options, "plain"])
     assert "'plain' stands for another contestant" in refused(rehearse.main, [*options, "plain=shipped"])
     assert "--data-sets must be among" in refused(rehearse.main, [*options, SHIPPED, "--data-sets", "eurosat"])

@@ -1,7 +1,8 @@
 """Rehearse agents on tasks of data sets that they have not learned from, beside policies that need no agent.
 
     python experiments/studies/broad/rehearse.py --data ../shared/data --agents shipped broad=runs/broad_agent
-    python experiments/studies/broad/rehearse.py --data ../shared/data --every-policy --tasks 32 --data-sets mnist pacs
+    python experiments/studies/broad/rehearse.py --data ../shared/data --every-policy --data-sets mnist pacs \
+        --tasks 32 --least-side 16
 
 Tasks of `BroadTasks`, with usual settings, of one data set after the other: by default of those that are kept to
 rehearse on. None of these tasks has been recorded. Every contestant trains every task once, from the same
@@ -17,6 +18,7 @@ import functools
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import count, islice
 from pathlib import Path
 from typing import Any, Literal
 
@@ -32,6 +34,7 @@ from rlmix.classifier.hardware import resolve_device, resolve_precision
 from rlmix.classifier.mixing import MixPolicy, PolicySchedule
 from rlmix.classifier.training.config import Precision
 from rlmix.envs import BroadTasks, Source, Task
+from rlmix.envs.broad_tasks import SIDES
 from rlmix.envs.seeds import training_seed
 from rlmix.experiments.comparison.contestants import load_agents
 from rlmix.experiments.comparison.intervals import format_interval, interval_by_unit, mean_interval
@@ -70,6 +73,8 @@ class RehearseConfig:
     """Train every task under every policy of the menu, not only under the usual ones."""
     group: Literal["longer", "usual"] = "usual"
     """Kind of tasks, as record.py has them."""
+    least_side: int = SIDES[0]
+    """Side in pixels that a task's images have at least; tasks with smaller ones are passed over."""
     tasks: int = 40
     """Number of tasks, divided among the data sets."""
     processes: int = 2
@@ -82,6 +87,8 @@ class RehearseConfig:
         unknown = sorted(set(self.data_sets) - set(ALLOWED))
         if unknown or not self.data_sets:
             raise RunError(f"--data-sets must be among {', '.join(ALLOWED)}, got {' '.join(unknown) or 'none'}")
+        if self.least_side > SIDES[-1]:
+            raise RunError(f"--least-side must be at most {SIDES[-1]}, the largest of a task, got {self.least_side}")
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -100,12 +107,13 @@ def main(arguments: Sequence[str] | None = None) -> None:
                 f"{out}: holds tasks of {', '.join(source.name for source in sources)}; choose another folder"
             )
         path = out / "runs.jsonl"
-        log = TrainingLog(path, lambda lines: _reusable(path, lines, contestants, config.group))
+        kind = {"group": config.group, "least_side": config.least_side}
+        log = TrainingLog(path, lambda lines: _reusable(path, lines, contestants, kind))
         precision = resolve_precision("auto", resolve_device("cpu"))
-        tasks = [task_of(number, sources, config.group) for number in range(config.tasks)]
+        tasks = [task_of(number, sources, **kind) for number in range(config.tasks)]
         where = tuple(places.items())
         jobs = {
-            (number, name): functools.partial(train, number, name, contestant, config.group, task, where, precision)
+            (number, name): functools.partial(train, number, name, contestant, kind, task, where, precision)
             for number, task in enumerate(tasks)
             for name, contestant in contestants.items()
         }
@@ -116,10 +124,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
         print(f"\n{markdown(result)}\nwritten: {out}/results.json, results.md")
 
 
-def task_of(number: int, sources: Sequence[Source], group: str) -> Task:
-    """Return a task of a group by its number: of one data set after the other."""
+def task_of(number: int, sources: Sequence[Source], *, group: str, least_side: int) -> Task:
+    """Return a task of a group by its number: of one data set after the other, passing over too small images."""
     turn, place = divmod(number, len(sources))
-    return BroadTasks((sources[place],), seed=SEED + place, **DRAWN[group]).task(turn)
+    drawn = BroadTasks((sources[place],), seed=SEED + place, **DRAWN[group])
+    large = (task for task in map(drawn.task, count()) if (task.image_size or 0) >= least_side)
+    return next(islice(large, turn, None))
 
 
 def select(agents: Sequence[str], *, menu: bool = False) -> dict[str, PolicySchedule | Agent]:
@@ -146,7 +156,7 @@ def train(
     number: int,
     name: str,
     contestant: PolicySchedule | Agent,
-    group: str,
+    kind: Mapping[str, Any],
     task: Task,
     places: tuple[tuple[str, str], ...],
     precision: Precision,
@@ -157,7 +167,7 @@ def train(
         number: number of the task, also the seed of the training.
         name: name of the contestant.
         contestant: what chooses.
-        group: kind of the task, for the log.
+        kind: group and least side of the tasks, for the log.
         task: the task.
         places: name of each data set and what `load_dataset` takes for it.
         precision: number format of the network.
@@ -176,7 +186,7 @@ def train(
     return {
         "task": number,
         "contestant": name,
-        "group": group,
+        **kind,
         "agent_sha256": _checksum(contestant),
         "dataset": task.dataset,
         "wrong": task.label_noise,
@@ -285,7 +295,7 @@ def _checksum(contestant: PolicySchedule | Agent) -> str | None:
 
 
 def _reusable(
-    path: Path, lines: Sequence[Line], contestants: Mapping[str, PolicySchedule | Agent], group: str
+    path: Path, lines: Sequence[Line], contestants: Mapping[str, PolicySchedule | Agent], kind: Mapping[str, Any]
 ) -> dict[tuple[int, str], Line]:
     """Return the trainings of a log by task and contestant.
 
@@ -294,8 +304,13 @@ def _reusable(
     """
     for line in lines:
         name = line["contestant"]
-        if line["group"] != group:
-            raise RunError(f"{path}: holds tasks of --group {line['group']}, not {group}; choose another folder")
+        held = {"group": line["group"], "least_side": line.get("least_side", SIDES[0])}
+        for option, value in kind.items():
+            if held[option] != value:
+                raise RunError(
+                    f"{path}: holds tasks of --{option.replace('_', '-')} {held[option]}, not {value}; choose another "
+                    "folder"
+                )
         if name in contestants and line["agent_sha256"] != _checksum(contestants[name]):
             raise RunError(f"{path}: holds another agent by the name {name}; choose another name or folder")
     return {(line["task"], line["contestant"]): line for line in lines}
