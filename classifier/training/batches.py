@@ -188,6 +188,10 @@ class BatchSource:
         """Start over with another seed."""
         self.seed = seed
         self._data_blocks, self._mixing_blocks = {}, {}
+        self.end_readers()
+
+    def end_readers(self) -> None:
+        """End the processes that read streamed images ahead; another batch would start them again."""
         self._stream = None
 
     def batch(self, number: int, *, side: int | None = None) -> Batch:

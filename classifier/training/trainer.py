@@ -213,6 +213,8 @@ class Trainer:
 
     def _read(self, plan: SegmentPlan) -> TrainStats:
         """Copy a segment's sums to the host and return its statistics."""
+        if self.updates_done == self.config.updates:
+            self.batches.end_readers()
         self._average(*plan.sums.tensors)
         weights = [parameter.detach() for parameter in self.model.parameters()]
         return plan.sums.read(

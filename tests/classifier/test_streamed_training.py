@@ -1,5 +1,6 @@
 """Training on images that stay in their files: as in memory where the pixels are the same, and resumed bit for bit."""
 
+import multiprocessing
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -71,6 +72,19 @@ def test_batches_do_not_depend_on_the_number_of_readers(streamed: Splits) -> Non
         trainer.train(MIXED, 5)
         trained.append(weights(trainer))
     assert equal(*trained)
+
+
+def test_readers_end_with_the_training(streamed: Splits) -> None:
+    before = set(multiprocessing.active_children())
+    trainer = Trainer(replace(CONFIG, readers=2), streamed)
+    trainer.train(MIXED, 11, probe=False)
+    assert len(set(multiprocessing.active_children()) - before) == 2
+    trainer.train(MIXED, 1, probe=False)
+    assert set(multiprocessing.active_children()) <= before
+    trainer.reset(1)
+    trainer.train(MIXED, 1, probe=False)
+    assert len(set(multiprocessing.active_children()) - before) == 2
+    trainer.batches.end_readers()
 
 
 @pytest.mark.parametrize("stop", [1, 5, 7])
