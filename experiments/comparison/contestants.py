@@ -50,7 +50,7 @@ class Contestant:
     thresholds: ThresholdChoice | None = None
 
 
-def require_new(name: str, option: str, taken: Collection[str]) -> None:
+def _require_new(name: str, option: str, taken: Collection[str]) -> None:
     """Refuse a name of a user's contestant that stands for another one already.
 
     Raises:
@@ -78,9 +78,30 @@ def load_agents(entries: Sequence[str], taken: Collection[str]) -> dict[str, Age
             raise RunError(
                 f"--agents must be shipped, or NAME=FOLDER, such as learned=runs/agent-DATE-TIME, got {entry!r}"
             )
-        require_new(name, "--agents", {*taken, *agents})
+        _require_new(name, "--agents", {*taken, *agents})
         agents[name] = Agent.load(path)
     return agents
+
+
+def load_schedules(entries: Sequence[str], taken: Collection[str]) -> dict[str, PolicySchedule]:
+    """Return the schedules of `--schedules` by name.
+
+    Args:
+        entries: each NAME=FILE.
+        taken: names of other contestants.
+
+    Raises:
+        RunError: an entry has another form, or its name is taken.
+        PolicyError: a schedule cannot be used; names the file and the field.
+    """
+    schedules: dict[str, PolicySchedule] = {}
+    for entry in entries:
+        name, equals, path = entry.partition("=")
+        if not (name and equals and path):
+            raise RunError(f"--schedules must be NAME=FILE, such as learned=policy.json, got {entry!r}")
+        _require_new(name, "--schedules", {*taken, *schedules})
+        schedules[name] = PolicySchedule.load(path)
+    return schedules
 
 
 def only_policy(contestant: Contestant) -> MixPolicy:

@@ -24,7 +24,6 @@ from rlmix.classifier.evaluation.measure import NotMeasurable, Subject, subject_
 from rlmix.classifier.evaluation.measures import MEASURES
 from rlmix.classifier.files import LineLog
 from rlmix.classifier.hardware import resolve_device, resolve_precision
-from rlmix.classifier.mixing import PolicySchedule
 from rlmix.classifier.training.config import TrainConfig
 from rlmix.classifier.training.scheduled import train_schedule
 from rlmix.classifier.training.stats import EvalStats
@@ -37,7 +36,7 @@ from rlmix.experiments.comparison.contestants import (
     Saliency,
     ThresholdChoice,
     load_agents,
-    require_new,
+    load_schedules,
 )
 from rlmix.experiments.comparison.results import pack_hits
 from rlmix.experiments.comparison.runner import Line, TrainingLog
@@ -112,12 +111,8 @@ def select_contestants(config: ComparisonConfig) -> dict[str, Contestant]:
         if measure not in MEASURES:
             raise RunError(f"--measures must be among {', '.join(MEASURES)}, got {measure!r}")
     selected = {name: CONTESTANTS[name] for name in CONTESTANTS if name in names}
-    for entry in config.schedules:
-        name, equals, path = entry.partition("=")
-        if not (name and equals and path):
-            raise RunError(f"--schedules must be NAME=FILE, such as learned=policy.json, got {entry!r}")
-        require_new(name, "--schedules", selected)
-        selected[name] = Contestant(name, PolicySchedule.load(path))
+    for name, schedule in load_schedules(config.schedules, selected).items():
+        selected[name] = Contestant(name, schedule)
     for name, agent in load_agents(config.agents, selected).items():
         selected[name] = Contestant("the shipped agent" if name == SHIPPED else f"{name}, an agent", agent)
     if config.baseline not in selected:

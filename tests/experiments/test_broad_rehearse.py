@@ -108,13 +108,39 @@ def test_agents_are_rehearsed_beside_fixed_policies(
     rehearse.main([*options, SHIPPED, f"mine={tmp_path / 'agent'}"])
     assert trained == []
     agent(4).save(tmp_path / "agent")
-    assert "another agent by the name mine" in refused(rehearse.main, [*options, f"mine={tmp_path / 'agent'}"])
+    assert "another agent or schedule by the name mine" in refused(
+        rehearse.main, [*options, f"mine={tmp_path / 'agent'}"]
+    )
     assert "tasks of --group usual, not longer" in refused(rehearse.main, [*options, SHIPPED, "--group", "longer"])
     assert "tasks of --least-side 12, not 16" in refused(rehearse.main, [*options, SHIPPED, "--least-side", "16"])
     assert "--least-side must be at most 32" in refused(rehearse.main, [*options, SHIPPED, "--least-side", "33"])
     assert "NAME=FOLDER" in refused(rehearse.main, [*options, "plain"])
     assert "'plain' stands for another contestant" in refused(rehearse.main, [*options, "plain=shipped"])
     assert "--data-sets must be among" in refused(rehearse.main, [*options, SHIPPED, "--data-sets", "eurosat"])
+
+
+def test_schedules_are_rehearsed_on_later_tasks(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, refused: Refused
+) -> None:
+    run_inline(monkeypatch)
+    monkeypatch.setitem(rehearse.DRAWN, "usual", {"updates": (10, 10), "seconds": 1.5})
+    (file := tmp_path / "it.json").write_text(json.dumps(rehearse.FIXED["CutMix half"].to_json()))
+    out = tmp_path / "out"
+    options = ["--data", str(tmp_path), "--data-sets", "digits", "--tasks", "2", "--out", str(out), "--agents", SHIPPED]
+    rehearse.main([*options, "--first", "5", "--schedules", f"it={file}"])
+    lines = [json.loads(text) for text in (out / "runs.jsonl").read_text().splitlines()]
+    assert {(one["task"], one["contestant"]) for one in lines} == {
+        (task, name) for task in (5, 6) for name in (*rehearse.FIXED, "it", SHIPPED)
+    }
+    of = {(one["task"], one["contestant"]): one for one in lines}
+    assert all(of[task, "it"]["development"] == of[task, "CutMix half"]["development"] for task in (5, 6))
+    result = json.loads((out / "results.json").read_bytes())
+    assert result["best_fixed"] in rehearse.FIXED and result["less_plain"]["it"] == result["less_plain"]["CutMix half"]
+    file.write_text(json.dumps(rehearse.FIXED["mixup half"].to_json()))
+    assert "agent or schedule by the name it" in refused(
+        rehearse.main, [*options, "--first", "5", "--schedules", f"it={file}"]
+    )
+    assert "--schedules must be NAME=FILE" in refused(rehearse.main, [*options, "--schedules", "it"])
 
 
 def test_the_documents_show_the_committed_rehearsal() -> None:

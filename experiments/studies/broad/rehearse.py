@@ -15,6 +15,7 @@ command resumes, and more agents or tasks add to what is there.
 from __future__ import annotations
 
 import functools
+import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -36,7 +37,7 @@ from rlmix.classifier.training.config import Precision
 from rlmix.envs import BroadTasks, Source, Task
 from rlmix.envs.broad_tasks import SIDES
 from rlmix.envs.seeds import training_seed
-from rlmix.experiments.comparison.contestants import load_agents
+from rlmix.experiments.comparison.contestants import load_agents, load_schedules
 from rlmix.experiments.comparison.intervals import format_interval, interval_by_unit, mean_interval
 from rlmix.experiments.comparison.runner import Line, TrainingLog
 from rlmix.experiments.runs.command import command
@@ -60,6 +61,19 @@ FIXED = {
 
 
 @dataclass(frozen=True)
+class Entrant:
+    """A contestant.
+
+    Attributes:
+        chooses: the agent, or the fixed schedule.
+        sha256: checksum of what was read from files; None for the policies that are fixed in the code.
+    """
+
+    chooses: PolicySchedule | Agent
+    sha256: str | None = None
+
+
+@dataclass(frozen=True)
 class RehearseConfig:
     """Rehearse agents on data sets that they have not learned from."""
 
@@ -67,6 +81,8 @@ class RehearseConfig:
     """Folder of the data sets: NAME.zip or NAME/, with train/CLASS/* and test/CLASS/* inside."""
     agents: tuple[str, ...] = (SHIPPED,)
     """Agents: shipped, or NAME=FOLDER."""
+    schedules: tuple[str, ...] = ()
+    """Fixed schedules: NAME=FILE."""
     data_sets: tuple[str, ...] = GROUPS["rehearse"]
     """Data sets by name, of those that are recorded."""
     every_policy: bool = False
@@ -75,6 +91,8 @@ class RehearseConfig:
     """Kind of tasks, as record.py has them."""
     least_side: int = SIDES[0]
     """Side in pixels that a task's images have at least; tasks with smaller ones are passed over."""
+    first: int = 0
+    """Number of the first task."""
     tasks: int = 40
     """Number of tasks, divided among the data sets."""
     processes: int = 2
@@ -83,7 +101,7 @@ class RehearseConfig:
     """Folder of runs.jsonl, the trainings finished so far, tasks.json, results.json and results.md."""
 
     def __post_init__(self) -> None:
-        require_at_least(self, tasks=2, processes=1)
+        require_at_least(self, first=0, tasks=2, processes=1)
         unknown = sorted(set(self.data_sets) - set(ALLOWED))
         if unknown or not self.data_sets:
             raise RunError(f"--data-sets must be among {', '.join(ALLOWED)}, got {' '.join(unknown) or 'none'}")
@@ -96,7 +114,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     with command("studies/broad/rehearse", arguments) as call:
         call.resume = call.line
         config = call.parse(RehearseConfig, __doc__)
-        contestants = select(config.agents, menu=config.every_policy)
+        contestants = select(config.agents, config.schedules, menu=config.every_policy)
         out = Path(config.out)
         with with_filename(out):
             out.mkdir(parents=True, exist_ok=True)
@@ -107,14 +125,16 @@ def main(arguments: Sequence[str] | None = None) -> None:
                 f"{out}: holds tasks of {', '.join(source.name for source in sources)}; choose another folder"
             )
         path = out / "runs.jsonl"
-        kind = {"group": config.group, "least_side": config.least_side}
+        kind: dict[str, Any] = {"group": config.group, "least_side": config.least_side}
         log = TrainingLog(path, lambda lines: _reusable(path, lines, contestants, kind))
         precision = resolve_precision("auto", resolve_device("cpu"))
-        tasks = [task_of(number, sources, **kind) for number in range(config.tasks)]
+        tasks = {
+            number: task_of(number, sources, **kind) for number in range(config.first, config.first + config.tasks)
+        }
         where = tuple(places.items())
         jobs = {
             (number, name): functools.partial(train, number, name, contestant, kind, task, where, precision)
-            for number, task in enumerate(tasks)
+            for number, task in tasks.items()
             for name, contestant in contestants.items()
         }
         log.run(jobs, processes=config.processes, describe=_describe)
@@ -132,30 +152,35 @@ def task_of(number: int, sources: Sequence[Source], *, group: str, least_side: i
     return next(islice(large, turn, None))
 
 
-def select(agents: Sequence[str], *, menu: bool = False) -> dict[str, PolicySchedule | Agent]:
-    """Return the fixed policies and the agents by name.
+def select(agents: Sequence[str], schedules: Sequence[str] = (), *, menu: bool = False) -> dict[str, Entrant]:
+    """Return the fixed policies, the schedules and the agents by name.
 
     Args:
         agents: shipped, or NAME=FOLDER.
+        schedules: NAME=FILE.
         menu: take all policies of the menu, plain first, for the usual ones.
 
     Raises:
-        RunError: an entry is not of the form NAME=FOLDER, or its name stands for another contestant.
+        RunError: an entry is not of the form NAME=FOLDER or NAME=FILE, or its name stands for another contestant.
         DamagedFileError: an agent cannot be used.
+        PolicyError: a schedule cannot be used.
     """
-    selected: dict[str, PolicySchedule | Agent] = dict(FIXED)
+    fixed = FIXED
     if menu:
         policies = [MENU.policy(action) for action in MENU.actions()]
-        selected = {
-            str(policy): PolicySchedule.fixed(policy) for policy in sorted(policies, key=lambda one: one != PLAIN)
-        }
-    return {**selected, **load_agents(agents, selected)}
+        fixed = {str(policy): PolicySchedule.fixed(policy) for policy in sorted(policies, key=lambda one: one != PLAIN)}
+    selected = {name: Entrant(schedule) for name, schedule in fixed.items()}
+    for name, schedule in load_schedules(schedules, selected).items():
+        selected[name] = Entrant(schedule, hashlib.sha256(json.dumps(schedule.to_json()).encode()).hexdigest())
+    for name, agent in load_agents(agents, selected).items():
+        selected[name] = Entrant(agent, agent.checksum)
+    return selected
 
 
 def train(
     number: int,
     name: str,
-    contestant: PolicySchedule | Agent,
+    entrant: Entrant,
     kind: Mapping[str, Any],
     task: Task,
     places: tuple[tuple[str, str], ...],
@@ -166,7 +191,7 @@ def train(
     Args:
         number: number of the task, also the seed of the training.
         name: name of the contestant.
-        contestant: what chooses.
+        entrant: what chooses.
         kind: group and least side of the tasks, for the log.
         task: the task.
         places: name of each data set and what `load_dataset` takes for it.
@@ -177,6 +202,7 @@ def train(
     """
     trainer = shared_trainer(places, precision)
     chosen = None
+    contestant = entrant.chooses
     if isinstance(contestant, Agent):
         actions = contestant.play(contestant.environment(trainer, task), task, seed=number)
         chosen = [str(contestant.menu.policy(action)) for action in actions]
@@ -187,7 +213,7 @@ def train(
         "task": number,
         "contestant": name,
         **kind,
-        "agent_sha256": _checksum(contestant),
+        "agent_sha256": entrant.sha256,
         "dataset": task.dataset,
         "wrong": task.label_noise,
         "development": round(measured["development"], 4),
@@ -290,17 +316,13 @@ def markdown(result: Mapping[str, Any]) -> str:
     )
 
 
-def _checksum(contestant: PolicySchedule | Agent) -> str | None:
-    return contestant.checksum if isinstance(contestant, Agent) else None
-
-
 def _reusable(
-    path: Path, lines: Sequence[Line], contestants: Mapping[str, PolicySchedule | Agent], kind: Mapping[str, Any]
+    path: Path, lines: Sequence[Line], contestants: Mapping[str, Entrant], kind: Mapping[str, Any]
 ) -> dict[tuple[int, str], Line]:
     """Return the trainings of a log by task and contestant.
 
     Raises:
-        RunError: one is of another agent by the same name, or of another kind of tasks.
+        RunError: one is of another agent or schedule by the same name, or of another kind of tasks.
     """
     for line in lines:
         name = line["contestant"]
@@ -311,8 +333,8 @@ def _reusable(
                     f"{path}: holds tasks of --{option.replace('_', '-')} {held[option]}, not {value}; choose another "
                     "folder"
                 )
-        if name in contestants and line["agent_sha256"] != _checksum(contestants[name]):
-            raise RunError(f"{path}: holds another agent by the name {name}; choose another name or folder")
+        if name in contestants and line["agent_sha256"] != contestants[name].sha256:
+            raise RunError(f"{path}: holds another agent or schedule by the name {name}; choose another name or folder")
     return {(line["task"], line["contestant"]): line for line in lines}
 
 
