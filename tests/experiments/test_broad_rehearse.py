@@ -173,7 +173,8 @@ def test_the_documents_show_where_the_shipped_agent_stands() -> None:
     shown = {
         rehearse.BEST_OF_ALL: "the best of the 16 by validation on each task: 16 trainings",
         SHIPPED: "the shipped agent",
-        best: "the best fixed policy of these tasks, mixup on half",
+        best: "the best fixed policy of these tasks, LaMix's average on half, smoothing 0.3",
+        "clean 50 % + mixup 50 %, λ beta(1)": "mixup on half",
         "clean 50 % + cutmix 50 %, λ beta(1), smoothing 0.3": "CutMix on half, smoothing 0.3",
         "clean 50 % + rmix 50 %, λ beta(1), τ drawn": "R-Mix on half",
         "clean 50 % + cutmix 50 %, λ beta(1)": "CutMix on half",
@@ -182,6 +183,9 @@ def test_the_documents_show_where_the_shipped_agent_stands() -> None:
         row = rows[name]
         over_tasks, over_sets = format_interval(*row["tasks"], signed=True), f"± {row['data_sets'][1]:.2f}"
         assert f"| {title} | {over_tasks} | {over_sets} | {row['worst_tenth']:.2f} |" in page
+    assert best.startswith("clean 50 % + average 50 %") and best.endswith("smoothing 0.3")
+    mean, half = rows[SHIPPED]["tasks"][0], rows["clean 50 % + cutmix 50 %, λ beta(1)"]["tasks"][0]
+    assert f"on {result['tasks']} of eight, {mean:.1f} and {half:.1f}" in (ROOT / "README.md").read_text()
     every = [row for name, row in rows.items() if name.startswith(("mixup 100", "cutmix 100", "rmix 100"))]
     means, worst = [row["tasks"][0] for row in every], [row["worst_tenth"] for row in every]
     assert f"| {min(means):+.2f} to {max(means):+.2f} | | {max(worst):.2f} to {min(worst):.2f} |" in page
