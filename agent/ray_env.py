@@ -7,6 +7,7 @@ replace one that died or hangs: a new actor repeats the running episode, then th
 from __future__ import annotations
 
 import sys
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import partial
@@ -19,7 +20,7 @@ from stable_baselines3.common.vec_env.base_vec_env import VecEnvIndices, VecEnvS
 
 from rlmix.agent.vec_env import EnvServer, Make, RemoteVecEnv, WorkerFailedError, error_line
 from rlmix.agent.workers import EpisodeCursor
-from rlmix.classifier.errors import InputError
+from rlmix.classifier.errors import DataWarning, InputError
 
 NOTICE_SECONDS = 20.0  # a warning is printed if a worker has not started after this long
 START_SECONDS = 600.0  # a worker that has not started after this long has failed
@@ -72,7 +73,9 @@ class RayWorker(EnvServer):
 
     def build(self) -> None:
         """Build the worker; in the constructor, Ray would hide an error's own message."""
-        super().__init__(self._make())
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", DataWarning)  # the driver has read the same data, and said so once
+            super().__init__(self._make())
 
 
 @dataclass

@@ -3,6 +3,7 @@
 import os
 import signal
 import time
+import warnings
 from collections import Counter
 from collections.abc import Callable, Iterator
 from functools import partial
@@ -12,11 +13,13 @@ from typing import Any
 import numpy as np
 import pytest
 import ray
+import torch
 
 from rlmix.agent import ray_env
-from rlmix.agent.ray_env import RayVecEnv, WorkerResources
+from rlmix.agent.ray_env import RayVecEnv, RayWorker, WorkerResources
 from rlmix.agent.vec_env import WorkerFailedError
 from rlmix.agent.workers import EpisodeCursor, Worker, episode_seed
+from rlmix.classifier.errors import DataWarning
 from tests.agent.stub import Stub, stub_workers
 
 ROOT = Path(__file__).parents[2]
@@ -201,6 +204,19 @@ def test_worker_that_cannot_be_built_ends_the_search_with_its_own_error(connecte
 
     with pytest.raises(WorkerFailedError, match=r"worker 0 failed 1 times in a row: ValueError: no such classifier"):
         RayVecEnv(make, [EpisodeCursor()], share=WorkerResources(0.1), max_failures=1)
+
+
+def test_workers_do_not_repeat_what_is_odd_about_the_data(tmp_path: Path) -> None:
+    def make(index: int, position: EpisodeCursor) -> Worker:
+        warnings.warn("2 of 9 images are the same", DataWarning, stacklevel=1)
+        warnings.warn("something else", UserWarning, stacklevel=1)
+        return watched_worker(tmp_path, index, position)
+
+    worker = RayWorker(make, 0, EpisodeCursor(), torch.get_num_threads())
+    with pytest.warns(UserWarning) as told:
+        worker.build()
+        warnings.warn("1 of 9 images is damaged", DataWarning, stacklevel=1)  # what is said later is not lost
+    assert [str(one.message) for one in told] == ["something else", "1 of 9 images is damaged"]
 
 
 def test_waiting_for_a_machine_is_told(
