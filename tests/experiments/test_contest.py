@@ -275,6 +275,18 @@ def test_the_results_are_those_that_were_put_in() -> None:
     assert len(plot_contest(told).axes) == 3, "one for each group, and one for all"
 
 
+def test_other_agents_are_compared_with_the_rivals_too() -> None:
+    protocol, found = planted(10)
+    (table,) = summarise_contest(protocol, found)["tables"]
+    assert "others_minus" not in table[ALL] and "all groups, less" not in markdown(summarise_contest(protocol, found))
+    protocol["contestants"]["twin"] = {"kind": "agent", "count": 10}
+    twin = [{**line, "contestant": "twin"} for line in found if line["contestant"] == "agent"]
+    told = summarise_contest(protocol, [*found, *twin])
+    minus = told["tables"][0][ALL]["others_minus"]
+    assert minus == {"twin": {name: table[ALL]["agent_minus"][name] for name in ("best fixed", "random", PLAIN)}}
+    assert "| twin " in markdown(told)
+
+
 def test_a_contest_of_one_task_has_aims_of_its_own() -> None:
     protocol, found = planted(40)
     protocol["groups"] = {"one": protocol["groups"]["a"]}
@@ -361,6 +373,7 @@ def test_schedules_of_the_contest_of_one_task_are_those_that_its_searches_found(
     [
         ("rehearsal", "development", NAMED[SHIPPED]),
         ("learning/rehearsal", "development", NAMED[SHIPPED]),
+        ("surrogate/rehearsal", "development", NAMED[SHIPPED]),
         ("contest", "test", NAMED[SHIPPED]),
         ("one_task", "test", ROOT / "experiments/results/one_task/ppo"),
     ],
@@ -384,6 +397,9 @@ def test_the_committed_results_follow_from_their_log_and_are_the_agents(name: st
         assert one["groups"].keys() == other["groups"].keys()
         for rival, gap in one[ALL]["agent_minus"].items():
             assert other[ALL]["agent_minus"][rival] == pytest.approx(gap)
+        for agent_name, rivals in one[ALL].get("others_minus", {}).items():
+            for rival, gap in rivals.items():
+                assert other[ALL]["others_minus"][agent_name][rival] == pytest.approx(gap)
     assert (folder / "results.md").read_text() == markdown(written)
 
 
@@ -395,6 +411,20 @@ def test_the_documents_report_the_contest_as_it_came() -> None:
         assert f"| {overall} |" in (ROOT / "README.md").read_text(), rival
         means = [f"{group['agent_minus'][rival]['mean']:+.2f}" for group in table["groups"].values()]
         assert f"| {' | '.join([f'**{overall}**', *means])} |" in (ROOT / "docs/agent.md").read_text(), rival
+
+
+def test_the_documents_report_the_agents_of_the_surrogate_as_they_came() -> None:
+    (table,) = json.loads((ROOT / "experiments/results/surrogate/rehearsal/results.json").read_text())["tables"]
+    shown = {"shipped": "comes with the program (round 0)", "round 1": "round 1", "round 3": "round 3"}
+    page, readme = ((ROOT / name).read_text() for name in ("docs/surrogate.md", "README.md"))
+    for name, title in shown.items():
+        leads = [table[ALL]["others_minus"][f"surrogate, {name}"][rival] for rival in (BEST, RANDOM, PLAIN)]
+        gap = table[ALL]["agent_minus"][f"surrogate, {name}"]
+        leads.append({"mean": -gap["mean"], "low": -gap["high"], "high": -gap["low"]})
+        cells = [f"{lead['mean']:+.2f} ({lead['low']:+.2f} to {lead['high']:+.2f})" for lead in leads]
+        assert f"| PPO, {title} | {' | '.join(cells)} |" in page
+    gap = table[ALL]["others_minus"]["surrogate, shipped"][BEST]
+    assert f"{gap['mean']:.1f} points ({gap['low']:.1f} to {gap['high']:.1f})" in readme
 
 
 @pytest.mark.parametrize(

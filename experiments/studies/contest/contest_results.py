@@ -99,7 +99,26 @@ def _table(protocol: Mapping[str, Any], lines: Sequence[Mapping[str, Any]], coun
             "accuracy": {name: float(np.mean(values)) for name, values in accuracies.items()},
             "agent_minus": overall,
             "fixed": _spread([accuracies[name] for name in of_menu]),
+            **({"others_minus": minus} if (minus := _others_minus(protocol, rights, names, data)) else {}),
         },
+    }
+
+
+def _others_minus(
+    protocol: Mapping[str, Any],
+    rights: Mapping[str, Mapping[str, NDArray[np.float64]]],
+    names: Sequence[str],
+    data: Sequence[str],
+) -> dict[str, dict[str, dict[str, float]]]:
+    """Return by how many points each other agent is ahead of the agent's rivals, over all groups."""
+    others = [name for name in names if protocol["contestants"][name]["kind"] == "agent" and name != AGENT]
+    return {
+        other: {
+            rival: _points([group[other] - group[rival] for group in rights.values()], data)
+            for rival in RIVALS
+            if rival in names and rival != AGENT
+        }
+        for other in others
     }
 
 
@@ -203,8 +222,17 @@ def _rows(table: Mapping[str, Any]) -> list[str]:
         "",
         tabulate(rows, ("the agent, asked live, less", *heads), tablefmt="github", disable_numparse=True),
         "",
+        *_format_others(overall.get("others_minus", {})),
         *([_format_spread(spread), ""] if spread else []),
     ]
+
+
+def _format_others(others: Mapping[str, Mapping[str, Mapping[str, float]]]) -> list[str]:
+    rows = [[name, *(_format_points(points) for points in rivals.values())] for name, rivals in others.items()]
+    if not rows:
+        return []
+    heads = next(iter(others.values()))
+    return [tabulate(rows, ("all groups, less", *heads), tablefmt="github", disable_numparse=True), ""]
 
 
 def _format_spread(spread: Mapping[str, float]) -> str:
