@@ -157,7 +157,7 @@ def test_the_documents_show_the_committed_rehearsal() -> None:
         row = result["less_plain"][name]
         over_tasks, over_sets = format_interval(*row["tasks"], signed=True), f"± {row['data_sets'][1]:.2f}"
         assert f"| {title} | {over_tasks} | {over_sets} | {row['worst_tenth']:.2f} |" in page
-    assert f"On {result['tasks']} tasks of four other data sets" in readme
+    assert f"on {result['tasks']}\n  tasks of four other data sets" in readme
     for name in (SHIPPED, "CutMix half"):
         mean, half = result["less_plain"][name]["tasks"]
         assert f"{mean:.1f} ± {half:.1f}" in readme
@@ -184,8 +184,9 @@ def test_the_documents_show_where_the_shipped_agent_stands() -> None:
         over_tasks, over_sets = format_interval(*row["tasks"], signed=True), f"± {row['data_sets'][1]:.2f}"
         assert f"| {title} | {over_tasks} | {over_sets} | {row['worst_tenth']:.2f} |" in page
     assert best.startswith("clean 50 % + average 50 %") and best.endswith("smoothing 0.3")
-    mean, half = rows[SHIPPED]["tasks"][0], rows["clean 50 % + cutmix 50 %, λ beta(1)"]["tasks"][0]
-    assert f"on {result['tasks']} of eight, {mean:.1f} and {half:.1f}" in (ROOT / "README.md").read_text()
+    agents, cutmix = (rows[name]["tasks"] for name in (SHIPPED, "clean 50 % + cutmix 50 %, λ beta(1)"))
+    said = f"by {agents[0]:.1f} ± {agents[1]:.1f} on {result['tasks']} of eight ({cutmix[0]:.1f} ± {cutmix[1]:.1f})"
+    assert said in (ROOT / "README.md").read_text()
     every = [row for name, row in rows.items() if name.startswith(("mixup 100", "cutmix 100", "rmix 100"))]
     means, worst = [row["tasks"][0] for row in every], [row["worst_tenth"] for row in every]
     assert f"| {min(means):+.2f} to {max(means):+.2f} | | {max(worst):.2f} to {min(worst):.2f} |" in page
