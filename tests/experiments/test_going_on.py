@@ -11,6 +11,7 @@ from scipy import stats
 from rlmix.classifier.mixing import MixPolicy, PolicySchedule
 from rlmix.experiments.studies import going_on
 
+ROOT = Path(__file__).parents[2]
 SEEDS, EPISODES = 5, 16
 
 
@@ -60,6 +61,18 @@ def test_leads_are_paired_on_a_task_and_means_are_over_tasks(tmp_path: Path) -> 
     # The log alone gives the same again, without the runs.
     going_on.main(["--out", str(tmp_path / "out")])
     assert json.loads((tmp_path / "out/results.json").read_text())["searches"] == result["searches"]
+
+
+def test_the_documents_report_going_on_as_it_came() -> None:
+    result = json.loads((ROOT / "experiments/results/going_on/results.json").read_bytes())
+    page = (ROOT / "docs/results.md").read_text()
+    for start, title in (("surrogate", "the surrogate's agent"), ("nothing", "nothing")):
+        for episodes in (96, 304):
+            means = result["means"][f"{start}, {episodes}"]
+            others = ("start agent, live", "nothing", "plain", "CutMix half", "random", "shipped agent, live")
+            cells = [f" {going_on.points(means[name], signed=True)} " if name in means else " " for name in others]
+            assert f"| {title}, {episodes} |{'|'.join(cells)}|" in page
+    assert result["tasks"] == 5 and "over five tasks" in page
 
 
 def test_two_searches_of_one_kind_are_refused(refused: Any, tmp_path: Path) -> None:
