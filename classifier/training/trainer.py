@@ -213,8 +213,6 @@ class Trainer:
 
     def _read(self, plan: SegmentPlan) -> TrainStats:
         """Copy a segment's sums to the host and return its statistics."""
-        if self.updates_done == self.config.updates:
-            self.batches.end_readers()
         self._average(*plan.sums.tensors)
         weights = [parameter.detach() for parameter in self.model.parameters()]
         return plan.sums.read(
@@ -232,6 +230,8 @@ class Trainer:
     def _advance(self) -> None:
         self._lr_schedule.step()
         self.updates_done += 1
+        if self.updates_done == self.config.updates:
+            self.batches.end_readers()
 
     def scale_lr(self, factor: float) -> None:
         """Multiply the learning rate of all updates to come, until a reset; `state_dict` keeps it.

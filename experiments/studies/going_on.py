@@ -24,15 +24,8 @@ from rlmix.experiments.studies.searches import points, sum_up
 LEARNED, NOTHING = "learned", "nothing"
 # Options in which searches of one task may differ, besides where they start and their number of trainings.
 AGENT_OPTIONS = ("preset", "menu", "segments", "ppo", "reward", "reference_seeds", "also")
-BESIDE = (
-    "plain",
-    "CutMix half",
-    "random",
-    SHIPPED_AGENT,
-    LIVE,
-    START_AGENT,
-    NOTHING,
-)  # what a learned policy is compared with
+# What a learned policy is compared with.
+BESIDE = ("plain", "CutMix half", "random", SHIPPED_AGENT, LIVE, START_AGENT, NOTHING)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

@@ -278,7 +278,7 @@ def test_the_results_are_those_that_were_put_in() -> None:
 def test_other_agents_are_compared_with_the_rivals_too() -> None:
     protocol, found = planted(10)
     (table,) = summarise_contest(protocol, found)["tables"]
-    assert "others_minus" not in table[ALL] and "all groups, less" not in markdown(summarise_contest(protocol, found))
+    assert table[ALL]["others_minus"] == {} and "all groups, less" not in markdown(summarise_contest(protocol, found))
     protocol["contestants"]["twin"] = {"kind": "agent", "count": 10}
     twin = [{**line, "contestant": "twin"} for line in found if line["contestant"] == "agent"]
     told = summarise_contest(protocol, [*found, *twin])
@@ -397,7 +397,8 @@ def test_the_committed_results_follow_from_their_log_and_are_the_agents(name: st
         assert one["groups"].keys() == other["groups"].keys()
         for rival, gap in one[ALL]["agent_minus"].items():
             assert other[ALL]["agent_minus"][rival] == pytest.approx(gap)
-        for agent_name, rivals in one[ALL].get("others_minus", {}).items():
+        assert one[ALL]["others_minus"].keys() == other[ALL]["others_minus"].keys()
+        for agent_name, rivals in one[ALL]["others_minus"].items():
             for rival, gap in rivals.items():
                 assert other[ALL]["others_minus"][agent_name][rival] == pytest.approx(gap)
     assert (folder / "results.md").read_text() == markdown(written)

@@ -99,7 +99,7 @@ def _table(protocol: Mapping[str, Any], lines: Sequence[Mapping[str, Any]], coun
             "accuracy": {name: float(np.mean(values)) for name, values in accuracies.items()},
             "agent_minus": overall,
             "fixed": _spread([accuracies[name] for name in of_menu]),
-            **({"others_minus": minus} if (minus := _others_minus(protocol, rights, names, data)) else {}),
+            "others_minus": _others_minus(protocol, rights, names, data),
         },
     }
 
@@ -222,7 +222,7 @@ def _rows(table: Mapping[str, Any]) -> list[str]:
         "",
         tabulate(rows, ("the agent, asked live, less", *heads), tablefmt="github", disable_numparse=True),
         "",
-        *_format_others(overall.get("others_minus", {})),
+        *_format_others(overall["others_minus"]),
         *([_format_spread(spread), ""] if spread else []),
     ]
 
