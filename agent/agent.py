@@ -79,6 +79,26 @@ def _layers(sizes: Sequence[int]) -> nn.Sequential:
     return nn.Sequential(*(layer for pair in pairwise(sizes) for layer in (nn.Linear(*pair), nn.Tanh())))
 
 
+def playing_environment(
+    trainer: TaskTrainer, task: Task, menu: Menu, segments: Sequence[float], features: Sequence[str]
+) -> MixPolicyEnv:
+    """Return an environment for one training of `task`; the reward is that of the end, `final`.
+
+    Args:
+        trainer: trains the task.
+        task: the task.
+        menu: choices of whoever plays.
+        segments: progress at which each segment ends.
+        features: names of the features that are observed.
+    """
+    from rlmix.envs import MixPolicyEnv, TaskDistribution
+
+    tasks = TaskDistribution(updates=(task.updates, task.updates))
+    return MixPolicyEnv(
+        task_trainer=trainer, tasks=tasks, segments=segments, reward="final", menu=menu, features=features
+    )
+
+
 @dataclass(frozen=True)
 class Agent:
     """A learned agent: what it needs to choose, without anything to unpickle.
@@ -125,17 +145,7 @@ class Agent:
 
     def environment(self, trainer: TaskTrainer, task: Task) -> MixPolicyEnv:
         """Return the environment in which the agent can play `task`; the reward is that of the end, `final`."""
-        from rlmix.envs import MixPolicyEnv, TaskDistribution
-
-        tasks = TaskDistribution(updates=(task.updates, task.updates))
-        return MixPolicyEnv(
-            task_trainer=trainer,
-            tasks=tasks,
-            segments=self.segments,
-            reward="final",
-            menu=self.menu,
-            features=self.features,
-        )
+        return playing_environment(trainer, task, self.menu, self.segments, self.features)
 
     def play(self, env: MixPolicyEnv, task: Task, seed: int, *, looks: int | None = None) -> list[tuple[int, ...]]:
         """Train a task with the agent's most probable actions; the environment's trainer is then at its end.

@@ -5,17 +5,19 @@ ResizeMix, Manifold Mixup and mixup were published mixing every update, which co
 distribution that was published for CIFAR; the factor of label smoothing is the one that LaMix's authors found best.
 """
 
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 from rlmix.agent.agent import Agent
 from rlmix.agent.config import RLMixAgentConfig
 from rlmix.agent.files import SHIPPED
+from rlmix.agent.rule import Rule
 from rlmix.classifier.mixing import LamDistribution, MixPolicy, PolicySchedule
 from rlmix.experiments.runs.errors import RunError
 
 Saliency = Literal["recycled", "exact"]
+Loaded = TypeVar("Loaded")
 
 
 @dataclass(frozen=True)
@@ -94,14 +96,28 @@ def load_schedules(entries: Sequence[str], taken: Collection[str]) -> dict[str, 
         RunError: an entry has another form, or its name is taken.
         PolicyError: a schedule cannot be used; names the file and the field.
     """
-    schedules: dict[str, PolicySchedule] = {}
+    return _load_files("--schedules", "learned=policy.json", PolicySchedule.load, entries, taken)
+
+
+def load_rules(entries: Sequence[str], taken: Collection[str]) -> dict[str, Rule]:
+    """Return the rules of `--rules` by name.
+
+    The arguments and errors are those of `load_schedules`.
+    """
+    return _load_files("--rules", "simple=rule.json", Rule.load, entries, taken)
+
+
+def _load_files(
+    option: str, example: str, load: Callable[[str], Loaded], entries: Sequence[str], taken: Collection[str]
+) -> dict[str, Loaded]:
+    found: dict[str, Loaded] = {}
     for entry in entries:
         name, equals, path = entry.partition("=")
         if not (name and equals and path):
-            raise RunError(f"--schedules must be NAME=FILE, such as learned=policy.json, got {entry!r}")
-        _require_new(name, "--schedules", {*taken, *schedules})
-        schedules[name] = PolicySchedule.load(path)
-    return schedules
+            raise RunError(f"{option} must be NAME=FILE, such as {example}, got {entry!r}")
+        _require_new(name, option, {*taken, *found})
+        found[name] = load(path)
+    return found
 
 
 def only_policy(contestant: Contestant) -> MixPolicy:

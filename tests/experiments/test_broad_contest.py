@@ -10,6 +10,7 @@ import torch
 
 from rlmix.agent.agent import Agent
 from rlmix.agent.files import SHIPPED
+from rlmix.agent.rule import Leaf, Rule
 from rlmix.classifier.mixing import MixPolicy
 from rlmix.classifier.training.config import TrainConfig
 from rlmix.classifier.training.trainer import Trainer
@@ -86,7 +87,11 @@ def test_a_contest_goes_as_its_protocol_says(
     out = tmp_path / "out"
     common = ["--data", str(folder), "--out", str(out)]
     assert "write it first" in refused(contest.main, ["run", *common])
+    plain = MENU.find(contest.FIXED["plain"].segments[0][1])
+    Rule(MENU, contest.SEGMENTS, (), Leaf((plain,) * len(contest.SEGMENTS))).save(tmp_path / "rule.json")
+    contest.FIXED["CutMix half"].save(tmp_path / "schedule.json")
     options = ["--agents", f"mine={tmp_path / 'agent'}", "--tasks", "2", "--search-tasks", "1"]
+    options += ["--rules", f"simple={tmp_path / 'rule.json'}", "--schedules", f"mixed={tmp_path / 'schedule.json'}"]
     contest.main(["protocol", *common, *options])
     protocol = json.loads((out / "protocol.json").read_bytes())
     assert protocol["split"] == "test" and list(protocol["contestants"])[:2] == ["mine", "mine, one look"]
@@ -101,6 +106,11 @@ def test_a_contest_goes_as_its_protocol_says(
     assert (
         len(set(held)) == 1 and held[0] == mine[0] and found["squares", 1, "mine, two looks"]["chosen"][:2] == mine[:2]
     )
+
+    for number in range(2):
+        for group in ("squares", contest.VIT):
+            for name, same in (("simple", "plain"), ("mixed", "CutMix half")):
+                assert found[group, number, name]["accuracy"] == found[group, number, same]["accuracy"]
 
     # By hand: the test images of the task, from the seed that all contestants have.
     library = ImageLibrary({"squares": str(folder / "squares")})
@@ -139,7 +149,7 @@ def test_the_best_fixed_policy_is_the_one_above_plain_training(folder: Path, tmp
 def planted(tasks: int = 4) -> tuple[dict[str, Any], list[dict[str, Any]]]:
     """A protocol, and lines in which the agent is 3 points ahead of plain training on `a`, 1 on `b`, and so on."""
     best = MENU.policy(contest.CHOICES[1])
-    entries = contest.contestants_of({"mine": Agent.load(SHIPPED)}, {"mine": SHIPPED}, best)
+    entries = contest.contestants_of({"mine": Agent.load(SHIPPED)}, {"mine": SHIPPED}, best, {}, {})
     groups = {"a": ("a",), "b": ("b",), contest.VIT: ("a",), contest.NOISE: ("b",)}
     ahead = {"a": 0.03, "b": 0.01, contest.VIT: -0.02, contest.NOISE: 0.0}
     lines = []

@@ -9,8 +9,10 @@ import pytest
 
 from rlmix.agent.agent import Agent
 from rlmix.agent.files import SHIPPED
+from rlmix.agent.rule import Leaf, Rule, Split
 from rlmix.envs import Source
 from rlmix.experiments.comparison.intervals import format_interval, mean_interval
+from rlmix.experiments.search.task_family import MENU, SEGMENTS
 from rlmix.experiments.studies.broad import rehearse
 from tests.agent.loops import agent
 from tests.experiments.inline import run_inline
@@ -108,7 +110,7 @@ def test_agents_are_rehearsed_beside_fixed_policies(
     rehearse.main([*options, SHIPPED, f"mine={tmp_path / 'agent'}"])
     assert trained == []
     agent(4).save(tmp_path / "agent")
-    assert "another agent or schedule by the name mine" in refused(
+    assert "another agent, rule or schedule by the name mine" in refused(
         rehearse.main, [*options, f"mine={tmp_path / 'agent'}"]
     )
     assert "tasks of --group usual, not longer" in refused(rehearse.main, [*options, SHIPPED, "--group", "longer"])
@@ -117,6 +119,27 @@ def test_agents_are_rehearsed_beside_fixed_policies(
     assert "NAME=FOLDER" in refused(rehearse.main, [*options, "plain"])
     assert "'plain' stands for another contestant" in refused(rehearse.main, [*options, "plain=shipped"])
     assert "--data-sets must be among" in refused(rehearse.main, [*options, SHIPPED, "--data-sets", "eurosat"])
+
+
+def test_rules_are_rehearsed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, refused: Refused) -> None:
+    """A rule whose leaves are all alike is a fixed policy."""
+    run_inline(monkeypatch)
+    monkeypatch.setitem(rehearse.DRAWN, "usual", {"updates": (10, 10), "seconds": 1.5})
+    cutmix = MENU.find(rehearse.CUTMIX)
+    rest = Leaf((cutmix,) * (len(SEGMENTS) - 1))
+    Rule(MENU, SEGMENTS, (cutmix,), Split("gap", 0.1, rest, rest)).save(tmp_path / "rule.json")
+    out = tmp_path / "out"
+    options = ["--data", str(tmp_path), "--data-sets", "digits", "--tasks", "2", "--out", str(out), "--agents", SHIPPED]
+    rehearse.main([*options, "--rules", f"simple={tmp_path / 'rule.json'}"])
+    of = {
+        (one["task"], one["contestant"]): one
+        for one in map(json.loads, (out / "runs.jsonl").read_text().split("\n")[:-1])
+    }
+    for task in range(2):
+        assert of[task, "simple"]["development"] == of[task, "CutMix half"]["development"]
+        assert of[task, "simple"]["chosen"] == [str(rehearse.CUTMIX)] * len(SEGMENTS)
+    assert "--rules must be NAME=FILE" in refused(rehearse.main, [*options, "--rules", "simple"])
+    assert "cannot be used as a rule" in refused(rehearse.main, [*options, "--rules", f"one={out / 'runs.jsonl'}"])
 
 
 def test_schedules_are_rehearsed_on_later_tasks(
@@ -137,7 +160,7 @@ def test_schedules_are_rehearsed_on_later_tasks(
     result = json.loads((out / "results.json").read_bytes())
     assert result["best_fixed"] in rehearse.FIXED and result["less_plain"]["it"] == result["less_plain"]["CutMix half"]
     file.write_text(json.dumps(rehearse.FIXED["mixup half"].to_json()))
-    assert "agent or schedule by the name it" in refused(
+    assert "agent, rule or schedule by the name it" in refused(
         rehearse.main, [*options, "--first", "5", "--schedules", f"it={file}"]
     )
     assert "--schedules must be NAME=FILE" in refused(rehearse.main, [*options, "--schedules", "it"])

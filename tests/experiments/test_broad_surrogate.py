@@ -10,12 +10,14 @@ import pytest
 import torch
 
 from rlmix.agent.agent import Agent
+from rlmix.agent.rule import Leaf, Rule, Split
+from rlmix.classifier.mixing import PolicySchedule
 from rlmix.envs.observation import FEATURES
 from rlmix.envs.surrogate import SurrogateEnv
 from rlmix.envs.surrogate_model import SurrogateModel
 from rlmix.experiments.comparison.intervals import format_interval
 from rlmix.experiments.search.task_family import MENU, SEGMENTS
-from rlmix.experiments.studies.broad import logs, train_surrogate
+from rlmix.experiments.studies.broad import fit_rule, logs, train_surrogate
 from rlmix.experiments.studies.surrogate import fidelity, scores, train_agents
 
 RESULTS = Path(__file__).parents[2] / "experiments/results"
@@ -123,6 +125,58 @@ def test_its_figures_are_those_of_what_it_tells(
     monkeypatch.setattr(train_surrogate, "surrogate_accuracies", told)
     for figures in train_surrogate.measure(model, recordings)["splits"].values():
         assert figures["error"] == 0 and figures["over_tasks"] == figures["within_tasks"] == 1
+
+
+def test_a_tree_asks_what_parts_the_episodes() -> None:
+    """The first continuation gains where the second feature is below 0.3, the second where it is not."""
+    random = np.random.default_rng(0)
+    seen = random.uniform(size=(400, 3)).astype(np.float32)
+    low = seen[:, 1] < 0.3
+    points = np.stack([np.where(low, 2.0, -1.0), np.where(low, 0.0, 1.0), np.full(400, 0.5)], axis=1)
+    points += random.normal(scale=0.1, size=points.shape)
+    rest = [((number, 0, 0, 0),) for number in range(3)]
+    tree = fit_rule.grow(seen, points, ("a", "b", "c"), rest, 3, 20)
+    assert isinstance(tree, Split) and tree.feature == "b" and tree.threshold == pytest.approx(0.3, abs=0.03)
+    assert (tree.below, tree.above) == (Leaf(rest[0]), Leaf(rest[1]))
+    same = np.repeat(points[:, :1], 3, axis=1)
+    assert isinstance(fit_rule.grow(seen, same, ("a", "b", "c"), rest, 3, 20), Leaf)
+    assert isinstance(fit_rule.grow(seen, points, ("a", "b", "c"), rest, 3, 201), Leaf), "no part is that large"
+
+
+def test_a_schedule_is_what_no_change_makes_better(trained: Path) -> None:
+    model = SurrogateModel.load(trained)
+    games = fit_rule.Games(model, "validation", 2)
+    best = fit_rule.best_schedule(games, [0] * 5, 3)
+    value = games.play(best)[0].mean()
+    for segment in range(5):
+        for choice in range(3):
+            other = games.play([*best[:segment], choice, *best[segment + 1 :]])[0].mean()
+            assert other <= value + fit_rule.CHANGED
+    assert value >= games.play([0] * 5)[0].mean()
+
+
+def test_rules_and_schedules_are_found(trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(fit_rule, "LOOKS", (2,))
+    fit_rule.main(["--model", str(trained), "--episodes", "1", "--depth", "2", "--out", str(tmp_path)])
+    found = Rule.load(tmp_path / "rule.json")
+    assert len(found.first) == 2 and str(found).splitlines()[0].split(";")[0] in (tmp_path / "results.md").read_text()
+    schedule, switch = (PolicySchedule.load(tmp_path / f"{name}.json") for name in ("schedule", "switch"))
+    policies = [policy for _, policy in switch.segments]
+    stop = policies.index(fit_rule.CLEAN)
+    assert policies == [fit_rule.CUTMIX] * stop + [fit_rule.CLEAN] * (5 - stop) and 0 < stop < 5
+    model, points = SurrogateModel.load(trained), json.loads((tmp_path / "results.json").read_bytes())["points"]
+    for split in ("train", "test"):
+        games, actions = fit_rule.Games(model, split, 1), MENU.actions()
+        plan = [actions.index(MENU.find(policy)) for _, policy in schedule.segments]
+        assert points["schedule"][split] == pytest.approx(games.play(plan)[0].mean())
+        # The rule by hand: what is seen at its look, then one episode after the other by its leaf.
+        first = [actions.index(action) for action in found.first]
+        _, seen = games.play([*first, 0, 0, 0], 2)
+        columns = [logs.FEATURES.index(name) for name in found.features]
+        plans = [[*first, *(actions.index(action) for action in found.choose(row[columns]))] for row in seen]
+        each = [games.play(plan)[0][number] for number, plan in enumerate(plans)]
+        assert points["rule"][split] == pytest.approx(np.mean(each))
+    assert points["schedule"]["train"] >= points["best fixed policy"]["train"] - 1e-6
 
 
 def test_the_documents_show_the_committed_rehearsal() -> None:

@@ -1,6 +1,8 @@
 """Third contest: agents on data sets, a network and wrong labels that they have not learned from.
 
-    python experiments/studies/broad/contest.py protocol --data ../shared/data --agents new=runs/broad_agent old=shipped
+    python experiments/studies/broad/contest.py protocol --data ../shared/data \
+        --agents new=runs/broad_agent old=shipped --schedules switch=runs/rule/switch.json \
+        --rules rule=runs/rule/rule.json
     python experiments/studies/broad/contest.py run --data ../shared/data
 
 The protocol is written first: tasks, seeds, contestants with checksums, and which images are read. The run follows it,
@@ -31,6 +33,7 @@ from rlmix.agent.agent import Agent
 from rlmix.agent.baselines import random_schedule
 from rlmix.agent.files import SHIPPED
 from rlmix.agent.population import train_population
+from rlmix.agent.rule import Rule
 from rlmix.classifier.errors import require_at_least
 from rlmix.classifier.files import LineLog, with_filename, write_atomic
 from rlmix.classifier.hardware import resolve_device, resolve_precision
@@ -38,7 +41,7 @@ from rlmix.classifier.mixing import MixPolicy, PolicySchedule
 from rlmix.classifier.training.config import Precision
 from rlmix.envs import BroadTasks, ImageLibrary, Source, Task, TaskTrainer
 from rlmix.envs.seeds import derive_seed, training_seed
-from rlmix.experiments.comparison.contestants import load_agents
+from rlmix.experiments.comparison.contestants import load_agents, load_rules, load_schedules
 from rlmix.experiments.comparison.held_out import record_test_read
 from rlmix.experiments.comparison.intervals import format_interval
 from rlmix.experiments.comparison.runner import Line, TrainingLog
@@ -88,6 +91,10 @@ class ContestConfig:
     """Folder of the data sets: NAME.zip or NAME/, with train/CLASS/* and test/CLASS/* inside."""
     agents: tuple[str, ...] = (SHIPPED,)
     """Agents, the first of which is compared with all: shipped, or NAME=FOLDER; for the protocol."""
+    schedules: tuple[str, ...] = ()
+    """Fixed schedules, beside those that every contest has: NAME=FILE; for the protocol."""
+    rules: tuple[str, ...] = ()
+    """Rules that fit_rule.py has found: NAME=FILE; for the protocol."""
     log: str = "experiments/results/broad/usual.jsonl"
     """Log of recorded tasks, over which the best fixed policy is the best; for the protocol."""
     tasks: int = 24
@@ -171,13 +178,21 @@ def best_fixed(log: Path) -> MixPolicy:
     return MENU.policy(CHOICES[max(apart, key=lambda choice: float(np.mean(apart[choice])))])
 
 
-def contestants_of(agents: Mapping[str, Agent], folders: Mapping[str, str], best: MixPolicy) -> dict[str, Any]:
+def contestants_of(
+    agents: Mapping[str, Agent],
+    folders: Mapping[str, str],
+    best: MixPolicy,
+    schedules: Mapping[str, PolicySchedule],
+    rules: Mapping[str, Rule],
+) -> dict[str, Any]:
     """Return the protocol's entries of all contestants by name, the first agent's first.
 
     Args:
         agents: agents by name.
         folders: folder of each.
         best: best fixed policy of the recorded tasks.
+        schedules: further schedules by name.
+        rules: rules by name.
     """
     first = next(iter(agents))
     entries: dict[str, Any] = {
@@ -185,8 +200,9 @@ def contestants_of(agents: Mapping[str, Agent], folders: Mapping[str, str], best
         for name, agent in agents.items()
     }
     entries |= {f"{first}, {name}": {**entries[first], "looks": looks} for name, looks in LOOKS.items()}
-    fixed = {**FIXED, BEST_FIXED: PolicySchedule.fixed(best), AS_TIMM: PolicySchedule.fixed(TIMM)}
+    fixed = {**FIXED, BEST_FIXED: PolicySchedule.fixed(best), AS_TIMM: PolicySchedule.fixed(TIMM), **schedules}
     entries |= {name: {"kind": "schedule", "schedule": schedule.to_json()} for name, schedule in fixed.items()}
+    entries |= {name: {"kind": "rule", "rule": rule.to_json()} for name, rule in rules.items()}
     return {**entries, RANDOM: {"kind": "random"}, **{name: {"kind": "search"} for name in SEARCHES}}
 
 
@@ -202,6 +218,9 @@ def write_protocol(config: ContestConfig, out: Path, line: str) -> None:
     agents = load_agents(config.agents, taken)
     if not agents:
         raise RunError("--agents: expected at least one agent, got none")
+    taken |= {*agents, *(f"{next(iter(agents))}, {name}" for name in LOOKS)}
+    schedules = load_schedules(config.schedules, taken)
+    rules = load_rules(config.rules, {*taken, *schedules})
     folders = {entry.partition("=")[0]: entry.partition("=")[2] or entry for entry in config.agents}
     groups = groups_of(rehearsal=config.rehearsal)
     names = tuple(dict.fromkeys(name for data_sets in groups.values() for name in data_sets))
@@ -212,7 +231,7 @@ def write_protocol(config: ContestConfig, out: Path, line: str) -> None:
         "seed": SEED + (REHEARSAL_OFFSET if config.rehearsal else 0),
         "groups": groups,
         "sources": [asdict(Source.of(library, name)) for name in names],
-        "contestants": contestants_of(agents, folders, best_fixed(Path(config.log))),
+        "contestants": contestants_of(agents, folders, best_fixed(Path(config.log)), schedules, rules),
         "tasks": config.tasks,
         "search_tasks": config.search_tasks,
         "statistics": (
@@ -300,6 +319,9 @@ def train(key: Key, protocol_file: str, places: tuple[tuple[str, str], ...], pre
             agent = Agent.load(entry["folder"])
             actions = agent.play(agent.environment(trainer, task), task, seed, looks=entry["looks"])
             line["chosen"] = [str(agent.menu.policy(action)) for action in actions]
+        case "rule":
+            rule = Rule.from_json(entry["rule"])
+            line["chosen"] = [str(rule.menu.policy(action)) for action in rule.play(trainer, task, seed)]
         case "schedule":
             trainer.run(PolicySchedule.from_json(entry["schedule"]), task, training_seed(seed))
         case "random":

@@ -29,6 +29,7 @@ from tabulate import tabulate
 
 from rlmix.agent.agent import Agent
 from rlmix.agent.files import SHIPPED
+from rlmix.agent.rule import Rule
 from rlmix.classifier.errors import require_at_least
 from rlmix.classifier.files import with_filename, write_atomic
 from rlmix.classifier.hardware import resolve_device, resolve_precision
@@ -37,7 +38,7 @@ from rlmix.classifier.training.config import Precision
 from rlmix.envs import BroadTasks, Source, Task
 from rlmix.envs.broad_tasks import SIDES
 from rlmix.envs.seeds import training_seed
-from rlmix.experiments.comparison.contestants import load_agents, load_schedules
+from rlmix.experiments.comparison.contestants import load_agents, load_rules, load_schedules
 from rlmix.experiments.comparison.intervals import format_interval, interval_by_unit, mean_interval
 from rlmix.experiments.comparison.runner import Line, TrainingLog
 from rlmix.experiments.runs.command import command
@@ -65,11 +66,11 @@ class Entrant:
     """A contestant.
 
     Attributes:
-        chooses: the agent, or the fixed schedule.
+        chooses: the agent, the rule, or the fixed schedule.
         sha256: checksum of what was read from files; None for the policies that are fixed in the code.
     """
 
-    chooses: PolicySchedule | Agent
+    chooses: PolicySchedule | Rule | Agent
     sha256: str | None = None
 
 
@@ -83,6 +84,8 @@ class RehearseConfig:
     """Agents: shipped, or NAME=FOLDER."""
     schedules: tuple[str, ...] = ()
     """Fixed schedules: NAME=FILE."""
+    rules: tuple[str, ...] = ()
+    """Rules that fit_rule.py has found: NAME=FILE."""
     data_sets: tuple[str, ...] = GROUPS["rehearse"]
     """Data sets by name, of those that are recorded."""
     every_policy: bool = False
@@ -114,7 +117,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     with command("studies/broad/rehearse", arguments) as call:
         call.resume = call.line
         config = call.parse(RehearseConfig, __doc__)
-        contestants = select(config.agents, config.schedules, menu=config.every_policy)
+        contestants = select(config.agents, config.schedules, config.rules, menu=config.every_policy)
         out = Path(config.out)
         with with_filename(out):
             out.mkdir(parents=True, exist_ok=True)
@@ -152,18 +155,21 @@ def task_of(number: int, sources: Sequence[Source], *, group: str, least_side: i
     return next(islice(large, turn, None))
 
 
-def select(agents: Sequence[str], schedules: Sequence[str] = (), *, menu: bool = False) -> dict[str, Entrant]:
-    """Return the fixed policies, the schedules and the agents by name.
+def select(
+    agents: Sequence[str], schedules: Sequence[str] = (), rules: Sequence[str] = (), *, menu: bool = False
+) -> dict[str, Entrant]:
+    """Return the fixed policies, the schedules, the rules and the agents by name.
 
     Args:
         agents: shipped, or NAME=FOLDER.
         schedules: NAME=FILE.
+        rules: NAME=FILE.
         menu: take all policies of the menu, plain first, for the usual ones.
 
     Raises:
         RunError: an entry is not of the form NAME=FOLDER or NAME=FILE, or its name stands for another contestant.
         DamagedFileError: an agent cannot be used.
-        PolicyError: a schedule cannot be used.
+        PolicyError: a schedule or a rule cannot be used.
     """
     fixed = FIXED
     if menu:
@@ -172,6 +178,8 @@ def select(agents: Sequence[str], schedules: Sequence[str] = (), *, menu: bool =
     selected = {name: Entrant(schedule) for name, schedule in fixed.items()}
     for name, schedule in load_schedules(schedules, selected).items():
         selected[name] = Entrant(schedule, hashlib.sha256(json.dumps(schedule.to_json()).encode()).hexdigest())
+    for name, rule in load_rules(rules, selected).items():
+        selected[name] = Entrant(rule, rule.checksum)
     for name, agent in load_agents(agents, selected).items():
         selected[name] = Entrant(agent, agent.checksum)
     return selected
@@ -198,16 +206,21 @@ def train(
         precision: number format of the network.
 
     Returns:
-        Task and contestant, development and validation accuracy at the end in [0, 1], and what an agent chose.
+        Task and contestant, development and validation accuracy at the end in [0, 1], and what an agent or a rule
+        chose.
     """
     trainer = shared_trainer(places, precision)
     chosen = None
     contestant = entrant.chooses
-    if isinstance(contestant, Agent):
-        actions = contestant.play(contestant.environment(trainer, task), task, seed=number)
-        chosen = [str(contestant.menu.policy(action)) for action in actions]
-    else:
+    if isinstance(contestant, PolicySchedule):
         trainer.run(contestant, task, training_seed(number))
+    else:
+        actions = (
+            contestant.play(trainer, task, number)
+            if isinstance(contestant, Rule)
+            else contestant.play(contestant.environment(trainer, task), task, seed=number)
+        )
+        chosen = [str(contestant.menu.policy(action)) for action in actions]
     measured = trainer.measure(["development", "validation"])
     return {
         "task": number,
@@ -322,7 +335,7 @@ def _reusable(
     """Return the trainings of a log by task and contestant.
 
     Raises:
-        RunError: one is of another agent or schedule by the same name, or of another kind of tasks.
+        RunError: one is of another agent, rule or schedule by the same name, or of another kind of tasks.
     """
     for line in lines:
         name = line["contestant"]
@@ -334,7 +347,9 @@ def _reusable(
                     "folder"
                 )
         if name in contestants and line["agent_sha256"] != contestants[name].sha256:
-            raise RunError(f"{path}: holds another agent or schedule by the name {name}; choose another name or folder")
+            raise RunError(
+                f"{path}: holds another agent, rule or schedule by the name {name}; choose another name or folder"
+            )
     return {(line["task"], line["contestant"]): line for line in lines}
 
 

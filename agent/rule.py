@@ -1,0 +1,247 @@
+"""Rule: a small decision tree that a person can read, which looks at a training once and chooses how to go on."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from rlmix.agent.agent import playing_environment
+from rlmix.classifier.errors import near_matches
+from rlmix.classifier.files import write_atomic
+from rlmix.classifier.mixing.policy import MixPolicy, PolicyError, require_fields
+from rlmix.envs.menu import Menu
+from rlmix.envs.observation import FEATURES
+from rlmix.envs.segments import segment_ends
+
+if TYPE_CHECKING:
+    from rlmix.envs import MixPolicyEnv, Task, TaskTrainer
+
+FORMAT, VERSION = "rl-mix rule", 1
+MAX_BYTES = 1 << 20
+MAX_DEPTH = 20
+Action = tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class Leaf:
+    """Actions of the segments after the look."""
+
+    actions: tuple[Action, ...]
+
+
+@dataclass(frozen=True)
+class Split:
+    """Question about one feature: the branch `below` is for values below the threshold, `above` for all others."""
+
+    feature: str
+    threshold: float
+    below: Node
+    above: Node
+
+
+Node = Split | Leaf
+
+
+@dataclass(frozen=True)
+class Rule:
+    """Actions of the first segments, then a tree of questions at the next look, whose leaves have those of the others.
+
+    Attributes:
+        menu: menu of the actions.
+        segments: progress at which each segment ends.
+        first: actions before the look; fewer than there are segments.
+        tree: questions and leaves.
+        provenance: how it was found; any JSON object.
+
+    Raises:
+        ValueError: a leaf has not one action for each segment after the look.
+    """
+
+    menu: Menu
+    segments: tuple[float, ...]
+    first: tuple[Action, ...]
+    tree: Node
+    provenance: Mapping[str, Any] = field(default_factory=dict, compare=False)
+
+    def __post_init__(self) -> None:
+        rest = len(self.segments) - len(self.first)
+        for leaf in (node for node in _nodes(self.tree) if isinstance(node, Leaf)):
+            if rest < 1 or len(leaf.actions) != rest:
+                raise ValueError(
+                    f"expected fewer than {len(self.segments)} actions before the look and as many after it as "
+                    f"segments are left, got {len(self.first)} and {len(leaf.actions)}"
+                )
+
+    @property
+    def features(self) -> tuple[str, ...]:
+        """Names of the features that it asks for, each once."""
+        return tuple(dict.fromkeys(node.feature for node in _nodes(self.tree) if isinstance(node, Split)))
+
+    def choose(self, observation: NDArray[np.float32]) -> tuple[Action, ...]:
+        """Return the actions of the segments after the look.
+
+        Args:
+            observation: values of `features` at the look, in their order; more may follow.
+        """
+        seen = dict(zip(self.features, observation.tolist(), strict=False))
+        node = self.tree
+        while isinstance(node, Split):
+            node = node.below if seen[node.feature] < node.threshold else node.above
+        return node.actions
+
+    def play(self, trainer: TaskTrainer, task: Task, seed: int) -> list[Action]:
+        """Train a task as the rule says; the trainer is then at its end.
+
+        Args:
+            trainer: trains the task.
+            task: the task.
+            seed: RNG seed for the training.
+
+        Returns:
+            The actions; fewer than there are segments where the training diverged.
+        """
+        env: MixPolicyEnv = playing_environment(trainer, task, self.menu, self.segments, self.features)
+        observation, _ = env.reset(seed=seed, options={"task": task})
+        planned = list(self.first)
+        played: list[Action] = []
+        over = False
+        while not over:
+            if len(played) == len(self.first):
+                planned += self.choose(observation)
+            played.append(planned[len(played)])
+            observation, _, over, _, _ = env.step(played[-1])
+        return played
+
+    def __str__(self) -> str:
+        return "\n".join(self._lines())
+
+    def _lines(self) -> Iterator[str]:
+        def said(actions: Sequence[Action], start: int) -> str:
+            held: list[tuple[str, float]] = []
+            for place, action in enumerate(actions, start):
+                name = str(self.menu.policy(action))
+                if held and held[-1][0] == name:
+                    held.pop()
+                held.append((name, self.segments[place]))
+            return "; ".join(f"{name} until {end:.0%}" for name, end in held)
+
+        def of(node: Node, indent: str) -> Iterator[str]:
+            if isinstance(node, Leaf):
+                yield indent + said(node.actions, len(self.first))
+                return
+            yield f"{indent}if {node.feature} < {node.threshold:g}:"
+            yield from of(node.below, indent + "  ")
+            yield f"{indent}else:"
+            yield from of(node.above, indent + "  ")
+
+        if self.first:
+            yield said(self.first, 0) + "; then"
+        yield from of(self.tree, "")
+
+    def to_json(self) -> dict[str, Any]:
+        """Return a dictionary that `json` can write and `from_json` reads back."""
+
+        def policies(actions: Sequence[Action]) -> list[dict[str, Any]]:
+            return [self.menu.policy(action).to_json() for action in actions]
+
+        def of(node: Node) -> Any:
+            if isinstance(node, Leaf):
+                return policies(node.actions)
+            return {
+                "feature": node.feature,
+                "threshold": node.threshold,
+                "below": of(node.below),
+                "above": of(node.above),
+            }
+
+        return {
+            "format": FORMAT,
+            "version": VERSION,
+            "menu": self.menu.to_json(),
+            "segments": list(self.segments),
+            "first": policies(self.first),
+            "tree": of(self.tree),
+            "provenance": dict(self.provenance),
+        }
+
+    @classmethod
+    def from_json(cls, value: Any) -> Rule:
+        """Return the rule that `to_json` wrote.
+
+        Raises:
+            PolicyError: a field is missing, unknown or out of range; the message names it.
+        """
+        if not isinstance(value, dict) or (value.get("format"), value.get("version")) != (FORMAT, VERSION):
+            raise PolicyError(f"format must be {FORMAT!r} of version {VERSION}, got {value!r:.80}: this is not a rule")
+        require_fields("rule", value, ["format", "version", "menu", "segments", "first", "tree", "provenance"])
+        try:
+            menu = Menu.from_json(value["menu"])
+
+            def actions(policies: Any) -> tuple[Action, ...]:
+                if not isinstance(policies, list):
+                    raise ValueError(f"policies must be a list, got {policies!r:.80}")
+                return tuple(menu.find(MixPolicy.from_json(policy)) for policy in policies)
+
+            def node(tree: Any, depth: int) -> Node:
+                if isinstance(tree, list):
+                    return Leaf(actions(tree))
+                if depth == MAX_DEPTH:
+                    raise ValueError(f"a rule asks at most {MAX_DEPTH} questions")
+                require_fields("tree", tree, ["feature", "threshold", "below", "above"])
+                feature, threshold = tree["feature"], tree["threshold"]
+                if not isinstance(feature, str) or feature not in FEATURES:
+                    raise ValueError(f"there is no feature {feature!r:.80}{near_matches(str(feature), FEATURES)}")
+                if (
+                    isinstance(threshold, bool)
+                    or not isinstance(threshold, int | float)
+                    or not math.isfinite(threshold)
+                ):
+                    raise ValueError(f"threshold must be a finite number, got {threshold!r:.80}")
+                return Split(feature, threshold, node(tree["below"], depth + 1), node(tree["above"], depth + 1))
+
+            if not isinstance(value["provenance"], dict):
+                raise ValueError(f"provenance must be an object, got {value['provenance']!r:.80}")
+            segments = segment_ends(value["segments"])
+            return cls(menu, segments, actions(value["first"]), node(value["tree"], 0), value["provenance"])
+        except (ValueError, TypeError) as error:
+            raise PolicyError(str(error)) from None
+
+    @property
+    def checksum(self) -> str:
+        """SHA-256 of what the rule says, by which logs and protocols name it."""
+        said = {name: part for name, part in self.to_json().items() if name != "provenance"}
+        return hashlib.sha256(json.dumps(said).encode()).hexdigest()
+
+    def save(self, path: str | Path) -> None:
+        """Write the rule to a JSON file, atomically."""
+        write_atomic(Path(path), (json.dumps(self.to_json(), indent=1, allow_nan=False) + "\n").encode())
+
+    @classmethod
+    def load(cls, path: str | Path) -> Rule:
+        """Read a rule; runs no code from the file.
+
+        Raises:
+            PolicyError: the file is missing, not JSON, or not a rule; the message names file and field.
+        """
+        try:
+            with open(path, "rb") as file:
+                raw = file.read(MAX_BYTES)
+            return cls.from_json(json.loads(raw))
+        except (OSError, ValueError, RecursionError) as error:
+            reason = error.strerror if isinstance(error, OSError) else error
+            raise PolicyError(f"{path!s:.300}: cannot be used as a rule ({reason!s:.300})") from None
+
+
+def _nodes(node: Node) -> Iterator[Node]:
+    yield node
+    if isinstance(node, Split):
+        yield from _nodes(node.below)
+        yield from _nodes(node.above)
