@@ -110,7 +110,7 @@ class SurrogateEpisodes:
         count = len(self.rows)
         drawn = self.rows[_draw(seeds, TASK_DRAW) % count] if tasks is None else tasks
         fresh = self.model.start(drawn)
-        for name in ("task", "segment", "values", "previous", "so_far"):
+        for name in ("task", "segment", "values", "previous", "so_far", "taken"):
             getattr(self.trainings, name)[which] = getattr(fresh, name)
         self.seeds[which] = seeds
         self._member[which] = _draw(seeds, MEMBER_DRAW) % len(self.model.ensemble)
@@ -155,7 +155,8 @@ class SurrogateEpisodes:
         before = model.accuracy(task, playing.values)
         values = model.sample(playing, action, self._member[which], noise)
         model.advance(playing, action, values)
-        for name in ("segment", "values", "previous", "so_far"):
+        model.conclude(playing)
+        for name in ("segment", "values", "previous", "so_far", "taken"):
             getattr(everyone, name)[which] = getattr(playing, name)
         self._action[which] = action
         after = model.accuracy(task, playing.values)

@@ -16,6 +16,7 @@ from rlmix.envs.effects import action_effects
 from rlmix.envs.menu import Menu
 from rlmix.envs.observation import FEATURES
 from rlmix.envs.segments import segment_ends
+from rlmix.envs.surrogate_gains import Gains, gain_context, mixed_in_phases, mixing_shares, phase_shares
 from rlmix.envs.surrogate_tasks import FIRST_VIEW, VIEWS, TaskTable, View
 
 FILE = "surrogate.safetensors"
@@ -135,6 +136,7 @@ class Trainings:
         values: predicted features as last measured, `[N, P]`.
         previous: effect of the action before, `[N, E]`; 0 at the start.
         so_far: effects of all actions so far, weighted by the segments' lengths, `[N, E]`; 0 at the start.
+        taken: number of each segment's action among the menu's `combinations()`, `[N, S]`; 0 for those to come.
     """
 
     task: Tensor
@@ -142,6 +144,7 @@ class Trainings:
     values: Tensor
     previous: Tensor
     so_far: Tensor
+    taken: Tensor
 
 
 class SurrogateModel:
@@ -159,6 +162,7 @@ class SurrogateModel:
         ensemble: the networks.
         provenance: how they were learned; any JSON object.
         view: features of the recordings, one of `VIEWS`.
+        gains: tells the accuracy at the end of a training, if given; optional, by default the ensemble does.
 
     Raises:
         ValueError: tasks, segments and descriptions do not fit each other.
@@ -173,7 +177,9 @@ class SurrogateModel:
         ensemble: Ensemble,
         provenance: Mapping[str, Any],
         view: View = FIRST_VIEW,
+        gains: Gains | None = None,
     ) -> None:
+        self.gains = gains
         self.menu, self.segments, self.tasks, self.view = menu, tuple(segments), tasks, view
         self.described, self.ensemble, self.provenance = list(described), ensemble, dict(provenance)
         if tasks.progress.shape[1] != len(self.segments) + 1 or len(self.described) != len(tasks):
@@ -185,6 +191,7 @@ class SurrogateModel:
         self.low = torch.tensor([FEATURES[name].low for name in view.predicted])
         self.high = torch.tensor([FEATURES[name].high for name in view.predicted])
         self._chance = view.chance(tasks.known)
+        self._interacting = [(*view.known, *view.context).index(name) for name in view.interacting]
 
     def save(self, folder: Path) -> None:
         """Write the model into a folder, as one safetensors file that holds a checksum."""
@@ -197,6 +204,7 @@ class SurrogateModel:
             "provenance": self.provenance,
             "tasks": self.tasks.state,
             "ensemble": self.ensemble.state,
+            **({} if self.gains is None else {"gains": self.gains.state}),
         }
         save_state(folder / FILE, state)
 
@@ -229,6 +237,7 @@ class SurrogateModel:
                 ),
                 state["provenance"],
                 view,
+                Gains.from_state(state["gains"], menu) if "gains" in state else None,
             )
         except (ValueError, TypeError, LookupError, AttributeError, RuntimeError) as error:
             raise DamagedFileError(
@@ -242,9 +251,9 @@ class SurrogateModel:
             task: row of each one's task, `[N]`.
         """
         nothing = torch.zeros(len(task), self.effects.shape[1])
-        return Trainings(
-            task, torch.zeros(len(task), dtype=torch.int64), self.tasks.start[task], nothing, nothing.clone()
-        )
+        segment = torch.zeros(len(task), dtype=torch.int64)
+        taken = torch.zeros(len(task), len(self.segments), dtype=torch.int64)
+        return Trainings(task, segment, self.tasks.start[task], nothing, nothing.clone(), taken)
 
     def accuracy(self, task: Tensor, values: Tensor) -> Tensor:
         """Return the validation accuracy that predicted features tell, `[N]`.
@@ -266,15 +275,17 @@ class SurrogateModel:
         tasks, row, segment = self.tasks, trainings.task, trainings.segment
         begin, end = tasks.progress[row, segment], tasks.progress[row, segment + 1]
         rates = tasks.relative_lr[row, segment], tasks.relative_lr[row, segment + 1]
+        effects, told = self.effects[action], torch.cat((tasks.known[row], tasks.context[row]), dim=1)
+        products = [effects * told[:, [column]] for column in self._interacting]
         return torch.cat(
             (
                 trainings.values,
-                tasks.known[row],
-                tasks.context[row],
+                told,
                 torch.stack((begin, end - begin, *rates), dim=1),
-                self.effects[action],
+                effects,
                 trainings.previous,
                 trainings.so_far,
+                *products,
             ),
             dim=1,
         )
@@ -288,6 +299,7 @@ class SurrogateModel:
             values: predicted features after the segment, `[N, P]`; what was not measured is left as it was.
         """
         progress, row = self.tasks.progress, trainings.task
+        trainings.taken = trainings.taken.scatter(1, trainings.segment[:, None], action[:, None])
         length = progress[row, trainings.segment + 1] - progress[row, trainings.segment]
         trainings.values = torch.where(self.measured[action], values, trainings.values)
         trainings.previous = self.effects[action]
@@ -313,6 +325,18 @@ class SurrogateModel:
             change[rows] = mean + std * noise[rows]
         return (trainings.values + change).clamp(self.low, self.high)
 
+    def conclude(self, trainings: Trainings) -> None:
+        """Give trainings at their end the accuracy that `gains` tells, in place; others stay as they are."""
+        if self.gains is None:
+            return
+        over = (trainings.segment == len(self.segments)).nonzero()[:, 0]
+        task = trainings.task[over]
+        mixed = mixed_in_phases(trainings.taken[over], mixing_shares(self.menu), phase_shares(self.segments))
+        gain = self.gains.tell(mixed, gain_context(self.tasks, self.view)[task])
+        chance = self._chance[task]
+        way = ((self.tasks.reference[task, -1] + gain).clamp(max=1.0) - chance) / (1 - chance)
+        trainings.values[over, self.view.accuracy_column] = way
+
     def disagreement(self, trainings: Trainings, action: Tensor) -> Tensor:
         """Return the standard deviation among the members' mean changes of the validation accuracy, `[N]`.
 
@@ -330,4 +354,4 @@ class SurrogateModel:
 
 def count_inputs(view: View, effects: int) -> int:
     """Return the number of the networks' inputs, for actions whose effect is so many numbers."""
-    return len(view.predicted) + len(view.known) + len(view.context) + 4 + 3 * effects
+    return len(view.predicted) + len(view.known) + len(view.context) + 4 + (3 + len(view.interacting)) * effects

@@ -33,6 +33,7 @@ class View:
         predicted: features that the ensemble predicts, and the updates of a segment that they are measured on.
         accuracy: that of `predicted` which tells the validation accuracy: itself, or its share of the way from chance.
         context: numbers of a task that the ensemble is told, an agent is not.
+        interacting: features of `known` and numbers of `context` by which the effect of an action is multiplied too.
     """
 
     recorded: tuple[str, ...]
@@ -40,6 +41,7 @@ class View:
     predicted: Mapping[str, str]
     accuracy: str
     context: tuple[str, ...]
+    interacting: tuple[str, ...] = ()
 
     @property
     def accuracy_column(self) -> int:
@@ -101,6 +103,7 @@ BROAD_VIEW = View(  # tasks of several data sets and networks
         # Of a plain training of the task, which says how hard it is, and how soon it is learned by heart.
         *(f"plain_{of}_way_{segment}" for of in ("validation", "clean") for segment in range(1, 6)),
     ),
+    ("label_noise", "log_passes"),  # what decides, more than all else, whether mixing helps
 )
 VIEWS = {"first": FIRST_VIEW, "broad": BROAD_VIEW}  # by the names in the models' files
 

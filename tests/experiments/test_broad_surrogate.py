@@ -112,7 +112,7 @@ def test_its_figures_are_those_of_what_it_tells(
     recorded: list[str], trained: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A surrogate that knows every outcome has no error and the right order."""
-    _, recordings = train_surrogate.read_recordings(recorded)
+    _, recordings, _ = train_surrogate.read_recordings(recorded)
     model = SurrogateModel.load(trained)
     column = logs.FEATURES.index("validation_way")
 
@@ -125,6 +125,16 @@ def test_its_figures_are_those_of_what_it_tells(
     monkeypatch.setattr(train_surrogate, "surrogate_accuracies", told)
     for figures in train_surrogate.measure(model, recordings)["splits"].values():
         assert figures["error"] == 0 and figures["over_tasks"] == figures["within_tasks"] == 1
+        gains = figures["gains"]
+        assert gains["correlation"] == 1 and gains["told"] == gains["real"] != 0
+
+    def upside_down(model: SurrogateModel, chosen: Sequence[Any]) -> Any:
+        return 1 - told(model, chosen)
+
+    monkeypatch.setattr(train_surrogate, "surrogate_accuracies", upside_down)
+    for figures in train_surrogate.measure(model, recordings)["splits"].values():
+        gains = figures["gains"]
+        assert figures["within_tasks"] == -1 and gains["correlation"] == -1 and gains["told"] == -gains["real"]
 
 
 def test_a_tree_asks_what_parts_the_episodes() -> None:
