@@ -66,12 +66,7 @@ def folder(squares: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Pa
     few = ("plain", "CutMix half")
     monkeypatch.setattr(contest, "FIXED", {name: contest.FIXED[name] for name in few})
     monkeypatch.setattr(contest, "USUAL", {"updates": (8, 8), "seconds": 1.5})
-    log = [
-        {"task": task, "policies": [choice] * 5, "development": 0.5 + 0.1 * (choice == 11)}
-        for task in range(2)
-        for choice in range(len(contest.CHOICES))
-    ]
-    (tmp_path / "log.jsonl").write_text("".join(json.dumps(line) + "\n" for line in log))
+    contest.PolicySchedule.fixed(MENU.policy(contest.CHOICES[1])).save(tmp_path / "fixed.json")
     return squares
 
 
@@ -81,7 +76,6 @@ def test_a_contest_goes_as_its_protocol_says(
     trained = run_inline(monkeypatch)
     monkeypatch.setattr(contest, "TRAININGS", 2)
     monkeypatch.setattr(contest, "CHOICES", contest.CHOICES[:2])
-    monkeypatch.setattr(contest, "best_fixed", lambda _: MENU.policy(contest.CHOICES[1]))
     (tmp_path / "agent").mkdir()
     agent(3).save(tmp_path / "agent")
     out = tmp_path / "out"
@@ -91,6 +85,7 @@ def test_a_contest_goes_as_its_protocol_says(
     Rule(MENU, contest.SEGMENTS, (), Leaf((plain,) * len(contest.SEGMENTS))).save(tmp_path / "rule.json")
     contest.FIXED["CutMix half"].save(tmp_path / "schedule.json")
     options = ["--agents", f"mine={tmp_path / 'agent'}", "--tasks", "2", "--search-tasks", "1"]
+    options += ["--best-fixed", str(tmp_path / "fixed.json")]
     options += ["--rules", f"simple={tmp_path / 'rule.json'}", "--schedules", f"mixed={tmp_path / 'schedule.json'}"]
     contest.main(["protocol", *common, *options])
     protocol = json.loads((out / "protocol.json").read_bytes())
@@ -136,19 +131,20 @@ def test_a_contest_goes_as_its_protocol_says(
     assert "not the agent mine of the protocol" in refused(contest.main, ["run", *common])
 
 
-def test_the_best_fixed_policy_is_the_one_above_plain_training(folder: Path, tmp_path: Path, refused: Refused) -> None:
-    log = tmp_path / "log.jsonl"
-    assert contest.best_fixed(log) == MENU.policy(contest.CHOICES[11])
+def test_a_protocol_needs_its_contestants(folder: Path, tmp_path: Path, refused: Refused) -> None:
     options = ["protocol", "--data", str(folder), "--out", str(tmp_path / "out")]
-    assert "there is no file" in refused(contest.main, [*options, "--log", str(tmp_path / "nothing.jsonl")])
-    log.write_text(log.read_text().splitlines()[0] + "\n")
-    assert "lacks trainings" in refused(contest.main, [*options, "--log", str(log)])
+    assert "--best-fixed: expected the file of a schedule" in refused(contest.main, options)
+    options += ["--best-fixed", str(tmp_path / "fixed.json")]
     assert "at most --tasks" in refused(contest.main, [*options, "--tasks", "3", "--search-tasks", "4"])
+    for option in ("--rules", "--schedules"):
+        assert "another contestant" in refused(contest.main, [*options, option, f"plain={tmp_path / 'fixed.json'}"])
+    twice = f"one={tmp_path / 'fixed.json'}"
+    assert "another contestant" in refused(contest.main, [*options, "--schedules", twice, twice])
 
 
 def planted(tasks: int = 4) -> tuple[dict[str, Any], list[dict[str, Any]]]:
     """A protocol, and lines in which the agent is 3 points ahead of plain training on `a`, 1 on `b`, and so on."""
-    best = MENU.policy(contest.CHOICES[1])
+    best = contest.PolicySchedule.fixed(MENU.policy(contest.CHOICES[1]))
     entries = contest.contestants_of({"mine": Agent.load(SHIPPED)}, {"mine": SHIPPED}, best, {}, {})
     groups = {"a": ("a",), "b": ("b",), contest.VIT: ("a",), contest.NOISE: ("b",)}
     ahead = {"a": 0.03, "b": 0.01, contest.VIT: -0.02, contest.NOISE: 0.0}

@@ -170,15 +170,18 @@ def test_rules_and_schedules_are_found(trained: Path, tmp_path: Path, monkeypatc
     fit_rule.main(["--model", str(trained), "--episodes", "1", "--depth", "2", "--out", str(tmp_path)])
     found = Rule.load(tmp_path / "rule.json")
     assert len(found.first) == 2 and str(found).splitlines()[0].split(";")[0] in (tmp_path / "results.md").read_text()
-    schedule, switch = (PolicySchedule.load(tmp_path / f"{name}.json") for name in ("schedule", "switch"))
-    policies = [policy for _, policy in switch.segments]
-    stop = policies.index(fit_rule.CLEAN)
-    assert policies == [fit_rule.CUTMIX] * stop + [fit_rule.CLEAN] * (5 - stop) and 0 < stop < 5
+    schedule, switch, fixed = (
+        PolicySchedule.load(tmp_path / f"{name}.json") for name in ("schedule", "switch", "fixed")
+    )
+    assert [policy for _, policy in switch.segments] == [fit_rule.CUTMIX, fit_rule.CLEAN]
+    assert switch.segments[0][0] in SEGMENTS[:-1] and len(fixed.segments) == 1
     model, points = SurrogateModel.load(trained), json.loads((tmp_path / "results.json").read_bytes())["points"]
     for split in ("train", "test"):
         games, actions = fit_rule.Games(model, split, 1), MENU.actions()
-        plan = [actions.index(MENU.find(policy)) for _, policy in schedule.segments]
-        assert points["schedule"][split] == pytest.approx(games.play(plan)[0].mean())
+        for name, one in (("schedule", schedule), ("CutMix half, then clean", switch), ("best fixed policy", fixed)):
+            policies = [next(policy for until, policy in one.segments if end <= until) for end in SEGMENTS]
+            plan = [actions.index(MENU.find(policy)) for policy in policies]
+            assert points[name][split] == pytest.approx(games.play(plan)[0].mean())
         # The rule by hand: what is seen at its look, then one episode after the other by its leaf.
         first = [actions.index(action) for action in found.first]
         _, seen = games.play([*first, 0, 0, 0], 2)

@@ -1,8 +1,8 @@
 """Third contest: agents on data sets, a network and wrong labels that they have not learned from.
 
     python experiments/studies/broad/contest.py protocol --data ../shared/data \
-        --agents new=runs/broad_agent old=shipped --schedules switch=runs/rule/switch.json \
-        --rules rule=runs/rule/rule.json
+        --agents new=runs/broad_agent old=shipped --best-fixed runs/rule/fixed.json \
+        --schedules switch=runs/rule/switch.json --rules rule=runs/rule/rule.json
     python experiments/studies/broad/contest.py run --data ../shared/data
 
 The protocol is written first: tasks, seeds, contestants with checksums, and which images are read. The run follows it,
@@ -35,7 +35,7 @@ from rlmix.agent.files import SHIPPED
 from rlmix.agent.population import train_population
 from rlmix.agent.rule import Rule
 from rlmix.classifier.errors import require_at_least
-from rlmix.classifier.files import LineLog, with_filename, write_atomic
+from rlmix.classifier.files import with_filename, write_atomic
 from rlmix.classifier.hardware import resolve_device, resolve_precision
 from rlmix.classifier.mixing import MixPolicy, PolicySchedule
 from rlmix.classifier.training.config import Precision
@@ -49,7 +49,7 @@ from rlmix.experiments.runs.command import command, spelling
 from rlmix.experiments.runs.errors import RunError, reject_incompatible
 from rlmix.experiments.runs.machine import machine
 from rlmix.experiments.search.task_family import MENU, SEGMENTS
-from rlmix.experiments.studies.broad.record import CHOICES, PLAIN, USUAL, data_places, shared_trainer
+from rlmix.experiments.studies.broad.record import CHOICES, USUAL, data_places, shared_trainer
 from rlmix.experiments.studies.broad.record import GROUPS as RECORDED
 from rlmix.experiments.studies.broad.rehearse import CUTMIX, FIXED, difference
 from rlmix.experiments.studies.broad.small_vit import SIDE, small_vit
@@ -95,8 +95,9 @@ class ContestConfig:
     """Fixed schedules, beside those that every contest has: NAME=FILE; for the protocol."""
     rules: tuple[str, ...] = ()
     """Rules that fit_rule.py has found: NAME=FILE; for the protocol."""
-    log: str = "experiments/results/broad/usual.jsonl"
-    """Log of recorded tasks, over which the best fixed policy is the best; for the protocol."""
+    best_fixed: str | None = None
+    """File of the schedule that keeps the best fixed policy of the recorded tasks, which fit_rule.py writes; for the
+    protocol, and needed there."""
     tasks: int = 24
     """Number of tasks of each group; for the protocol."""
     search_tasks: int = 10
@@ -157,31 +158,10 @@ def task_of(group: str, number: int, sources: Sequence[Source], *, seed: int) ->
     return task
 
 
-def best_fixed(log: Path) -> MixPolicy:
-    """Return the policy of the menu that is best over recorded tasks: above plain training of the same task.
-
-    Raises:
-        RunError: there is no such log, or it lacks a policy.
-    """
-    if not log.is_file():
-        raise RunError(f"--log: there is no file {log}; studies/broad/record.py writes logs")
-    plain = CHOICES.index(PLAIN)
-    apart: dict[int, list[float]] = {choice: [] for choice in range(len(CHOICES))}
-    with reject_incompatible(log):
-        lines = LineLog(log).read()
-        base = {line["task"]: line["development"] for line in lines if set(line["policies"]) == {plain}}
-        for line in lines:
-            if len(set(line["policies"])) == 1 and line["task"] in base:
-                apart[line["policies"][0]].append(line["development"] - base[line["task"]])
-    if not all(apart.values()):
-        raise RunError(f"--log: {log} lacks trainings under some policy of the menu; record more tasks")
-    return MENU.policy(CHOICES[max(apart, key=lambda choice: float(np.mean(apart[choice])))])
-
-
 def contestants_of(
     agents: Mapping[str, Agent],
     folders: Mapping[str, str],
-    best: MixPolicy,
+    best: PolicySchedule,
     schedules: Mapping[str, PolicySchedule],
     rules: Mapping[str, Rule],
 ) -> dict[str, Any]:
@@ -200,7 +180,7 @@ def contestants_of(
         for name, agent in agents.items()
     }
     entries |= {f"{first}, {name}": {**entries[first], "looks": looks} for name, looks in LOOKS.items()}
-    fixed = {**FIXED, BEST_FIXED: PolicySchedule.fixed(best), AS_TIMM: PolicySchedule.fixed(TIMM), **schedules}
+    fixed = {**FIXED, BEST_FIXED: best, AS_TIMM: PolicySchedule.fixed(TIMM), **schedules}
     entries |= {name: {"kind": "schedule", "schedule": schedule.to_json()} for name, schedule in fixed.items()}
     entries |= {name: {"kind": "rule", "rule": rule.to_json()} for name, rule in rules.items()}
     return {**entries, RANDOM: {"kind": "random"}, **{name: {"kind": "search"} for name in SEARCHES}}
@@ -214,6 +194,9 @@ def write_protocol(config: ContestConfig, out: Path, line: str) -> None:
     """
     if (out / "runs.jsonl").exists():
         raise RunError(f"{out}: this contest has trainings, so its protocol cannot change; choose another --out")
+    if config.best_fixed is None:
+        raise RunError("--best-fixed: expected the file of a schedule; studies/broad/fit_rule.py writes fixed.json")
+    best = PolicySchedule.load(config.best_fixed)
     taken = {*FIXED, BEST_FIXED, AS_TIMM, RANDOM, *SEARCHES, ORACLE, ORACLE_AGAIN}
     agents = load_agents(config.agents, taken)
     if not agents:
@@ -231,7 +214,7 @@ def write_protocol(config: ContestConfig, out: Path, line: str) -> None:
         "seed": SEED + (REHEARSAL_OFFSET if config.rehearsal else 0),
         "groups": groups,
         "sources": [asdict(Source.of(library, name)) for name in names],
-        "contestants": contestants_of(agents, folders, best_fixed(Path(config.log)), schedules, rules),
+        "contestants": contestants_of(agents, folders, best, schedules, rules),
         "tasks": config.tasks,
         "search_tasks": config.search_tasks,
         "statistics": (

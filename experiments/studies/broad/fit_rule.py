@@ -58,7 +58,7 @@ class RuleConfig:
     least: float = 0.05
     """Share of the episodes that a leaf has at least."""
     out: str = "runs/rule"
-    """Folder of rule.json, schedule.json, switch.json, results.json and results.md."""
+    """Folder of rule.json, schedule.json, switch.json, fixed.json, results.json and results.md."""
 
     def __post_init__(self) -> None:
         require_at_least(self, depth=1, episodes=1)
@@ -123,15 +123,13 @@ def main(arguments: Sequence[str] | None = None) -> None:
         rows["schedule"] = _scores(games, schedule)
         rule = best_rule(model, games, config, facts)
         rows["rule"] = {split: float(_play_rule(rule, one, model).mean()) for split, one in games.items()}
-        for name, plan in (("switch", switch), ("schedule", schedule)):
-            _as_schedule(model, plan, {**facts, "learned_by": "coordinate ascent in the surrogate"}).save(
-                out / f"{name}.json"
-            )
+        for name, plan in (("fixed", fixed), ("switch", switch), ("schedule", schedule)):
+            _as_schedule(model, plan, {**facts, "learned_by": "trying all in the surrogate"}).save(out / f"{name}.json")
         rule.save(out / "rule.json")
         result = {"command": call.line, "machine": machine(), "points": rows, "rule": str(rule).splitlines()}
         write_atomic(out / "results.json", (json.dumps(result, indent=1) + "\n").encode())
         write_atomic(out / "results.md", markdown(result).encode())
-        print(f"{markdown(result)}\nwritten: {out}/rule.json, schedule.json, switch.json, results.json, results.md")
+        print(f"{markdown(result)}\nwritten: {out}/results.md, results.json, rule.json and the schedules")
 
 
 def best_fixed(model: SurrogateModel, games: Games) -> list[int]:
@@ -280,8 +278,13 @@ def _place(model: SurrogateModel, policy: MixPolicy) -> int:
 
 def _as_schedule(model: SurrogateModel, plan: Sequence[int], facts: dict[str, Any]) -> PolicySchedule:
     actions = model.menu.actions()
-    policies = [model.menu.policy(actions[choice]) for choice in plan]
-    return PolicySchedule(tuple(zip(model.segments, policies, strict=True)), facts)
+    held: list[tuple[float, MixPolicy]] = []
+    for until, choice in zip(model.segments, plan, strict=True):
+        policy = model.menu.policy(actions[choice])
+        if held and held[-1][1] == policy:
+            held.pop()
+        held.append((until, policy))
+    return PolicySchedule(tuple(held), facts)
 
 
 if __name__ == "__main__":
