@@ -1,6 +1,7 @@
 """What a training gains in the end: parts of phases, planted gains, and the accuracy that an episode ends with."""
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -8,6 +9,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from rlmix.classifier.errors import InputError
 from rlmix.classifier.files import DamagedFileError, load_state, save_state
 from rlmix.envs.effects import action_effects
 from rlmix.envs.surrogate import SurrogateEnv
@@ -48,7 +50,7 @@ def test_segments_fill_the_phases(ends: list[float]) -> None:
 def test_plain_training_is_mixed_nowhere() -> None:
     shares = mixing_shares(MENU)
     mixed = mixed_in_phases(numbers([PLAIN] * 5), shares, phase_shares(SEGMENTS))
-    assert (mixed == 0).all() and Gains(torch.randn(mixed.shape[1], 7)).tell(mixed, torch.randn(1, 7)) == 0
+    assert (mixed == 0).all() and Gains(torch.randn(mixed.shape[1], 8)).tell(mixed, torch.randn(1, 8)) == 0
     named = dict(zip(COMBINATIONS, shares.tolist(), strict=True))
     methods = ["mixup", "cutmix", "average", "rmix"]
     for action in ACTIONS:
@@ -76,6 +78,20 @@ def table(count: int = 60) -> TaskTable:
     )
 
 
+def test_the_context_says_what_decides() -> None:
+    tasks = table()
+    known, context = (dict(zip(names, values.unbind(dim=1), strict=True)) for names, values in (
+        (BROAD_VIEW.known, tasks.known), (BROAD_VIEW.context, tasks.context)))  # fmt: skip
+    found = dict(zip(CONTEXTS, gain_context(tasks, BROAD_VIEW).unbind(dim=1), strict=True))
+    assert found["wrong labels"].tolist() == [0, 1] * 30 and torch.equal(found["their share"], context["label_noise"])
+    assert torch.allclose(10 ** (1.8 + 0.5 * found["passes"]), 10 ** (4 * known["log_passes"]), rtol=1e-4)
+    assert torch.allclose(found["error"], 1 - tasks.reference[:, -1])
+    gap = context["plain_clean_way_5"] - context["plain_validation_way_5"]
+    assert torch.allclose(found["learned by heart"], gap)
+    for name in ("passes", "error"):
+        assert torch.equal(found[f"wrong labels x {name}"], found["wrong labels"] * found[name])
+
+
 def test_planted_gains_are_found() -> None:
     """Mixup in the first phase gains 0.04 where labels are wrong, and smoothing at the end loses 0.1 of itself."""
     tasks, random = table(), np.random.default_rng(1)
@@ -101,6 +117,39 @@ def test_planted_gains_are_found() -> None:
     assert found.tell(mixed, context[rows]).numpy() == pytest.approx(first, abs=2e-3)
     stiff = fit_gains(recorded, tasks, BROAD_VIEW, penalty=1e9, **options)
     assert stiff.tell(mixed, context[rows]).abs().max() < 1e-3
+
+
+def test_methods_are_held_alike_and_favoured() -> None:
+    """CutMix on every update gains 0.04, other methods nothing; nothing was recorded of R-Mix."""
+    tasks, random = table(), np.random.default_rng(2)
+    context, shares = gain_context(tasks, BROAD_VIEW), mixing_shares(MENU)
+
+    def whole(method: str) -> tuple[int, ...]:
+        return next(action for action in ACTIONS if MENU.policy(action).shares == {method: 1.0})
+
+    rows = random.integers(60, size=400)
+    recorded = [
+        RecordedGain(10 * int(row), [whole(method)] * 5, 0.04 * (method == "cutmix"), 1.0)
+        for row in rows
+        for method in ("cutmix", "mixup")
+    ]
+
+    def told(method: str, **options: Any) -> float:
+        found = fit_gains(recorded, tasks, BROAD_VIEW, menu=MENU, segments=SEGMENTS, **options)
+        mixed = mixed_in_phases(numbers([whole(method)] * 5), shares, phase_shares(SEGMENTS))
+        return float(found.tell(mixed.expand(60, -1), context).mean())
+
+    apart, alike = ({"penalty": 1.0, "likeness": likeness} for likeness in (1.0, 1e6))
+    assert told("cutmix", **apart) > 0.035 and abs(told("mixup", **apart)) < 0.005
+    assert told("cutmix", **alike) == pytest.approx(0.02, abs=2e-3) == told("mixup", **alike)
+    assert told("rmix", **alike) == pytest.approx(0.02, abs=2e-3), "as much as the others"
+    favoured = {"rmix": 0.01}
+    assert told("rmix", **alike, favoured=favoured) == pytest.approx(told("rmix", **alike) + 0.01, abs=1e-3)
+    assert told("mixup", **alike, favoured=favoured) == pytest.approx(told("mixup", **alike), abs=1e-3)
+    nothing = {"penalty": 1e12, "favoured": {"cutmix": 0.01}}
+    assert told("cutmix", **nothing) == pytest.approx(0.01, abs=1e-4), "what is expected before any recording"
+    with pytest.raises(InputError, match="favoured must be among mixup, cutmix, average, rmix, got snapmix"):
+        told("cutmix", penalty=1.0, favoured={"snapmix": 0.01})
 
 
 def still_ensemble() -> Ensemble:

@@ -101,7 +101,14 @@ def test_agents_of_it_see_what_any_training_shows(
 
 @pytest.mark.parametrize(
     ("options", "named"),
-    [("--seed -1", "seed must be at least 0, got -1"), ("--logs no_such.jsonl", "no_such.jsonl")],
+    [
+        ("--seed -1", "seed must be at least 0, got -1"),
+        ("--logs no_such.jsonl", "no_such.jsonl"),
+        ("--likeness 0.5", "--likeness must be at least 1, got 0.5"),
+        ("--family-weight 0", "--family-weight must be above 0, got 0"),
+        ("--penalty -1", "penalty must be at least 0, got -1"),
+        ("--favoured snapmix", "favoured must be among mixup, cutmix, average, rmix, got snapmix"),
+    ],
 )
 def test_refuses_what_cannot_be_done(options: str, named: str, refused: Any) -> None:
     arguments: Sequence[str] = options.split()

@@ -51,7 +51,8 @@ from rlmix.experiments.runs.machine import machine
 from rlmix.experiments.search.task_family import MENU, SEGMENTS
 from rlmix.experiments.studies.broad.record import CHOICES, USUAL, data_places, shared_trainer
 from rlmix.experiments.studies.broad.record import GROUPS as RECORDED
-from rlmix.experiments.studies.broad.rehearse import CUTMIX, FIXED, difference
+from rlmix.experiments.studies.broad.rehearse import CUTMIX, OFF, difference
+from rlmix.experiments.studies.broad.rehearse import FIXED as REHEARSED_BESIDE
 from rlmix.experiments.studies.broad.small_vit import SIDE, small_vit
 
 SEED = 230_100  # of the tasks; those of record.py and rehearse.py have others
@@ -69,6 +70,8 @@ VIT_OPTIONS = {
     "warmup": 0.1,
 }
 KEPT = ("batch_size", "augmentation", "crop_padding")  # options of a task that are those of VIT's too
+# Where to stop mixing is chosen over the recorded tasks, and given as a schedule.
+FIXED = {name: schedule for name, schedule in REHEARSED_BESIDE.items() if name != OFF}
 # Much as timm mixes by default, with --mixup 0.8 --cutmix 1.0: there λ of mixup is Beta(0.8, 0.8).
 TIMM = MixPolicy({"mixup": 0.5, "cutmix": 0.5}, label_smoothing=0.1)
 RANDOM, BEST_FIXED, AS_TIMM = "random", "best fixed policy of the recorded tasks", "as timm mixes"

@@ -49,6 +49,7 @@ from rlmix.experiments.studies.broad.record import DRAWN, GROUPS, data_places, d
 SEED = 230_004  # of the tasks; those of record.py have others
 PLAIN, CUTMIX = MixPolicy({"clean": 1.0}), MixPolicy({"clean": 0.5, "cutmix": 0.5})
 ALLOWED = (*GROUPS["learn"], *GROUPS["rehearse"])  # the others are kept for a contest
+OFF = "CutMix half, off at 0.7"
 BEST_OF_ALL = "best of the menu by validation"
 LABELS = ("clean labels", "wrong labels")  # tasks without and with wrong labels
 FIXED = {
@@ -56,7 +57,7 @@ FIXED = {
     "label smoothing": PolicySchedule.fixed(MixPolicy({"clean": 1.0}, label_smoothing=0.3)),
     "mixup half": PolicySchedule.fixed(MixPolicy({"clean": 0.5, "mixup": 0.5})),
     "CutMix half": PolicySchedule.fixed(CUTMIX),
-    "CutMix half, off at 0.7": PolicySchedule(((0.7, CUTMIX), (1.0, PLAIN))),
+    OFF: PolicySchedule(((0.7, CUTMIX), (1.0, PLAIN))),
     "R-Mix half": PolicySchedule.fixed(MixPolicy({"clean": 0.5, "rmix": 0.5})),
 }
 
