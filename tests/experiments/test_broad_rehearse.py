@@ -1,6 +1,7 @@
 """Rehearsals on data sets that an agent has not learned from."""
 
 import json
+import math
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -167,23 +168,80 @@ def test_schedules_are_rehearsed_on_later_tasks(
 
 
 def test_the_documents_show_the_committed_rehearsal() -> None:
-    result = json.loads((ROOT / "experiments/results/broad/rehearsal/results.json").read_bytes())
+    broad = ROOT / "experiments/results/broad"
+    result, fresh = (json.loads((broad / name / "results.json").read_bytes()) for name in ("rehearsal", "confirmed"))
     page, readme = (ROOT / "docs/agent.md").read_text(), (ROOT / "README.md").read_text()
     shown = {
+        "surrogate": "PPO in a surrogate of many data sets, `broad/surrogate/ppo-0`",
+        "new": "PPO in a surrogate that is harder to fool, `broad/agent/ppo-1`",
         "CutMix half": "CutMix on half of the updates",
         "R-Mix half": "R-Mix on half",
-        "mixup half": "mixup on half",
+        rehearse.OFF: "CutMix on half, off at 0.7",
         SHIPPED: "the shipped agent",
+        "mixup half": "mixup on half",
         "label smoothing": "label smoothing of 0.3",
     }
+    rows = result["less_plain"]
+    assert sorted(shown, key=lambda name: -rows[name]["tasks"][0])[0] == next(iter(shown)) and set(shown) == set(rows)
     for name, title in shown.items():
-        row = result["less_plain"][name]
-        over_tasks, over_sets = format_interval(*row["tasks"], signed=True), f"± {row['data_sets'][1]:.2f}"
-        assert f"| {title} | {over_tasks} | {over_sets} | {row['worst_tenth']:.2f} |" in page
-    assert f"on {result['tasks']}\n  tasks of four other data sets" in readme
+        over_tasks, over_sets = (
+            format_interval(*rows[name]["tasks"], signed=True),
+            f"± {rows[name]['data_sets'][1]:.2f}",
+        )
+        assert f"| {title} | {over_tasks} | {over_sets} | {rows[name]['worst_tenth']:.2f} |" in page
+    assert (
+        f"on {result['tasks']}\n  tasks of four other data sets" in readme and f"over {result['tasks']} tasks" in page
+    )
     for name in (SHIPPED, "CutMix half"):
-        mean, half = result["less_plain"][name]["tasks"]
+        mean, half = rows[name]["tasks"]
         assert f"{mean:.1f} ± {half:.1f}" in readme
+    assert result["best_fixed"] == "R-Mix half" and all(row["tasks"][0] > row["tasks"][1] for row in rows.values()
+                                                       if row is not rows["label smoothing"])  # fmt: skip
+    assert f"({format_interval(*result['less_best_fixed']['new']['tasks'], signed=True)} over R-Mix)" in page
+    behind = result["less_best_fixed"][SHIPPED]["tasks"]
+    assert f"{-behind[0]:.2f} ± {behind[1]:.2f} behind the\nbest fixed policy of the first table" in page
+    wrong = {name: row["by_labels"]["wrong labels"] for name, row in rows.items()}
+    clean = {name: row["by_labels"]["clean labels"] for name, row in rows.items()}
+    assert f"({format_interval(*wrong['new'], signed=True)} by `broad/agent/ppo-1`" in page
+    assert f"{format_interval(*wrong['CutMix half'], signed=True)} by CutMix on half" in page
+    assert max(mean for mean, _ in clean.values()) < 1
+    standing = json.loads((broad / "standing/results.json").read_bytes())["less_plain"]
+    names = {f"{title} half": f"clean 50 % + {method} 50 %, λ beta(1)" for title, method in
+             (("CutMix", "cutmix"), ("R-Mix", "rmix"), ("mixup", "mixup"))} | {SHIPPED: SHIPPED}  # fmt: skip
+    names["R-Mix half"] += ", τ drawn"
+    for labels, here, advised in (("wrong labels", wrong, ("R-Mix half", "CutMix half", SHIPPED)),
+                                  ("clean labels", clean, ("CutMix half", "mixup half", SHIPPED))):  # fmt: skip
+        for name in advised:
+            there = standing[names[name]]["by_labels"][labels]
+            said = f"{here[name][0]:.1f} ± {here[name][1]:.1f} and {there[0]:.1f} ± {there[1]:.1f}"
+            assert said in page, (labels, name, said)
+    ours = fresh["less_plain"]
+    for name, words in (("surrogate", "{} ahead of plain"), ("new", "{} ahead of plain"), ("rule", "{} ahead of plain"),
+                        ("CutMix half", "CutMix on half {}"), ("r3", "+{}"), ("r4", "+{}")):  # fmt: skip
+        assert words.format(format_interval(*ours[name]["tasks"])) in page.replace("\n", " "), name
+    assert f"± {ours['new']['data_sets'][1]:.2f} over data sets" in page
+
+
+def test_the_documents_say_the_rule_in_words() -> None:
+    folder = ROOT / "experiments/results/broad/agent/rule"
+    rule, page = Rule.load(folder / "rule.json"), (ROOT / "docs/agent.md").read_text()
+    few, many = rule.tree.below, rule.tree.above  # type: ignore[union-attr]
+    thresholds = [few.threshold, rule.tree.threshold, many.threshold]  # type: ignore[union-attr]
+    assert [rule.tree.feature, few.feature, many.feature] == ["log_passes"] * 3  # type: ignore[union-attr]
+    passes = [math.ceil(10 ** (4 * threshold) - 1) for threshold in thresholds]
+    assert passes == [20, 32, 70]
+    for said in ("fewer than 20", "20 to 31", "32 to 69", "70 and more"):
+        assert f"| {said} |" in page
+    assert (many.below.feature, round(many.below.threshold, 2)) == ("clean_excess_loss", 0.88)
+    assert (many.above.feature, round(many.above.threshold, 2)) == ("mixed_excess_loss", 0.70)
+    assert "above 88 % of what" in page and "above 70 % of what" in page
+    points = json.loads((folder / "results.json").read_bytes())["points"]
+    scores = json.loads((folder.parent / "scores.json").read_bytes())["test"]["rows"]["PPO"]
+    assert (
+        f"it gains {points['rule']['test']:.2f} points on test tasks, the agent {scores['score'] / 2:.2f}, "
+        f"the best fixed policy {points['best fixed policy']['test']:.2f}"
+    ) in page
+    assert f"are {min(scores['scores']):.2f} to {max(scores['scores']):.2f}" in page
 
 
 def test_the_documents_show_where_the_shipped_agent_stands() -> None:

@@ -15,7 +15,7 @@ from rlmix.classifier.mixing import PolicySchedule
 from rlmix.envs.observation import FEATURES
 from rlmix.envs.surrogate import SurrogateEnv
 from rlmix.envs.surrogate_model import SurrogateModel
-from rlmix.experiments.comparison.intervals import format_interval
+from rlmix.experiments.comparison.intervals import format_interval, mean_interval
 from rlmix.experiments.search.task_family import MENU, SEGMENTS
 from rlmix.experiments.studies.broad import fit_rule, logs, train_surrogate
 from rlmix.experiments.studies.surrogate import fidelity, scores, train_agents
@@ -199,11 +199,24 @@ def test_rules_and_schedules_are_found(trained: Path, tmp_path: Path, monkeypatc
     assert points["schedule"]["train"] >= points["best fixed policy"]["train"] - 1e-6
 
 
-def test_the_documents_show_the_committed_rehearsal() -> None:
-    rows = json.loads((RESULTS / "broad/surrogate/results.json").read_bytes())
-    ours, best = rows["less_plain"]["ppo"], rows["less_best_fixed"]["ppo"]
-    page = " ".join((RESULTS.parents[1] / "docs/agent.md").read_text().split())
-    over = format_interval(*ours["tasks"], signed=True)
-    assert f"{over} over tasks, ± {ours['data_sets'][1]:.2f} over data sets, {ours['worst_tenth']:.2f}" in page
-    assert f"{format_interval(*best['tasks'])} ahead of CutMix on half" in page and rows["best_fixed"] == "CutMix half"
-    assert Agent.load(RESULTS / "broad/surrogate/ppo-0").features == logs.FEATURES
+def test_the_documents_show_what_was_played() -> None:
+    """Three rounds of Dyna, by tasks of the log, and what the agents that are kept see."""
+    lines = [json.loads(line) for line in (RESULTS / "broad/played.jsonl").read_text().splitlines()]
+    base = {line["task"]: line["development"] for line in lines if line["kind"] == "plain"}
+    gains: dict[int, list[float]] = {}
+    for line in lines:
+        if line["kind"] == "played":
+            gains.setdefault(line["task"], []).append(100 * (line["development"] - base[line["task"]]))
+    wrong = {line["task"]: line["wrong"] > 0 for line in lines}
+    page = (RESULTS.parents[1] / "docs/surrogate.md").read_text()
+    assert f"`experiments/results/broad/played.jsonl`, {len(lines)} trainings" in page
+    for number, (first, end) in enumerate(((0, 64), (64, 120), (120, 180))):
+        tasks = [task for task in gains if first <= task < end]
+        parts = [tasks, [task for task in tasks if not wrong[task]], [task for task in tasks if wrong[task]]]
+        shown = [
+            format_interval(*mean_interval([float(np.mean(gains[t])) for t in part]), signed=True) for part in parts
+        ]
+        row = next(line for line in page.splitlines() if line.startswith(f"| {number} | {len(tasks)} |"))
+        assert [cell.strip() for cell in row.split("|")][4:7] == shown
+    for folder in ("surrogate/ppo-0", "agent/ppo-0", "agent/ppo-1", "agent/ppo-2"):
+        assert Agent.load(RESULTS / "broad" / folder).features == logs.FEATURES
