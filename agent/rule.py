@@ -211,7 +211,7 @@ class Rule:
                 raise ValueError(f"provenance must be an object, got {value['provenance']!r:.80}")
             segments = segment_ends(value["segments"])
             return cls(menu, segments, actions(value["first"]), node(value["tree"], 0), value["provenance"])
-        except (ValueError, TypeError) as error:
+        except (ValueError, TypeError, OverflowError) as error:  # OverflowError: a whole number beyond all floats
             raise PolicyError(str(error)) from None
 
     @property
@@ -233,7 +233,9 @@ class Rule:
         """
         try:
             with open(path, "rb") as file:
-                raw = file.read(MAX_BYTES)
+                raw = file.read(MAX_BYTES + 1)
+            if len(raw) > MAX_BYTES:
+                raise ValueError(f"larger than {MAX_BYTES:,} bytes, which no rule is")
             return cls.from_json(json.loads(raw))
         except (OSError, ValueError, RecursionError) as error:
             reason = error.strerror if isinstance(error, OSError) else error

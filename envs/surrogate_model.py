@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
@@ -179,7 +180,6 @@ class SurrogateModel:
         view: View = FIRST_VIEW,
         gains: Gains | None = None,
     ) -> None:
-        self.gains = gains
         self.menu, self.segments, self.tasks, self.view = menu, tuple(segments), tasks, view
         self.described, self.ensemble, self.provenance = list(described), ensemble, dict(provenance)
         if tasks.progress.shape[1] != len(self.segments) + 1 or len(self.described) != len(tasks):
@@ -191,6 +191,8 @@ class SurrogateModel:
         self.low = torch.tensor([FEATURES[name].low for name in view.predicted])
         self.high = torch.tensor([FEATURES[name].high for name in view.predicted])
         self._chance = view.chance(tasks.known)
+        self.gains = gains
+        self._shares, self._phases = mixing_shares(menu), phase_shares(self.segments)
         self._interacting = [(*view.known, *view.context).index(name) for name in view.interacting]
 
     def save(self, folder: Path) -> None:
@@ -325,16 +327,20 @@ class SurrogateModel:
             change[rows] = mean + std * noise[rows]
         return (trainings.values + change).clamp(self.low, self.high)
 
+    @functools.cached_property
+    def _gain_contexts(self) -> Tensor:
+        return gain_context(self.tasks, self.view)
+
     def conclude(self, trainings: Trainings) -> None:
         """Give trainings at their end the accuracy that `gains` tells, in place; others stay as they are."""
-        if self.gains is None:
-            return
         over = (trainings.segment == len(self.segments)).nonzero()[:, 0]
+        if self.gains is None or not len(over):
+            return
         task = trainings.task[over]
-        mixed = mixed_in_phases(trainings.taken[over], mixing_shares(self.menu), phase_shares(self.segments))
-        gain = self.gains.tell(mixed, gain_context(self.tasks, self.view)[task])
+        mixed = mixed_in_phases(trainings.taken[over], self._shares, self._phases)
+        gain = self.gains.tell(mixed, self._gain_contexts[task])
         chance = self._chance[task]
-        way = ((self.tasks.reference[task, -1] + gain).clamp(max=1.0) - chance) / (1 - chance)
+        way = ((self.tasks.reference[task, -1] + gain).clamp(0.0, 1.0) - chance) / (1 - chance)
         trainings.values[over, self.view.accuracy_column] = way
 
     def disagreement(self, trainings: Trainings, action: Tensor) -> Tensor:

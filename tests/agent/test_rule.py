@@ -92,6 +92,7 @@ def changed(**values: Any) -> dict[str, Any]:
         (changed(segments=[0.5, 0.4, 1]), "segments"),
         (changed(provenance=3), "provenance must be an object"),
         (changed(tree={"feature": "colour of the sky", "threshold": 0, "below": [], "above": []}), "colour of the sky"),
+        (changed(tree={"feature": "gap", "threshold": 10**400, "below": [], "above": []}), "too large"),
         (changed(tree={"feature": "gap", "threshold": True, "below": [], "above": []}), "threshold must be a finite"),
     ],
 )
@@ -107,6 +108,9 @@ def test_refuses_damaged_files(tmp_path: Path) -> None:
         (file := tmp_path / f"{number}.json").write_bytes(content)
         with pytest.raises(PolicyError, match="cannot be used as a rule"):
             Rule.load(file)
+    (tmp_path / "large.json").write_text(" " * (1 << 20) + "{}")
+    with pytest.raises(PolicyError, match="larger than 1,048,576 bytes"):
+        Rule.load(tmp_path / "large.json")
     with pytest.raises(PolicyError, match="No such file"):
         Rule.load(tmp_path / "nothing.json")
     deep: Any = changed()["tree"]

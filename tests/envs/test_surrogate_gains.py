@@ -6,13 +6,14 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from gymnasium.vector import AutoresetMode
 from hypothesis import given
 from hypothesis import strategies as st
 
 from rlmix.classifier.errors import InputError
 from rlmix.classifier.files import DamagedFileError, load_state, save_state
 from rlmix.envs.effects import action_effects
-from rlmix.envs.surrogate import SurrogateEnv
+from rlmix.envs.surrogate import SurrogateEnv, SurrogateVectorEnv
 from rlmix.envs.surrogate_gains import (
     CONTEXTS,
     PHASES,
@@ -185,6 +186,22 @@ def test_an_episode_ends_with_what_it_gains(tmp_path: Path) -> None:
             expected = float(one.tasks.reference[3, -1]) + gain
             assert over and info["validation_accuracy"] == pytest.approx(expected, abs=1e-5)
             assert reward == pytest.approx(expected, abs=1e-5)
+    # In a vector that starts its games anew, each ends with what it has gained, at whatever step the others are.
+    options = {"model": wide, "split": "train", "reward": "final"}
+    games = SurrogateVectorEnv(4, autoreset_mode=AutoresetMode.DISABLED, **options)
+    games.reset(seed=5, options={"task": 30})
+    late, ended = np.array([False, False, True, True]), []
+    for step in range(5):
+        if step == 2:
+            games.reset(options={"task": 30, "reset_mask": late})
+        games.step(np.array([mixed_all, PLAIN, mixed_all, PLAIN]))
+    ended += games.episodes.accuracy.tolist()[:2]
+    games.reset(options={"task": 30, "reset_mask": ~late})
+    for _ in range(2):
+        games.step(np.array([PLAIN, PLAIN, PLAIN, PLAIN]))
+    ended += games.episodes.accuracy.tolist()[2:]
+    plain = float(wide.tasks.reference[3, -1])
+    assert ended == pytest.approx([plain + 0.05, plain, plain + 0.05, plain], abs=1e-5)
     damaged = load_state(tmp_path / FILE)
     damaged["gains"] = {"weights": weights[:-1]}
     save_state(tmp_path / FILE, damaged)

@@ -151,8 +151,8 @@ def planted(tasks: int = 4) -> tuple[dict[str, Any], list[dict[str, Any]]]:
     """A protocol, and lines in which the agent is 3 points ahead of plain training on `a`, 1 on `b`, and so on."""
     best = contest.PolicySchedule.fixed(MENU.policy(contest.CHOICES[1]))
     entries = contest.contestants_of({"mine": Agent.load(SHIPPED)}, {"mine": SHIPPED}, best, {}, {})
-    groups = {"a": ("a",), "b": ("b",), contest.VIT: ("a",), contest.NOISE: ("b",)}
-    ahead = {"a": 0.03, "b": 0.01, contest.VIT: -0.02, contest.NOISE: 0.0}
+    groups = {"a": ("a",), "eurosat": ("b",), contest.VIT: ("a",), contest.NOISE: ("b",)}
+    ahead = {"a": 0.03, "eurosat": 0.01, contest.VIT: -0.02, contest.NOISE: 0.0}
     lines = []
     for group, (dataset,) in groups.items():
         for number in range(tasks):
@@ -170,17 +170,20 @@ def test_tables_tell_data_sets_from_other_groups() -> None:
     protocol, lines = planted()
     result = contest.summarise(protocol, lines)
     single, whole = result["tables"]
-    assert single["tasks"] == {"all data sets": 8, contest.VIT: 4, contest.NOISE: 4}
+    assert single["tasks"] == {contest.ALL: 8, contest.NEW: 4, contest.VIT: 4, contest.NOISE: 4}
     over = single["agent_minus"]["plain"]
-    assert over["all data sets"]["data_sets"] == pytest.approx(mean_interval([3.0, 1.0]))
-    assert over["all data sets"]["tasks"] == pytest.approx(mean_interval([3.0] * 4 + [1.0] * 4))
+    assert over[contest.ALL]["data_sets"] == pytest.approx(mean_interval([3.0, 1.0]))
+    assert over[contest.ALL]["tasks"] == pytest.approx(mean_interval([3.0] * 4 + [1.0] * 4))
     assert over[contest.VIT]["tasks"][0] == pytest.approx(-2)
     assert contest.ORACLE not in single["agent_minus"]
-    assert whole["agent_minus"][contest.ORACLE]["all data sets"]["tasks"][0] == pytest.approx(-2)
-    assert whole["agent_minus"][contest.ORACLE_AGAIN]["all data sets"]["tasks"][0] == pytest.approx(-1)
-    aims = list(result["aims"].values())
-    assert [aim["reached"] for aim in aims] == [False, False, False, False, True]  # 2 of 4 data sets, and so on
-    assert aims[2]["came"] == pytest.approx(-2) and aims[4]["came"] == pytest.approx(1.5 / 2.5)
+    assert whole["agent_minus"][contest.ORACLE][contest.ALL]["tasks"][0] == pytest.approx(-2)
+    assert whole["agent_minus"][contest.ORACLE_AGAIN][contest.ALL]["tasks"][0] == pytest.approx(-1)
+    assert over[contest.NEW]["tasks"] == pytest.approx((1.0, 0.0)) and over[contest.NEW]["by_data_set"].keys() == {"b"}
+    aims = list(result["aims"].items())
+    assert [aim["reached"] for _, aim in aims] == [False] * 9 + [True]  # 2 of 4 data sets, and so on
+    came = [aim["came"][0] if isinstance(aim["came"], list) else aim["came"] for _, aim in aims]
+    assert came == pytest.approx([1.5, 2.0, 2.0, 0.5, 1.0, 1.0, -2.0, -2.5, -2.0, 1.5 / 2.5])
+    assert [name.startswith(contest.NEW) for name, _ in aims] == [False] * 3 + [True] * 3 + [False] * 4
     shown = contest.markdown({**result, "command": "it"})
     assert "| plain " in shown and "+2.00 ± " in shown and "-2.0 ± 0.0" in shown
     assert contest.summarise(protocol, lines[:3])["tables"] == []

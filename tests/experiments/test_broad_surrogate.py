@@ -218,5 +218,10 @@ def test_the_documents_show_what_was_played() -> None:
         ]
         row = next(line for line in page.splitlines() if line.startswith(f"| {number} | {len(tasks)} |"))
         assert [cell.strip() for cell in row.split("|")][4:7] == shown
+    played = sum(line["kind"] == "played" for line in lines)
+    assert f"{played} of them played, {len(lines) - played} plain" in page
+    told = json.loads((RESULTS / "broad/agent/fidelity.json").read_bytes())["splits"]["test"]
+    assert f"within an unseen task is {told['within_tasks']:.2f}" in page
+    assert f"correlate by {told['gains']['correlation']:.2f} with those" in page
     for folder in ("surrogate/ppo-0", "agent/ppo-0", "agent/ppo-1", "agent/ppo-2"):
         assert Agent.load(RESULTS / "broad" / folder).features == logs.FEATURES

@@ -91,7 +91,8 @@ class Games:
             look: segment before which to look.
 
         Returns:
-            Points of accuracy above plain training at the end, `[N]`, and what is seen at the look, `[N, F]`.
+            Points of accuracy above plain training at the end, within 5 either way, `[N]`, and what is seen at the
+            look, `[N, F]`.
         """
         observation, _ = self._env.reset(seed=self.seed, options={"task": self.tasks})
         seen, rewards = observation, np.zeros(len(self.tasks))
@@ -243,8 +244,8 @@ def markdown(result: dict[str, Any]) -> str:
             "",
             f"`{result['command']}`",
             "",
-            "Points of accuracy above plain training, means over the tasks of each split. Found on train, chosen by "
-            "validation.",
+            "Points of accuracy above plain training, clipped at 5 either way, means over the tasks of each split. "
+            "Found on train, chosen by validation.",
             "",
             tabulate(rows, ["", *SPLITS], tablefmt="pipe", disable_numparse=True),
             "",

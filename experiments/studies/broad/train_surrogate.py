@@ -6,8 +6,8 @@
 
 It knows what a task is (network, images, share of wrong labels); an agent sees what any loop shows. A score in it is
 the lead over plain training. What is seen on the way comes from the ensemble; what a training ends with is told by few
-numbers of how it was mixed and of the task (`envs/surrogate_gains.py`), which agents can hardly fool. Tasks are parted
-by the last digit of their number, as in the surrogate of the family.
+numbers of how it was mixed and of the task (`envs/surrogate_gains.py`). Tasks are parted by the last digit of their
+number, as in the surrogate of the family.
 """
 
 from __future__ import annotations
