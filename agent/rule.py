@@ -97,18 +97,21 @@ class Rule:
             node = node.below if seen[node.feature] < node.threshold else node.above
         return node.actions
 
-    def play(self, trainer: TaskTrainer, task: Task, seed: int) -> list[Action]:
-        """Train a task as the rule says; the trainer is then at its end.
+    def environment(self, trainer: TaskTrainer, task: Task) -> MixPolicyEnv:
+        """Return the environment in which the rule can play `task`; the reward is that of the end, `final`."""
+        return playing_environment(trainer, task, self.menu, self.segments, self.features)
+
+    def play(self, env: MixPolicyEnv, task: Task, seed: int) -> list[Action]:
+        """Train a task as the rule says; the environment's trainer is then at its end.
 
         Args:
-            trainer: trains the task.
-            task: the task.
+            env: environment with the rule's menu, segments and features.
+            task: task to train.
             seed: RNG seed for the training.
 
         Returns:
             The actions; fewer than there are segments where the training diverged.
         """
-        env: MixPolicyEnv = playing_environment(trainer, task, self.menu, self.segments, self.features)
         observation, _ = env.reset(seed=seed, options={"task": task})
         planned = list(self.first)
         played: list[Action] = []

@@ -27,7 +27,7 @@ MOST = 0.12  # of a recorded gain, in accuracy; what is farther off is taken as 
 
 @dataclass(frozen=True)
 class RecordedGain:
-    """What a recorded training gained.
+    """Gain of a recorded training.
 
     Attributes:
         task: number of its task.
@@ -167,7 +167,7 @@ def fit_gains(
         view: view of the tasks.
         menu: menu of the actions.
         segments: progress at which each segment ends.
-        penalty: of the squares of the coefficients, in recorded trainings.
+        penalty: ridge penalty of standardised coefficients, in units of one recorded training.
         likeness: by how much the penalty of the differences between methods is raised, at least 1.
         favoured: gain of mixing every update that is expected without any recording, in accuracy, by method.
 

@@ -70,10 +70,10 @@ def test_leads_a_training(threshold: float, taken: str) -> None:
     asks = rule(Split("progress", threshold, below, above))
     task = BroadTasks((Source("digits", (80,) * 10, False),), seed=5, updates=(20, 20), seconds=1.5).task(0)
     trainer = shared_trainer((("digits", "digits"),), "fp32")
-    played = asks.play(trainer, task, 3)
+    played = asks.play(asks.environment(trainer, task), task, 3)
     assert played == [*asks.first, *(below if taken == "below" else above).actions]
     once = trainer.measure(["validation"])
-    assert asks.play(trainer, task, 3) == played and trainer.measure(["validation"]) == once
+    assert asks.play(asks.environment(trainer, task), task, 3) == played and trainer.measure(["validation"]) == once
 
 
 def changed(**values: Any) -> dict[str, Any]:

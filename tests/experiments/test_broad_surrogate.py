@@ -163,10 +163,10 @@ def test_a_tree_asks_what_parts_the_episodes() -> None:
 def test_a_schedule_is_what_no_change_makes_better(trained: Path) -> None:
     model = SurrogateModel.load(trained)
     games = fit_rule.Games(model, "validation", 2)
-    best = fit_rule.best_schedule(games, [0] * 5, 3)
+    best = fit_rule.best_schedule(games, [0] * 5)
     value = games.play(best)[0].mean()
     for segment in range(5):
-        for choice in range(3):
+        for choice in range(len(games.actions)):
             other = games.play([*best[:segment], choice, *best[segment + 1 :]])[0].mean()
             assert other <= value + fit_rule.CHANGED
     assert value >= games.play([0] * 5)[0].mean()

@@ -305,7 +305,8 @@ def train(key: Key, protocol_file: str, places: tuple[tuple[str, str], ...], pre
             line["chosen"] = [str(agent.menu.policy(action)) for action in actions]
         case "rule":
             rule = Rule.from_json(entry["rule"])
-            line["chosen"] = [str(rule.menu.policy(action)) for action in rule.play(trainer, task, seed)]
+            actions = rule.play(rule.environment(trainer, task), task, seed)
+            line["chosen"] = [str(rule.menu.policy(action)) for action in actions]
         case "schedule":
             trainer.run(PolicySchedule.from_json(entry["schedule"]), task, training_seed(seed))
         case "random":

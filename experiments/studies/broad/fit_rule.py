@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +23,7 @@ from gymnasium.vector import AutoresetMode
 from numpy.typing import NDArray
 from tabulate import tabulate
 
+from rlmix.agent.replay import to_schedule
 from rlmix.agent.rule import Action, Leaf, Node, Rule, Split
 from rlmix.classifier.errors import require_at_least
 from rlmix.classifier.files import with_filename, write_atomic
@@ -115,17 +116,30 @@ def main(arguments: Sequence[str] | None = None) -> None:
         with with_filename(out):
             out.mkdir(parents=True, exist_ok=True)
         facts = {"command": call.line, "surrogate": model.provenance}
-        rows = {"plain": _scores(games, [_place(model, CLEAN)] * len(model.segments))}
-        fixed = best_fixed(model, games["train"])
-        rows["best fixed policy"] = _scores(games, fixed)
-        switch = best_switch(model, games["train"])
-        rows["CutMix half, then clean"] = _scores(games, switch)
-        schedule = best_schedule(games["train"], fixed, len(games["train"].actions))
-        rows["schedule"] = _scores(games, schedule)
+        train, count = games["train"], len(model.segments)
+        mix, clean = _place(model, CUTMIX), _place(model, CLEAN)
+        fixed, stop = best_fixed(train, count), best_switch(train, mix, clean, count)
+        schedule = best_schedule(train, [fixed] * count)
+        plans = {
+            "plain": [clean] * count,
+            "best fixed policy": [fixed] * count,
+            "CutMix half, then clean": [mix] * stop + [clean] * (count - stop),
+            "schedule": schedule,
+        }
+        rows = {
+            name: {split: float(one.play(plan)[0].mean()) for split, one in games.items()}
+            for name, plan in plans.items()
+        }
         rule = best_rule(model, games, config, facts)
         rows["rule"] = {split: float(_play_rule(rule, one, model).mean()) for split, one in games.items()}
-        for name, plan in (("fixed", fixed), ("switch", switch), ("schedule", schedule)):
-            _as_schedule(model, plan, {**facts, "learned_by": "trying all in the surrogate"}).save(out / f"{name}.json")
+        actions = model.menu.actions()
+        found = {
+            "fixed": PolicySchedule.fixed(model.menu.policy(actions[fixed])),
+            "switch": PolicySchedule(((model.segments[stop - 1], CUTMIX), (1.0, CLEAN))),
+            "schedule": to_schedule([actions[choice] for choice in schedule], model.menu, model.segments),
+        }
+        for name, one in found.items():
+            replace(one, provenance={**facts, "learned_by": "trying all in the surrogate"}).save(out / f"{name}.json")
         rule.save(out / "rule.json")
         result = {"command": call.line, "machine": machine(), "points": rows, "rule": str(rule).splitlines()}
         write_atomic(out / "results.json", (json.dumps(result, indent=1) + "\n").encode())
@@ -133,33 +147,37 @@ def main(arguments: Sequence[str] | None = None) -> None:
         print(f"{markdown(result)}\nwritten: {out}/results.md, results.json, rule.json and the schedules")
 
 
-def best_fixed(model: SurrogateModel, games: Games) -> list[int]:
-    """Return the plan that keeps the policy which is best over the games."""
-    plans = [[choice] * len(model.segments) for choice in range(len(games.actions))]
-    return max(plans, key=lambda plan: float(games.play(plan)[0].mean()))
+def best_fixed(games: Games, count: int) -> int:
+    """Return the place of the policy that is best over the games if it is kept for all of so many segments."""
+    return max(range(len(games.actions)), key=lambda choice: float(games.play([choice] * count)[0].mean()))
 
 
-def best_switch(model: SurrogateModel, games: Games) -> list[int]:
-    """Return the plan of CutMix on half of the updates and then none, with the best place to stop."""
-    count, mix, clean = len(model.segments), _place(model, CUTMIX), _place(model, CLEAN)
-    plans = [[mix] * stop + [clean] * (count - stop) for stop in range(1, count)]
-    return max(plans, key=lambda plan: float(games.play(plan)[0].mean()))
+def best_switch(games: Games, mix: int, clean: int, count: int) -> int:
+    """Return the number of segments, of so many, that are best mixed before all others are not.
+
+    Args:
+        games: the games.
+        mix: place of the policy that mixes.
+        clean: place of the policy that does not.
+        count: number of segments.
+    """
+    stops = range(1, count)
+    return max(stops, key=lambda stop: float(games.play([mix] * stop + [clean] * (count - stop))[0].mean()))
 
 
-def best_schedule(games: Games, start: Sequence[int], choices: int) -> list[int]:
+def best_schedule(games: Games, start: Sequence[int]) -> list[int]:
     """Return the plan that no change of one segment makes better over the games.
 
     Args:
         games: the games.
         start: plan to begin with.
-        choices: number of the menu's actions.
     """
     best, value = list(start), float(games.play(start)[0].mean())
     changed = True
     while changed:
         changed = False
         for segment in range(len(best)):
-            for choice in range(choices):
+            for choice in range(len(games.actions)):
                 plan = [*best[:segment], choice, *best[segment + 1 :]]
                 if (other := float(games.play(plan)[0].mean())) > value + CHANGED:
                     best, value, changed = plan, other, True
@@ -269,23 +287,8 @@ def _play_rule(rule: Rule, games: Games, model: SurrogateModel) -> NDArray[Any]:
     return games.play([*first, *rest.T])[0]
 
 
-def _scores(games: dict[str, Games], plan: Sequence[int]) -> dict[str, float]:
-    return {split: float(one.play(plan)[0].mean()) for split, one in games.items()}
-
-
 def _place(model: SurrogateModel, policy: MixPolicy) -> int:
     return model.menu.actions().index(model.menu.find(policy))
-
-
-def _as_schedule(model: SurrogateModel, plan: Sequence[int], facts: dict[str, Any]) -> PolicySchedule:
-    actions = model.menu.actions()
-    held: list[tuple[float, MixPolicy]] = []
-    for until, choice in zip(model.segments, plan, strict=True):
-        policy = model.menu.policy(actions[choice])
-        if held and held[-1][1] == policy:
-            held.pop()
-        held.append((until, policy))
-    return PolicySchedule(tuple(held), facts)
 
 
 if __name__ == "__main__":

@@ -216,11 +216,7 @@ def train(
     if isinstance(contestant, PolicySchedule):
         trainer.run(contestant, task, training_seed(number))
     else:
-        actions = (
-            contestant.play(trainer, task, number)
-            if isinstance(contestant, Rule)
-            else contestant.play(contestant.environment(trainer, task), task, seed=number)
-        )
+        actions = contestant.play(contestant.environment(trainer, task), task, seed=number)
         chosen = [str(contestant.menu.policy(action)) for action in actions]
     measured = trainer.measure(["development", "validation"])
     return {

@@ -59,11 +59,11 @@ class ModelConfig:
     ensemble: SurrogateConfig = field(default_factory=lambda: STIFF)
     """Hyperparameters of the ensemble."""
     penalty: float = 500.0
-    """Penalty of what the final accuracy is told by; 0 lets the ensemble tell it."""
+    """Ridge penalty of the model of gains, which tells the final accuracy; at 0 the ensemble tells it."""
     family_weight: float = 0.2
-    """How much a training of the family, which is of one data set and other networks, counts there."""
+    """Weight of a training of the family, all of one data set, in the model of gains; others weigh 1."""
     likeness: float = 10.0
-    """How much more there the differences between methods are penalised, which carry over least between data sets."""
+    """Factor of the penalty for differences between methods, which carry over least between data sets; at least 1."""
     favoured: tuple[str, ...] = ("cutmix", "rmix")
     """Methods that are expected to gain half a point on all updates, before any recording."""
     out: str = "runs/broad_surrogate"

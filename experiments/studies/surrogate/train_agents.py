@@ -301,7 +301,7 @@ def plot_curves(result: dict[str, Any]) -> Figure:
         panel.plot(x, [point["score"] for point in points], color=colours[kind], label=label, linewidth=1.2)
     for (name, score), style in zip(result["validation"].items(), (":", "--", "-.", "-"), strict=True):
         panel.axhline(score, color="grey", linestyle=style, linewidth=1, label=name)
-    panel.set(xlabel="episodes in the surrogate", ylabel="score on validation tasks, standard errors")
+    panel.set(xlabel="episodes in the surrogate", ylabel="score on validation tasks, in units of their scale")
     panel.legend(fontsize=8)
     return figure
 
