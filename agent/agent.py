@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from torch.distributions import Categorical
 
 from rlmix.agent.files import NAMED, AgentFormat, files_checksum, write_files
+from rlmix.classifier.errors import InputError
 from rlmix.envs.menu import DIMENSIONS, Menu
 from rlmix.envs.observation import DEFAULT_FEATURES, require_features
 from rlmix.envs.segments import segment_ends
@@ -123,6 +124,9 @@ class Agent:
         Args:
             observation: `[O]`.
             allowed: for each dimension the choices that can be had, at least one; optional, defaults to all.
+
+        Raises:
+            InputError: the observation is not one of this agent's features and menu.
         """
         shares = self._shares(observation)
         if allowed is None:
@@ -130,7 +134,11 @@ class Agent:
         return tuple(max(among, key=one.tolist().__getitem__) for one, among in zip(shares, allowed, strict=True))
 
     def probabilities(self, observation: NDArray[np.float32]) -> dict[str, dict[str, float]]:
-        """Return the probability in [0, 1] of each choice at an observation, by dimension and choice."""
+        """Return the probability in [0, 1] of each choice at an observation, by dimension and choice.
+
+        Raises:
+            InputError: the observation is not one of this agent's features and menu.
+        """
         return {
             dimension: dict(zip(self.menu.names(dimension), shares.tolist(), strict=True))
             for dimension, shares in zip(DIMENSIONS, self._shares(observation), strict=True)
@@ -138,8 +146,15 @@ class Agent:
 
     def _shares(self, observation: NDArray[np.float32]) -> list[Tensor]:
         """Return the probabilities of the choices of each dimension."""
+        seen = torch.as_tensor(observation)[None].float()
+        if seen.shape != (1, len(self.features) + sum(self.menu.sizes)):
+            raise InputError(
+                f"expected an observation of {len(self.features)} features and {sum(self.menu.sizes)} choices of the "
+                f"menu, got shape {tuple(seen.shape[1:])}; make the environment with features=agent.features and "
+                "menu=agent.menu, or by agent.environment(trainer, task)"
+            )
         with torch.no_grad():
-            logits, _ = self.policy(torch.as_tensor(observation)[None].float())
+            logits, _ = self.policy(seen)
         # Categorical's own rounding: logits are normalised before the softmax.
         return [Categorical(logits=part, validate_args=False).probs[0] for part in logits.split(self.menu.sizes, dim=1)]
 

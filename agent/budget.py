@@ -1,18 +1,19 @@
-"""BudgetSearch: the best training that a budget of several buys; candidates begin, forecasts decide which go on.
+"""BudgetSearch: the best training that a budget of several buys.
 
-At the end of every segment the forecaster tells, of each running candidate and each action, what holding that action
-to the end would reach. As many continuations go on as the budget allows: those whose best one is expected to be
-highest, so that a second one much like the first counts little. Half-way stops of this kind are Successive Halving's
-(arXiv 1502.07943); a forecast stands in the place of the score so far, which misleads where mixing pays late.
+The first candidate is the agent's own: it chooses throughout. Each further one holds a policy to the end, in the order
+of the forecaster's portfolio: policies of which one or another is good. They are trained to the end, for that measures
+best: which of them will be ahead cannot be told early enough to pay (studies/budget). Where the budget is no whole
+number of trainings, one more begins, and forecasts decide which go on.
 
-An `Outlook` tells at each choice what several candidates are expected to gain over one, and what one more would.
+Where more is to be spent only as far as it is worth it, three candidates are trained, and then one after the other,
+until one more is no longer expected to add enough. An `Outlook` tells what is expected, once trainings have ended: so
+many draws from a normal distribution as wide as their validation accuracies, of which a share comes.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
-from string import ascii_lowercase
 from typing import Any, TypeVar
 
 import numpy as np
@@ -26,10 +27,8 @@ from rlmix.envs.segments import segment_lengths
 State = TypeVar("State")
 Action = tuple[int, ...]
 
-KEPT = 0.8  # share of the candidates that goes on after a segment
-CHILDREN = 2  # continuations of one candidate, at most
-OWN_SHARE = 0.5  # of the variance about a forecast that the continuations of one candidate do not have in common
-DRAWS = 2000  # of results, by which the best of several is estimated
+FIRST = 3  # candidates that are trained before more is weighed; of fewer little can be told
+GRID = np.linspace(-8, 8, 4001)  # of a standard normal distribution
 
 
 @dataclass(frozen=True)
@@ -40,12 +39,12 @@ class Step:
         number: number of the step, from 0.
         parent: number of the step that it continues; None at the start.
         segment: number of the segment, from 0.
-        action: action held in it.
-        candidate: number of the start that it goes back to; each has a seed of its own, the first that of the training.
+        action: action of the segment.
+        candidate: number of the candidate; each has a seed of its own, the first that of the training.
         forecast: points of accuracy that holding the action to the end is expected to reach, above the step with the
-            lowest forecast among those of its segment.
+            lowest forecast among those chosen with it.
         uncertainty: standard deviation of the result about that forecast, in points.
-        gain: points by which it raises the best result that is expected of the steps chosen so far.
+        own: whether its candidate is the agent's own.
     """
 
     number: int
@@ -55,7 +54,7 @@ class Step:
     candidate: int
     forecast: float
     uncertainty: float
-    gain: float
+    own: bool
 
 
 @dataclass(frozen=True)
@@ -67,31 +66,29 @@ class StepResult:
         accuracy: validation accuracy at the end of the step, in [0, 1]: that of the state that goes on.
         kept_accuracy: validation accuracy of the network that would be kept after the last segment, in [0, 1], by which
             ended candidates are compared; optional, defaults to `accuracy`.
+        own_choice: action that the agent chooses next, for the candidate that is its own; optional, defaults to the
+            last one.
     """
 
     observation: NDArray[np.float32] | None
     accuracy: float
     kept_accuracy: float | None = None
+    own_choice: Action | None = None
 
 
 @dataclass(frozen=True)
 class Outlook:
-    """Gain that is expected of several candidates, at the start of a segment.
+    """What several trainings are expected to gain, once some have ended.
 
     Attributes:
-        segment: number of the segment, from 0.
-        candidates: number of candidates that are trained in it.
-        left: length of the training from here to its end, in [0, 1].
-        spread: standard deviation of the validation accuracies so far, in points; None for fewer than two.
+        ended: number of trainings that have ended and not diverged.
+        spread: standard deviation of their validation accuracies, in points; None for fewer than two.
         chance: the part of it that the number of validation images explains, in points; None likewise.
-        gain: points by which the best of these candidates is expected to be above the first choice alone: the share of
-            the forecasts' own expectation that has come on other tasks.
-        further: points that one more would add, likewise; 0 where there is no other.
+        gain: points by which the best of them is expected to be above one alone.
+        further: points that one more is expected to add.
     """
 
-    segment: int
-    candidates: int
-    left: float
+    ended: int
     spread: float | None
     chance: float | None
     gain: float
@@ -99,23 +96,18 @@ class Outlook:
 
 
 class BudgetSearch:
-    """Chooses, segment by segment, which candidates of one training go on, and how.
+    """Chooses the candidates of one training, and which go on.
 
     The same results in any order give the same choices.
 
     Args:
-        forecaster: forecasts by which candidates are chosen.
+        forecaster: portfolio of which candidates begin, and forecasts by which they go on.
         budget: updates of all candidates together, in whole trainings, from 1 to 64.
         observation: the forecaster's observation at the start, `[O]`.
         own_choice: action that the first candidate begins with: the agent's.
         images: number of validation images.
-        images_between: number of them that accuracies before the end of a training are measured on; optional, defaults
-            to all.
-        seed: RNG seed of the estimates.
-        worth: points of accuracy that a whole further training must be expected to add; candidates that are not,
-            for what is left of theirs, do not begin or go on. Optional, defaults to spending the whole budget.
-        held: whether every candidate holds its action to the end, and no two begin alike: all that is known of
-            recorded trainings under fixed policies.
+        worth: points of accuracy that a further training must be expected to add, after the first three; optional,
+            defaults to spending the whole budget.
 
     Raises:
         InputError: the budget is out of range.
@@ -129,21 +121,19 @@ class BudgetSearch:
         own_choice: Action,
         *,
         images: int,
-        images_between: int | None = None,
-        seed: int = 0,
         worth: float | None = None,
-        held: bool = False,
     ) -> None:
-        self.forecaster, self.images, self.seed, self.worth, self.held = forecaster, images, seed, worth, held
-        self.images_between = images if images_between is None else images_between
+        self.forecaster, self.images, self.worth = forecaster, images, worth
         self.counts = counts_within(budget, forecaster.segments)
         """Number of candidates in each segment, at most."""
         self.outlooks: list[Outlook] = []
-        """Gains that were expected, one entry for the start of each segment so far."""
+        """What was expected each time that candidates had ended."""
         self.steps: list[Step] = []
         self.results: dict[int, StepResult] = {}
         self._actions = forecaster.menu.actions()
-        self._begin(observation, own_choice)
+        self._told = forecaster(observation[None])[:, 0]
+        self._order = self._candidates(self._place(own_choice))
+        self._begin(self.counts[0] if worth is None else min(FIRST, self.counts[-1]))
 
     @property
     def due(self) -> list[Step]:
@@ -157,11 +147,10 @@ class BudgetSearch:
         return float(sum(lengths[step.segment] for step in self.steps))
 
     def tell(self, number: int, result: StepResult) -> None:
-        """Tell what came of a step; after the last one of a segment those of the next are chosen."""
+        """Tell what came of a step; after the last one that is due the next are chosen."""
         self.results[number] = result
-        last = self.steps[-1].segment
-        if not self.due and last < len(self.counts) - 1:
-            self._continue([step for step in self.steps if step.segment == last], self.counts[last + 1])
+        if not self.due:
+            self._go_on()
 
     def expected_accuracies(self) -> dict[int, float]:
         """Return the accuracy that each finished candidate is expected to have, in [0, 1], by its last step.
@@ -169,17 +158,10 @@ class BudgetSearch:
         That of validation and the forecast are weighted by their precision, for the best of several accuracies owes
         part of its lead to luck.
         """
-        last = len(self.counts) - 1
-        ends = [
-            step
-            for step in self.steps
-            if step.segment == last and step.number in self.results and self._observation(step.number) is not None
-        ]
+        ends = self.ends
         if not ends:
             return {}
-        results = [self.results[step.number] for step in ends]
-        kept = [result.accuracy if result.kept_accuracy is None else result.kept_accuracy for result in results]
-        measured = 100 * np.array(kept)
+        measured = self._kept(ends)
         told = np.array([step.forecast for step in ends])
         chance = measured * (100 - measured) / max(self.images, 1)
         trust = chance / (chance + np.array([step.uncertainty for step in ends]) ** 2 + 1e-12)  # in the forecast
@@ -197,14 +179,6 @@ class BudgetSearch:
         """Return the steps that lead to a step, from the start."""
         return [*([] if step.parent is None else self.path(self.steps[step.parent])), step]
 
-    def name(self, step: Step) -> str:
-        """Return the name of a step's candidate: its number, with a letter where one of several ways was taken."""
-        if step.parent is None:
-            return str(step.candidate)
-        ways = [other.number for other in self.steps if other.parent == step.parent]
-        way = ascii_lowercase[ways.index(step.number)] if len(ways) > 1 else ""
-        return f"{self.name(self.steps[step.parent])}{way}"
-
     def to_json(self) -> list[dict[str, Any]]:
         """Return all steps with their results, as plain values."""
         return [
@@ -214,10 +188,9 @@ class BudgetSearch:
                 "segment": step.segment,
                 "action": list(step.action),
                 "candidate": step.candidate,
-                "name": self.name(step),
                 "forecast": round(step.forecast, 3),
                 "uncertainty": round(step.uncertainty, 3),
-                "gain": round(step.gain, 3),
+                "own": step.own,
                 "accuracy": None if step.number not in self.results else self.results[step.number].accuracy,
                 "kept_accuracy": None if step.number not in self.results else self.results[step.number].kept_accuracy,
                 "diverged": step.number in self.results and self._observation(step.number) is None,
@@ -226,7 +199,7 @@ class BudgetSearch:
         ]
 
     def outlooks_to_json(self) -> list[dict[str, Any]]:
-        """Return what was expected at the start of each segment, as plain values."""
+        """Return what was expected each time that candidates had ended, as plain values."""
         return [
             {name: round(value, 3) if isinstance(value, float) else value for name, value in asdict(outlook).items()}
             for outlook in self.outlooks
@@ -235,113 +208,119 @@ class BudgetSearch:
     def _observation(self, number: int) -> NDArray[np.float32] | None:
         return self.results[number].observation
 
-    def _begin(self, observation: NDArray[np.float32], own_choice: Action) -> None:
-        """Choose the candidates that begin: first the agent's own."""
-        count = self.counts[0]
-        copies = 1 if self.held else count
-        told = self.forecaster(observation[None])[:, 0]
-        options = [(None, action, copy) for copy in range(copies) for action in range(len(self._actions))]
-        # Each is a training of its own: nothing but the forecast is in common.
-        policies = [self.forecaster.menu.policy(action) for action in self._actions]
-        own = policies.index(self.forecaster.menu.policy(own_choice))
-        self._add(options, np.tile(told, (1, copies)), np.arange(len(options)), count, first=own)
+    def _place(self, action: Action) -> int:
+        """Return the place among the actions of the one that gives the same policy."""
+        policies = [self.forecaster.menu.policy(one) for one in self._actions]
+        return policies.index(self.forecaster.menu.policy(action))
 
-    def _continue(self, ended: Sequence[Step], count: int) -> None:
-        """Choose the continuations of what has not diverged."""
-        running = [step for step in ended if self._observation(step.number) is not None]
-        if not running:
+    def _candidates(self, own: int) -> list[int]:
+        """Return the first action of each candidate: the agent's, then the portfolio over and over."""
+        order = list(dict.fromkeys(self._place(action) for action in self.forecaster.portfolio))
+        by_forecast = (-self._told.mean(axis=0)).argsort(kind="stable").tolist()
+        order += [place for place in by_forecast if place not in order]
+        # What the agent begins with it may well hold.
+        order = [*(place for place in order if place != own), own]
+        return [own, *(order[number % len(order)] for number in range(self.counts[0] - 1))]
+
+    def _begin(self, count: int) -> None:
+        """Let the next candidates begin."""
+        begun = sum(step.parent is None for step in self.steps)
+        actions = self._order[begun : begun + count]
+        self._add([(None, action) for action in actions], self._told[:, actions])
+
+    def _go_on(self) -> None:
+        """Choose what follows: the next segment of those that go on, or one more candidate, or nothing."""
+        latest = self.steps[self._latest :]
+        segment = latest[0].segment + 1
+        running = [step for step in latest if self._observation(step.number) is not None]
+        if running and segment < len(self.counts):
+            self._continue(running, self.counts[segment] if self.worth is None else len(running))
             return
-        observations = [self._observation(step.number) for step in running]
-        told = self.forecaster(np.stack([one for one in observations if one is not None]))
-        places = [
-            (branch, action)
-            for branch, step in enumerate(running)
-            for action, choice in enumerate(self._actions)
-            if not self.held or tuple(choice) == step.action
-        ]
-        branches, actions = (np.array(column) for column in zip(*places, strict=True))
-        options = [(running[branch], action, 0) for branch, action in places]
-        self._add(options, np.ascontiguousarray(told[:, branches, actions]), branches, count)
+        self._look()
+        begun = sum(step.parent is None for step in self.steps)
+        if self.worth is not None and begun < self.counts[-1] and self.outlooks[-1].further >= self.worth:
+            self._begin(1)
 
-    def _add(
-        self,
-        options: Sequence[tuple[Step | None, int, int]],
-        told: NDArray[np.float64],
-        branches: NDArray[np.int64],
-        count: int,
-        *,
-        first: int | None = None,
-    ) -> None:
-        """Choose among options those whose best one is expected to be highest, one after the other.
+    def _continue(self, running: Sequence[Step], count: int) -> None:
+        """Go on with so many of the candidates, those with the highest forecasts, the agent's among several."""
+        results = [self.results[step.number] for step in running]
+        seen = np.stack([result.observation for result in results if result.observation is not None])
+        actions = [
+            self._place(result.own_choice if step.own and result.own_choice is not None else step.action)
+            for step, result in zip(running, results, strict=True)
+        ]
+        told = self.forecaster(seen)[:, range(len(running)), actions]
+        means = told.mean(axis=0)
+        best = sorted(range(len(running)), key=lambda place: (-(running[place].own and count > 1), -means[place]))
+        chosen = sorted(best[:count])
+        self._add([(running[place], actions[place]) for place in chosen], told[:, chosen])
+
+    def _add(self, options: Sequence[tuple[Step | None, int]], told: NDArray[np.float64]) -> None:
+        """Add steps.
 
         Args:
-            options: step that would be continued, index of the action, and number of the copy.
+            options: step that is continued, and place of the action.
             told: forecasts of each network, `[M, options]`.
-            branches: candidate of each option; those of one candidate have part of their luck in common.
-            count: number of options to choose.
-            first: option that is chosen first; optional, defaults to the one with the highest forecast.
         """
-        segment = 0 if options[0][0] is None else options[0][0].segment + 1
-        left = sum(segment_lengths(self.forecaster.segments)[segment:])
-        apart, chance = self._apart(segment)
-        noise, realised = self.forecaster.noise[segment], self.forecaster.realised
-        random = np.random.default_rng([self.seed, segment])
-        shared = random.normal(size=(DRAWS, int(branches.max()) + 1))[:, branches]
-        own = random.normal(size=(DRAWS, len(options)))
-        luck = np.sqrt(1 - OWN_SHARE) * shared + np.sqrt(OWN_SHARE) * own
-        results = told[random.integers(len(told), size=DRAWS)] + noise * luck
-        forecasts, spread = told.mean(axis=0), told.std(axis=0)
-        best = np.full(DRAWS, -np.inf)
-        unchosen, children = np.ones(len(options), dtype=bool), np.zeros(int(branches.max()) + 1, dtype=int)
-        chosen: list[tuple[int, float]] = []
-        further = 0.0
-        while unchosen.any():
-            if not chosen:
-                choice = int(forecasts.argmax()) if first is None else first
-                gain = 0.0
-            else:
-                expected = np.maximum(results, best[:, None]).mean(axis=0)
-                choice = int(np.where(unchosen, expected, -np.inf).argmax())
-                gain = max(float(expected[choice] - best.mean()), 0.0)  # rounding can leave it below 0
-                if len(chosen) == count or (self.worth is not None and realised * gain < self.worth * left - 1e-9):
-                    further = realised * gain
-                    break
-            best = np.maximum(best, results[:, choice])
-            chosen.append((choice, gain))
-            unchosen[choice] = False
-            children[branches[choice]] += 1
-            if children[branches[choice]] == CHILDREN:
-                unchosen &= branches != branches[choice]
-        total = realised * sum(gain for _, gain in chosen)
-        self.outlooks.append(Outlook(segment, len(chosen), left, apart, chance, total, further))
-        lowest = min(forecasts[choice] for choice, _ in chosen)
-        for choice, gain in chosen:
-            parent, action, _ = options[choice]
+        self._latest = len(self.steps)
+        begun = sum(step.parent is None for step in self.steps)
+        for place, (parent, action) in enumerate(options):
+            segment = 0 if parent is None else parent.segment + 1
+            candidate = begun + place if parent is None else parent.candidate
             self.steps.append(
                 Step(
                     number=len(self.steps),
                     parent=None if parent is None else parent.number,
                     segment=segment,
                     action=tuple(self._actions[action]),
-                    candidate=len(self.steps) if parent is None else parent.candidate,
-                    forecast=float(forecasts[choice] - lowest),
-                    uncertainty=float(np.hypot(spread[choice], noise)),
-                    gain=gain,
+                    candidate=candidate,
+                    forecast=float(told[:, place].mean() - self._told[:, self._order[0]].mean()),
+                    uncertainty=float(np.hypot(told[:, place].std(), self.forecaster.noise[segment])),
+                    own=candidate == 0,
                 )
             )
 
-    def _apart(self, segment: int) -> tuple[float | None, float | None]:
-        """Return spread and chance of the validation accuracies before a segment, as in `Outlook`."""
-        before = [self.results[step.number] for step in self.steps if step.segment == segment - 1]
-        accuracies = np.array([100 * result.accuracy for result in before if result.observation is not None])
-        if len(accuracies) < 2:
-            return None, None
-        chance = float((accuracies * (100 - accuracies)).mean()) / max(self.images_between, 1)
-        return float(accuracies.std(ddof=1)), float(np.sqrt(chance))
+    @property
+    def ends(self) -> list[Step]:
+        """Last steps of the candidates that have ended and not diverged."""
+        last = len(self.counts) - 1
+        return [
+            step
+            for step in self.steps
+            if step.segment == last and step.number in self.results and self._observation(step.number) is not None
+        ]
+
+    def _kept(self, ends: Sequence[Step]) -> NDArray[np.float64]:
+        """Return the validation accuracies of the networks that ended candidates would keep, in per cent."""
+        results = [self.results[step.number] for step in ends]
+        kept = [result.accuracy if result.kept_accuracy is None else result.kept_accuracy for result in results]
+        return 100 * np.array(kept)
+
+    def _look(self) -> None:
+        """Note what the trainings that have ended are expected to gain, and what one more would add."""
+        measured = self._kept(self.ends)
+        count = len(measured)
+        if count < 2:
+            self.outlooks.append(Outlook(count, None, None, 0.0, 0.0))
+            return
+        spread = float(measured.std(ddof=1))
+        chance = float(np.sqrt((measured * (100 - measured)).mean() / max(self.images, 1)))
+        width = self.forecaster.realised * spread
+        gain, wider = width * best_of_normals(count), width * best_of_normals(count + 1)
+        self.outlooks.append(Outlook(count, spread, chance, gain, wider - gain))
+
+
+def best_of_normals(count: int) -> float:
+    """Return the expected highest of so many independent draws from the standard normal distribution."""
+    density = np.exp(-(GRID**2) / 2) / np.sqrt(2 * np.pi)
+    below = (np.cumsum(density) - density / 2) * (GRID[1] - GRID[0])
+    return float(np.trapezoid(GRID * count * density * below ** (count - 1), GRID))
 
 
 def counts_within(budget: float, segments: Sequence[float]) -> list[int]:
-    """Return the number of candidates in each segment that a budget pays for: after each, fewer go on.
+    """Return the number of candidates in each segment that a budget pays for.
+
+    As many as whole trainings are in it go to the end; of the rest one more begins, and goes as far as that pays for.
 
     Args:
         budget: updates of all candidates together, in whole trainings.
@@ -352,23 +331,12 @@ def counts_within(budget: float, segments: Sequence[float]) -> list[int]:
     """
     if not 1 <= budget <= MOST_TRAININGS:
         raise InputError(f"a budget must be from 1 to {MOST_TRAININGS} trainings, got {budget:g}")
-    lengths = segment_lengths(segments)
-
-    def cost(counts: Sequence[int]) -> float:
-        return float(np.dot(counts, lengths))
-
-    def falling(first: float) -> list[int]:
-        return [max(1, round(first * KEPT**segment)) for segment in range(len(lengths))]
-
-    counts = [1] * len(lengths)
-    for first in np.arange(1, budget / lengths[0] + 0.05, 0.05):
-        if cost(falling(first)) <= budget + 1e-9:
-            counts = falling(first)
-    # What is left buys single steps, the late ones first: they keep a choice open for longest.
-    for segment in reversed(range(1, len(counts))):
-        wider = [*counts[:segment], counts[segment] + 1, *counts[segment + 1 :]]
-        if wider[segment] <= counts[segment - 1] and cost(wider) <= budget + 1e-9:
-            counts = wider
+    reached = np.cumsum(segment_lengths(segments))
+    whole = int(budget + 1e-9)
+    counts, rest = [whole] * len(reached), budget - whole
+    while affordable := int(np.sum(reached <= rest + 1e-9)):
+        counts = [count + (segment < affordable) for segment, count in enumerate(counts)]
+        rest -= reached[affordable - 1]
     return counts
 
 
@@ -390,10 +358,11 @@ def search_budget(
     """
     states: dict[int | None, State] = {}
     while due := search.due:
-        before, states = states, {}
         for step in due:
-            states[step.number], result = train_segment(step, before.get(step.parent))
+            states[step.number], result = train_segment(step, states.pop(step.parent, None))
             search.tell(step.number, result)
+        going_on = {step.parent for step in search.due} | {step.number for step in search.ends}
+        states = {number: state for number, state in states.items() if number in going_on}
     if (winner := search.winner) is None:
         raise InputError("every candidate of the budget diverged; lower the learning rate")
     return winner, states[winner.number]

@@ -25,7 +25,7 @@ FORMAT = AgentFormat(
     title="forecaster",
     command="studies/broad/fit_agent.py",
     fields=("features", "members", "menu", "segments", "noise", "provenance"),
-    optional=("realised",),
+    optional=("realised", "portfolio"),
     stem="forecaster",
 )
 MAX_MEMBERS = 1000
@@ -144,6 +144,8 @@ class Forecaster:
         provenance: how it was learned; any JSON object.
         realised: share of the gain of several trainings over one, as expected by its forecasts, that came on tasks
             that it had not learned from.
+        portfolio: actions in the order in which trainings that hold them begin; those that are missing follow by their
+            forecasts.
     """
 
     values: ActionValues
@@ -153,6 +155,7 @@ class Forecaster:
     noise: tuple[float, ...]
     provenance: dict[str, Any]
     realised: float = 1.0
+    portfolio: tuple[tuple[int, ...], ...] = ()
 
     def __call__(self, observations: NDArray[np.float32]) -> NDArray[np.float64]:
         """Return the forecasts of each network of the ensemble, in points, `[M, N, A]`, of observations `[N, O]`."""
@@ -175,6 +178,7 @@ class Forecaster:
             "noise": list(self.noise),
             "provenance": self.provenance,
             "realised": self.realised,
+            "portfolio": [list(action) for action in self.portfolio],
         }
         write_files(folder, FORMAT.to_files(description, weights))
 
@@ -202,8 +206,11 @@ class Forecaster:
         realised = float(value.get("realised", 1.0))
         if not 0 <= realised <= 1:
             raise ValueError(f"realised must be in [0, 1], got {realised:g}")
+        portfolio = tuple(tuple(int(choice) for choice in action) for action in value.get("portfolio", ()))
+        if unknown := set(portfolio) - set(menu.actions()):
+            raise ValueError(f"portfolio must have actions of the menu, got {sorted(unknown)}")
         values = _values(menu, features, members, weights)
-        return cls(values, menu, segments, features, noise, value["provenance"], realised)
+        return cls(values, menu, segments, features, noise, value["provenance"], realised, portfolio)
 
 
 def _values(menu: Menu, features: Sequence[str], members: int, weights: Mapping[str, Tensor]) -> ActionValues:

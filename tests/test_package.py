@@ -135,7 +135,7 @@ import numpy as np
 from rlmix import Agent
 from rlmix.envs.observation import observation_bounds
 agent = Agent.load("shipped")
-print(len(agent.choose(np.zeros(observation_bounds(agent.menu)[0].shape, np.float32))))
+print(len(agent.choose(np.zeros(observation_bounds(agent.menu, agent.features)[0].shape, np.float32))))
 """
     assert run("-c", code, cwd=project, path=installed).split()[-1] == "4"
 

@@ -20,56 +20,55 @@ def tried(budget: Mapping[str, Any]) -> list[Part]:
     steps, kept = budget["steps"], _path(budget["steps"], budget["kept"])
     text = Paragraph(
         f"{1 + max(step['candidate'] for step in steps)} candidates began, {len(steps)} segments were trained. "
-        f"{describe_kept(budget)} After each segment those went on whose best one was expected to be highest: the "
-        "forecast is of accuracy at the end if the policy is held, in points above the lowest of its segment, ± what "
-        "is not known; the gain is by how much the step raised the best that was expected. The validation accuracy is "
-        "that at the end of the segment, of the state that goes on. Of each candidate that reaches the end the best "
-        "network of its whole training would be kept: the last column, by which ended candidates are compared."
+        f"{describe_kept(budget)} The first candidate is led by the agent, each other one holds a policy. Where fewer "
+        "were to go on than had begun, those with the highest forecasts did, and the agent's among several. The "
+        "forecast is of accuracy at the end if the policy is held, in points, ± what is not known; it is there to be "
+        "compared with others of its segment. The validation accuracy is that at the end of the segment, of the state "
+        "that goes on. Of each candidate that reaches the end the best network of its whole training would be kept: "
+        "the last column, by which ended candidates are compared."
     )
     last = len(budget["segments"]) - 1
     rows = [
         (
             f"{INDENT * step['segment']}{100 * budget['segments'][step['segment']]:.0f}\u00a0%",
             name_of(step),
-            step["policy"],
+            f"{step['policy']} (the agent's choice)" if step.get("own") else step["policy"],
             _became(step, steps, kept),
             f"{step['forecast']:+.1f} ± {step['uncertainty']:.1f}",
-            f"{step['gain']:.2f}",
             "-" if step["diverged"] else percent(step["accuracy"]),
             percent(kept_accuracy_of(step)) if step["segment"] == last and not step["diverged"] else "",
         )
         for step in _in_depth(steps, None)
     ]
-    header = ["until", "candidate", "policy", "then", "forecast", "gain", "validation, %", "best, %"]
+    header = ["until", "candidate", "policy", "then", "forecast", "validation, %", "best, %"]
     parts: list[Part] = [text, Table(header, rows, "Candidates, segment by segment", text_columns=4)]
-    return [*parts, *_worth(budget)] if "outlooks" in budget else parts  # older runs have none
+    looks = [outlook for outlook in budget.get("outlooks", ()) if "ended" in outlook]  # older runs have none, or others
+    return [*parts, *_worth(looks, budget["worth"])] if looks else parts
 
 
-def _worth(budget: Mapping[str, Any]) -> list[Part]:
-    """Return what more candidates were expected to gain, segment by segment."""
+def _worth(looks: list[dict[str, Any]], worth: float | None) -> list[Part]:
+    """Return what trainings were expected to gain, each time that some had ended."""
     rows = [
         (
-            f"{100 * (1 - outlook['left']):.0f}\u00a0%",
-            str(outlook["candidates"]),
-            "-" if outlook["spread"] is None else f"{outlook['spread']:.2f}",
-            "-" if outlook["chance"] is None else f"{outlook['chance']:.2f}",
-            f"{outlook['gain']:.2f}",
-            f"{outlook['further']:.2f}",
+            str(look["ended"]),
+            *("-" if look[name] is None else f"{look[name]:.2f}" for name in ("spread", "chance", "gain", "further")),
         )
-        for outlook in budget["outlooks"]
+        for look in looks
     ]
     rule = (
         "The whole budget was to be spent."
-        if budget["worth"] is None
-        else f"None was to begin or go on that adds less than {budget['worth']:g} points for each whole training."
+        if worth is None
+        else f"After three, another was to begin only where it was expected to add at least {worth:g} points."
     )
     text = Paragraph(
-        "Was it worth it? At each point of the training: how far the candidates were apart in validation, as a "
-        "standard deviation in points, how much of that is chance for so many validation images, and what the best of "
-        f"those that went on was expected to gain over one alone, and one more over them. {rule}"
+        "Was it worth it? How far the trainings that had ended were apart in validation, as a standard deviation in "
+        "points, how much of that is chance for so many validation images, and what the best of them was expected to "
+        f"gain over one alone, and one more over them. {rule}"
     )
-    header = ["at", "candidates", "spread", "by chance", "expected gain", "of one more"]
-    return [text, Table(header, rows, "Gain to expect from more", text_columns=1)]
+    return [
+        text,
+        Table(["ended", "spread", "by chance", "expected gain", "of one more"], rows, "Gain to expect from more"),
+    ]
 
 
 def _in_depth(steps: list[dict[str, Any]], parent: int | None) -> Iterator[dict[str, Any]]:

@@ -1,4 +1,4 @@
-"""Task family that the shipped agent is trained for, and the menu that it chooses from.
+"""Task family that the agent of version 0.2 is trained for, and the menu that all shipped agents choose from.
 
 Trainings that last seconds: Fashion-MNIST at 14 x 14 pixels, 200 to 5,000 images, 200 to 2,000 updates of the search
 network, half of the tasks with up to 50 % wrong labels. The best policy differs from task to task. An agent is also

@@ -31,7 +31,6 @@ from rlmix.classifier.mixing import PolicySchedule
 from rlmix.classifier.training.trainer import Trainer
 from rlmix.envs.observation import TrainingState, checks_labels, observe
 from rlmix.envs.seeds import derive_seed
-from rlmix.envs.task_trainer import VALIDATION_LIMIT
 from rlmix.experiments.comparison.runner import training_processes
 from rlmix.experiments.reports import describe_kept
 from rlmix.experiments.runs.errors import RunError, reject_incompatible
@@ -65,12 +64,13 @@ class StepTrainer:
     Args:
         config: configuration with nothing left to `auto`.
         data: images of the training.
+        agent: chooses for the candidate that is its own.
         forecaster: says what is observed.
     """
 
-    def __init__(self, config: ReplayConfig, data: Splits, forecaster: Forecaster) -> None:
+    def __init__(self, config: ReplayConfig, data: Splits, agent: Agent, forecaster: Forecaster) -> None:
         set_threads(config.threads, stored=True)
-        self._config, self._forecaster = config, forecaster
+        self._config, self._agent, self._forecaster = config, agent, forecaster
         self._trainer = Trainer(config.train, data, seed=config.seed)
 
     def start(self) -> TrainingState:
@@ -93,7 +93,7 @@ class StepTrainer:
             self._trainer.reset(candidate_seed(self._config.seed, step.candidate))
         training = self._training(step, before)
         events = _Recorded([] if before is None else before["events"])
-        observation, accuracy, kept_accuracy = None, 1 / self._trainer.num_classes, None
+        observation, accuracy, kept_accuracy, own_choice = None, 1 / self._trainer.num_classes, None, None
         try:
             training.train_segment(events)
         except DivergedError:  # nothing is rolled back in a candidate: it ends
@@ -101,6 +101,8 @@ class StepTrainer:
         else:
             state = training.scheduler.state
             observation = [float(value) for value in observed(self._forecaster, state)]
+            if step.own:
+                own_choice = list(self._agent.choose(observed(self._agent, state)))
             evaluation = state.evaluation
             assert evaluation is not None
             accuracy = evaluation.accuracy
@@ -113,6 +115,7 @@ class StepTrainer:
             "observation": observation,
             "accuracy": accuracy,
             "kept_accuracy": kept_accuracy,
+            "own_choice": own_choice,
             "seconds": round(time.monotonic() - started, 1),
         }
         return line, {**training.checkpoint(), "good": None, "events": events.scalars}
@@ -157,7 +160,7 @@ def train_within_budget(
         config: configuration with nothing left to `auto`.
         run: run folder.
         data: images of the training.
-        source: agent, whose own choice is among the candidates that begin, and its forecaster.
+        source: agent, which chooses for the first candidate, and its forecaster.
         address: address of a Ray cluster; None for Ray on this machine.
 
     Returns:
@@ -169,7 +172,7 @@ def train_within_budget(
     started = time.monotonic()
     agent, forecaster = source.policy, source.forecaster
     assert isinstance(agent, Agent) and forecaster is not None
-    trainer = StepTrainer(config, data, forecaster)
+    trainer = StepTrainer(config, data, agent, forecaster)
     start = trainer.start()
     search = BudgetSearch(
         forecaster,
@@ -177,24 +180,23 @@ def train_within_budget(
         observed(forecaster, start),
         agent.choose(observed(agent, start)),
         images=len(data.validation),
-        images_between=min(len(data.validation), VALIDATION_LIMIT),
-        seed=config.seed,
         worth=config.worth if config.budget == "auto" else None,
     )
-    counts = f"{'at most ' if config.budget == 'auto' else ''}{', '.join(map(str, search.counts))}"
+    counts = f"{', '.join(map(str, search.counts))} candidates in the {len(search.counts)} segments"
+    if search.worth is not None:
+        counts = f"three, then one after the other while it is expected to add {search.worth:g} points"
     print(
         f"{describe(config, data)}\nunder: {source.name}, the updates of at most {config.trainings:g} trainings: "
-        f"{counts} candidates in the {len(search.counts)} segments",
+        f"{counts}",
         flush=True,
     )
     folder, log = run.path / CANDIDATES, LineLog(run.path / LOG)
     folder.mkdir(exist_ok=True)
     lines = log.read()
     log.keep(len(lines))  # a torn last line would spoil the next one
-    with reject_incompatible(log.path), _steps_trained(config, run, trainer, forecaster, address) as train:
-        known = {line["step"]: line for line in lines}
+    with reject_incompatible(log.path), _steps_trained(config, run, trainer, agent, forecaster, address) as train:
+        known, looks = {line["step"]: line for line in lines}, 0
         while due := search.due:
-            print(in_words(search.outlooks[-1], search.worth), flush=True)
             if missing := [step for step in due if step.number not in known]:
                 _forget(folder, search, due[0].segment - 1)
                 for line in train(missing):
@@ -204,7 +206,11 @@ def train_within_budget(
             for step in due:
                 line = known[step.number]
                 seen = None if line["observation"] is None else np.array(line["observation"], np.float32)
-                search.tell(step.number, StepResult(seen, line["accuracy"], line["kept_accuracy"]))
+                choice = None if line["own_choice"] is None else tuple(line["own_choice"])
+                search.tell(step.number, StepResult(seen, line["accuracy"], line["kept_accuracy"], choice))
+            for outlook in search.outlooks[looks:]:
+                print(in_words(outlook, search.worth), flush=True)
+            looks = len(search.outlooks)
     winner = search.winner
     if winner is None:
         raise RunError(f"every candidate diverged; start again with an --lr lower than {config.train.lr:g}")
@@ -233,12 +239,17 @@ def train_within_budget(
 
 @contextmanager
 def _steps_trained(
-    config: ReplayConfig, run: RunFolder, trainer: StepTrainer, forecaster: Forecaster, address: str | None
+    config: ReplayConfig,
+    run: RunFolder,
+    trainer: StepTrainer,
+    agent: Agent,
+    forecaster: Forecaster,
+    address: str | None,
 ) -> Iterator[TrainSteps]:
     """Yield the function that trains steps: here, in processes of this machine, or on Ray."""
     folder = run.path / CANDIDATES
     if config.backend == "ray":
-        with ray_session(address), _on_ray(config, forecaster, folder) as train:
+        with ray_session(address), _on_ray(config, agent, forecaster, folder) as train:
             yield train
     elif config.workers > 1:
         with training_processes(config.workers) as run_jobs:
@@ -255,7 +266,7 @@ def _steps_trained(
 
 
 @contextmanager
-def _on_ray(config: ReplayConfig, forecaster: Forecaster, folder: Path) -> Iterator[TrainSteps]:
+def _on_ray(config: ReplayConfig, agent: Agent, forecaster: Forecaster, folder: Path) -> Iterator[TrainSteps]:
     """Yield the function that trains steps in Ray's actors; this process keeps the checkpoints."""
     import ray
     from ray.util import ActorPool
@@ -269,7 +280,7 @@ def _on_ray(config: ReplayConfig, forecaster: Forecaster, folder: Path) -> Itera
 
         def train(self, step: Step, before: Checkpoint | None) -> tuple[Line, Checkpoint]:
             # Not in the constructor, where Ray would hide an error's own message.
-            self._trainer = self._trainer or StepTrainer(config, load_data(config), forecaster)
+            self._trainer = self._trainer or StepTrainer(config, load_data(config), agent, forecaster)
             return self._trainer.train(step, before)
 
     remote = ray.remote(num_cpus=share.cpus, num_gpus=share.gpus)(Actor)
@@ -293,7 +304,7 @@ def _train_in_process(run: str, config: ReplayConfig, step: Step) -> Line:
 @functools.cache
 def _shared_trainer(run: str, config: ReplayConfig) -> StepTrainer:
     """Return the trainer of a run, built once in each process."""
-    return StepTrainer(config, load_data(config), Forecaster.load(run))
+    return StepTrainer(config, load_data(config), Agent.load(run), Forecaster.load(run))
 
 
 def _train_and_save(trainer: StepTrainer, folder: Path, step: Step) -> Line:
@@ -314,24 +325,21 @@ def _forget(folder: Path, search: BudgetSearch, segment: int) -> None:
 
 
 def in_words(outlook: Outlook, worth: float | None) -> str:
-    """Say whether more candidates are worth it: how far they are apart, and what they are expected to gain.
+    """Say whether more trainings are worth it: how far those that have ended are apart, and what is to be expected.
 
     Args:
-        outlook: what is expected at the start of a segment.
-        worth: points that a whole further training must add; None where the whole budget is spent.
+        outlook: what is expected.
+        worth: points that a further training must add; None where the whole budget is spent.
     """
-    apart = "" if outlook.spread is None else (
-        f"candidates differ by {outlook.spread:.2f} points in validation (standard deviation; {outlook.chance:.2f} by "
-        "chance alone); "
-    )  # fmt: skip
-    stop = ""
-    if worth is not None and outlook.further < worth * outlook.left:
-        stop = f", less than its cost is worth ({worth * outlook.left:.2f})"
-    goes_on = "begin" if outlook.segment == 0 else "go on"
-    chosen = f"{outlook.candidates} {goes_on}, expected to gain {outlook.gain:.2f} points over one alone"
-    if outlook.candidates == 1:
-        chosen = "one begins" if outlook.segment == 0 else "one goes on"
-    return f"  {100 * (1 - outlook.left):3.0f} %  {apart}{chosen}; one more would add {outlook.further:.2f}{stop}"
+    ended = f"{outlook.ended} training{'' if outlook.ended == 1 else 's'} ended"
+    if outlook.spread is None:
+        return f"  {ended}: what more would add, fewer than two do not tell"
+    stop = "" if worth is None else f", {'worth' if outlook.further >= worth else 'not worth'} {worth:g}"
+    return (
+        f"  {ended}, {outlook.spread:.2f} points apart in validation (standard deviation; {outlook.chance:.2f} by "
+        f"chance alone): the best is expected to gain {outlook.gain:.2f} points over one alone, one more would add "
+        f"{outlook.further:.2f}{stop}"
+    )
 
 
 def _describe(search: BudgetSearch, line: Line) -> str:
@@ -340,8 +348,8 @@ def _describe(search: BudgetSearch, line: Line) -> str:
     if line["kept_accuracy"] is not None:
         result += f", best {100 * line['kept_accuracy']:5.2f} %"
     return (
-        f"  {100 * forecaster.segments[step.segment]:3.0f} %  candidate {search.name(step):<4} {result}  "
-        f"{line['seconds']:6.1f} s  {forecaster.menu.policy(step.action)}"
+        f"  {100 * forecaster.segments[step.segment]:3.0f} %  candidate {step.candidate:<4} {result}  "
+        f"{line['seconds']:6.1f} s  {forecaster.menu.policy(step.action)}{', the agent chose' if step.own else ''}"
     )
 
 
@@ -382,7 +390,7 @@ def _write_events(
                 one.add_scalar(Tag.METHOD_SHARE, policy.shares.get(method, 0.0), update)
         continued = {step.parent for step in search.steps}
         for last in (step for step in search.steps if step.number not in continued):
-            one = writer(f"{CANDIDATE_RUN}{search.name(last)}")
+            one = writer(f"{CANDIDATE_RUN}{last.candidate}")
             for step in search.path(last):
                 end = round(search.forecaster.segments[step.segment] * updates)
                 one.add_scalar(Tag.ACCURACY, search.results[step.number].accuracy, end)

@@ -116,11 +116,11 @@ class ReplayConfig(FinalConfig):
     """Agent that chooses at every segment, instead of a schedule: shipped, surrogate (learned by PPO in the surrogate),
     or a run folder of train_agent.py."""
     budget: float | Literal["auto"] = 1.0
-    """Updates to spend, in whole trainings, from 1 to 64. With more than 1 several candidates begin, forecasts and
-    validation decide at the end of every segment which go on and how, and the best network is kept. auto: at most 8,
-    and of these only what is expected to be --worth its cost."""
-    worth: float = 0.1
-    """Points of accuracy that a whole further training must be expected to add, with --budget auto."""
+    """Updates to spend, in whole trainings, from 1 to 64. With more than 1 several candidates train, one led by the
+    agent, the others under policies of a portfolio; validation decides and the best network is kept. auto: at least 3,
+    at most 8, and of these only what is expected to be --worth its cost."""
+    worth: float = 0.2
+    """Points of accuracy that a further training must be expected to add, with --budget auto."""
     workers: int = 1
     """Number of candidates of a budget that are trained at the same time, each with --threads; results are the same."""
     backend: Literal["local", "ray"] = "local"

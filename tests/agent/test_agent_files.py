@@ -17,6 +17,7 @@ from safetensors.torch import load_file, save_file
 
 from rlmix.agent.agent import Agent
 from rlmix.agent.ppo import new_policy, to_agent
+from rlmix.classifier.errors import InputError
 from rlmix.classifier.files import DamagedFileError
 from rlmix.envs import DIMENSIONS, Menu
 from rlmix.envs.observation import FEATURES, Feature, observation_space
@@ -253,9 +254,19 @@ def test_the_checksum_is_that_of_both_files(saved: Path) -> None:
 def test_loading_the_shipped_agent_takes_no_compiler_and_no_optimiser(tmp_path: Path) -> None:
     code = (
         "import sys; from rlmix.agent.agent import Agent; from rlmix.envs.observation import observation_space\n"
-        "agent = Agent.load('shipped'); agent.choose(observation_space(agent.menu).sample())\n"
+        "agent = Agent.load('shipped'); agent.choose(observation_space(agent.menu, agent.features).sample())\n"
         "slow = ('torch._dynamo', 'torch.distributed.fsdp', 'scipy.stats', 'ray')\n"
         "print([name for name in slow if name in sys.modules])"
     )
     done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, check=False)
     assert (done.returncode, done.stdout.strip()) == (0, "[]"), done.stderr
+
+
+def test_an_observation_of_other_features_is_refused_with_what_is_expected() -> None:
+    agent = Agent.load("shipped")
+    choices = sum(agent.menu.sizes)
+    short = np.zeros(len(agent.features) + choices - 1, dtype=np.float32)
+    expected = rf"{len(agent.features)} features and {choices} choices .*got shape \({len(short)},\)"
+    for ask in (agent.choose, agent.probabilities):
+        with pytest.raises(InputError, match=expected):
+            ask(short)

@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -10,7 +11,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from rlmix.agent.budget import BudgetSearch, Step, StepResult, counts_within, search_budget
+from rlmix.agent.budget import BudgetSearch, Step, StepResult, best_of_normals, counts_within, search_budget
 from rlmix.agent.values import ActionValues, Forecaster
 from rlmix.classifier.files import DamagedFileError
 from rlmix.envs import Menu
@@ -81,8 +82,9 @@ def test_counts_are_paid_for_and_fall(budget: float, lengths: list[float]) -> No
     spent = np.dot(counts, segment_lengths(segments))
     assert spent <= budget + 1e-6 and min(counts) >= 1
     assert counts == sorted(counts, reverse=True)
-    # Nothing is left that would buy one more step of the first segment alone.
-    assert spent + segment_lengths(segments)[0] + sum(segment_lengths(segments)) > budget
+    assert counts[-1] == int(budget + 1e-9), "as many as whole trainings are in it go to the end"
+    # Nothing is left that would buy one more step of the first segment.
+    assert spent + segment_lengths(segments)[0] > budget
 
 
 def test_a_budget_of_one_is_one_training_of_the_agents_choice() -> None:
@@ -109,6 +111,39 @@ def test_what_turns_out_best_is_kept() -> None:
         assert search.path(search.winner)[0].action == tuple(ACTIONS[best])
 
 
+def finish_with_agent(search: BudgetSearch, worth: Sequence[float], chosen: Sequence[int]) -> None:
+    """Tell results by the worth of each action, and the agent's choice for each segment."""
+    while due := search.due:
+        for step in due:
+            accuracy = float(np.mean([worth[ACTIONS.index(one.action)] for one in search.path(step)]))
+            own = ACTIONS[chosen[min(step.segment + 1, 2)]]
+            seen = observation(SEGMENTS[step.segment], accuracy)
+            search.tell(step.number, StepResult(seen, accuracy, own_choice=own))
+
+
+@pytest.mark.parametrize("budget", [2.5, 3.7, 4, 8])
+def test_the_agents_candidate_is_never_given_up_for_others(budget: float) -> None:
+    """It looks worst all the time, and its choices are those of the agent, segment by segment."""
+    search, chosen = begin(budget, [1.0] * len(ACTIONS), own=2), [2, 5, 1]
+    assert search.counts[-1] > 1
+    finish_with_agent(search, [0.9, 0.3, 0.2, 0.9, 0.9, 0.1], chosen)
+    own = [step for step in search.steps if step.own]
+    assert [step.action for step in own] == [tuple(ACTIONS[place]) for place in chosen]
+    assert [step.number for step in search.path(own[-1])] == [step.number for step in own]
+    assert search.winner is not None and not search.winner.own
+    assert [entry["own"] for entry in search.to_json()].count(True) == 3
+
+
+@pytest.mark.parametrize(("worth", "kept"), [(0.9, True), (0.1, False)])
+def test_where_one_candidate_goes_on_the_agents_must_be_expected_to_be_best(worth: float, kept: bool) -> None:
+    search = begin(1.5, [1.0] * len(ACTIONS), own=2)
+    assert search.counts == [2, 2, 1]
+    finish_with_agent(search, [worth if action == 2 else 0.5 for action in range(len(ACTIONS))], [2, 5, 1])
+    assert search.winner is not None and search.winner.own is kept
+    if kept:  # also where the forecasts would go on otherwise
+        assert [step.action for step in search.path(search.winner)] == [tuple(ACTIONS[place]) for place in (2, 5, 1)]
+
+
 def test_the_order_of_results_does_not_matter() -> None:
     worth = [0.5, 0.6, 0.7, 0.4, 0.3, 0.65]
     one, other = (begin(3, [1.0] * 6, [0.0, 2.0, 0.0, 2.0, 0.0, 2.0]) for _ in range(2))
@@ -117,60 +152,70 @@ def test_the_order_of_results_does_not_matter() -> None:
     assert one.to_json() == other.to_json()
 
 
-def test_candidates_complement_each_other() -> None:
-    """Where one network is right an action is best, where the other is right another; two of a kind gain less."""
-    search = begin(2.0, [5.0, 4.9, 0.0, 0.0, 0.0, 0.0], [0.0, 0.0, 0.0, 0.0, 0.0, 4.0], noise=0.01)
-    assert {search.due[0].action, search.due[1].action} == {tuple(ACTIONS[0]), tuple(ACTIONS[5])}
-    assert search.due[1].gain == pytest.approx(2.0, abs=0.2)  # 4 in the half of the cases in which it is better
+def test_candidates_begin_in_the_order_of_the_portfolio_over_and_over() -> None:
+    """The agent's own first; actions that are not in it by their forecasts; the agent's own action last."""
+    told = replace(forecaster([0.0, 1.0, 2.0, 3.0, 4.0, 5.0]), portfolio=tuple(ACTIONS[place] for place in (4, 0, 1)))
+    search = BudgetSearch(told, 9, observation(0, 0), tuple(ACTIONS[0]), images=1000)
+    begun = [ACTIONS.index(step.action) for step in search.due]
+    assert begun == [0, *(4, 1, 5, 3, 2, 0), *(4, 1)]
+    assert [step.own for step in search.due] == [True] + 8 * [False]
+    assert [step.candidate for step in search.due] == list(range(9))
 
 
-@pytest.mark.parametrize(("worth", "realised", "begin"), [(1.7, 1, 2), (2.3, 1, 1), (0.9, 0.5, 2), (1.1, 0.5, 1)])
-def test_what_is_not_worth_its_cost_does_not_begin(worth: float, realised: float, begin: int) -> None:
-    """The second one is 4 points better in half of the cases: it adds 2 points, of which a share comes."""
-    told = forecaster([5.0, 0.0, 0.0, 0.0, 0.0, 0.0], [0.0, 0.0, 0.0, 0.0, 0.0, 4.0], noise=0.01, realised=realised)
-    search = BudgetSearch(told, 8, observation(0, 0), tuple(ACTIONS[0]), images=1000, worth=worth)
-    assert len(search.due) == begin and search.due[0].action == tuple(ACTIONS[0])
+def test_those_with_the_highest_forecasts_go_on_where_fewer_do() -> None:
+    search = begin(2.8, [0.0] * 6)
+    assert search.counts == [4, 3, 2]
+    accuracies = [0.2, 0.5, 0.3, 0.4]  # which are the forecasts
+    for step in search.due:
+        search.tell(step.number, StepResult(observation(0.2, accuracies[step.candidate]), accuracies[step.candidate]))
+    assert [step.candidate for step in search.due] == [0, 1, 3], "the agent's, and the best two"
+    assert [step.forecast for step in search.due] == pytest.approx([20, 50, 40])
+
+
+@pytest.mark.parametrize("count", [1, 2, 3, 8, 20])
+def test_the_best_of_draws_is_that_of_order_statistics(count: int) -> None:
+    drawn = np.random.default_rng(0).normal(size=(200_000, count)).max(axis=1)
+    assert best_of_normals(count) == pytest.approx(drawn.mean(), abs=4 * drawn.std() / 200_000**0.5)
+
+
+def test_gains_are_expected_of_how_far_trainings_are_apart() -> None:
+    told = forecaster([0.0] * 6, realised=0.5)
+    search = BudgetSearch(told, 3, observation(0, 0), tuple(ACTIONS[0]), images=400)
+    kept = [0.4, 0.5, 0.6]
+    while due := search.due:
+        for step in due:
+            accuracy = kept[step.candidate]
+            search.tell(step.number, StepResult(observation(SEGMENTS[step.segment], accuracy), 0.1, accuracy))
     (outlook,) = search.outlooks
-    assert (outlook.candidates, outlook.left, outlook.spread) == (begin, pytest.approx(1), None)
-    gain, further = (2 * realised, 0) if begin == 2 else (0, 2 * realised)
-    assert (outlook.gain, outlook.further) == (pytest.approx(gain, abs=0.1), pytest.approx(further, abs=0.1))
+    assert outlook.ended == 3 and outlook.spread == pytest.approx(10)
+    # Of 400 images, so many are right by chance: the binomial distribution's, averaged over the candidates.
+    assert outlook.chance == pytest.approx(100 * np.mean([one * (1 - one) / 400 for one in kept]) ** 0.5)
+    assert outlook.gain == pytest.approx(0.5 * 10 * 0.8463, abs=0.01)  # E of the best of 3
+    assert outlook.further == pytest.approx(0.5 * 10 * (1.0294 - 0.8463), abs=0.01)
 
 
-def test_nothing_is_saved_where_more_costs_nothing() -> None:
-    worth = [0.5, 0.6, 0.7, 0.4, 0.3, 0.65]
-    told = forecaster([1.0] * 6, [0.0, 2.0, 0.0, 2.0, 0.0, 2.0])
-    searches = [
-        BudgetSearch(told, 3, observation(0, 0), tuple(ACTIONS[0]), images=1000, worth=least) for least in (None, 0.0)
-    ]
-    for search in searches:
-        finish(search, worth)
-    assert searches[0].to_json() == searches[1].to_json()
-    assert [outlook.candidates for outlook in searches[0].outlooks] == searches[0].counts
+@pytest.mark.parametrize(("apart", "worth", "begun"), [(0.0, 0.5, 3), (0.1, 0.3, 8), (0.1, 1.1, 4), (0.1, 9.0, 3)])
+def test_another_begins_where_it_is_expected_to_be_worth_it(apart: float, worth: float, begun: int) -> None:
+    """Three first; then one at a time, for the rest of the trainings lie in the middle and bring the others closer."""
+    search = BudgetSearch(forecaster([0.0] * 6), 8, observation(0, 0), tuple(ACTIONS[0]), images=1000, worth=worth)
+    accuracies = [0.5, 0.5 - apart, 0.5 + apart, *[0.5] * 5]
+    sizes = []
+    while due := search.due:
+        sizes.append(len(due))
+        for step in due:
+            accuracy = accuracies[step.candidate]
+            search.tell(step.number, StepResult(observation(SEGMENTS[step.segment], accuracy), accuracy))
+    assert sizes == 3 * [3] + 3 * (begun - 3) * [1] and search.cost == pytest.approx(begun)
+    assert [outlook.ended for outlook in search.outlooks] == list(range(3, begun + 1))
+    assert all(outlook.further >= worth for outlook in search.outlooks[:-1])
+    assert begun == 8 or search.outlooks[-1].further < worth
+    assert search.winner is not None and accuracies[search.winner.candidate] == 0.5 + apart
 
 
-def test_spread_stands_beside_chance() -> None:
-    search = begin(2, [0.0] * 6, images=100)
-    accuracies = np.linspace(0.4, 0.6, len(search.due)).tolist()
-    for step, accuracy in zip(search.due, accuracies, strict=True):
-        search.tell(step.number, StepResult(observation(0.2, 0.5), accuracy))
-    spread, chance = search.outlooks[1].spread, search.outlooks[1].chance
-    assert spread == pytest.approx(100 * np.std(accuracies, ddof=1))
-    # Of 100 images, so many are right by chance: the binomial distribution's, averaged over the candidates.
-    variances = [100 * accuracy * (1 - accuracy) for accuracy in accuracies]
-    assert chance == pytest.approx(np.mean(variances) ** 0.5)
-
-
-def test_chance_is_that_of_the_images_measured_on_before_the_end() -> None:
-    chances = []
-    for images, between in ((400, None), (40_000, 400), (40_000, None)):
-        told = forecaster([0.0] * 6)
-        search = BudgetSearch(
-            told, 2, observation(0, 0), tuple(ACTIONS[0]), images=images, images_between=between, seed=1
-        )
-        for step in search.due:
-            search.tell(step.number, StepResult(observation(0.2, 0.5), 0.5))
-        chances.append(search.outlooks[1].chance)
-    assert chances == pytest.approx([2.5, 2.5, 0.25])
+def test_the_agent_alone_tells_nothing_of_more() -> None:
+    search = begin(1, [0.0] * 6)
+    finish(search, [0.5] * 6)
+    assert [(one.ended, one.spread, one.gain, one.further) for one in search.outlooks] == [(1, None, 0.0, 0.0)]
 
 
 def test_the_winners_luck_is_allowed_for() -> None:
@@ -212,28 +257,6 @@ def test_ended_candidates_are_compared_by_the_network_that_they_would_keep() -> 
     assert (told[first.number], told[second.number]) == ((0.60, None), (0.55, 0.65))
 
 
-def test_candidates_that_go_on_in_two_ways_have_two_names() -> None:
-    search = begin(6, [0.0] * 6, noise=2.0)
-    finish(search, [0.5, 0.6, 0.7, 0.4, 0.3, 0.65])
-    names = {step.number: search.name(step) for step in search.steps}
-    assert [step["name"] for step in search.to_json()] == list(names.values())
-    for step in search.steps:
-        ways = [other.number for other in search.steps if other.parent == step.number]
-        expected = [names[step.number]] if len(ways) == 1 else [f"{names[step.number]}{letter}" for letter in "ab"]
-        assert [names[way] for way in ways] == expected[: len(ways)]
-        assert step.parent is not None or names[step.number] == str(step.candidate)
-    assert any(len(name) > 1 for name in names.values())
-
-
-def test_no_gain_is_below_zero() -> None:
-    """What can add nothing adds 0, not the rounding of two sums in other orders."""
-    told = forecaster([50.0, 0.0, 0.0, 0.0, 0.0, 0.0], noise=0.7)
-    for seed in range(20):
-        search = BudgetSearch(told, 4, observation(0, 0), tuple(ACTIONS[0]), images=1000, seed=seed, held=True)
-        assert not np.signbit([step.gain for step in search.steps]).any()
-        assert not np.signbit([search.outlooks[0].gain, search.outlooks[0].further]).any()
-
-
 def test_a_caller_trains_the_steps() -> None:
     trained: list[tuple[int, ...]] = []
 
@@ -257,7 +280,9 @@ def test_a_caller_trains_the_steps() -> None:
 
 def test_a_forecaster_is_the_same_after_it_was_saved(tmp_path: Path) -> None:
     values = drawn_values(MENU, DEFAULT_FEATURES, members=3, seed=1)
-    saved = Forecaster(values, MENU, SEGMENTS, DEFAULT_FEATURES, (2.0, 1.0, 0.5), {"tasks": 3}, 0.4)
+    saved = Forecaster(
+        values, MENU, SEGMENTS, DEFAULT_FEATURES, (2.0, 1.0, 0.5), {"tasks": 3}, 0.4, ((0, 0, 1, 0), (2, 0, 0, 0))
+    )
     saved.save(tmp_path)
     loaded = Forecaster.load(tmp_path)
     seen = np.stack([observation(0.3, 0.4), observation(0.0, 0.0)])
@@ -269,7 +294,12 @@ def test_a_forecaster_is_the_same_after_it_was_saved(tmp_path: Path) -> None:
     assert without.pop("realised") == loaded.realised == 0.4
     (tmp_path / "forecaster.json").write_text(json.dumps(without))
     assert Forecaster.load(tmp_path).realised == 1  # as older files are
+    assert loaded.portfolio == saved.portfolio == tuple(tuple(action) for action in without.pop("portfolio"))
+    (tmp_path / "forecaster.json").write_text(json.dumps(without))
+    assert Forecaster.load(tmp_path).portfolio == ()
+    unknown = json.dumps({**json.loads(text), "portfolio": [[7, 0, 0, 0]]})
     for old, new in (
+        (text, unknown),
         ('"members": 3', '"members": 4'),
         ("2.0,", "-2.0,"),
         ("0.4", "1.4"),

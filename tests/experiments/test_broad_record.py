@@ -10,13 +10,14 @@ import pytest
 import torch
 
 from rlmix.agent.agent import Agent
-from rlmix.agent.files import SHIPPED
 from rlmix.agent.ppo import new_policy, to_agent
 from rlmix.envs import BroadTasks, Source, Task
 from rlmix.envs.observation import RECORDED_FEATURES
 from rlmix.experiments.search.task_family import MENU, SEGMENTS
 from rlmix.experiments.studies.broad import logs, record
 from rlmix.experiments.studies.broad.wrong_labels import FITTED, SEEN, measured, scores
+
+EARLIER = Path(__file__).parents[2] / "experiments/policies/fashion"  # sees other features
 
 
 def test_every_task_is_trained_plainly_under_two_fixed_and_two_changing_policies() -> None:
@@ -141,9 +142,14 @@ def test_what_an_agent_plays_is_recorded_as_its_policies_are(tmp_path: Path, ref
     assert line["policies"] == [6] * len(SEGMENTS) and line["agent"] == chooser.checksum
     for name in ("rows", "known", "validation", "development"):
         assert line[name] == given[name]
+    (led,) = record.led_plans([chooser], 3)
+    line = record.record(led, tasks, places, "fp32")
+    assert (led.training, line["kind"], line["policies"]) == (len(record.CHOICES), "led", [6] * len(SEGMENTS))
+    assert line["development"] == given["development"] and line["agent"] == chooser.checksum
+    assert record.plans_of("rehearse-usual", [chooser], 3) == [*record.every_policy(3), led]
     chooser.save(tmp_path)
     asked = ["--data", str(tmp_path), "--out", str(tmp_path / "out")]
     assert "--agents belong to --group played" in refused(record.main, [*asked, "--agents", str(tmp_path)])
-    assert "--agents belong to --group played" in refused(record.main, [*asked, "--group", "played"])
-    other = refused(record.main, [*asked, "--group", "played", "--agents", SHIPPED])
-    assert "expected agents of recorded features, got shipped" in other and "log_train_size" in other
+    assert "expected --agents, whose draws are recorded" in refused(record.main, [*asked, "--group", "played"])
+    other = refused(record.main, [*asked, "--group", "played", "--agents", EARLIER])
+    assert f"expected agents of recorded features, got {EARLIER}" in other and "log_train_size" in other

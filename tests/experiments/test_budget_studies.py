@@ -11,11 +11,12 @@ import pytest
 from rlmix.agent.agent import Agent
 from rlmix.agent.files import NAMED, SHIPPED
 from rlmix.agent.values import Forecaster
-from rlmix.envs.observation import RECORDED_FEATURES
-from rlmix.experiments.search.task_family import SEGMENTS
+from rlmix.classifier.errors import InputError
+from rlmix.envs.observation import RECORDED_FEATURES, one_hot
+from rlmix.experiments.search.task_family import MENU, SEGMENTS
 from rlmix.experiments.studies.broad.record import BEFOREHAND, CHOICES
-from rlmix.experiments.studies.budget import anytime, remember, rivals, worth
-from rlmix.experiments.studies.budget.recorded import POLICIES, RecordedTask, recorded_tasks
+from rlmix.experiments.studies.budget import anytime, rivals, worth
+from rlmix.experiments.studies.budget.recorded import LED, POLICIES, RecordedTask, recorded_tasks, rehearsed_tasks
 
 ROOT = Path(__file__).parents[2]
 MEANING = {
@@ -27,16 +28,22 @@ MEANING = {
     "known": RECORDED_FEATURES[:BEFOREHAND],
     "rows": RECORDED_FEATURES[BEFOREHAND:],
 }
+CHOSEN = [2, 14, 14, 10, 0]  # by the agent, in each segment
 DRAWN = {"train_size": 100, "updates": 200, "label_noise": 0.0, "data_seed": 0, "options": {"batch_size": 32}}
 
 
 def lines(number: int, dataset: str, final: np.ndarray, development: np.ndarray | None = None) -> list[dict[str, Any]]:
-    """Lines of a task's trainings, whose validation accuracy rises to `final`, where development accuracy is too."""
+    """Lines of a task's trainings, whose validation accuracy rises to `final`, where development accuracy is too.
+
+    The last one is the training that an agent led.
+    """
     row = [0.5] * len(MEANING["rows"])
     return [
         {
             "task": number,
-            "policies": [policy] * len(SEGMENTS),
+            "kind": "fixed" if policy < POLICIES else "led",
+            "policies": [policy] * len(SEGMENTS) if policy < POLICIES else CHOSEN,
+            **({"agent": Agent.load(SHIPPED).checksum} if policy == POLICIES else {}),
             **({"task_drawn": {**DRAWN, "dataset": dataset, "classes": [0, 1]}} if policy == 0 else {}),
             "known": [0.5] * BEFOREHAND,
             "rows": [row] * (1 + len(SEGMENTS)),
@@ -48,20 +55,24 @@ def lines(number: int, dataset: str, final: np.ndarray, development: np.ndarray 
     ]
 
 
-def planted(best: int, number: int = 0, dataset: str = "digits") -> list[dict[str, Any]]:
-    return lines(number, dataset, 0.5 + 0.2 * (np.arange(POLICIES) == best) + 0.001 * np.arange(POLICIES))
+def planted(best: int, number: int = 0, dataset: str = "digits", led: float = 0.4) -> list[dict[str, Any]]:
+    fixed = 0.5 + 0.2 * (np.arange(POLICIES) == best) + 0.001 * np.arange(POLICIES)
+    return lines(number, dataset, np.array([*fixed, led]))
 
 
 def test_a_log_is_read_as_it_was_recorded() -> None:
-    logged = [*lines(7, "flowers5", np.linspace(0.4, 0.6, POLICIES)), *planted(0)[:-1]]
+    finals = np.array([*np.linspace(0.4, 0.6, POLICIES), 0.55])
+    logged = [*lines(7, "flowers5", finals), *planted(0)[:-1], *planted(0, 3)[1:]]
     logged[3] |= {"diverged": True, "rows": logged[3]["rows"][:3], "validation": [0.1, 0.2], "development": 0.5}
-    (task,) = recorded_tasks(logged, MEANING)  # the other one lacks a policy
+    (task,) = recorded_tasks(logged, MEANING)  # the other two lack the agent's training and a policy
     assert (task.number, task.dataset, task.classes) == (7, "flowers5", 2)
     assert task.images == round(400 * 600 / 1200)  # a third of the training images, as of all classes
-    assert task.development.tolist() == [*np.linspace(0.4, 0.6, POLICIES)[:3], 0.5, *np.linspace(0.4, 0.6, 16)[4:]]
+    assert task.development.tolist() == [*finals[:3], 0.5, *finals[4:]]
     assert task.validation[3].tolist() == [0.1, 0.5, 0.5, 0.5, 0.5]  # at chance after the divergence
     assert np.isfinite(task.observations[3, :2]).all() and np.isnan(task.observations[3, 2:]).all()
-    assert len(task.episodes()) == POLICIES - 1
+    assert task.choices == tuple(CHOICES[policy] for policy in CHOSEN) and task.agent == Agent.load(SHIPPED).checksum
+    before = task.observations[LED, 1:, -sum(MENU.sizes) :]  # the last action, one-hot
+    assert before.tolist() == [one_hot(CHOICES[policy], MENU) for policy in CHOSEN]
 
 
 @pytest.fixture(scope="module")
@@ -73,27 +84,27 @@ def task() -> RecordedTask:
 def test_each_method_finds_what_it_has_trained(task: RecordedTask) -> None:
     random = np.random.default_rng(0)
     assert rivals.everything(task) == rivals.at_random(task, 16, random) == (11, 16)
-    assert rivals.by_validation(task, 2, [3, 11, 4, 5]) == (11, pytest.approx(1.85))  # 3, 2, 2, 1 and 1 candidates
-    assert rivals.by_validation(task, 1, [3, 11]) == (3, pytest.approx(1))
+    assert rivals.falling_counts(2) == [3, 2, 2, 1, 1]
+    assert rivals.by_validation(task, 2, [LED, 11, 4, 5]) == (11, pytest.approx(1.85))
+    assert rivals.by_validation(task, 1, [LED, 11]) == (LED, pytest.approx(1))
     found = [rivals.at_random(task, 4, np.random.default_rng(seed)).policy == 11 for seed in range(400)]
     assert np.mean(found) == pytest.approx(4 / POLICIES, abs=0.07)
 
 
-def test_our_search_holds_policies_and_begins_each_once(task: RecordedTask) -> None:
-    agent, forecaster = Agent.load(SHIPPED), Forecaster.load(SHIPPED)
-    search = rivals.held_search(task, 16, agent, forecaster)
-    assert sorted(step.action for step in search.due) == sorted(CHOICES)
-    search = rivals.held_search(task, 4, agent, forecaster)
+def test_our_search_begins_with_the_agents_training_and_holds_the_portfolio(task: RecordedTask) -> None:
+    forecaster = anytime.with_portfolio(Forecaster.load(SHIPPED), [7, 11, 3])
+    search = rivals.search_of(task, 3.5, forecaster)
     while due := search.due:
         for step in due:
             search.tell(step.number, task.result(step))
-    for step in search.steps:
-        assert {one.action for one in search.path(step)} == {step.action}
-        assert CHOICES.index(step.action) == CHOICES.index(search.path(step)[0].action)
-    assert search.steps[0].action == task.own_choice(agent)
-    again = rivals.ours(rivals.held_search(task, 4, agent, forecaster), task)
-    assert again.cost == pytest.approx(search.cost) and search.cost <= 4
-    assert search.winner is not None and again.policy == CHOICES.index(search.winner.action)
+    own = [step for step in search.steps if step.own]
+    assert [CHOICES.index(step.action) for step in own] == CHOSEN
+    assert [search.results[step.number].accuracy for step in own] == task.validation[LED].tolist()
+    held = {step.candidate: CHOICES.index(step.action) for step in search.steps if not step.own}
+    assert held == {1: 7, 2: 11, 3: 3} and search.counts == [4, 4, 3, 3, 3]
+    assert rivals.ours(rivals.search_of(task, 3, forecaster), task) == (11, pytest.approx(3))
+    assert rivals.ours(rivals.search_of(task, 2, forecaster), task) == (7, pytest.approx(2))
+    assert rivals.ours(rivals.search_of(task, 1, forecaster), task) == (LED, pytest.approx(1))
 
 
 def test_a_portfolio_is_chosen_on_other_tasks() -> None:
@@ -103,6 +114,32 @@ def test_a_portfolio_is_chosen_on_other_tasks() -> None:
     chosen = rivals.left_out(tasks, 1, whole_data_set=False)
     assert chosen[0][0] in (3, 9) and chosen[2][0] == 3
     assert rivals.left_out(tasks, 1, whole_data_set=True) == {0: [9], 1: [9], 2: [3]}
+
+
+def test_further_tasks_are_read_from_a_rehearsal(tmp_path: Path, refused: Any) -> None:
+    names = [str(MENU.policy(action)) for action in CHOICES]
+    logged = [
+        {"task": task, "contestant": name, "agent_sha256": "abc" if name == "mine" else None, "dataset": "a",
+         "validation": place / 100, "development": place / 200}
+        for task in range(2) for place, name in enumerate([*names, "mine"])
+    ]  # fmt: skip
+    (ends,) = rehearsed_tasks(logged[:-1], "abc")  # the second lacks the agent's
+    assert ends.dataset == "a" and ends.final.tolist() == [place / 100 for place in range(POLICIES + 1)]
+    assert ends.development[LED] == POLICIES / 200
+    with pytest.raises(InputError, match="one of this agent, got none"):
+        rehearsed_tasks(logged, "another")
+    tasks = recorded_tasks([*planted(3, 0), *planted(9, 1, "flowers5")], MEANING)
+    beside = rivals.left_out(tasks, 1, whole_data_set=True, further=[ends] * 20)
+    assert beside == {0: [15], 1: [15]}, "the highest of the further ones"
+    log = str(ROOT / anytime.LOG)
+    missing = refused(anytime.main, ["--log", log, "--further", str(tmp_path / "no.jsonl"), "--out", str(tmp_path)])
+    assert "--further: expected" in missing
+
+
+def test_a_portfolio_beside_the_agent_is_of_what_the_agent_lacks() -> None:
+    """On two tasks in three the agent does as well as policy 3: policy 9 adds more, though 3 is better alone."""
+    tasks = recorded_tasks([*planted(3, 0, led=0.71), *planted(3, 1, led=0.71), *planted(9, 2, led=0.3)], MEANING)
+    assert rivals.portfolio(tasks, 1) == [3] and rivals.portfolio(tasks, 1, led=True) == [9]
 
 
 @pytest.mark.parametrize("parts", [rivals.tpe_with_hyperband, rivals.random_with_asha])
@@ -125,7 +162,7 @@ def test_the_command_compares_them(
     log = tmp_path / "log.jsonl"
     log.write_text("".join(json.dumps(line) + "\n" for line in logged))
     log.with_suffix(".json").write_text(json.dumps(MEANING))
-    anytime.main(["--log", str(log), "--repeats", "1", "--out", str(tmp_path / "out")])
+    anytime.main(["--log", str(log), "--repeats", "1", "--further", "None", "--out", str(tmp_path / "out")])
     result = json.loads((tmp_path / "out" / "results.json").read_text())
     portfolio = result["comparisons"]["greedy portfolio"]
     # Task 2 lacks 3 points of the best fixed policy of the others; the portfolio's second policy finds them all.
@@ -153,42 +190,44 @@ def test_a_factor_is_fitted_without_the_data_set() -> None:
     assert worth.factor(predicted[:2], came[:2]) == pytest.approx(0.5)
     assert worth.factor(predicted, -came) == 0
     left = worth.left_out_factors(names, predicted, came)
-    assert left["b"] == pytest.approx((0.5 * 10 + 0.9 * 2) / 12)  # each counts by its squares
+    assert left["b"] == pytest.approx((0.5 * 6 + 0.9 * 2) / 8)  # right on average over the points
     assert worth.left_out_factors(names[:2], predicted[:2], came[:2]) == {"a": 1.0}
 
 
 def test_the_command_measures_what_was_expected(tmp_path: Path) -> None:
     log = tmp_path / "log.jsonl"
-    logged = [*planted(3, 0), *lines(1, "flowers5", np.linspace(0.2, 0.9, POLICIES))]
+    logged = [*planted(3, 0), *lines(1, "flowers5", np.linspace(0.2, 0.9, POLICIES + 1))]
     log.write_text("".join(json.dumps(line) + "\n" for line in logged))
     log.with_suffix(".json").write_text(json.dumps(MEANING))
     agent = shutil.copytree(NAMED[SHIPPED], tmp_path / "agent")
-    arguments = ["--log", str(log), "--agent", str(agent), "--store", str(agent), "--out", str(tmp_path)]
+    arguments = [
+        "--log",
+        str(log),
+        "--agent",
+        str(agent),
+        "--store",
+        str(agent),
+        "--out",
+        str(tmp_path),
+        "--further",
+        "None",
+    ]
     worth.main(arguments)
     result = json.loads((tmp_path / "worth.json").read_text())
     assert result["fixed"][0]["gain"][0] == 0 and result["fixed"][0]["cost"] == pytest.approx(1)  # the agent alone
-    told = result["spread_told"]
-    assert told["start"] in (-1, 0, 1) and [told[str(segment)] for segment in range(1, 6)] == [1] * 5
+    assert result["fixed"][-1]["cost"] == pytest.approx(8)
+    assert len(result["came"]) == len(worth.ENDED) == 5  # after 3 to 7 trainings
+    assert np.array(result["by_task"]).shape == np.array(result["told"]).shape == (2, 5)
+    gains = [point["gain"][0] for point in result["fixed"] if point["budget"] in (3, 8)]
+    assert np.diff(gains)[0] == pytest.approx(np.array(result["by_task"]).sum(axis=1).mean(), abs=1e-2)
     costs = [point["cost"] for point in result["auto"]]
     assert costs == sorted(costs, reverse=True)  # the less a training must add, the more is spent
-    assert Forecaster.load(agent).realised == pytest.approx(result["factor"], abs=1e-3)
+    stored = Forecaster.load(agent)
+    assert stored.realised == pytest.approx(result["factor"], abs=1e-3)
+    assert sorted(stored.portfolio) == sorted(CHOICES) and stored.portfolio[0] in (CHOICES[3], CHOICES[15])
     shown = (tmp_path / "worth.md").read_text()
     worth.main(arguments)  # what was stored changes nothing
     assert (tmp_path / "worth.md").read_text() == shown
-
-
-def test_what_is_remembered_is_how_much_better_a_policy_came_than_was_forecast(task: RecordedTask) -> None:
-    forecaster = Forecaster.load(SHIPPED)
-    better, trained = remember.surprise(task, forecaster, [11, 2])
-    told = forecaster(task.observations[:1, 0])[:, 0].mean(axis=0)
-    apart = 100 * (task.final[11] - task.final[2]) - (told[11] - told[2])
-    assert np.flatnonzero(trained).tolist() == [2, 11] and better[11] - better[2] == pytest.approx(apart)
-    assert better.sum() == pytest.approx(0)
-    added = remember.added([(better, trained)] * 3, 2.0)
-    assert added == pytest.approx(better * 3 / 5)
-    recalling = remember.Remembering(**vars(forecaster), added=added)
-    seen = task.observations[:1, 0]
-    assert recalling(seen) == pytest.approx(forecaster(seen) + added)
 
 
 def test_the_documents_show_the_committed_results() -> None:
@@ -200,4 +239,14 @@ def test_the_documents_show_the_committed_results() -> None:
     first = next(part for part in results.split("\n\n") if part.startswith("|"))
     assert len(tables) == 3 and all(table in page for table in (first, *tables))
     stored = json.loads((ROOT / "experiments/results/budget/worth.json").read_text())["factor"]
-    assert Forecaster.load(SHIPPED).realised == pytest.approx(stored, abs=1e-3)
+    forecaster = Forecaster.load(SHIPPED)
+    assert forecaster.realised == pytest.approx(stored, abs=1e-3)
+    agent = Agent.load(SHIPPED)
+    tasks = [
+        *anytime.read_tasks(str(ROOT / anytime.LOG), agent),
+        *anytime.read_further(str(ROOT / anytime.FURTHER), SHIPPED),
+    ]
+    chosen = rivals.portfolio(tasks, POLICIES, led=True)
+    assert forecaster.portfolio == tuple(CHOICES[policy] for policy in chosen)
+    said = [f"{place}. {forecaster.menu.policy(CHOICES[policy])}" for place, policy in enumerate(chosen[:7], 2)]
+    assert "\n".join(said) in page

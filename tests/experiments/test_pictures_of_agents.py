@@ -13,11 +13,12 @@ from rlmix.agent.agent import Agent
 from rlmix.agent.decisions import probabilities_of
 from rlmix.agent.ppo import new_policy, to_agent
 from rlmix.classifier.mixing import PolicySchedule
-from rlmix.envs import Task
+from rlmix.classifier.training.config import TrainConfig
+from rlmix.envs import ImageLibrary, Task, TaskTrainer
 from rlmix.experiments.search.task_family import MENU, SEGMENTS
+from rlmix.experiments.studies.broad import draw_agent
 from rlmix.experiments.studies.contest.contest_results import ALL
-from rlmix.experiments.studies.task_family import draw_agent, learning_curves
-from tests.envs.tiny import tiny
+from rlmix.experiments.studies.task_family import learning_curves
 
 
 @pytest.fixture
@@ -30,20 +31,25 @@ def agent(tmp_path: Path) -> Path:
 
 
 def test_schedules_are_what_the_agent_chose(agent: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    tasks = {"easy": Task(100, 20, 0.0, 1), "few images": Task(50, 20, 0.0, 2)}
+    options = {"model": "search", "batch_size": 20}
+    tasks = {
+        "easy": Task(100, 20, 0.0, 1, dataset="digits", image_size=8, options=options),
+        "few images": Task(50, 20, 0.4, 2, dataset="digits", image_size=8, options=options),
+    }
     monkeypatch.setattr(draw_agent, "TASKS", tasks)
-    monkeypatch.setattr(draw_agent, "environment", lambda **_: tiny(reward="final", menu=MENU, segments=SEGMENTS))
-    draw_agent.main(["--agent", str(agent), "--out", str(tmp_path / "out")])
-    env = tiny(reward="final", menu=MENU, segments=SEGMENTS)
+    draw_agent.main(["--data", str(tmp_path), "--agent", str(agent), "--out", str(tmp_path / "out")])
+    trainer = TaskTrainer(training=TrainConfig(device="cpu"), library=ImageLibrary({"digits": "digits"}))
     for name, task in tasks.items():
         schedule = PolicySchedule.load(tmp_path / "out" / f"{name.replace(' ', '-')}.json")
-        actions = Agent.load(agent).play(env, task, 0)
+        chooser = Agent.load(agent)
+        env = chooser.environment(trainer, task)
+        actions = chooser.play(env, task, 0)
         assert [policy for _, policy in schedule.segments] == [MENU.policy(action) for action in actions]
         told = probabilities_of(schedule)
         assert told is not None
         for one, action in zip(told, actions, strict=True):
             assert max(one["source"], key=lambda choice: one["source"][choice]) == MENU.names("source")[action[0]]
-        assert schedule.provenance["validation_accuracy"] == env.trainer.evaluate("validation").accuracy
+        assert schedule.provenance["validation_accuracy"] == trainer.trainer.evaluate("validation").accuracy
     assert (tmp_path / "out" / "choices.png").read_bytes().startswith(b"\x89PNG")
 
 

@@ -6,12 +6,12 @@ Tasks 0, 1, 2, ... of `BroadTasks` over a group of data sets. Those to learn fro
 seed: plain, under two fixed policies of the menu, one that switches once and one that may switch after every segment.
 Usual tasks, whose settings are those that people mostly take, are trained six times: plain, under two fixed policies,
 twice plain at first and under another policy from the second or third segment on, and under one that switches. Those to
-rehearse on are trained under every policy of the menu, so that what a choice would have given is known. Played tasks
-are other usual ones, trained plain and by draws of each agent of `--agents`, for a surrogate to learn from. Each line
-of the log has observation v2 at the start and after each segment, validation accuracy after each segment and
-development accuracy at the end; the first line of a task also says what the task is. The true share of wrong labels is
-there to measure estimates of it, not for agents. Finished trainings do not run again: the same command resumes, also
-after a kill.
+rehearse on are trained under every policy of the menu, and led by each agent of `--agents`, so that what a choice would
+have given is known. Played tasks are other usual ones, trained plain and by draws of each agent of `--agents`, for a
+surrogate to learn from. A line of the log has observation v2 at the start and after each segment, validation accuracy
+after each segment and development accuracy at the end; the first line of a task also says what the task is. The true
+share of wrong labels is there to measure estimates of it, not for agents. Finished trainings do not run again: the same
+command resumes, also after a kill.
 
 At most 15 s a training on one slow core and about 5 s on average are estimated, 12 and 7 of the longer ones
 (`envs/broad_tasks.py`), 18 and 10 of the usual ones.
@@ -86,7 +86,8 @@ class RecordConfig:
     """Tasks that are trained: learn or longer, five trainings each, usual, six, rehearse or rehearse-usual, under
     every policy of the menu, or played, plain and once by each of --agents."""
     agents: tuple[str, ...] = ()
-    """Folders of agents whose draws are recorded; for the group played, and needed there."""
+    """Agents, shipped or their folders: the group played records their draws, and needs some, rehearse and
+    rehearse-usual what they choose."""
     tasks: int = 2000
     """Number of tasks."""
     first: int = 0
@@ -98,8 +99,10 @@ class RecordConfig:
 
     def __post_init__(self) -> None:
         require_at_least(self, tasks=1, first=0, processes=1)
-        if bool(self.agents) != (self.group == "played"):
-            raise RunError("--agents belong to --group played, and are needed there")
+        if self.group == "played" and not self.agents:
+            raise RunError("--group played: expected --agents, whose draws are recorded, got none")
+        if self.agents and self.group not in ("played", "rehearse", "rehearse-usual"):
+            raise RunError(f"--agents belong to --group played, rehearse or rehearse-usual, got --group {self.group}")
 
 
 @dataclass(frozen=True)
@@ -109,7 +112,8 @@ class TrainingPlan:
     Attributes:
         task: number of the task.
         training: number of the training among those of its task.
-        kind: plain, fixed, later (plain at first), switching (once), wandering (perhaps after every segment) or played.
+        kind: plain, fixed, later (plain at first), switching (once), wandering (perhaps after every segment), played
+            (as an agent draws) or led (as it chooses).
         policies: policy of each segment, a place in `MENU.actions()`; none if an agent chooses.
         agent: files of the agent that chooses, if one does.
     """
@@ -137,7 +141,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         tasks = BroadTasks(sources, seed=SEEDS[config.group], **DRAWN.get(config.group, {}))
         log = TrainingLog(out / f"{config.group}.jsonl", lambda lines: {_identity(line): line for line in lines})
         precision = resolve_precision("auto", resolve_device("cpu"))
-        of_group = functools.partial(played_plans, agents) if agents else PLANS.get(config.group, plans)
+        of_group = functools.partial(plans_of, config.group, agents)
         jobs = {
             _identity(asdict(plan)): functools.partial(record, plan, tasks, tuple(places.items()), precision)
             for number in range(config.first, config.first + config.tasks)
@@ -232,11 +236,21 @@ def require_recorded(agent: Agent, folder: str) -> None:
         raise RunError(f"--agents: expected agents of recorded features, got {folder}, which has {of}")
 
 
-PLANS = {
-    "usual": usual_plans,
-    "rehearse": every_policy,
-    "rehearse-usual": every_policy,
-}  # the other groups' are `plans`
+def plans_of(group: str, agents: Sequence[Agent], number: int) -> list[TrainingPlan]:
+    """Return the trainings of a task of a group."""
+    if group == "played":
+        return played_plans(agents, number)
+    if group == "usual":
+        return usual_plans(number)
+    return plans(number) if group in ("learn", "longer") else [*every_policy(number), *led_plans(agents, number)]
+
+
+def led_plans(agents: Sequence[Agent], number: int) -> list[TrainingPlan]:
+    """Return the trainings of a task that agents lead, numbered after those under every policy."""
+    return [
+        TrainingPlan(number, training, "led", (), agent.to_files())
+        for training, agent in enumerate(agents, start=len(CHOICES))
+    ]
 
 
 def record(
@@ -273,7 +287,8 @@ def record(
         if agent is not None:
             places_seen = [RECORDED_FEATURES.index(name) for name in agent.features]
             seen = np.concatenate((observation[places_seen], observation[len(RECORDED_FEATURES) :]))
-            policies.append(CHOICES.index(draw_action(agent, seen, random)))
+            action = agent.choose(seen) if plan.kind == "led" else draw_action(agent, seen, random)
+            policies.append(CHOICES.index(action))
         observation, _, terminated, _, info = env.step(CHOICES[policies[segment]])
         rows.append(observation)
         validation.append(round(info["validation_accuracy"], 4))
@@ -330,7 +345,8 @@ def _require_same_agents(finished: Mapping[Any, Mapping[str, Any]], agents: Sequ
     """
     checksums = [agent.checksum for agent in agents]
     for line in finished.values():
-        if "agent" in line and checksums[line["training"] - 1 : line["training"]] != [line["agent"]]:
+        place = line["training"] - (len(CHOICES) if line["kind"] == "led" else 1)
+        if "agent" in line and checksums[place : place + 1] != [line["agent"]]:
             raise RunError("--out: trainings of other agents are there already; choose another folder")
 
 

@@ -2,10 +2,11 @@
 
     python experiments/studies/budget/anytime.py --out experiments/results/budget
 
-Each task of the log was trained once under every fixed policy of the menu, so that what a method would have found is
-known, as far as it starts trainings under fixed policies, continues or drops them. Nothing is trained. Ours is the
-search of `replay_policy.py --budget`, without switches of policy, with a forecaster that learned from other data sets.
-Validation decides, development images judge. Needs Optuna, which is among the packages of `rl-mix[dev]`.
+Each task of the log was trained once under every fixed policy of the menu, and once led by the agent, so that what a
+method would have found is known, as far as it starts such trainings, continues or drops them. Nothing is trained. Ours
+is the search of `replay_policy.py --budget`, with a forecaster that learned from other data sets and a portfolio that
+was chosen on the tasks of other data sets. Validation decides, development images judge. Needs Optuna, which is among
+the packages of `rl-mix[dev]`.
 
 Population Based Training cannot be compared: it continues a network under another policy, which no log of fixed
 policies has.
@@ -15,7 +16,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -36,11 +37,14 @@ from rlmix.experiments.runs.command import command
 from rlmix.experiments.runs.errors import RunError, reject_incompatible
 from rlmix.experiments.studies.broad.record import CHOICES, GROUPS
 from rlmix.experiments.studies.budget import rivals
-from rlmix.experiments.studies.budget.recorded import POLICIES, RecordedTask, recorded_tasks
+from rlmix.experiments.studies.budget.recorded import LED, POLICIES, Ends, RecordedTask, recorded_tasks, rehearsed_tasks
 from rlmix.experiments.studies.budget.rivals import Kept
 
+LOG = "experiments/results/budget/rehearse-usual.jsonl"
+FURTHER = "experiments/results/broad/standing/runs.jsonl"
 BUDGETS = (1, 2, 4, 8, 16)
 OURS, BEST_FIXED, ORACLE = "ours", "best fixed policy", "oracle: all 16, validation decides"
+STOPPED = "ours, but more begin and a fifth ends after each segment"
 LOOKED_UP = 10  # times as many repetitions of what is only looked up
 SHARE, BEHIND = 0.9, 0.2  # aims: of the way to the oracle at 2 trainings, points behind it at 4
 
@@ -51,11 +55,14 @@ Curve = Sequence[Mapping[float, Kept]]  # of one task: repetitions, and in each 
 class AnytimeConfig:
     """Compare methods that spend a budget of trainings, on recorded trainings."""
 
-    log: str = "experiments/results/broad/rehearse.jsonl"
-    """Log of studies/broad/record.py --group rehearse; the meaning of its numbers lies beside it, in a .json of this
-    name."""
+    log: str = LOG
+    """Log of studies/broad/record.py --group rehearse-usual --agents AGENT; the meaning of its numbers lies beside it,
+    in a .json of this name."""
     agent: str = SHIPPED
-    """Agent and forecaster: shipped, or the folder of both."""
+    """Agent that led trainings of the log, and its forecaster: shipped, or the folder of both."""
+    further: str | None = FURTHER
+    """Log of studies/broad/rehearse.py --every-policy --agents AGENT, of tasks that portfolios are chosen on too;
+    optional, None leaves it out."""
     repeats: int = 10
     """Number of repetitions of methods that draw, from different seeds; Optuna's need a second each."""
     reduction: int = 2
@@ -72,12 +79,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
     with command("studies/budget/anytime", arguments) as call:
         config = call.parse(AnytimeConfig, __doc__)
         require_optuna()
-        tasks = read_tasks(config.log)
+        tasks = read_tasks(config.log, Agent.load(config.agent))
         torch.set_num_threads(1)
         out = Path(config.out)
         with with_filename(out):
             out.mkdir(parents=True, exist_ok=True)
-        curves = play(tasks, Agent.load(config.agent), Forecaster.load(config.agent), config)
+        curves = play(tasks, Forecaster.load(config.agent), read_further(config.further, config.agent), config)
         result = {"command": call.line, **summarise(tasks, curves)}
         write_atomic(out / "results.json", (json.dumps(result, indent=1) + "\n").encode())
         write_atomic(out / "results.md", markdown(result).encode())
@@ -96,17 +103,20 @@ def require_optuna() -> None:
         raise RunError("optuna is not installed, and two of the methods are its own: pip install optuna")
 
 
-def read_tasks(log: str) -> list[RecordedTask]:
-    """Return the tasks of a log, of which the forecaster has seen none.
+def read_tasks(log: str, agent: Agent) -> list[RecordedTask]:
+    """Return the tasks of a log that an agent led, of which the forecaster has seen none.
 
     Raises:
-        RunError: there is no such log, or it is of one data set, or of some that forecasters learn from.
+        RunError: there is no such log, or another agent led it, or it is of one data set, or of some that forecasters
+            learn from.
     """
     path, meaning = Path(log), Path(log).with_suffix(".json")
     if not (path.is_file() and meaning.is_file()):
         raise RunError(f"--log: expected {path} and {meaning.name}; studies/broad/record.py writes both")
     with reject_incompatible(path):
         tasks = recorded_tasks(LineLog(path).read(), json.loads(meaning.read_bytes()))
+    if any(task.agent != agent.checksum for task in tasks):
+        raise RunError(f"--log: {path} has trainings that another agent led; record those of this one, --agents AGENT")
     sets = {task.dataset for task in tasks}
     if seen := sets & set(GROUPS["learn"]):
         raise RunError(f"--log: expected data sets that no forecaster learns from, got {', '.join(sorted(seen))}")
@@ -115,38 +125,64 @@ def read_tasks(log: str) -> list[RecordedTask]:
     return tasks
 
 
+def read_further(log: str | None, agent: str) -> list[Ends]:
+    """Return further tasks that portfolios are chosen on.
+
+    Args:
+        log: log of studies/broad/rehearse.py; None for no further tasks.
+        agent: folder of the agent.
+
+    Raises:
+        RunError: there is no such log, or it is of another agent.
+    """
+    if log is None:
+        return []
+    if not Path(log).is_file():
+        raise RunError(f"--further: expected {log}; studies/broad/rehearse.py --every-policy writes it")
+    with reject_incompatible(Path(log)):
+        return rehearsed_tasks(LineLog(Path(log)).read(), Agent.load(agent).checksum)
+
+
 def play(
-    tasks: Sequence[RecordedTask], agent: Agent, forecaster: Forecaster, config: AnytimeConfig
+    tasks: Sequence[RecordedTask], forecaster: Forecaster, further: Sequence[Ends], config: AnytimeConfig
 ) -> dict[str, list[Curve]]:
     """Return what each method keeps on each task, by its name."""
-
-    def our_start(task: RecordedTask, budget: float) -> list[int]:
-        return [CHOICES.index(step.action) for step in rivals.held_search(task, budget, agent, forecaster).due]
-
+    beside = rivals.left_out(tasks, POLICIES, whole_data_set=True, led=True, further=further)
     return {
-        OURS: _once(tasks, lambda task, budget: rivals.ours(rivals.held_search(task, budget, agent, forecaster), task)),
-        "our start, then validation alone": _once(
-            tasks, lambda task, budget: rivals.by_validation(task, budget, our_start(task, budget))
-        ),
-        "random start, then validation alone": _drawn(
-            tasks,
-            lambda task, budget, random: rivals.by_validation(task, budget, random.permutation(POLICIES).tolist()),
-            LOOKED_UP * config.repeats,
-        ),
-        **play_rivals(tasks, repeats=config.repeats, reduction=config.reduction),
+        OURS: play_ours(tasks, forecaster, further),
+        STOPPED: _once(tasks, lambda task, budget: rivals.by_validation(task, budget, [LED, *beside[task.number]])),
+        **play_rivals(tasks, further, repeats=config.repeats, reduction=config.reduction),
     }
 
 
-def play_rivals(tasks: Sequence[RecordedTask], *, repeats: int, reduction: int) -> dict[str, list[Curve]]:
+def play_ours(tasks: Sequence[RecordedTask], forecaster: Forecaster, further: Sequence[Ends]) -> list[Curve]:
+    """Return what our search keeps on each task, with a portfolio chosen on the tasks of other data sets."""
+    beside = rivals.left_out(tasks, POLICIES, whole_data_set=True, led=True, further=further)
+
+    def ours(task: RecordedTask, budget: float) -> Kept:
+        return rivals.ours(rivals.search_of(task, budget, with_portfolio(forecaster, beside[task.number])), task)
+
+    return _once(tasks, ours)
+
+
+def with_portfolio(forecaster: Forecaster, policies: Sequence[int]) -> Forecaster:
+    """Return a forecaster with a portfolio of policies."""
+    return replace(forecaster, portfolio=tuple(CHOICES[policy] for policy in policies))
+
+
+def play_rivals(
+    tasks: Sequence[RecordedTask], further: Sequence[Ends], *, repeats: int, reduction: int
+) -> dict[str, list[Curve]]:
     """Return what each method that needs no agent keeps on each task, by its name.
 
     Args:
         tasks: the tasks.
+        further: further tasks that portfolios are chosen on.
         repeats: number of repetitions of methods that draw.
         reduction: reduction factor of Optuna's pruners.
     """
-    others = rivals.left_out(tasks, POLICIES, whole_data_set=False)
-    elsewhere = rivals.left_out(tasks, POLICIES, whole_data_set=True)
+    others = rivals.left_out(tasks, POLICIES, whole_data_set=False, further=further)
+    elsewhere = rivals.left_out(tasks, POLICIES, whole_data_set=True, further=further)
 
     def in_order(policies: Sequence[int], task: RecordedTask, budget: float) -> Kept:
         return Kept(rivals.best_of(task, policies[: int(budget)]), budget)
@@ -196,7 +232,6 @@ def summarise(tasks: Sequence[RecordedTask], curves: Mapping[str, Sequence[Curve
             "cost": _by_task(tasks, curve, lambda _, kept: kept.cost),
             # Alike for all that choose from the same trainings, unless their choice leans on luck.
             "optimism": _by_task(tasks, curve, _optimism),
-            "twin": _by_task(tasks, curve, lambda task, kept: 100 * task.development[_twin(kept.policy)]),
         }
         for name, curve in curves.items()
     }
@@ -208,15 +243,12 @@ def summarise(tasks: Sequence[RecordedTask], curves: Mapping[str, Sequence[Curve
                 "ours_less_this": _difference(methods[OURS], methods[name], place, datasets),
                 "cost": float(np.mean(methods[name]["cost"][place])),
                 "optimism": mean_interval(methods[name]["optimism"][place]),
-                "twin_less_best_fixed": mean_interval(
-                    (np.array(methods[name]["twin"][place]) - methods[BEST_FIXED]["accuracy"][place]).tolist()
-                ),
             }
             for place, budget in enumerate(BUDGETS)
         }
         for name in methods
     }
-    accuracies = np.array([100 * task.development for task in tasks])
+    accuracies = np.array([100 * task.development[:POLICIES] for task in tasks])
     return {
         "tasks": len(tasks),
         "data_sets": {name: datasets.count(name) for name in sorted(set(datasets))},
@@ -249,12 +281,6 @@ def _optimism(task: RecordedTask, kept: Kept) -> float:
     """Return by how much validation speaks better of the training that is kept than of all trainings of the task."""
     apart = 100 * (task.final - task.development)
     return float(apart[kept.policy] - apart.mean())
-
-
-def _twin(policy: int) -> int:
-    """Return the policy with the same mixture and the other label smoothing."""
-    source, threshold, label, lam = CHOICES[policy]
-    return CHOICES.index((source, threshold, 1 - label, lam))
 
 
 def _difference(
@@ -328,10 +354,11 @@ def markdown(result: Mapping[str, Any]) -> str:
             "# Accuracy for a budget, on recorded trainings",
             f"`{result['command']}`",
             f"{result['tasks']} tasks of {len(result['data_sets'])} data sets: {sets}. Each was trained once under "
-            f"each of {POLICIES} fixed policies, all from one seed. Development accuracy in points, for budgets of "
-            f"{', '.join(map(str, BUDGETS))} trainings; 95 % intervals over tasks. The best fixed policy and the "
-            "portfolios are chosen without the task, or without its data set; our forecaster knows none of the data "
-            "sets. No policy is switched, so that Population Based Training cannot take part.",
+            f"each of {POLICIES} fixed policies and once led by the agent, all from one seed. Development accuracy in "
+            f"points, for budgets of {', '.join(map(str, BUDGETS))} trainings; 95 % intervals over tasks. Ours begins "
+            "with the agent's training. Its portfolio is chosen on the tasks of other data sets; the best fixed policy "
+            "and the portfolios are chosen without the task, or without its data set. Agent and forecaster know none "
+            "of the data sets. Population Based Training cannot take part, which goes on under other policies.",
             "## Above the best fixed policy",
             table("less_best_fixed", "tasks", BEST_FIXED),
             "## Ours less each",
@@ -344,9 +371,7 @@ def markdown(result: Mapping[str, Any]) -> str:
             "Luck of validation images is not in the accuracies: development images judge. By so many points more "
             "than of an average training of the task does validation promise too much of the one that is kept:",
             plain("optimism", leave=[BEST_FIXED]),
-            "Luck of a training cannot be told apart, for there is one seed of each. What carries over at least is "
-            "shown by the training with the same mixture and the other label smoothing, above the best fixed policy:",
-            plain("twin_less_best_fixed", leave=[BEST_FIXED]),
+            "Luck of a training cannot be told apart, for there is one seed of each; `real.py` has others.",
             "## Aims",
             aims_in_words(result["aims"]),
             "",
@@ -360,7 +385,7 @@ def plot(result: Mapping[str, Any]) -> Figure:
     panel = figure.subplots()
     comparisons = result["comparisons"]
     shown = [name for name in comparisons if name not in (BEST_FIXED, ORACLE)]
-    colours = ("#d55e00", "#e69f00", "#999999", "#009e73", "#7fcdbb", "#56b4e9", "#0072b2", "#cc79a7")
+    colours = ("#d55e00", "#e69f00", "#009e73", "#7fcdbb", "#56b4e9", "#0072b2", "#cc79a7")
     for number, (name, colour) in enumerate(zip(shown, colours, strict=True)):
         means, widths = np.array(
             [comparisons[name][str(budget)]["less_best_fixed"]["tasks"] for budget in BUDGETS]

@@ -1,14 +1,15 @@
 """Compare methods that spend a budget, by real trainings: also those that go on with a network under another policy.
 
-    python experiments/studies/broad/record.py --data ../shared/data --group rehearse-usual --tasks 60 --out runs/real
+    python experiments/studies/broad/record.py --data ../shared/data --group rehearse-usual --agents shipped \\
+        --tasks 60 --out runs/real
     python experiments/studies/budget/real.py --data ../shared/data --log runs/real/rehearse-usual.jsonl --out runs/real
 
-The log has one training of each task under every fixed policy. On the same tasks this trains our search as
-`replay_policy.py --budget` does, Population Based Training, the agent alone and CutMix on half several times, and every
-fixed policy a second time. So kinds of luck can be told apart: what a method's own network reaches; what its policy
-reaches again, from another seed, which is what carries over; and what the best of as many trainings of one policy
-reaches. Methods that only begin, continue or drop trainings under fixed policies are looked up in the log, as in
-`anytime.py`, whose methods they are.
+The log has one training of each task under every fixed policy and one that the agent led. On the same tasks this trains
+Population Based Training, the agent alone and CutMix on half several times, and every fixed policy a second time. So
+kinds of luck can be told apart: what a method's own network reaches; what its policy reaches again, from another seed,
+which is what carries over; and what the best of as many trainings of one policy reaches. Methods that only begin,
+continue or drop trainings that are in the log are looked up there, as in `anytime.py`, whose methods they are; ours is
+one of them.
 
 Validation decides, development images judge; no method sees them. All trainings keep the last network. Finished
 trainings do not run again: the same command resumes. Needs Optuna, which is among the packages of `rl-mix[dev]`.
@@ -29,7 +30,6 @@ import torch
 from tabulate import tabulate
 
 from rlmix.agent.agent import Agent
-from rlmix.agent.budget import BudgetSearch, Step, StepResult, search_budget
 from rlmix.agent.files import SHIPPED
 from rlmix.agent.population import train_population
 from rlmix.agent.values import Forecaster
@@ -38,10 +38,9 @@ from rlmix.classifier.files import with_filename, write_atomic
 from rlmix.classifier.hardware import resolve_device, resolve_precision
 from rlmix.classifier.mixing import PolicySchedule
 from rlmix.classifier.training.config import Precision
-from rlmix.envs import Task, TaskTrainer
-from rlmix.envs.observation import TrainingState, checks_labels, observe
+from rlmix.envs import Task
 from rlmix.envs.seeds import derive_seed, training_seed
-from rlmix.envs.task_trainer import VALIDATION_LIMIT, Snapshot
+from rlmix.envs.task_trainer import Snapshot
 from rlmix.experiments.comparison.intervals import format_interval, interval_by_unit
 from rlmix.experiments.comparison.runner import Line, TrainingLog
 from rlmix.experiments.runs.command import command
@@ -52,14 +51,18 @@ from rlmix.experiments.studies.broad.rehearse import CUTMIX
 from rlmix.experiments.studies.budget.anytime import (
     BEST_FIXED,
     BUDGETS,
+    FURTHER,
+    LOG,
     ORACLE,
     OURS,
     aims_in_words,
+    play_ours,
     play_rivals,
+    read_further,
     read_tasks,
     require_optuna,
 )
-from rlmix.experiments.studies.budget.recorded import POLICIES, RecordedTask
+from rlmix.experiments.studies.budget.recorded import LED, POLICIES, Ends, RecordedTask
 
 POPULATIONS = (4, 16)  # members of Population Based Training
 COPIES = 4  # trainings of the agent alone, and of CutMix on half, by which luck is measured
@@ -77,15 +80,16 @@ class RealConfig:
 
     data: str
     """Folder of the data sets: NAME.zip or NAME/, with train/CLASS/* and test/CLASS/* inside."""
-    log: str = "experiments/results/budget/rehearse-usual.jsonl"
-    """Log of studies/broad/record.py --group rehearse-usual; the meaning of its numbers lies beside it, in a .json of
-    this name."""
+    log: str = LOG
+    """Log of studies/broad/record.py --group rehearse-usual --agents AGENT; the meaning of its numbers lies beside it,
+    in a .json of this name."""
     agent: str = SHIPPED
-    """Agent and forecaster: shipped, or the folder of both."""
+    """Agent that led trainings of the log, and its forecaster: shipped, or the folder of both."""
+    further: str | None = FURTHER
+    """Log of studies/broad/rehearse.py --every-policy --agents AGENT, of tasks that portfolios are chosen on too;
+    optional, None leaves it out."""
     tasks: int = 60
     """Number of tasks, of those of the log."""
-    budgets: tuple[int, ...] = BUDGETS
-    """Budgets of our search, in trainings, more than 1; 1 is the agent alone."""
     processes: int = 2
     """Number of parallel trainings, one thread each."""
     out: str = "runs/budget-real"
@@ -93,8 +97,6 @@ class RealConfig:
 
     def __post_init__(self) -> None:
         require_at_least(self, tasks=2, processes=1)
-        if not self.budgets or set(self.budgets) - set(BUDGETS):
-            raise RunError(f"--budgets must be among {' '.join(map(str, BUDGETS))}, got {self.budgets}")
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -104,34 +106,34 @@ def main(arguments: Sequence[str] | None = None) -> None:
         config = call.parse(RealConfig, __doc__)
         require_optuna()
         torch.set_num_threads(1)
-        tasks = read_tasks(config.log)[: config.tasks]
-        checksum = Agent.load(config.agent).checksum
+        agent = Agent.load(config.agent)
+        tasks = read_tasks(config.log, agent)[: config.tasks]
+        further = read_further(config.further, config.agent)
         out = Path(config.out)
         with with_filename(out):
             out.mkdir(parents=True, exist_ok=True)
         places = tuple(data_places(config.data, GROUPS["rehearse-usual"]).items())
         path = out / "real.jsonl"
-        log = TrainingLog(path, lambda lines: _reusable(path, lines, checksum))
+        log = TrainingLog(path, lambda lines: _reusable(path, lines, agent.checksum))
         precision = resolve_precision("auto", resolve_device("cpu"))
         jobs = {
             (task.number, kind, number): functools.partial(
                 train, (task.number, kind, number), task.task, config.agent, places, precision
             )
             for task in tasks
-            for kind, number in wanted(config.budgets)
+            for kind, number in wanted()
         }
         log.run(jobs, processes=config.processes, describe=_describe)
-        result = {"command": call.line, **summarise(tasks, log.finished, config.budgets)}
+        result = {"command": call.line, **summarise(tasks, log.finished, Forecaster.load(config.agent), further)}
         write_atomic(out / "real.json", (json.dumps(result, indent=1) + "\n").encode())
         write_atomic(out / "real.md", markdown(result).encode())
         print(f"\n{markdown(result)}\nwritten: {out}/real.json, real.md")
 
 
-def wanted(budgets: Sequence[int]) -> list[tuple[str, int]]:
+def wanted() -> list[tuple[str, int]]:
     """Return kind and number of the trainings of a task, beside those of the log."""
     return [
-        *(("agent", copy) for copy in range(COPIES)),
-        *(("ours", budget) for budget in budgets if budget > 1),
+        *(("agent", copy) for copy in range(1, COPIES)),  # the log has the first one
         *(("population", members) for members in POPULATIONS),
         *(("again", policy) for policy in range(POLICIES)),
         *(("cutmix", copy) for copy in range(2, COPIES)),  # the log has the first one, and `again` the second
@@ -152,7 +154,7 @@ def train(
 
     Returns:
         The key; development and validation accuracy of the network that is kept, in [0, 1]; updates that were spent, in
-        whole trainings; of a search also what its policies reached again.
+        whole trainings; of the agent also the bytes of a training's state, of a search what its policies reached again.
     """
     number, kind, which = key
     trainer, chooser = shared_trainer(places, precision), Agent.load(agent)
@@ -160,13 +162,12 @@ def train(
     match kind:
         case "agent":
             env = chooser.environment(trainer, task)
-            chooser.play(env, task, number if which == 0 else derive_seed(number, which))
+            chooser.play(env, task, derive_seed(number, which))
+            facts |= {"bytes": _bytes(trainer.snapshot())}
         case "again":
             trainer.run(PolicySchedule.fixed(MENU.policy(CHOICES[which])), task, derive_seed(seed, 1))
         case "cutmix":
             trainer.run(PolicySchedule.fixed(CUTMIX), task, derive_seed(seed, which))
-        case "ours":
-            found, facts = train_ours(trainer, task, which, chooser, Forecaster.load(agent), seed)
         case _:
             found = [
                 tuple(action)
@@ -194,74 +195,18 @@ def train(
     return line
 
 
-def train_ours(
-    trainer: TaskTrainer, task: Task, budget: float, agent: Agent, forecaster: Forecaster, seed: int
-) -> tuple[list[tuple[int, ...]], dict[str, Any]]:
-    """Train a task within a budget, as `replay_policy.py --budget` does; the trainer then holds the network kept.
-
-    Returns:
-        The actions that led to it, and facts: updates spent, in whole trainings; bytes of one copy of a training's
-        state, and the most copies that were held at a time.
-    """
-    checked = checks_labels(forecaster.features)
-    held: dict[int, int] = {}  # states of each segment
-    size = 0
-
-    def train_segment(
-        step: Step, state: tuple[Snapshot, TrainingState] | None
-    ) -> tuple[tuple[Snapshot, TrainingState], StepResult]:
-        nonlocal size
-        if state is None:
-            before = TrainingState.at_start(
-                trainer.start(task, seed if step.candidate == 0 else derive_seed(seed, step.candidate)), task
-            )
-        else:
-            snapshot, before = state
-            trainer.restore(snapshot)
-        policy, end = forecaster.menu.policy(step.action), round(forecaster.segments[step.segment] * task.updates)
-        segment = trainer.train_segment(policy, end, check=checked)
-        after = before.after(
-            progress=trainer.trainer.progress,
-            relative_lr=trainer.trainer.relative_lr,
-            segment=segment.stats,
-            evaluation=segment.evaluation,
-            action=step.action,
-            labels=segment.labels,
-        )
-        snapshot = trainer.snapshot()
-        size = size or _bytes(snapshot)
-        held[step.segment] = held.get(step.segment, 0) + 1
-        seen = None if segment.diverged else observe(after, forecaster.menu, forecaster.features)
-        return (snapshot, after), StepResult(seen, segment.evaluation.accuracy)
-
-    start = TrainingState.at_start(trainer.start(task, seed), task)
-    images = len(trainer.trainer.data.validation)
-    search = BudgetSearch(
-        forecaster,
-        budget,
-        observe(start, forecaster.menu, forecaster.features),
-        agent.choose(observe(start, agent.menu, agent.features)),
-        images=images,
-        images_between=min(images, VALIDATION_LIMIT),
-        seed=seed,
-    )
-    last, (snapshot, _) = search_budget(search, train_segment)
-    trainer.restore(snapshot)
-    counts = [held[segment] for segment in sorted(held)]
-    most = max(one + other for one, other in zip([0, *counts], counts, strict=False))
-    facts = {"cost": round(search.cost, 3), "bytes": size, "copies": most}
-    return [step.action for step in search.path(last)], facts
-
-
-def summarise(tasks: Sequence[RecordedTask], lines: Mapping[Key, Line], budgets: Sequence[int]) -> dict[str, Any]:
+def summarise(
+    tasks: Sequence[RecordedTask], lines: Mapping[Key, Line], forecaster: Forecaster, further: Sequence[Ends]
+) -> dict[str, Any]:
     """Return accuracies, costs and paired differences of all methods, in points.
 
     Args:
         tasks: tasks of the log.
         lines: finished trainings by key.
-        budgets: budgets of our search.
+        forecaster: forecaster of our search.
+        further: further tasks that portfolios are chosen on.
     """
-    methods = accuracies(tasks, lines, budgets)
+    methods = accuracies(tasks, lines, forecaster, further)
     datasets = [task.dataset for task in tasks]
 
     def compared(ours: str, theirs: str, budget: int, which: str) -> dict[str, tuple[float, float]] | None:
@@ -284,21 +229,13 @@ def summarise(tasks: Sequence[RecordedTask], lines: Mapping[Key, Line], budgets:
         }
         for name in methods
     }
-    searches = [line for (_, kind, _), line in lines.items() if kind == "ours"]
-    held = {
-        str(budget): {
-            "megabytes": float(np.mean([line["bytes"] for line in searches if line["number"] == budget])) / 1e6,
-            "copies": float(np.mean([line["copies"] for line in searches if line["number"] == budget])),
-        }
-        for budget in budgets
-        if budget > 1
-    }
+    states = [line["bytes"] for (_, kind, _), line in lines.items() if kind == "agent"]
     return {
         "tasks": len(tasks),
         "data_sets": {name: datasets.count(name) for name in sorted(set(datasets))},
         "comparisons": comparisons,
         "aims": aims(comparisons),
-        "held": held,
+        "megabytes": float(np.mean(states)) / 1e6,
         "numbers": [task.number for task in tasks],
         "methods": {
             name: {
@@ -311,7 +248,7 @@ def summarise(tasks: Sequence[RecordedTask], lines: Mapping[Key, Line], budgets:
 
 
 def accuracies(
-    tasks: Sequence[RecordedTask], lines: Mapping[Key, Line], budgets: Sequence[int]
+    tasks: Sequence[RecordedTask], lines: Mapping[Key, Line], forecaster: Forecaster, further: Sequence[Ends]
 ) -> dict[str, dict[int, dict[str, list[float]]]]:
     """Return each method's accuracy, its policy's accuracy again, both in points, and its cost, by task.
 
@@ -337,8 +274,9 @@ def accuracies(
     recorded = {task.number: task for task in tasks}
 
     def agents(number: int) -> list[tuple[float, float]]:
-        copies = [lines[number, "agent", copy] for copy in range(COPIES)]
-        return [(line["validation"], line["development"]) for line in copies]
+        task, more = recorded[number], [lines[number, "agent", copy] for copy in range(1, COPIES)]
+        first = (float(task.final[LED]), float(task.development[LED]))
+        return [first, *((line["validation"], line["development"]) for line in more)]
 
     def cutmixes(number: int) -> list[tuple[float, float]]:
         task = recorded[number]
@@ -346,17 +284,23 @@ def accuracies(
         first = (float(task.final[cutmix]), float(task.development[cutmix]))
         return [first, *((line["validation"], line["development"]) for line in more)]
 
-    alone = best_of(agents, 1) | {"again": [100 * lines[number, "agent", 1]["development"] for number in numbers]}
     methods = {
-        OURS: {1: alone, **{budget: of_search("ours", budget) for budget in budgets if budget > 1}},
         POPULATION: {members: of_search("population", members) for members in POPULATIONS},
         AGENTS: {budget: best_of(agents, budget) for budget in BUDGETS if budget <= COPIES},
         CUTMIXES: {budget: best_of(cutmixes, budget) for budget in BUDGETS if budget <= COPIES},
     }
     again = {
-        number: [lines[number, "again", policy]["development"] for policy in range(POLICIES)] for number in numbers
+        number: [
+            *(lines[number, "again", policy]["development"] for policy in range(POLICIES)),
+            lines[number, "agent", 1]["development"],  # of the agent's, which has the place `LED`
+        ]
+        for number in numbers
     }
-    for name, curves in play_rivals(tasks, repeats=REPEATS, reduction=REDUCTION).items():
+    looked_up = {
+        OURS: play_ours(tasks, forecaster, further),
+        **play_rivals(tasks, further, repeats=REPEATS, reduction=REDUCTION),
+    }
+    for name, curves in looked_up.items():
         methods[name] = {
             budget: {
                 "accuracy": [
@@ -371,7 +315,7 @@ def accuracies(
             }
             for budget in BUDGETS
         }
-    return methods
+    return {OURS: methods.pop(OURS), **methods}
 
 
 def aims(comparisons: Mapping[str, Any]) -> dict[str, Any]:
@@ -381,26 +325,20 @@ def aims(comparisons: Mapping[str, Any]) -> dict[str, Any]:
         interval: tuple[float, float] = comparisons[name][str(budget)][which]["tasks"]
         return interval
 
-    reached: dict[str, Any] = {}
-    if "2" in comparisons[OURS]:
-        way, whole = lead(OURS, 2, "less_best_fixed")[0], lead(ORACLE, 2, "less_best_fixed")[0]
-        share = way / whole if whole > 0 else 1.0
-        reached["share of the way from the best fixed policy to the oracle at 2"] = _aim(0.9, share)
-    if "4" in comparisons[OURS]:
-        mean, width = lead(ORACLE, 4, "ours_less_this")
-        reached["lower end of ours less the oracle at 4"] = _aim(-0.2, mean - width)
-        others = [
-            lead(name, 4, "ours_less_this")
-            for name, by_budget in comparisons.items()
-            if name not in (OURS, ORACLE) and "4" in by_budget
-        ]
-        reached["lower end of ours less the strongest rival at 4"] = _aim(
-            0.0, min(mean - width for mean, width in others)
-        )
-    if "16" in comparisons[OURS]:
-        mean, width = lead(POPULATION, 16, "ours_less_this")
-        reached["lower end of ours less Population Based Training at 16"] = _aim(0.0, mean - width)
-    return reached
+    way, whole = lead(OURS, 2, "less_best_fixed")[0], lead(ORACLE, 2, "less_best_fixed")[0]
+    behind, behind_width = lead(ORACLE, 4, "ours_less_this")
+    others = [
+        lead(name, 4, "ours_less_this")
+        for name, by_budget in comparisons.items()
+        if name not in (OURS, ORACLE) and "4" in by_budget
+    ]
+    ahead, ahead_width = lead(POPULATION, 16, "ours_less_this")
+    return {
+        "share of the way from the best fixed policy to the oracle at 2": _aim(0.9, way / whole if whole > 0 else 1.0),
+        "lower end of ours less the oracle at 4": _aim(-0.2, behind - behind_width),
+        "lower end of ours less the strongest rival at 4": _aim(0.0, min(mean - width for mean, width in others)),
+        "lower end of ours less Population Based Training at 16": _aim(0.0, ahead - ahead_width),
+    }
 
 
 def _aim(aim: float, came: float) -> dict[str, Any]:
@@ -423,10 +361,6 @@ def markdown(result: Mapping[str, Any]) -> str:
         [name, *(f"{by_budget[str(budget)]['cost']:.2f}" if str(budget) in by_budget else "" for budget in BUDGETS)]
         for name, by_budget in result["comparisons"].items()
         if name not in (BEST_FIXED, ORACLE)
-    ]
-    held = [
-        [budget, f"{one['megabytes']:.2f}", f"{one['copies']:.1f}", f"{one['megabytes'] * one['copies']:.1f}"]
-        for budget, one in result["held"].items()
     ]
     sets = ", ".join(f"{name} ({count})" for name, count in result["data_sets"].items())
     return "\n\n".join(
@@ -451,8 +385,8 @@ def markdown(result: Mapping[str, Any]) -> str:
             "## Spent, in trainings",
             tabulate(costs, head, tablefmt="pipe", disable_numparse=True),
             "## Memory",
-            "Copies of a training's state that our search holds at a time, on average over tasks:",
-            tabulate(held, ["budget", "MB of one copy", "copies", "MB together"], tablefmt="pipe"),
+            f"A copy of a training's state (network, momentum, random states) takes {result['megabytes']:.2f} MB on "
+            "average over the tasks; a search holds one for each running candidate, and one more.",
             "## Aims",
             aims_in_words(result["aims"]),
             "",

@@ -1,6 +1,7 @@
 """Methods that spend a budget of trainings, played on recorded ones; each continues only what is recorded.
 
-A method gives, for each budget, the policy whose training it keeps and what it has spent. A training that is stopped
+A method gives, for each budget, the training that it keeps and what it has spent. A training has the place of its fixed
+policy, or `LED`. A training that is stopped
 and taken up again costs nothing twice. Optuna's samplers and pruners are its own (`optuna` is needed for them alone).
 """
 
@@ -11,19 +12,19 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
-from rlmix.agent.agent import Agent
-from rlmix.agent.budget import BudgetSearch, counts_within, search_budget
+from rlmix.agent.budget import BudgetSearch, search_budget
 from rlmix.agent.values import Forecaster
 from rlmix.envs.segments import segment_lengths
 from rlmix.experiments.search.task_family import MENU, SEGMENTS
 from rlmix.experiments.studies.broad.record import CHOICES
-from rlmix.experiments.studies.budget.recorded import POLICIES, RecordedTask
+from rlmix.experiments.studies.budget.recorded import LED, POLICIES, Ends, RecordedTask
 
 if TYPE_CHECKING:
     from optuna.pruners import BasePruner
     from optuna.samplers import BaseSampler
 
 LENGTHS = segment_lengths(SEGMENTS)
+GOING_ON = 0.8  # share of the trainings that goes on after a segment, where some are stopped by validation
 MAX_TRIALS = 100  # of Optuna: a policy that is suggested again costs nothing
 
 
@@ -31,7 +32,7 @@ class Kept(NamedTuple):
     """What a method has done with a budget.
 
     Attributes:
-        policy: policy of the training that is kept.
+        policy: policy of the training that is kept, or `LED`.
         cost: updates that were spent, in whole trainings.
     """
 
@@ -40,22 +41,19 @@ class Kept(NamedTuple):
 
 
 def best_of(task: RecordedTask, policies: Sequence[int]) -> int:
-    """Return the policy with the highest validation accuracy at the end, the first of equal ones."""
+    """Return the training with the highest validation accuracy at the end, the first of equal ones."""
     return max(policies, key=lambda policy: task.final[policy])
 
 
 def ours(search: BudgetSearch, task: RecordedTask) -> Kept:
     """Search as `replay_policy.py --budget` does, to the end."""
     last, _ = search_budget(search, lambda step, _: (None, task.result(step)))
-    return Kept(CHOICES.index(last.action), search.cost)
+    return Kept(LED if last.own else CHOICES.index(last.action), search.cost)
 
 
-def held_search(
-    task: RecordedTask, budget: float, agent: Agent, forecaster: Forecaster, worth: float | None = None
-) -> BudgetSearch:
-    """Return the search at its start."""
-    start, own = task.observations[0, 0], task.own_choice(agent)
-    return BudgetSearch(forecaster, budget, start, own, images=task.images, worth=worth, held=True)
+def search_of(task: RecordedTask, budget: float, forecaster: Forecaster, worth: float | None = None) -> BudgetSearch:
+    """Return our search at its start."""
+    return BudgetSearch(forecaster, budget, task.observations[LED, 0], task.choices[0], images=task.images, worth=worth)
 
 
 def at_random(task: RecordedTask, budget: float, random: np.random.Generator) -> Kept:
@@ -64,9 +62,20 @@ def at_random(task: RecordedTask, budget: float, random: np.random.Generator) ->
     return Kept(best_of(task, drawn.tolist()), len(drawn))
 
 
+def falling_counts(budget: float) -> list[int]:
+    """Return the number of trainings in each segment that a budget pays for if a fifth ends after each."""
+
+    def counts(first: float) -> list[int]:
+        return [max(1, round(first * GOING_ON**segment)) for segment in range(len(LENGTHS))]
+
+    firsts = np.arange(1, budget / LENGTHS[0] + 0.05, 0.05)
+    paid = [counts(first) for first in firsts if np.dot(counts(first), LENGTHS) <= budget + 1e-9]
+    return paid[-1] if paid else counts(1)
+
+
 def by_validation(task: RecordedTask, budget: float, order: Sequence[int]) -> Kept:
-    """Begin the first policies of an order and keep those that are ahead in validation, as many as we would."""
-    counts = counts_within(budget, SEGMENTS)
+    """Begin the first trainings of an order; after each segment a fifth ends, those that are behind in validation."""
+    counts = falling_counts(budget)
     going = list(order[: counts[0]])
     spent = LENGTHS[0] * len(going)
     for segment in range(1, len(counts)):
@@ -76,13 +85,19 @@ def by_validation(task: RecordedTask, budget: float, order: Sequence[int]) -> Ke
     return Kept(best_of(task, going), spent)
 
 
-def portfolio(tasks: Sequence[RecordedTask], size: int) -> list[int]:
-    """Return the policies whose best by validation is best on some tasks, added one after the other."""
+def portfolio(tasks: Sequence[RecordedTask | Ends], size: int, *, led: bool = False) -> list[int]:
+    """Return the policies whose best by validation is best on some tasks, added one after the other.
+
+    Args:
+        tasks: tasks that they are chosen on.
+        size: number of policies.
+        led: whether they stand beside the training that the agent led.
+    """
     final, development = (np.stack([getattr(task, name) for task in tasks]) for name in ("final", "development"))
     chosen: list[int] = []
 
     def worth(policy: int) -> float:
-        columns = [*chosen, policy]
+        columns = [LED, *chosen, policy] if led else [*chosen, policy]
         best = final[:, columns].argmax(axis=1)
         return float(development[:, columns][np.arange(len(tasks)), best].mean())
 
@@ -162,16 +177,28 @@ def everything(task: RecordedTask) -> Kept:
     return Kept(best_of(task, range(POLICIES)), POLICIES)
 
 
-def left_out(tasks: Sequence[RecordedTask], size: int, *, whole_data_set: bool) -> Mapping[int, Sequence[int]]:
-    """Return a portfolio for each task by its number, chosen on other tasks: all, or those of other data sets."""
-    return {
-        task.number: portfolio(
-            [
-                other
-                for other in tasks
-                if (other.dataset != task.dataset if whole_data_set else other.number != task.number)
-            ],
-            size,
-        )
-        for task in tasks
-    }
+def left_out(
+    tasks: Sequence[RecordedTask],
+    size: int,
+    *,
+    whole_data_set: bool,
+    led: bool = False,
+    further: Sequence[Ends] = (),
+) -> Mapping[int, Sequence[int]]:
+    """Return a portfolio for each task by its number, chosen on other tasks: all, or those of other data sets.
+
+    Args:
+        tasks: the tasks.
+        size: number of policies.
+        whole_data_set: whether all tasks of the task's data set are left out.
+        led: whether the policies stand beside the training that the agent led.
+        further: further tasks to choose on, none of which is among `tasks`.
+    """
+    every: list[RecordedTask | Ends] = [*tasks, *further]
+
+    def without(task: RecordedTask) -> list[RecordedTask | Ends]:
+        if whole_data_set:
+            return [other for other in every if other.dataset != task.dataset]
+        return [other for other in every if other is not task]
+
+    return {task.number: portfolio(without(task), size, led=led) for task in tasks}

@@ -1,6 +1,6 @@
 """Plot learning curves of searches that differ in their seed: return against episodes, with a band over the seeds.
 
-PPO from the shipped agent, three searches of 320 trainings: the second half's return does not differ from the first's
+PPO from the earlier agent, three searches of 320 trainings: the second half's return does not differ from the first's
 (-0.05 ± 0.18 standard errors over 117 tasks; results/learning, about 20 minutes each on 2 cores).
 
     python experiments/studies/task_family/learning_curves.py --runs runs/agent-0 runs/agent-1 --out runs/curves

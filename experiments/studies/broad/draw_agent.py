@@ -1,9 +1,9 @@
-"""Plot the agent's choices on an easy, a short and a noisy task and on few images, and save each task's schedule.
+"""Plot the agent's choices on an easy, a short, a noisy and a colour task and on few images, and save each schedule.
 
-One training each (results/choices): clean updates where images are many or updates few, CutMix and later LaMix's
-average where images are few, R-Mix and LaMix's average in turn where labels are wrong.
+    python experiments/studies/broad/draw_agent.py --data ../shared/data --out experiments/results/choices
 
-    python experiments/studies/task_family/draw_agent.py --out experiments/results/choices
+Grey tasks are of Fashion-MNIST, the colour one is of CIFAR-10, all with a residual network that people might take. One
+training each: the agent looks at it, so that another seed may be treated otherwise.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -27,13 +28,24 @@ from rlmix.classifier.mixing import PolicySchedule
 from rlmix.envs import DIMENSIONS, Task
 from rlmix.experiments.runs.command import command
 from rlmix.experiments.runs.errors import RunError
-from rlmix.experiments.search.task_family import environment
+from rlmix.experiments.search.task_family import MENU, SEGMENTS
+from rlmix.experiments.studies.broad.record import data_places, shared_trainer
 
+OPTIONS: dict[str, Any] = {
+    "model": "residual_batch_16",
+    "batch_size": 100,
+    "optimizer": "sgd",
+    "lr": 0.1,
+    "weight_decay": 5e-4,
+    "crop_padding": 1,
+}
+GREY: dict[str, Any] = {"dataset": "fashion_mnist", "image_size": 16, "flip": True, "options": OPTIONS}
 TASKS = {
-    "easy": Task(train_size=5000, updates=2000, label_noise=0.0, data_seed=1),
-    "short": Task(train_size=2000, updates=200, label_noise=0.0, data_seed=2),
-    "few images": Task(train_size=200, updates=2000, label_noise=0.0, data_seed=3),
-    "noisy": Task(train_size=1000, updates=2000, label_noise=0.45, data_seed=4),
+    "easy": Task(train_size=5000, updates=2000, label_noise=0.0, data_seed=1, **GREY),
+    "short": Task(train_size=2000, updates=200, label_noise=0.0, data_seed=2, **GREY),
+    "few images": Task(train_size=200, updates=2000, label_noise=0.0, data_seed=3, **GREY),
+    "noisy": Task(train_size=1000, updates=2000, label_noise=0.45, data_seed=4, **GREY),
+    "colour": Task(train_size=2000, updates=1000, label_noise=0.0, data_seed=5, **GREY | {"dataset": "cifar10"}),
 }
 
 
@@ -41,33 +53,35 @@ TASKS = {
 class DrawConfig:
     """Plot the choices of an agent on some tasks."""
 
+    data: str
+    """Folder of the data sets: NAME.zip or NAME/, with train/CLASS/* and test/CLASS/* inside."""
     agent: str = SHIPPED
-    """Agent with the family's menu and segments: shipped, or a folder."""
+    """Agent with the menu and the segments of the recorded tasks: shipped, or a folder."""
     seed: int = 0
     """RNG seed for the trainings."""
-    data_root: str | None = None
-    """Folder of the data set; optional, defaults to $RLMIX_DATA, else ~/.cache/rlmix/data, else a download."""
     out: str = "runs/choices"
     """Folder of choices.png, and of a schedule for each task."""
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run the command."""
-    with command("studies/task_family/draw_agent", arguments) as call:
+    with command("studies/broad/draw_agent", arguments) as call:
         config = call.parse(DrawConfig, __doc__)
         agent = Agent.load(config.agent)
         checksum = agent.checksum
         torch.set_num_threads(1)
-        family = environment(precision=resolve_precision("auto", resolve_device("cpu")), data_root=config.data_root)
-        if (agent.menu, agent.segments) != (family.menu, family.segments):
-            raise RunError(f"--agent: {config.agent} has another menu or other segments than the family's")
+        if (agent.menu, agent.segments) != (MENU, SEGMENTS):
+            raise RunError(f"--agent: {config.agent} has another menu or other segments than the recorded tasks")
+        names = dict.fromkeys(str(task.dataset) for task in TASKS.values())
+        places = tuple(data_places(config.data, tuple(names)).items())
+        trainer = shared_trainer(places, resolve_precision("auto", resolve_device("cpu")))
         out = Path(config.out)
         with with_filename(out):
             out.mkdir(parents=True, exist_ok=True)
         probabilities = {}
         for name, task in TASKS.items():
             given = []
-            env = agent.environment(family.task_trainer, task)
+            env = agent.environment(trainer, task)
             observation, _ = env.reset(seed=config.seed, options={"task": task})
             terminated, actions = False, []
             while not terminated:
