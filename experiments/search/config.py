@@ -91,8 +91,10 @@ class SearchConfig:
     seed: int = 0
     """RNG seed for the whole search."""
     start: str | None = None
-    """Agent that the search starts from, with its menu and segments: shipped, surrogate (PPO that learned in the
-    surrogate), or a folder; optional, defaults to a new one that prefers CutMix on half."""
+    """Agent that the search starts from, with its menu, segments and features: shipped, surrogate (PPO that learned in
+    the surrogate), or a folder; optional, defaults to a new one that prefers CutMix on half."""
+    features: Suppress[tuple[str, ...]] = ()
+    """Names of the features that the agent sees, those of --start where there is one; empty for the environment's."""
     ppo: PPOConfig = field(default_factory=PPOConfig)
     """Hyperparameters of PPO."""
     run: Annotated[RunConfig, UNPREFIXED] = field(default_factory=RunConfig)

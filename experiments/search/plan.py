@@ -79,6 +79,11 @@ class Search:
         return segment_ends(int(given[0]) if len(given) == 1 and given[0].is_integer() else given)
 
     @property
+    def features(self) -> tuple[str, ...]:
+        """Names of the features that the agent sees."""
+        return self.config.features or DEFAULT_FEATURES
+
+    @property
     def one_decision(self) -> bool:
         """Return whether the agent sees the same in every training and chooses once: it is then one fixed policy."""
         config = self.config
@@ -101,6 +106,7 @@ class Search:
             "segments": self.segments,
             "reward": self.config.reward,
             "menu": self.menu,
+            "features": self.features,
             "reference_seeds": self.config.reference_seeds,
             "reference_cache": None if run is None else run.path.resolve() / "references",
             "validation_size": self.config.data.validation_size,
@@ -190,7 +196,7 @@ def print_data(data: Splits, search: Search) -> None:
 
 
 def like_agent(config: SearchConfig, start: str) -> SearchConfig:
-    """Return a configuration with menu, segments and hidden layers of the agent that the search starts from.
+    """Return a configuration with menu, segments, features and hidden layers of the agent that a search starts from.
 
     Args:
         config: configuration of a search.
@@ -206,6 +212,7 @@ def like_agent(config: SearchConfig, start: str) -> SearchConfig:
         config,
         menu=menus[0] if menus else config.menu,
         segments=agent.segments,
+        features=agent.features,
         ppo=replace(config.ppo, hidden=hidden),
     )
 
@@ -224,7 +231,7 @@ def new_agent(search: Search, workers: VecEnv, start: Agent | None = None) -> PP
     config, preferred = search.config, search.menu.find(FIXED[START])
     model = build_agent(config.ppo, workers, segments=len(search.segments), seed=config.seed, start=preferred)
     if start is not None:
-        if (start.menu, start.segments, start.features) != (search.menu, search.segments, DEFAULT_FEATURES):
+        if (start.menu, start.segments, start.features) != (search.menu, search.segments, search.features):
             raise RunError(f"--start: {config.start} holds an agent of another menu or of other segments or features")
         if start.policy.hidden != model.policy.net_arch:
             raise RunError(

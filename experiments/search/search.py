@@ -198,7 +198,7 @@ def learn(
             learning_seconds = callback.learning_seconds
     start_checksum = None if start is None else start.checksum  # a path means nothing elsewhere
     facts = {"learned_by": "ppo", "episodes": len(log.read()), "start_sha256": start_checksum, **provenance(search)}
-    return to_agent(model.policy, search.menu, search.segments, facts), learning_seconds
+    return to_agent(model.policy, search.menu, search.segments, facts, search.features), learning_seconds
 
 
 def _flat(config: dict[str, Any]) -> dict[str, Any]:

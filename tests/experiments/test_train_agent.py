@@ -846,10 +846,11 @@ def test_segments_are_given_as_a_number_or_as_their_ends() -> None:
 
 
 @pytest.mark.parametrize("name", ["shipped", "surrogate"])
-def test_a_named_start_brings_its_menu_and_segments(name: str) -> None:
+def test_a_named_start_brings_its_menu_its_segments_and_its_features(name: str) -> None:
     agent = Agent.load(name)
     asked = plan.Search.from_config(plan.like_agent(replace(PRESETS["default"], start=name), name))
     assert (asked.menu, asked.segments) == (agent.menu, agent.segments) != (agent.menu, (1.0,))
+    assert asked.features == agent.features
     environments = DummyVecEnv([lambda: MixPolicyEnv(**asked.environment(None))] * 2)
     learner = plan.new_agent(asked, environments, agent).policy.state_dict()
     assert all(bool((learner[key] == tensor).all()) for key, tensor in agent.policy.state_dict().items())

@@ -1,7 +1,7 @@
 """Play agents on recorded tasks for real, and compare with what the surrogate says of them.
 
-    python experiments/studies/surrogate/play_agents.py --agents experiments/results/surrogate/agents/ppo-0 shipped \\
-        --out runs/played
+    python experiments/studies/surrogate/play_agents.py --agents experiments/results/surrogate/agents/ppo-0 \\
+        experiments/policies/fashion --out runs/played
 
 Each agent trains tasks of the family by its most probable actions (or by draws, with `--draws`), from the seed of
 the recorded reference. The log has the lines of task_family/collect.py: train_model.py learns from it too (`--logs`),
@@ -22,6 +22,7 @@ from numpy.typing import NDArray
 from tabulate import tabulate
 
 from rlmix.agent.agent import Agent
+from rlmix.agent.files import SURROGATE
 from rlmix.classifier.errors import require_at_least
 from rlmix.classifier.files import with_filename, write_atomic
 from rlmix.classifier.hardware import resolve_device, resolve_precision
@@ -46,8 +47,8 @@ RESULTS = ("validation", "development", "surrogate")  # differences that are com
 class PlayConfig:
     """Play agents on recorded tasks for real."""
 
-    agents: tuple[str, ...] = ("shipped",)
-    """Folders of agents; "shipped" is the one that comes with the program."""
+    agents: tuple[str, ...] = (SURROGATE,)
+    """Agents that see what the family shows: surrogate, which comes with the program, or folders."""
     split: Literal["train", "validation", "test"] = "test"
     """Tasks to play, as the surrogate parts them."""
     tasks: int = 12
