@@ -8,11 +8,9 @@ from typing import Any
 from rlmix.experiments.reports import describe_kept, kept_accuracy_of, name_of
 from rlmix.experiments.reports.html_report import Paragraph, Part, Table, percent
 
-INDENT = "\u2003"  # a space that HTML keeps
-
 
 def tried(budget: Mapping[str, Any]) -> list[Part]:
-    """Return the candidates as a tree, one row a segment; what continues a step stands below it.
+    """Return the candidates, one row a segment; what continues a step stands below it.
 
     Args:
         budget: entry of this name in a training's `summary.json`.
@@ -30,7 +28,7 @@ def tried(budget: Mapping[str, Any]) -> list[Part]:
     last = len(budget["segments"]) - 1
     rows = [
         (
-            f"{INDENT * step['segment']}{100 * budget['segments'][step['segment']]:.0f}\u00a0%",
+            f"{100 * budget['segments'][step['segment']]:.0f}\u00a0%",
             name_of(step),
             f"{step['policy']} (the agent's choice)" if step.get("own") else step["policy"],
             _became(step, steps, kept),

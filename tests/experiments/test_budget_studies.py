@@ -15,6 +15,7 @@ from rlmix.classifier.errors import InputError
 from rlmix.envs.observation import RECORDED_FEATURES, one_hot
 from rlmix.experiments.search.task_family import MENU, SEGMENTS
 from rlmix.experiments.studies.broad.record import BEFOREHAND, CHOICES
+from rlmix.experiments.studies.broad.rehearse import BEST_OF_ALL
 from rlmix.experiments.studies.budget import anytime, rivals, worth
 from rlmix.experiments.studies.budget.recorded import LED, POLICIES, RecordedTask, recorded_tasks, rehearsed_tasks
 
@@ -250,3 +251,26 @@ def test_the_documents_show_the_committed_results() -> None:
     assert forecaster.portfolio == tuple(CHOICES[policy] for policy in chosen)
     said = [f"{place}. {forecaster.menu.policy(CHOICES[policy])}" for place, policy in enumerate(chosen[:7], 2)]
     assert "\n".join(said) in page
+
+
+def test_the_documents_say_where_the_agent_stands_among_fixed_policies() -> None:
+    results = ROOT / "experiments/results"
+    rehearsed, standing = (
+        json.loads((results / f"broad/{name}/results.json").read_bytes())["less_plain"]
+        for name in ("rehearsal", "standing")
+    )
+    recorded = json.loads((results / "budget/results.json").read_bytes())
+
+    def rank(agent: float, fixed: list[float]) -> int:
+        return 1 + sum(one > agent for one in fixed)
+
+    ranks = [
+        rank(rows[SHIPPED]["tasks"][0], [0.0, *(rows[name]["tasks"][0] for name in names)])
+        for rows, names in (
+            (rehearsed, set(rehearsed) - {SHIPPED, "earlier", "surrogate"}),
+            (standing, set(standing) - {SHIPPED, "earlier", BEST_OF_ALL}),
+        )
+    ]
+    ranks.append(rank(float(np.mean(recorded["methods"]["ours"]["accuracy"][0])), recorded["policies"]))
+    said = "is {} on the 96 tasks, {} on the 32, and {} on [{} others]".format(*ranks, recorded["tasks"])
+    assert said in (ROOT / "docs/agent.md").read_text().replace("\n", " ")
