@@ -3,7 +3,7 @@
 The first candidate is the agent's own: it chooses throughout. Each further one holds a policy to the end, in the order
 of the forecaster's portfolio: policies of which one or another is good. They are trained to the end, for that measures
 best: which of them will be ahead cannot be told early enough to pay (studies/budget). Where the budget is no whole
-number of trainings, one more begins, and forecasts decide which go on.
+number of trainings, further ones begin, as far as the rest pays for, and forecasts decide which go on.
 
 Where more is to be spent only as far as it is worth it, three candidates are trained, and then one after the other,
 until one more is no longer expected to add enough. An `Outlook` tells what is expected, once trainings have ended: so
@@ -41,8 +41,8 @@ class Step:
         segment: number of the segment, from 0.
         action: action of the segment.
         candidate: number of the candidate; each has a seed of its own, the first that of the training.
-        forecast: points of accuracy that holding the action to the end is expected to reach, above the step with the
-            lowest forecast among those chosen with it.
+        forecast: points of accuracy that holding the action to the end is expected to reach, less what the agent's
+            first choice was expected to reach at the start.
         uncertainty: standard deviation of the result about that forecast, in points.
         own: whether its candidate is the agent's own.
     """
@@ -237,8 +237,10 @@ class BudgetSearch:
             self._continue(running, self.counts[segment] if self.worth is None else len(running))
             return
         self._look()
-        begun = sum(step.parent is None for step in self.steps)
-        if self.worth is not None and begun < self.counts[-1] and self.outlooks[-1].further >= self.worth:
+        outlook, begun = self.outlooks[-1], sum(step.parent is None for step in self.steps)
+        if self.worth is None or outlook.spread is None or begun == self.counts[-1]:
+            return
+        if outlook.further >= self.worth:
             self._begin(1)
 
     def _continue(self, running: Sequence[Step], count: int) -> None:
@@ -320,7 +322,7 @@ def best_of_normals(count: int) -> float:
 def counts_within(budget: float, segments: Sequence[float]) -> list[int]:
     """Return the number of candidates in each segment that a budget pays for.
 
-    As many as whole trainings are in it go to the end; of the rest one more begins, and goes as far as that pays for.
+    As many as whole trainings are in it go to the end; of the rest further ones begin, each as far as it pays for.
 
     Args:
         budget: updates of all candidates together, in whole trainings.
@@ -348,7 +350,7 @@ def search_budget(
     Args:
         search: the search, at its start.
         train_segment: trains a step from the state after its parent, or from a new training of the candidate's own
-            seed where that is None, which it leaves unchanged; returns the state after it, and what came of it.
+            seed where that is None; returns the state after it, and what came of it.
 
     Returns:
         The last step of the candidate to keep, and the state after it.

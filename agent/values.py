@@ -142,8 +142,8 @@ class Forecaster:
         features: names of the features that it sees, in order.
         noise: standard deviation of a training's result about its forecast, in points, before each segment.
         provenance: how it was learned; any JSON object.
-        realised: share of the gain of several trainings over one, as expected by its forecasts, that came on tasks
-            that it had not learned from.
+        realised: share of what one more training is expected to add, by how far those before it are apart, that came on
+            tasks that it had not learned from.
         portfolio: actions in the order in which trainings that hold them begin; those that are missing follow by their
             forecasts.
     """

@@ -59,20 +59,9 @@ def describe_kept(budget: Mapping[str, Any]) -> str:
         expected = f"{100 * budget['expected_validation_accuracy']:.2f}"
         luck = f", expected {expected} % with its forecast as an allowance for luck"
     return (
-        f"Candidate {name_of(step)} is kept: validation {100 * kept_accuracy_of(step):.2f} %{luck}. "
+        f"Candidate {step['candidate']} is kept: validation {100 * step['kept_accuracy']:.2f} %{luck}. "
         f"{budget['spent']:g} trainings' worth of updates were spent of the {budget['trainings']:g} allowed."
     )
-
-
-def name_of(step: Mapping[str, Any]) -> str:
-    """Return the name of a candidate; in older summaries it is a number alone."""
-    return str(step.get("name", step["candidate"]))
-
-
-def kept_accuracy_of(step: Mapping[str, Any]) -> float:
-    """Return the accuracy of the network that an ended candidate would keep; in older summaries there is no other."""
-    accuracy: float = step.get("kept_accuracy", step["accuracy"])
-    return accuracy
 
 
 def describe_rollback(went_back: Mapping[str, Any]) -> str:

@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from rlmix.experiments.reports import describe_kept, kept_accuracy_of, name_of
+from rlmix.agent.budget import FIRST
+from rlmix.experiments.reports import describe_kept
 from rlmix.experiments.reports.html_report import Paragraph, Part, Table, percent
 
 
@@ -29,19 +30,18 @@ def tried(budget: Mapping[str, Any]) -> list[Part]:
     rows = [
         (
             f"{100 * budget['segments'][step['segment']]:.0f}\u00a0%",
-            name_of(step),
-            f"{step['policy']} (the agent's choice)" if step.get("own") else step["policy"],
+            str(step["candidate"]),
+            f"{step['policy']} (the agent's choice)" if step["own"] else step["policy"],
             _became(step, steps, kept),
             f"{step['forecast']:+.1f} ± {step['uncertainty']:.1f}",
             "-" if step["diverged"] else percent(step["accuracy"]),
-            percent(kept_accuracy_of(step)) if step["segment"] == last and not step["diverged"] else "",
+            percent(step["kept_accuracy"]) if step["segment"] == last and not step["diverged"] else "",
         )
         for step in _in_depth(steps, None)
     ]
     header = ["until", "candidate", "policy", "then", "forecast", "validation, %", "best, %"]
     parts: list[Part] = [text, Table(header, rows, "Candidates, segment by segment", text_columns=4)]
-    looks = [outlook for outlook in budget.get("outlooks", ()) if "ended" in outlook]  # older runs have none, or others
-    return [*parts, *_worth(looks, budget["worth"])] if looks else parts
+    return [*parts, *_worth(budget["outlooks"], budget["worth"])]
 
 
 def _worth(looks: list[dict[str, Any]], worth: float | None) -> list[Part]:
@@ -56,7 +56,7 @@ def _worth(looks: list[dict[str, Any]], worth: float | None) -> list[Part]:
     rule = (
         "The whole budget was to be spent."
         if worth is None
-        else f"After three, another was to begin only where it was expected to add at least {worth:g} points."
+        else f"After {FIRST}, another was to begin only where it was expected to add at least {worth:g} points."
     )
     text = Paragraph(
         "Was it worth it? How far the trainings that had ended were apart in validation, as a standard deviation in "
@@ -87,9 +87,7 @@ def _path(steps: list[dict[str, Any]], number: int | None) -> set[int]:
 def _became(step: Mapping[str, Any], steps: list[dict[str, Any]], kept: set[int]) -> str:
     if step["diverged"]:
         return "diverged"
-    continued = sum(other["continues"] == step["step"] for other in steps)
-    if not continued:
+    if all(other["continues"] != step["step"] for other in steps):
         last = step["segment"] == max(other["segment"] for other in steps)
         return ("kept" if step["step"] in kept else "not kept") if last else "dropped"
-    what = "went on" if continued == 1 else f"went on in {continued} ways"
-    return f"{what} (kept)" if step["step"] in kept else what
+    return "went on (kept)" if step["step"] in kept else "went on"

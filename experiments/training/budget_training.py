@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from torch.utils.tensorboard.writer import SummaryWriter
 
 from rlmix.agent.agent import Agent
-from rlmix.agent.budget import BudgetSearch, Outlook, Step, StepResult
+from rlmix.agent.budget import FIRST, BudgetSearch, Outlook, Step, StepResult
 from rlmix.agent.decisions import Decision
 from rlmix.agent.ray_env import WorkerResources
 from rlmix.agent.tags import Tag
@@ -129,7 +129,7 @@ class StepTrainer:
             assert step is not None
             return Decision(self._forecaster.menu.policy(step.action), step.action)
 
-        checked = checks_labels(self._forecaster.features)
+        checked = checks_labels((*self._forecaster.features, *self._agent.features))
         return FinalTraining(
             self._config,
             None,
@@ -184,7 +184,7 @@ def train_within_budget(
     )
     counts = f"{', '.join(map(str, search.counts))} candidates in the {len(search.counts)} segments"
     if search.worth is not None:
-        counts = f"three, then one after the other while it is expected to add {search.worth:g} points"
+        counts = f"{FIRST}, then one after the other while it is expected to add {search.worth:g} points"
     print(
         f"{describe(config, data)}\nunder: {source.name}, the updates of at most {config.trainings:g} trainings: "
         f"{counts}",
@@ -198,7 +198,7 @@ def train_within_budget(
         known, looks = {line["step"]: line for line in lines}, 0
         while due := search.due:
             if missing := [step for step in due if step.number not in known]:
-                _forget(folder, search, due[0].segment - 1)
+                _forget(folder, search)
                 for line in train(missing):
                     log.append(line)
                     known[line["step"]] = line
@@ -317,10 +317,11 @@ def _file(folder: Path, number: int) -> Path:
     return folder / f"{number:04d}.safetensors"
 
 
-def _forget(folder: Path, search: BudgetSearch, segment: int) -> None:
-    """Delete the checkpoints of all steps before a segment."""
+def _forget(folder: Path, search: BudgetSearch) -> None:
+    """Delete the checkpoints that no step that is due continues, but those of candidates that have ended."""
+    needed = {step.parent for step in search.due} | {step.number for step in search.ends}
     for step in search.steps:
-        if step.segment < segment:
+        if step.number in search.results and step.number not in needed:
             _file(folder, step.number).unlink(missing_ok=True)
 
 
@@ -333,7 +334,8 @@ def in_words(outlook: Outlook, worth: float | None) -> str:
     """
     ended = f"{outlook.ended} training{'' if outlook.ended == 1 else 's'} ended"
     if outlook.spread is None:
-        return f"  {ended}: what more would add, fewer than two do not tell"
+        stop = "" if worth is None else ", so no more begin"
+        return f"  {ended}: what more would add, fewer than two do not tell{stop}"
     stop = "" if worth is None else f", {'worth' if outlook.further >= worth else 'not worth'} {worth:g}"
     return (
         f"  {ended}, {outlook.spread:.2f} points apart in validation (standard deviation; {outlook.chance:.2f} by "

@@ -146,7 +146,7 @@ def test_where_one_candidate_goes_on_the_agents_must_be_expected_to_be_best(wort
 
 def test_the_order_of_results_does_not_matter() -> None:
     worth = [0.5, 0.6, 0.7, 0.4, 0.3, 0.65]
-    one, other = (begin(3, [1.0] * 6, [0.0, 2.0, 0.0, 2.0, 0.0, 2.0]) for _ in range(2))
+    one, other = (begin(2.8, [1.0] * 6, [0.0, 2.0, 0.0, 2.0, 0.0, 2.0]) for _ in range(2))
     finish(one, worth)
     finish(other, worth, backwards=True)
     assert one.to_json() == other.to_json()
@@ -210,6 +210,17 @@ def test_another_begins_where_it_is_expected_to_be_worth_it(apart: float, worth:
     assert all(outlook.further >= worth for outlook in search.outlooks[:-1])
     assert begun == 8 or search.outlooks[-1].further < worth
     assert search.winner is not None and accuracies[search.winner.candidate] == 0.5 + apart
+
+
+@pytest.mark.parametrize("left", [0, 1])
+def test_where_most_diverge_no_more_begin(left: int) -> None:
+    search = BudgetSearch(forecaster([0.0] * 6), 8, observation(0, 0), tuple(ACTIONS[0]), images=1000, worth=0.0)
+    while due := search.due:
+        for step in due:
+            seen = observation(SEGMENTS[step.segment], 0.5) if step.candidate < left else None
+            search.tell(step.number, StepResult(seen, 0.5))
+    (outlook,) = search.outlooks
+    assert (outlook.ended, outlook.spread) == (left, None) and (search.winner is None) is (left == 0)
 
 
 def test_the_agent_alone_tells_nothing_of_more() -> None:

@@ -235,7 +235,7 @@ def test_the_documents_show_the_committed_rehearsal() -> None:
     words = {
         "surrogate": "{} ahead of plain",
         SHIPPED: "{} ahead of plain",
-        "rule": "and {} on the 48 other",
+        "rule": "and {} on the second 48",
         "CutMix half": "and {}; so on real",
         "r3": "+{}",
         "r4": "+{}",

@@ -20,7 +20,7 @@ from rlmix.experiments.studies.budget.anytime import BEST_FIXED, ORACLE, OURS
 from rlmix.experiments.studies.budget.recorded import POLICIES, recorded_tasks
 from tests.agent.loops import agent
 from tests.experiments.inline import run_inline
-from tests.experiments.test_budget_studies import MEANING, planted
+from tests.experiments.test_budget_studies import CHECKSUM, MEANING, planted
 
 Refused = Callable[[Callable[[Sequence[str]], Any], Sequence[object]], str]
 
@@ -50,7 +50,9 @@ def line(task: int, kind: str, number: int, development: float, validation: floa
 
 def test_methods_are_compared_with_the_best_fixed_policy_and_their_luck_is_told_apart() -> None:
     pytest.importorskip("optuna")
-    tasks = recorded_tasks([*planted(3, 0), *planted(3, 1), *planted(9, 2, "flowers5"), *planted(3, 3)], MEANING)
+    tasks = recorded_tasks(
+        [*planted(3, 0), *planted(3, 1), *planted(9, 2, "flowers5"), *planted(3, 3)], MEANING, CHECKSUM
+    )
     cutmix = next(place for place, action in enumerate(record.CHOICES) if MENU.policy(action) == real.CUTMIX)
     lines = [
         one
@@ -120,4 +122,4 @@ def test_the_command_trains_what_the_log_lacks(
     real.main(options)
     assert trained == []
     agent(4).save(mine)
-    assert "another agent led" in refused(real.main, [*options, "--agent", str(mine)])
+    assert "this agent led, got none" in refused(real.main, [*options, "--agent", str(mine)])

@@ -29,6 +29,7 @@ MEANING = {
     "known": RECORDED_FEATURES[:BEFOREHAND],
     "rows": RECORDED_FEATURES[BEFOREHAND:],
 }
+CHECKSUM = Agent.load(SHIPPED).checksum
 CHOSEN = [2, 14, 14, 10, 0]  # by the agent, in each segment
 DRAWN = {"train_size": 100, "updates": 200, "label_noise": 0.0, "data_seed": 0, "options": {"batch_size": 32}}
 
@@ -44,7 +45,7 @@ def lines(number: int, dataset: str, final: np.ndarray, development: np.ndarray 
             "task": number,
             "kind": "fixed" if policy < POLICIES else "led",
             "policies": [policy] * len(SEGMENTS) if policy < POLICIES else CHOSEN,
-            **({"agent": Agent.load(SHIPPED).checksum} if policy == POLICIES else {}),
+            **({"agent": CHECKSUM} if policy == POLICIES else {}),
             **({"task_drawn": {**DRAWN, "dataset": dataset, "classes": [0, 1]}} if policy == 0 else {}),
             "known": [0.5] * BEFOREHAND,
             "rows": [row] * (1 + len(SEGMENTS)),
@@ -65,20 +66,31 @@ def test_a_log_is_read_as_it_was_recorded() -> None:
     finals = np.array([*np.linspace(0.4, 0.6, POLICIES), 0.55])
     logged = [*lines(7, "flowers5", finals), *planted(0)[:-1], *planted(0, 3)[1:]]
     logged[3] |= {"diverged": True, "rows": logged[3]["rows"][:3], "validation": [0.1, 0.2], "development": 0.5}
-    (task,) = recorded_tasks(logged, MEANING)  # the other two lack the agent's training and a policy
-    assert (task.number, task.dataset, task.classes) == (7, "flowers5", 2)
+    (task,) = recorded_tasks(logged, MEANING, CHECKSUM)  # the other two lack the agent's training and a policy
+    assert (task.number, task.dataset) == (7, "flowers5")
     assert task.images == round(400 * 600 / 1200)  # a third of the training images, as of all classes
     assert task.development.tolist() == [*finals[:3], 0.5, *finals[4:]]
     assert task.validation[3].tolist() == [0.1, 0.5, 0.5, 0.5, 0.5]  # at chance after the divergence
     assert np.isfinite(task.observations[3, :2]).all() and np.isnan(task.observations[3, 2:]).all()
-    assert task.choices == tuple(CHOICES[policy] for policy in CHOSEN) and task.agent == Agent.load(SHIPPED).checksum
+    assert task.choices == tuple(CHOICES[policy] for policy in CHOSEN)
     before = task.observations[LED, 1:, -sum(MENU.sizes) :]  # the last action, one-hot
     assert before.tolist() == [one_hot(CHOICES[policy], MENU) for policy in CHOSEN]
 
 
+def test_trainings_of_other_agents_are_left_out_and_one_that_diverged_is_kept_for_want_of_others() -> None:
+    logged = planted(3)
+    logged[-1] |= {"diverged": True, "rows": logged[-1]["rows"][:3], "validation": [0.1, 0.2]}
+    (task,) = recorded_tasks([*logged, {**logged[-1], "agent": "another"}], MEANING, CHECKSUM)
+    forecaster = Forecaster.load(SHIPPED)
+    assert rivals.ours(rivals.search_of(task, 1, forecaster), task).policy == LED
+    assert rivals.ours(rivals.search_of(task, 2, forecaster), task).policy != LED
+    with pytest.raises(InputError, match="this agent led, got none"):
+        recorded_tasks(logged, MEANING, "another")
+
+
 @pytest.fixture(scope="module")
 def task() -> RecordedTask:
-    (read,) = recorded_tasks(planted(11), MEANING)
+    (read,) = recorded_tasks(planted(11), MEANING, CHECKSUM)
     return read
 
 
@@ -110,7 +122,7 @@ def test_our_search_begins_with_the_agents_training_and_holds_the_portfolio(task
 
 def test_a_portfolio_is_chosen_on_other_tasks() -> None:
     logged = [*planted(3, 0), *planted(3, 1), *planted(9, 2, "flowers5")]
-    tasks = recorded_tasks(logged, MEANING)
+    tasks = recorded_tasks(logged, MEANING, CHECKSUM)
     assert rivals.portfolio(tasks, 2) == [3, 9]
     chosen = rivals.left_out(tasks, 1, whole_data_set=False)
     assert chosen[0][0] in (3, 9) and chosen[2][0] == 3
@@ -129,7 +141,7 @@ def test_further_tasks_are_read_from_a_rehearsal(tmp_path: Path, refused: Any) -
     assert ends.development[LED] == POLICIES / 200
     with pytest.raises(InputError, match="one of this agent, got none"):
         rehearsed_tasks(logged, "another")
-    tasks = recorded_tasks([*planted(3, 0), *planted(9, 1, "flowers5")], MEANING)
+    tasks = recorded_tasks([*planted(3, 0), *planted(9, 1, "flowers5")], MEANING, CHECKSUM)
     beside = rivals.left_out(tasks, 1, whole_data_set=True, further=[ends] * 20)
     assert beside == {0: [15], 1: [15]}, "the highest of the further ones"
     log = str(ROOT / anytime.LOG)
@@ -139,7 +151,9 @@ def test_further_tasks_are_read_from_a_rehearsal(tmp_path: Path, refused: Any) -
 
 def test_a_portfolio_beside_the_agent_is_of_what_the_agent_lacks() -> None:
     """On two tasks in three the agent does as well as policy 3: policy 9 adds more, though 3 is better alone."""
-    tasks = recorded_tasks([*planted(3, 0, led=0.71), *planted(3, 1, led=0.71), *planted(9, 2, led=0.3)], MEANING)
+    tasks = recorded_tasks(
+        [*planted(3, 0, led=0.71), *planted(3, 1, led=0.71), *planted(9, 2, led=0.3)], MEANING, CHECKSUM
+    )
     assert rivals.portfolio(tasks, 1) == [3] and rivals.portfolio(tasks, 1, led=True) == [9]
 
 

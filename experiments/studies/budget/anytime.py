@@ -107,16 +107,14 @@ def read_tasks(log: str, agent: Agent) -> list[RecordedTask]:
     """Return the tasks of a log that an agent led, of which the forecaster has seen none.
 
     Raises:
-        RunError: there is no such log, or another agent led it, or it is of one data set, or of some that forecasters
-            learn from.
+        RunError: there is no such log, or nothing in it that this agent led, or it is of one data set, or of some that
+            forecasters learn from.
     """
     path, meaning = Path(log), Path(log).with_suffix(".json")
     if not (path.is_file() and meaning.is_file()):
         raise RunError(f"--log: expected {path} and {meaning.name}; studies/broad/record.py writes both")
     with reject_incompatible(path):
-        tasks = recorded_tasks(LineLog(path).read(), json.loads(meaning.read_bytes()))
-    if any(task.agent != agent.checksum for task in tasks):
-        raise RunError(f"--log: {path} has trainings that another agent led; record those of this one, --agents AGENT")
+        tasks = recorded_tasks(LineLog(path).read(), json.loads(meaning.read_bytes()), agent.checksum)
     sets = {task.dataset for task in tasks}
     if seen := sets & set(GROUPS["learn"]):
         raise RunError(f"--log: expected data sets that no forecaster learns from, got {', '.join(sorted(seen))}")

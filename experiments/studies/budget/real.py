@@ -67,7 +67,7 @@ from rlmix.experiments.studies.budget.recorded import LED, POLICIES, Ends, Recor
 POPULATIONS = (4, 16)  # members of Population Based Training
 COPIES = 4  # trainings of the agent alone, and of CutMix on half, by which luck is measured
 REPEATS, REDUCTION = 10, 2  # of methods that draw; of Optuna's pruners, as in anytime.py
-AGAIN = 100  # number of the seed from which what was found is trained again; candidates have smaller ones
+AGAIN = 100  # number of the seed from which what was found is trained again; copies have smaller ones
 POPULATION = "Population Based Training"
 AGENTS, CUTMIXES = "the agent, the best of as many", "CutMix on half, the best of as many"
 
@@ -148,13 +148,14 @@ def train(
     Args:
         key: task, kind and number.
         task: the task.
-        agent: folder of agent and forecaster.
+        agent: folder of the agent.
         places: name of each data set and what `load_dataset` takes for it.
         precision: number format of the network.
 
     Returns:
         The key; development and validation accuracy of the network that is kept, in [0, 1]; updates that were spent, in
-        whole trainings; of the agent also the bytes of a training's state, of a search what its policies reached again.
+        whole trainings; of the agent also the bytes of a training's state; of a population what its policies reached
+        again.
     """
     number, kind, which = key
     trainer, chooser = shared_trainer(places, precision), Agent.load(agent)
@@ -386,7 +387,7 @@ def markdown(result: Mapping[str, Any]) -> str:
             tabulate(costs, head, tablefmt="pipe", disable_numparse=True),
             "## Memory",
             f"A copy of a training's state (network, momentum, random states) takes {result['megabytes']:.2f} MB on "
-            "average over the tasks; a search holds one for each running candidate, and one more.",
+            "average over the tasks; a search holds one for each candidate.",
             "## Aims",
             aims_in_words(result["aims"]),
             "",

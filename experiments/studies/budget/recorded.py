@@ -44,25 +44,21 @@ class RecordedTask:
     Attributes:
         number: number of the task.
         task: the task.
-        classes: number of classes.
         images: number of validation images at the end, as far as the log tells.
         observations: what the forecaster sees at the start and after each of the S segments, `[P + 1, 1 + S, O]`; rows
             after a divergence are not a number. The agent's training is the last, also below.
         validation: validation accuracy after each segment, in [0, 1], `[P + 1, S]`; chance after a divergence.
         development: development accuracy at the end, in [0, 1], `[P + 1]`.
         choices: the agent's action in each segment.
-        agent: checksum of the agent.
     """
 
     number: int
     task: Task
-    classes: int
     images: int
     observations: NDArray[np.float32]
     validation: NDArray[np.float64]
     development: NDArray[np.float64]
     choices: tuple[tuple[int, ...], ...]
-    agent: str
 
     @property
     def dataset(self) -> str:
@@ -85,12 +81,13 @@ class RecordedTask:
         )
 
 
-def recorded_tasks(lines: Sequence[Mapping[str, Any]], meaning: Mapping[str, Any]) -> list[RecordedTask]:
+def recorded_tasks(lines: Sequence[Mapping[str, Any]], meaning: Mapping[str, Any], agent: str) -> list[RecordedTask]:
     """Return the tasks of a log that were trained under every policy and led by an agent.
 
     Args:
         lines: lines of `studies/broad/record.py --group rehearse-usual --agents AGENT`.
         meaning: names of their numbers.
+        agent: checksum of the agent.
 
     Raises:
         InputError: there is none.
@@ -101,7 +98,8 @@ def recorded_tasks(lines: Sequence[Mapping[str, Any]], meaning: Mapping[str, Any
     trained: dict[int, dict[int, Mapping[str, Any]]] = {}
     for line in lines:
         if line["kind"] == "led":
-            trained.setdefault(line["task"], {})[LED] = line
+            if line["agent"] == agent:
+                trained.setdefault(line["task"], {})[LED] = line
         elif len(set(line["policies"])) == 1:
             trained.setdefault(line["task"], {})[line["policies"][0]] = line
     tasks = []
@@ -124,13 +122,11 @@ def recorded_tasks(lines: Sequence[Mapping[str, Any]], meaning: Mapping[str, Any
         development = np.array([by_policy[training]["development"] for training in range(POLICIES + 1)])
         images, led = _validation_images(counts, used), by_policy[LED]
         choices = tuple(CHOICES[policy] for policy in led["policies"])
-        tasks.append(
-            RecordedTask(number, task, len(used), images, observations, validation, development, choices, led["agent"])
-        )
+        tasks.append(RecordedTask(number, task, images, observations, validation, development, choices))
     if not tasks:
         raise InputError(
-            f"expected a task with trainings under all {POLICIES} policies and one that an agent led, got none; "
-            "studies/broad/record.py --agents adds the latter"
+            f"expected a task with trainings under all {POLICIES} policies and one that this agent led, got none; "
+            "studies/broad/record.py --agents AGENT adds the latter"
         )
     return tasks
 

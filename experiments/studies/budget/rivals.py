@@ -1,8 +1,8 @@
 """Methods that spend a budget of trainings, played on recorded ones; each continues only what is recorded.
 
 A method gives, for each budget, the training that it keeps and what it has spent. A training has the place of its fixed
-policy, or `LED`. A training that is stopped
-and taken up again costs nothing twice. Optuna's samplers and pruners are its own (`optuna` is needed for them alone).
+policy, or `LED`. One that is stopped and taken up again costs nothing twice. Optuna's samplers and pruners are its own
+(`optuna` is needed for them alone).
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ import numpy as np
 
 from rlmix.agent.budget import BudgetSearch, search_budget
 from rlmix.agent.values import Forecaster
+from rlmix.classifier.errors import InputError
 from rlmix.envs.segments import segment_lengths
 from rlmix.experiments.search.task_family import MENU, SEGMENTS
 from rlmix.experiments.studies.broad.record import CHOICES
@@ -47,7 +48,10 @@ def best_of(task: RecordedTask, policies: Sequence[int]) -> int:
 
 def ours(search: BudgetSearch, task: RecordedTask) -> Kept:
     """Search as `replay_policy.py --budget` does, to the end."""
-    last, _ = search_budget(search, lambda step, _: (None, task.result(step)))
+    try:
+        last, _ = search_budget(search, lambda step, _: (None, task.result(step)))
+    except InputError:  # all have diverged; the agent's is among them
+        return Kept(LED, search.cost)
     return Kept(LED if last.own else CHOICES.index(last.action), search.cost)
 
 
@@ -70,7 +74,7 @@ def falling_counts(budget: float) -> list[int]:
 
     firsts = np.arange(1, budget / LENGTHS[0] + 0.05, 0.05)
     paid = [counts(first) for first in firsts if np.dot(counts(first), LENGTHS) <= budget + 1e-9]
-    return paid[-1] if paid else counts(1)
+    return paid[-1]
 
 
 def by_validation(task: RecordedTask, budget: float, order: Sequence[int]) -> Kept:

@@ -128,12 +128,12 @@ def factor(predicted: NDArray[np.float64], came: NDArray[np.float64]) -> float:
 def left_out_factors(
     names: NDArray[np.str_], predicted: NDArray[np.float64], came: NDArray[np.float64]
 ) -> dict[str, float]:
-    """Return the factor for each data set, from the tasks of the others, `[T, S]`; 1 where there is only one.
+    """Return the factor for each data set, from the tasks of the others; 1 where there is only one.
 
     Args:
         names: data set of each task, `[T]`.
-        predicted: predictions, `[T, S]`.
-        came: what came, `[T, S]`.
+        predicted: expectations, `[T, E]`.
+        came: what came, `[T, E]`.
     """
     return {
         name: factor(predicted[names != name], came[names != name]) if (names != name).any() else 1.0
@@ -203,7 +203,7 @@ def _curve(
 
 
 def markdown(result: Mapping[str, Any]) -> str:
-    """Format the results: expected gain and what came, segment by segment, then `--budget auto`."""
+    """Format the results: expected gain and what came, by number of trainings, then `--budget auto`."""
     rows = [
         ["came", *(format_interval(*interval, signed=True) for interval in result["came"])],
         ["expected (error)", *_pairs(result["expected"], result["error"])],
