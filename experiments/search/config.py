@@ -93,7 +93,7 @@ class SearchConfig:
     start: str | None = None
     """Agent that the search starts from, with its menu, segments and features: shipped, surrogate (PPO that learned in
     the surrogate), or a folder; optional, defaults to a new one that prefers CutMix on half."""
-    features: Suppress[tuple[str, ...]] = ()
+    features: tuple[str, ...] = ()
     """Names of the features that the agent sees, those of --start where there is one; empty for the environment's."""
     ppo: PPOConfig = field(default_factory=PPOConfig)
     """Hyperparameters of PPO."""
