@@ -1,9 +1,9 @@
 """BudgetSearch: the best training that a budget of several buys.
 
 The first candidate is the agent's own: it chooses throughout. Each further one holds a policy to the end, in the order
-of the forecaster's portfolio: policies of which one or another is good. They are trained to the end, for that measures
-best: which of them will be ahead cannot be told early enough to pay (studies/budget). Where the budget is no whole
-number of trainings, further ones begin, as far as the rest pays for, and forecasts decide which go on.
+of the forecaster's portfolio: policies of which one or another is good. They are trained to the end: to begin more and
+end some early has not measured better (studies/budget). Where the budget is no whole number of trainings, further ones
+begin, as far as the rest pays for, and forecasts decide which go on.
 
 Where more is to be spent only as far as it is worth it, three candidates are trained, and then one after the other,
 until one more is no longer expected to add enough. An `Outlook` tells what is expected, once trainings have ended: so
