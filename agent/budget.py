@@ -78,7 +78,7 @@ class StepResult:
 
 @dataclass(frozen=True)
 class Outlook:
-    """What several trainings are expected to gain, once some have ended.
+    """Gains that are expected of several trainings, once some have ended.
 
     Attributes:
         ended: number of trainings that have ended and not diverged.
@@ -127,7 +127,7 @@ class BudgetSearch:
         self.counts = counts_within(budget, forecaster.segments)
         """Number of candidates in each segment, at most."""
         self.outlooks: list[Outlook] = []
-        """What was expected each time that candidates had ended."""
+        """Expected gains, one entry for each time that candidates had ended."""
         self.steps: list[Step] = []
         self.results: dict[int, StepResult] = {}
         self._actions = forecaster.menu.actions()
@@ -205,13 +205,18 @@ class BudgetSearch:
             for outlook in self.outlooks
         ]
 
+    @property
+    def _begun(self) -> int:
+        """Number of candidates that have begun."""
+        return sum(step.parent is None for step in self.steps)
+
     def _observation(self, number: int) -> NDArray[np.float32] | None:
         return self.results[number].observation
 
     def _place(self, action: Action) -> int:
         """Return the place among the actions of the one that gives the same policy."""
-        policies = [self.forecaster.menu.policy(one) for one in self._actions]
-        return policies.index(self.forecaster.menu.policy(action))
+        menu = self.forecaster.menu
+        return self._actions.index(menu.find(menu.policy(action)))
 
     def _candidates(self, own: int) -> list[int]:
         """Return the first action of each candidate: the agent's, then the portfolio over and over."""
@@ -224,8 +229,7 @@ class BudgetSearch:
 
     def _begin(self, count: int) -> None:
         """Let the next candidates begin."""
-        begun = sum(step.parent is None for step in self.steps)
-        actions = self._order[begun : begun + count]
+        actions = self._order[self._begun : self._begun + count]
         self._add([(None, action) for action in actions], self._told[:, actions])
 
     def _go_on(self) -> None:
@@ -237,8 +241,8 @@ class BudgetSearch:
             self._continue(running, self.counts[segment] if self.worth is None else len(running))
             return
         self._look()
-        outlook, begun = self.outlooks[-1], sum(step.parent is None for step in self.steps)
-        if self.worth is None or outlook.spread is None or begun == self.counts[-1]:
+        outlook = self.outlooks[-1]
+        if self.worth is None or outlook.spread is None or self._begun == self.counts[-1]:
             return
         if outlook.further >= self.worth:
             self._begin(1)
@@ -265,7 +269,7 @@ class BudgetSearch:
             told: forecasts of each network, `[M, options]`.
         """
         self._latest = len(self.steps)
-        begun = sum(step.parent is None for step in self.steps)
+        begun = self._begun
         for place, (parent, action) in enumerate(options):
             segment = 0 if parent is None else parent.segment + 1
             candidate = begun + place if parent is None else parent.candidate

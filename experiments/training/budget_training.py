@@ -335,7 +335,7 @@ def in_words(outlook: Outlook, worth: float | None) -> str:
     ended = f"{outlook.ended} training{'' if outlook.ended == 1 else 's'} ended"
     if outlook.spread is None:
         stop = "" if worth is None else ", so no more begin"
-        return f"  {ended}: what more would add, fewer than two do not tell{stop}"
+        return f"  {ended}: fewer than two do not tell what one more would add{stop}"
     stop = "" if worth is None else f", {'worth' if outlook.further >= worth else 'not worth'} {worth:g}"
     return (
         f"  {ended}, {outlook.spread:.2f} points apart in validation (standard deviation; {outlook.chance:.2f} by "

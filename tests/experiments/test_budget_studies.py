@@ -259,7 +259,7 @@ def test_the_documents_show_the_committed_results() -> None:
     agent = Agent.load(SHIPPED)
     tasks = [
         *anytime.read_tasks(str(ROOT / anytime.LOG), agent),
-        *anytime.read_further(str(ROOT / anytime.FURTHER), SHIPPED),
+        *anytime.read_further(str(ROOT / anytime.FURTHER), agent),
     ]
     chosen = rivals.portfolio(tasks, POLICIES, led=True)
     assert forecaster.portfolio == tuple(CHOICES[policy] for policy in chosen)

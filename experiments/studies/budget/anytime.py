@@ -79,12 +79,13 @@ def main(arguments: Sequence[str] | None = None) -> None:
     with command("studies/budget/anytime", arguments) as call:
         config = call.parse(AnytimeConfig, __doc__)
         require_optuna()
-        tasks = read_tasks(config.log, Agent.load(config.agent))
+        agent = Agent.load(config.agent)
+        tasks, further = read_tasks(config.log, agent), read_further(config.further, agent)
         torch.set_num_threads(1)
         out = Path(config.out)
         with with_filename(out):
             out.mkdir(parents=True, exist_ok=True)
-        curves = play(tasks, Forecaster.load(config.agent), read_further(config.further, config.agent), config)
+        curves = play(tasks, Forecaster.load(config.agent), further, config)
         result = {"command": call.line, **summarise(tasks, curves)}
         write_atomic(out / "results.json", (json.dumps(result, indent=1) + "\n").encode())
         write_atomic(out / "results.md", markdown(result).encode())
@@ -123,12 +124,12 @@ def read_tasks(log: str, agent: Agent) -> list[RecordedTask]:
     return tasks
 
 
-def read_further(log: str | None, agent: str) -> list[Ends]:
+def read_further(log: str | None, agent: Agent) -> list[Ends]:
     """Return further tasks that portfolios are chosen on.
 
     Args:
         log: log of studies/broad/rehearse.py; None for no further tasks.
-        agent: folder of the agent.
+        agent: the agent.
 
     Raises:
         RunError: there is no such log, or it is of another agent.
@@ -138,7 +139,7 @@ def read_further(log: str | None, agent: str) -> list[Ends]:
     if not Path(log).is_file():
         raise RunError(f"--further: expected {log}; studies/broad/rehearse.py --every-policy writes it")
     with reject_incompatible(Path(log)):
-        return rehearsed_tasks(LineLog(Path(log)).read(), Agent.load(agent).checksum)
+        return rehearsed_tasks(LineLog(Path(log)).read(), agent.checksum)
 
 
 def play(

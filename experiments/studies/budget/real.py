@@ -108,7 +108,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         torch.set_num_threads(1)
         agent = Agent.load(config.agent)
         tasks = read_tasks(config.log, agent)[: config.tasks]
-        further = read_further(config.further, config.agent)
+        further = read_further(config.further, agent)
         out = Path(config.out)
         with with_filename(out):
             out.mkdir(parents=True, exist_ok=True)

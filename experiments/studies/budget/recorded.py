@@ -24,7 +24,7 @@ LED = POLICIES  # place of the training that the agent led, after those under fi
 
 
 class Ends(NamedTuple):
-    """How the trainings of a task ended: all that choosing a portfolio needs.
+    """Accuracies at the end of a task's trainings, which are all that choosing a portfolio needs.
 
     Attributes:
         dataset: name of the data set.

@@ -65,13 +65,13 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """Run the command."""
     with command("studies/budget/worth", arguments) as call:
         config = call.parse(WorthConfig, __doc__)
-        tasks = read_tasks(config.log, Agent.load(config.agent))
+        agent = Agent.load(config.agent)
+        tasks, further = read_tasks(config.log, agent), read_further(config.further, agent)
         torch.set_num_threads(1)
         out = Path(config.out)
         with with_filename(out):
             out.mkdir(parents=True, exist_ok=True)
         forecaster = replace(Forecaster.load(config.agent), realised=1.0)
-        further = read_further(config.further, config.agent)
         beside = rivals.left_out(tasks, POLICIES, whole_data_set=True, led=True, further=further)
         own = {task.number: with_portfolio(forecaster, beside[task.number]) for task in tasks}
         drawn, came = expectations(tasks, own)
