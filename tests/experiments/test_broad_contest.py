@@ -19,7 +19,7 @@ from rlmix.envs import BroadTasks, ImageLibrary, Source
 from rlmix.envs.seeds import derive_seed, training_seed
 from rlmix.experiments.comparison.intervals import mean_interval
 from rlmix.experiments.search.task_family import MENU
-from rlmix.experiments.studies.broad import contest
+from rlmix.experiments.studies.broad import contest, contest_results
 from rlmix.experiments.studies.broad.small_vit import small_vit
 from tests.agent.loops import agent
 from tests.experiments.inline import run_inline
@@ -168,25 +168,45 @@ def planted(tasks: int = 4) -> tuple[dict[str, Any], list[dict[str, Any]]]:
 
 def test_tables_tell_data_sets_from_other_groups() -> None:
     protocol, lines = planted()
-    result = contest.summarise(protocol, lines)
+    result = contest_results.summarise(protocol, lines)
     single, whole = result["tables"]
-    assert single["tasks"] == {contest.ALL: 8, contest.NEW: 4, contest.VIT: 4, contest.NOISE: 4}
+    assert single["tasks"] == {contest_results.ALL: 8, contest_results.NEW: 4, contest.VIT: 4, contest.NOISE: 4}
     over = single["agent_minus"]["plain"]
-    assert over[contest.ALL]["data_sets"] == pytest.approx(mean_interval([3.0, 1.0]))
-    assert over[contest.ALL]["tasks"] == pytest.approx(mean_interval([3.0] * 4 + [1.0] * 4))
+    assert over[contest_results.ALL]["data_sets"] == pytest.approx(mean_interval([3.0, 1.0]))
+    assert over[contest_results.ALL]["tasks"] == pytest.approx(mean_interval([3.0] * 4 + [1.0] * 4))
     assert over[contest.VIT]["tasks"][0] == pytest.approx(-2)
-    assert contest.ORACLE not in single["agent_minus"]
-    assert whole["agent_minus"][contest.ORACLE][contest.ALL]["tasks"][0] == pytest.approx(-2)
-    assert whole["agent_minus"][contest.ORACLE_AGAIN][contest.ALL]["tasks"][0] == pytest.approx(-1)
-    assert over[contest.NEW]["tasks"] == pytest.approx((1.0, 0.0)) and over[contest.NEW]["by_data_set"].keys() == {"b"}
+    assert contest_results.ORACLE not in single["agent_minus"]
+    assert whole["agent_minus"][contest_results.ORACLE][contest_results.ALL]["tasks"][0] == pytest.approx(-2)
+    assert whole["agent_minus"][contest_results.ORACLE_AGAIN][contest_results.ALL]["tasks"][0] == pytest.approx(-1)
+    assert over[contest_results.NEW]["tasks"] == pytest.approx((1.0, 0.0)) and over[contest_results.NEW][
+        "by_data_set"
+    ].keys() == {"b"}
     aims = list(result["aims"].items())
     assert [aim["reached"] for _, aim in aims] == [False] * 9 + [True]  # 2 of 4 data sets, and so on
     came = [aim["came"][0] if isinstance(aim["came"], list) else aim["came"] for _, aim in aims]
     assert came == pytest.approx([1.5, 2.0, 2.0, 0.5, 1.0, 1.0, -2.0, -2.5, -2.0, 1.5 / 2.5])
-    assert [name.startswith(contest.NEW) for name, _ in aims] == [False] * 3 + [True] * 3 + [False] * 4
-    shown = contest.markdown({**result, "command": "it"})
+    assert [name.startswith(contest_results.NEW) for name, _ in aims] == [False] * 3 + [True] * 3 + [False] * 4
+    for part, lead in ((contest_results.ALL, 2.0), (contest.VIT, -2.0)):
+        assert single["less_plain"]["mine"][part]["tasks"][0] == pytest.approx(lead)
+    assert whole["less_plain"][contest.BEST_FIXED][contest_results.ALL]["tasks"] == pytest.approx((0.5, 0.0))
+    shown = contest_results.markdown({**result, "command": "it"})
     assert "| plain " in shown and "+2.00 ± " in shown and "-2.0 ± 0.0" in shown
-    assert contest.summarise(protocol, lines[:3])["tables"] == []
+    assert contest_results.summarise(protocol, lines[:3])["tables"] == []
+
+
+def test_the_plot_has_a_row_for_each_contestant_the_best_on_top() -> None:
+    result = contest_results.summarise(*planted())
+    rows = contest_results.plot(result).subfigs
+    assert len(rows) == 2
+    for row, table in zip(rows, result["tables"], strict=True):
+        assert [panel.get_title() for panel in row.axes] == [f"{part}\n{n} tasks" for part, n in table["tasks"].items()]
+        names = [label.get_text() for label in row.axes[0].get_yticklabels()]
+        assert set(names) == table["less_plain"].keys()
+        dots = [line for line in row.axes[0].get_lines() if line.get_marker() == "o"]
+        shown = {names[round(line.get_ydata()[0])]: line.get_xdata()[0] for line in dots}
+        assert list(shown.values()) == sorted(shown.values())
+        assert shown["mine"] == pytest.approx(2.0) and shown[contest.BEST_FIXED] == pytest.approx(0.5)
+    assert names[-1] == contest_results.ORACLE
 
 
 def test_an_agent_may_look_less_often() -> None:

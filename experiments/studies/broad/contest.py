@@ -27,11 +27,11 @@ from typing import Any, Literal
 
 import numpy as np
 import tyro
-from tabulate import tabulate
 
 from rlmix.agent.agent import Agent
 from rlmix.agent.baselines import random_schedule
 from rlmix.agent.files import SHIPPED
+from rlmix.agent.plots import png
 from rlmix.agent.population import train_population
 from rlmix.agent.rule import Rule
 from rlmix.classifier.errors import require_at_least
@@ -43,23 +43,34 @@ from rlmix.envs import BroadTasks, ImageLibrary, Source, Task, TaskTrainer
 from rlmix.envs.seeds import derive_seed, training_seed
 from rlmix.experiments.comparison.contestants import load_agents, load_rules, load_schedules
 from rlmix.experiments.comparison.held_out import record_test_read
-from rlmix.experiments.comparison.intervals import format_interval
 from rlmix.experiments.comparison.runner import Line, TrainingLog
 from rlmix.experiments.runs.command import command, spelling
 from rlmix.experiments.runs.errors import RunError, reject_incompatible
 from rlmix.experiments.runs.machine import machine
 from rlmix.experiments.search.task_family import MENU, SEGMENTS
+from rlmix.experiments.studies.broad.contest_results import (
+    BEST_FIXED,
+    MENU_16,
+    NOISE,
+    ORACLE,
+    ORACLE_AGAIN,
+    UNSEEN,
+    VIT,
+    Key,
+    key_of,
+    markdown,
+    plot,
+    summarise,
+)
 from rlmix.experiments.studies.broad.record import CHOICES, USUAL, data_places, shared_trainer
 from rlmix.experiments.studies.broad.record import GROUPS as RECORDED
-from rlmix.experiments.studies.broad.rehearse import CUTMIX, OFF, difference
+from rlmix.experiments.studies.broad.rehearse import CUTMIX, OFF
 from rlmix.experiments.studies.broad.rehearse import FIXED as REHEARSED_BESIDE
 from rlmix.experiments.studies.broad.small_vit import SIDE, small_vit
 
 SEED = 230_100  # of the tasks; those of record.py and rehearse.py have others
 REHEARSAL_OFFSET = 50  # added to it
-UNSEEN = ("caltech101", "eurosat", "omniglot", "neu_defects")  # looked at for the first time
 REHEARSED = RECORDED["rehearse"]
-VIT, NOISE = "small ViT", "65 to 80 % wrong labels"
 MOST_WRONG = (0.65, 0.8)  # of NOISE; no recorded task has more than 0.6
 VIT_OPTIONS = {
     "model": f"{small_vit.__module__}:{small_vit.__name__}",
@@ -74,16 +85,11 @@ KEPT = ("batch_size", "augmentation", "crop_padding")  # options of a task that 
 FIXED = {name: schedule for name, schedule in REHEARSED_BESIDE.items() if name != OFF}
 # Much as timm mixes by default, with --mixup 0.8 --cutmix 1.0: there λ of mixup is Beta(0.8, 0.8).
 TIMM = MixPolicy({"mixup": 0.5, "cutmix": 0.5}, label_smoothing=0.1)
-RANDOM, BEST_FIXED, AS_TIMM = "random", "best fixed policy of the recorded tasks", "as timm mixes"
-MENU_16, ORACLE, ORACLE_AGAIN = "all fixed policies", "oracle", "oracle's policy, trained again"
+RANDOM, AS_TIMM = "random", "as timm mixes"
 COPIES, POPULATION = "CutMix half, the best of 16", "Population Based Training"
-ALL, NEW = "all data sets", "data sets never looked at"  # the latter are some of the former
 LOOKS = {"one look": 1, "two looks": 2}
-HARDEST = "CutMix half"  # of the fixed policies, with the rehearsal's results in view
 SEARCHES = (MENU_16, COPIES, POPULATION)
 TRAININGS = len(CHOICES)
-
-Key = tuple[str, int, str]  # group, number of the task, contestant
 
 
 @dataclass(frozen=True)
@@ -112,7 +118,7 @@ class ContestConfig:
     processes: int = 2
     """Number of parallel trainings, one thread each."""
     out: str = "runs/broad-contest"
-    """Folder of protocol.json, runs.jsonl, results.json and results.md."""
+    """Folder of protocol.json, runs.jsonl, results.json, results.md and results.png."""
 
     def __post_init__(self) -> None:
         require_at_least(self, tasks=2, search_tasks=0, processes=1)
@@ -249,7 +255,7 @@ def run(config: ContestConfig, out: Path, line: str) -> None:
                 raise RunError(f"{entry['folder']}: not the agent {name} of the protocol; restore it, or write another")
         sources = [source["name"] for source in protocol["sources"]]
     places = tuple(data_places(config.data, sources).items())
-    log = TrainingLog(out / "runs.jsonl", lambda lines: {_key(line): line for line in lines})
+    log = TrainingLog(out / "runs.jsonl", lambda lines: {key_of(line): line for line in lines})
     precision = resolve_precision("auto", resolve_device("cpu"))
     jobs = {key: functools.partial(train, key, str(file), places, precision) for key in wanted(protocol)}
     missing = log.missing(jobs)
@@ -354,154 +360,13 @@ def write(out: Path, protocol: Mapping[str, Any], lines: Sequence[Line], line: s
     result = {"command": line, "machine": machine(), **summary}
     write_atomic(out / "results.json", (json.dumps(result, indent=1) + "\n").encode())
     write_atomic(out / "results.md", markdown(result).encode())
-    print(f"\n{markdown(result)}\nwritten: {out}/results.json, results.md")
-
-
-def summarise(protocol: Mapping[str, Any], lines: Sequence[Line]) -> dict[str, Any]:
-    """Return the first agent's differences to all others in points, and what they say of the aims.
-
-    Returns:
-        `tables`: one of the contestants that train once, one of all, each on the tasks that all of these have finished,
-        at least two of a group. In each, by contestant, the differences over all groups of one data set and of each
-        other group.
-    """
-    entries = protocol["contestants"]
-    agent = next(iter(entries))
-    singles = [name for name, entry in entries.items() if entry["kind"] != "search"]
-    finished = {_key(line): line for line in lines}
-    tables = []
-    for names in (singles, list(entries)):
-        tasks = [
-            (group, number)
-            for group in protocol["groups"]
-            for number in range(protocol["tasks"])
-            if all((group, number, name) in finished for name in names)
-        ]
-        several = [one for one in tasks if sum(other[0] == one[0] for other in tasks) > 1]
-        if several:
-            tables.append(_table(agent, names, several, finished))
-    return {"split": protocol["split"], "agent": agent, "statistics": protocol["statistics"], "tables": tables,
-            "aims": aims(tables)}  # fmt: skip
-
-
-def _table(
-    agent: str, names: Sequence[str], tasks: Sequence[tuple[str, int]], finished: Mapping[Key, Line]
-) -> dict[str, Any]:
-    points = {name: np.array([100 * finished[*task, name]["accuracy"] for task in tasks]) for name in names}
-    if MENU_16 in points:
-        points[ORACLE] = points.pop(MENU_16)
-        points[ORACLE_AGAIN] = np.array([100 * finished[*task, MENU_16]["again"] for task in tasks])
-    of_set = [finished[*task, names[0]]["dataset"] for task in tasks]
-    groups = list(dict.fromkeys(group for group, _ in tasks))
-    together = [place for place, (group, _) in enumerate(tasks) if group not in (VIT, NOISE)]
-    others = {one: [place for place, (group, _) in enumerate(tasks) if group == one] for one in groups}
-    new = [place for place in together if tasks[place][0] in UNSEEN]
-    parts = {
-        **({ALL: together} if together else {}),
-        **({NEW: new} if new else {}),
-        **{one: places for one, places in others.items() if one in (VIT, NOISE)},
-    }
-    return {
-        "tasks": {name: len(places) for name, places in parts.items()},
-        "accuracy": {
-            name: {part: float(values[places].mean()) for part, places in parts.items()}
-            for name, values in points.items()
-        },
-        "agent_minus": {
-            name: {
-                part: difference((points[agent] - values)[places], [of_set[place] for place in places])
-                for part, places in parts.items()
-            }
-            for name, values in points.items()
-            if name != agent
-        },
-    }
-
-
-def aims(tables: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """Return what was aimed at, what came and whether it was reached, data sets as units."""
-    found: dict[str, Any] = {}
-    for table in tables[:1]:
-        for part in (ALL, NEW):
-            for rival, points in ((BEST_FIXED, 1.0), (HARDEST, 1.0), ("plain", 2.0)):
-                over = table["agent_minus"][rival].get(part)
-                if over is not None:
-                    mean, width = over["data_sets"]
-                    found[f"{part}: ahead of {rival} by {points:g}, interval over data sets without zero"] = {
-                        "came": [mean, width], "reached": bool(mean >= points and mean > width)
-                    }  # fmt: skip
-        for rival, points in (("plain", 0.3), (BEST_FIXED, 0.5), (HARDEST, 0.5)):
-            worst = min(
-                mean
-                for part, over in table["agent_minus"][rival].items()
-                for mean, _ in (over["by_data_set"].values() if part in (ALL, NEW) else [over["tasks"]])
-            )
-            found[f"in no group more than {points:g} behind {rival}"] = {"came": worst, "reached": worst >= -points}
-    for table in tables:
-        if ORACLE_AGAIN in table["agent_minus"] and ALL in table["tasks"]:
-            ahead = table["agent_minus"][BEST_FIXED][ALL]["tasks"][0]
-            behind = table["agent_minus"][ORACLE_AGAIN][ALL]["tasks"][0]
-            way = ahead - behind
-            found["half of the way from the best fixed policy to the oracle's policy, trained again"] = {
-                "came": ahead / way if way > 0 else 1.0, "reached": bool(ahead >= 0.5 * max(way, 0.0))
-            }  # fmt: skip
-    return found
-
-
-def markdown(result: Mapping[str, Any]) -> str:
-    """Format the results: by how many points the first agent is ahead, over all data sets, by data set and group."""
-    parts = [
-        "# Contest on data, a network and wrong labels not learned from",
-        f"`{result['command']}`",
-        f"By how many points of {result['split']} accuracy **{result['agent']}** is ahead of each. "
-        f"{result['statistics']}",
-    ]
-    for table in result["tables"]:
-        first = next(iter(table["agent_minus"].values()))
-        sets = list(first[ALL]["by_data_set"]) if ALL in first else []
-        others = [part for part in table["tasks"] if part not in (ALL, NEW)]
-        new = [NEW, "over those"] if NEW in first else []
-        head = [
-            f"{result['agent']} less",
-            *(["tasks", "data sets", "worst tenth"] if sets else []),
-            *new,
-            *sets,
-            *others,
-        ]
-        rows = []
-        for name, by_part in table["agent_minus"].items():
-            whole = by_part.get(ALL)
-            row = [name]
-            if whole is not None:
-                row += [format_interval(*whole[unit], signed=True) for unit in ("tasks", "data_sets")]
-                row += [f"{whole['worst_tenth']:+.2f}"]
-                if new:
-                    row += [format_interval(*by_part[NEW][unit], signed=True) for unit in ("tasks", "data_sets")]
-                row += [format_interval(*whole["by_data_set"][one], signed=True, digits=1) for one in sets]
-            rows.append([*row, *(format_interval(*by_part[part]["tasks"], signed=True, digits=1) for part in others)])
-        counts = ", ".join(f"{count} tasks of {part}" for part, count in table["tasks"].items())
-        parts += [f"{counts}:", tabulate(rows, head, tablefmt="pipe", disable_numparse=True)]
-    parts += [
-        "\n".join(
-            f"- {aim}: {_came(entry['came'])}, {'reached' if entry['reached'] else '**not reached**'}"
-            for aim, entry in result["aims"].items()
-        ),
-        "",
-    ]
-    return "\n\n".join(parts)
-
-
-def _came(came: float | Sequence[float]) -> str:
-    return format_interval(*came, signed=True) if isinstance(came, list) else f"{came:+.2f}"
+    write_atomic(out / "results.png", png(plot(result)))
+    print(f"\n{markdown(result)}\nwritten: {out}/results.json, results.md, results.png")
 
 
 @functools.cache
 def _protocol(file: str) -> dict[str, Any]:
     return json.loads(Path(file).read_bytes())
-
-
-def _key(line: Line) -> Key:
-    return line["group"], line["task"], line["contestant"]
 
 
 def _describe(line: Line) -> str:
