@@ -149,7 +149,6 @@ class LoopGradients:
             model: the network; None where it is not known.
             probed: takes the result of `measure_probe`.
         """
-        self.resting.forget_stale(update)
         takers: list[TakesGradient] = []
         if left < 0 or not self._reads(policy):
             return takers
@@ -161,6 +160,11 @@ class LoopGradients:
         if self._probes and model is not None and is_among_last_clean(policy, credit, left, last=PROBES):
             takers.append(self.watch.probe(model, probed))
         return takers
+
+    def forget(self, update: int) -> None:
+        """Forget what is of no use from an update on: hooks of the one before, and batches that are too old."""
+        self.watch.remove()
+        self.resting.forget_stale(update)
 
     def give_rested(self, update: int, device: torch.device) -> CleanBatch | None:
         """Return a clean batch that has rested at an update, on a device; None where there is none with a gradient."""
@@ -180,19 +184,21 @@ def exact_gradient(model: nn.Module, loss: Callable[[Tensor], Tensor], images: T
     """Return the gradient of a loss at the images by a pass of its own; see `input_gradient`.
 
     Args:
-        model: the network, whose gradients, running statistics and mode stay as they are.
+        model: the network, whose gradients, running statistics and modes stay as they are.
         loss: maps logits to a scalar.
         images: `[B, C, H, W]`.
         evaluating: whether the pass is made in evaluation mode.
     """
     plain = model.module if isinstance(model, DistributedDataParallel) else model
     plain = getattr(plain, "_orig_mod", plain)  # not compiled: it would be so once more for this pass
-    was_training = plain.training
-    plain.train(was_training and not evaluating)
+    modes = {module: module.training for module in plain.modules()}  # parts of it may be frozen
+    if evaluating:
+        plain.eval()
     try:
         return input_gradient(lambda leaf: loss(plain(leaf)), images, plain)
     finally:
-        plain.train(was_training)
+        for module, training in modes.items():
+            module.training = training
 
 
 def saliency_follows(policy: MixPolicy, credit: Mapping[str, float], left: int) -> bool:
@@ -205,17 +211,10 @@ def saliency_follows(policy: MixPolicy, credit: Mapping[str, float], left: int) 
     """
     if not any(METHODS[method].needs_gradient for method in policy.shares):
         return False
-    ahead = Interleaver(credit)
-    for _ in range(left):
-        method = ahead.next(policy.shares)
-        if method == "clean" or METHODS[method].needs_gradient:
-            return method != "clean"
-    return True
+    to_come = Interleaver(credit).ahead(policy.shares, left, clean=1)
+    return "clean" not in to_come or any(METHODS[method].needs_gradient for method in to_come)
 
 
 def is_among_last_clean(policy: MixPolicy, credit: Mapping[str, float], left: int, *, last: int) -> bool:
     """Return whether the present clean update is one of a segment's last clean ones; see `saliency_follows`."""
-    if left * policy.shares["clean"] > last + 2:  # shares are kept to within two updates
-        return False
-    ahead = Interleaver(credit)
-    return [ahead.next(policy.shares) for _ in range(left)].count("clean") < last
+    return Interleaver(credit).ahead(policy.shares, left, clean=last).count("clean") < last

@@ -137,6 +137,7 @@ class RLMix:
         self._sums, self._started = SegmentSums(torch.device("cpu")), time.perf_counter()
         self._interleaver = Interleaver()
         agent = isinstance(self.source, Agent)
+        self._drawing = f"seed={self.seed}, saliency={saliency!r}"
         self._gradients = LoopGradients(policies_of(self.source), recycles=saliency == "recycled", probes=agent)
         self._observed: EvalStats | None = None
         self._highest_lr = 0.0
@@ -227,14 +228,14 @@ class RLMix:
         if not self._done:
             size = self._train_size if isinstance(self.source, Agent) else None
             self._say(require_first_batch(batch.images, batch.targets, self._colours, train_size=size))
-        self._gradients.watch.remove()
+        self._gradients.forget(self._done)
         policy = self._current_policy(images, model)
         self.method = self._interleaver.next(policy.shares) if self.mixup_enabled else "clean"
         reused = METHODS[self.method].needs_gradient
         if reused:
             batch = self._with_gradient(batch, model)
         draw = self._draws.draw(self._done, len(batch.images), images.device)
-        mean, std = (None, None) if self._colours is None else (part.to(images.device) for part in self._colours)
+        mean, std = self._colours or (None, None)
         targets = smooth(batch.targets, policy.label_smoothing)
         mixed, targets = policy.mix(self.method, MixInput(batch.images, targets, batch.gradient, mean, std), draw)
         self._done += 1
@@ -343,6 +344,7 @@ class RLMix:
             "version": STATE_VERSION,
             "policy": self._identity(),
             "arguments": self._arguments(),
+            "drawing": self._drawing,
             "done": self._done,
             "end": self._end,
             "method": self.method,
@@ -372,6 +374,9 @@ class RLMix:
             raise InputError("the state is of a training under another policy; make RLMix with that of before")
         if state["arguments"] != self._arguments():
             raise InputError(f"the state is of {state['arguments']}, got {self._arguments()}; pass the same")
+        drawing = state.get("drawing", self._drawing)  # older states do not have it
+        if drawing != self._drawing:
+            raise InputError(f"the state is of {drawing}, got {self._drawing}; pass the same")
         self._done, self._end, self.method = state["done"], state["end"], state["method"]
         self._interleaver = Interleaver(state["credit"])
         self._gradients.resting = RestingBatches()
@@ -431,6 +436,8 @@ class RLMix:
         scheduler = self._scheduler
         assert scheduler is not None
         self._sums = self._sums.to(images.device)
+        if self._colours is not None:  # copied once
+            self._colours = (self._colours[0].to(images.device), self._colours[1].to(images.device))
         if self._done >= self._total:
             counts = f"total_updates={self._total:,}, which counts batches, epochs * len(loader)"
             self._say({"over": f"the training is longer than {counts}; the last policy stays"})

@@ -8,11 +8,11 @@
     python experiments/replay_policy.py --policy runs/agent-20260101-120000/policy.json --num-workers 4 --address auto
     python experiments/replay_policy.py --resume runs/replay-20260101-130000
 
-With `--budget` several candidates begin, within the updates of so many trainings. After every segment a forecast that
-was learned from recorded trainings, and sees how each validates, decides which go on and how; validation decides
-among those that end. `--workers` trains several at the same time, with the same result. After every segment it says
-how far the candidates are apart, and what more of them are expected to gain; `--budget auto` stops where that is not
-worth its cost.
+With `--budget` several candidates train, within the updates of so many trainings: one led by the agent, each other one
+under one policy of a portfolio. Validation decides among those that end. Of a budget that is no whole number the rest
+pays for further ones, and forecasts that were learned from recorded trainings decide which of them go on. `--workers`
+trains several at the same time. When candidates have ended it says how far they are apart, and what more of them are
+expected to gain; `--budget auto` stops where that is not worth its cost.
 
 With `--num-workers` Ray Train runs the training in several processes (gloo on CPUs, NCCL on GPUs, one each). The batch
 of `--batch-size` is divided evenly, and gradients are averaged. Each process mixes and normalises within its own part
@@ -38,7 +38,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         from rlmix.experiments.runs.data_record import at_its_place, keep_to_data
         from rlmix.experiments.runs.folder import RunFolder
         from rlmix.experiments.training.final_training import train_to_the_end
-        from rlmix.experiments.training.replay import PolicySource, split_for_ddp, train_distributed
+        from rlmix.experiments.training.replay import PolicySource, split_threads, train_distributed
         from rlmix.experiments.training.resolve import load_data, resolve
 
         if config.run.resume is not None:
@@ -50,7 +50,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
         else:
             source = PolicySource.load(config, None)
             data = load_data(config)
-            config = resolve(split_for_ddp(config), data, source.policies())
+            config = resolve(split_threads(config), data, source.policies())
+            source.require_updates(config.train.updates)
             run = RunFolder.create(config.run.out, REPLAY)
             source.save(run.path)
             run.write_config(REPLAY, asdict(config))

@@ -272,3 +272,18 @@ class Interleaver:
         method = max(self.credit, key=lambda name: self.credit[name])
         self.credit[method] = round(self.credit[method] - 1, 9)
         return method
+
+    def ahead(self, shares: Mapping[str, float], updates: int, *, clean: int) -> list[str]:
+        """Return the methods of updates to come, without taking them.
+
+        Args:
+            shares: shares of the methods.
+            updates: number of updates, at most.
+            clean: number of clean updates after which no more are told; where there are none, nothing is.
+        """
+        methods: list[str] = []
+        looking, left = Interleaver(self.credit), clean if shares.get("clean") else 0
+        while left > 0 and len(methods) < updates:
+            methods.append(looking.next(shares))
+            left -= methods[-1] == "clean"
+        return methods

@@ -77,6 +77,7 @@ class SegmentSums:
             saliency_entropy=probed[0] / self.probes if measured else None,
             gradient_norm=probed[1] / self.probes if measured else None,
             diverged=not finite,
+            probes=self.probes,
         )
 
     def clean_accuracy(self) -> float | None:

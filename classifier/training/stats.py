@@ -50,6 +50,7 @@ class TrainStats:
         gradient_norm: norm of the parameters' gradient over that of the parameters, at the last clean updates.
         diverged: whether a loss, or a weight after the last update, was not finite; a gradient that was not finite
             shows in the weights.
+        probes: number of clean updates whose saliency and gradient were measured.
     """
 
     updates: int
@@ -61,11 +62,13 @@ class TrainStats:
     saliency_entropy: float | None
     gradient_norm: float | None
     diverged: bool
+    probes: int = 0
 
 
 def merge_stats(parts: Sequence[TrainStats]) -> TrainStats:
-    """Return the statistics of consecutive segments as one; saliency and gradient are those of the last."""
+    """Return the statistics of consecutive segments as one."""
     counts: Counter[str] = Counter()
+    probed = [part for part in parts if part.probes]
     for part in parts:
         counts.update(part.methods)
     return TrainStats(
@@ -75,10 +78,17 @@ def merge_stats(parts: Sequence[TrainStats]) -> TrainStats:
         methods={method: counts[method] for method in METHODS if counts[method]},
         clean=_weighted([(part.clean, part.methods.get("clean", 0)) for part in parts]),
         mixed=_weighted([(part.mixed, part.updates - part.methods.get("clean", 0)) for part in parts]),
-        saliency_entropy=parts[-1].saliency_entropy,
-        gradient_norm=parts[-1].gradient_norm,
+        saliency_entropy=_probed([(part.saliency_entropy, part.probes) for part in probed]),
+        gradient_norm=_probed([(part.gradient_norm, part.probes) for part in probed]),
         diverged=any(part.diverged for part in parts),
+        probes=sum(part.probes for part in probed),
     )
+
+
+def _probed(parts: Sequence[tuple[float | None, int]]) -> float | None:
+    """Return the mean of measurements, weighted by their numbers; None without one, or if one was not finite."""
+    values = [value * number for value, number in parts if value is not None]
+    return sum(values) / sum(number for _, number in parts) if parts and len(values) == len(parts) else None
 
 
 def _weighted(parts: Sequence[tuple[UpdateStats | None, int]]) -> UpdateStats | None:

@@ -140,18 +140,21 @@ class Trainer:
         """Learning rate of the next update over the highest one."""
         return self.optimizer.param_groups[0]["lr"] / self.config.lr if self.config.lr else 0.0
 
-    def train(self, policy: MixPolicy, updates: int, *, probe: bool = True) -> TrainStats:
-        """Train a segment under one policy.
+    def train(self, policy: MixPolicy, updates: int, *, probe: bool = True, ahead: int = 0) -> TrainStats:
+        """Train a segment under one policy, or a part of it.
+
+        Parts of a segment have the weights and, merged, the statistics of the whole.
 
         Args:
             policy: mixing policy of the segment.
-            updates: length of the segment, at least 1 and not past the end of the training.
-            probe: whether saliency and gradient are measured at the last clean updates.
+            updates: number of updates, at least 1 and not past the end of the training.
+            probe: whether saliency and gradient are measured at the segment's last clean updates.
+            ahead: number of updates of the same segment that later calls train.
 
         Raises:
             ValueError: the segment leaves the training, or the network or images do not fit the policy.
         """
-        plan = self._plan(policy, updates, probe=probe)
+        plan = self._plan(policy, updates, probe=probe, ahead=ahead)
         self.model.train()
         with self._reproducibly():
             for step in range(updates):
@@ -164,21 +167,23 @@ class Trainer:
                 self._end_update()
         return self._read(plan)
 
-    def _plan(self, policy: MixPolicy, updates: int, *, probe: bool) -> SegmentPlan:
-        """Return the plan of a segment; arguments and errors are those of `train`."""
+    def _plan(self, policy: MixPolicy, updates: int, *, probe: bool, ahead: int = 0) -> SegmentPlan:
+        """Return the plan of a segment or a part of it; arguments and errors are those of `train`."""
         left = self.config.updates - self.updates_done
         if not 1 <= updates <= left:
             raise ValueError(f"updates must be in [1, {left}], what is left of {self.config.updates}, got {updates}")
         self.check(policy)
         started = time.perf_counter()
         methods = [self._interleaver.next(policy.shares) for _ in range(updates)]
-        clean = [step for step, method in enumerate(methods) if method == "clean"]
+        known = methods + self._interleaver.ahead(policy.shares, ahead, clean=PROBES)
+        clean = [step for step, method in enumerate(known) if method == "clean"]
+        recycled = recycled_updates(known, policy)[:updates]
         return SegmentPlan(
             policy,
             methods,
             probes=set(clean[-PROBES:]) if probe else set(),
             # The input gradient of these clean updates serves saliency updates to come, on the same batches.
-            recycled=recycled_updates(methods, policy) if self.config.saliency == "recycled" else [False] * updates,
+            recycled=recycled if self.config.saliency == "recycled" else [False] * updates,
             beta=torch.full((), policy.label_beta, device=self.device),
             attached=torch.full((), 0.0 if policy.label_detach else 1.0, device=self.device),
             sums=SegmentSums(self.device),
@@ -203,8 +208,7 @@ class Trainer:
         """Keep and measure an update's gradients where that is wanted, once they have been taken."""
         if mixed.recycled or mixed.probed:
             mixed.batch.gradient = mixed.images.grad
-        if mixed.method == "clean":
-            self._resting.forget_stale(self.updates_done)
+        self._resting.forget_stale(self.updates_done)
         if mixed.recycled:
             self._resting.keep(self.updates_done, RestingBatch.of(mixed.batch))
         if mixed.probed:

@@ -63,7 +63,7 @@ class RunFolder:
             lock.write(f"{os.getpid()}\n")
             lock.flush()
         # What a kill left half written; nobody else writes here now.
-        for folder in (path, self.checkpoints, path / "references"):
+        for folder in (path, self.checkpoints, path / "references", path / "candidates"):
             for torn in folder.glob(f".*{PART}"):
                 torn.unlink(missing_ok=True)
 

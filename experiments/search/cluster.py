@@ -106,8 +106,18 @@ def worker_capacity(share: WorkerResources) -> int:
     return room
 
 
-def check_capacity(workers: int, share: WorkerResources) -> None:
+def check_capacity(
+    workers: int,
+    share: WorkerResources,
+    *,
+    advice: str = "--workers, or for less with --cpus-per-worker or --gpus-per-worker",
+) -> None:
     """Check that the connected cluster can hold the workers; print a note if it is too busy now.
+
+    Args:
+        workers: number of workers.
+        share: resources of each.
+        advice: options to ask for fewer with, of the command; optional, defaults to those of a search.
 
     Raises:
         RunError: it has too few CPUs or GPUs.
@@ -120,8 +130,7 @@ def check_capacity(workers: int, share: WorkerResources) -> None:
         machines = "; ".join(sorted(f"{node.get('CPU', 0):g} CPU and {node.get('GPU', 0):g} GPU" for node in nodes))
         raise RunError(
             f"expected room for {workers} workers with {share} each, got a cluster with room for {room} ({len(nodes)} "
-            f"machines: {machines}); ask for fewer with --workers, or for less with --cpus-per-worker or "
-            "--gpus-per-worker"
+            f"machines: {machines}); ask for fewer with {advice}"
         )
 
     end = time.monotonic() + REPORTED_SECONDS
@@ -251,7 +260,7 @@ def run_distributed(loop: Callable[[dict[str, str]], None], run: Path, workers: 
             callbacks = super()._create_default_callbacks()  # type: ignore[misc]  # of Ray Train's version 2, chosen at run time
             return [callback for callback in callbacks if type(callback).__name__ != "PlacementGroupCleanerCallback"]
 
-    check_capacity(workers, share)
+    check_capacity(workers, share, advice="--num-workers, or for less with --threads")
     path = str(run.resolve())
     trainer = Trainer(
         loop,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
 from typing import Any
@@ -14,7 +15,7 @@ from tqdm import tqdm
 
 from rlmix.agent.agent import Agent
 from rlmix.agent.baselines import FIXED, balanced_schedules
-from rlmix.agent.files import SHIPPED
+from rlmix.agent.files import SHIPPED, files_checksum
 from rlmix.agent.replay import candidates, greedy_schedules, likeliest_schedules
 from rlmix.agent.tags import Tag
 from rlmix.agent.workers import Job, episode_seed, run_jobs
@@ -193,6 +194,8 @@ def known_agents(search: Search, run: RunFolder) -> dict[str, Agent]:
 class Trainings:
     """Trainings of jobs, logged in a run folder so that each runs once even if the search is resumed.
 
+    One of the same name and seed under another schedule or agent, such as another best trial's, is another training.
+
     Args:
         run: run folder; results are kept in its `trainings.jsonl`.
         workers: environments that train.
@@ -201,27 +204,41 @@ class Trainings:
     def __init__(self, run: RunFolder, workers: VecEnv) -> None:
         self._log = LineLog(run.path / "trainings.jsonl")
         with reject_incompatible(self._log.path):
+            entries = self._log.read()
             self._done = {
-                (e["stage"], e["name"], e["seed"]): {split: float(value) for split, value in e["accuracy"].items()}
-                for e in self._log.read()
+                (e["stage"], e["name"], e["seed"], _chosen_by(e)): {
+                    split: float(value) for split, value in e["accuracy"].items()
+                }
+                for e in entries
             }
-        self._log.keep(len(self._done))
+        self._log.keep(len(entries))
         self._workers = workers
 
     def run(self, stage: str, jobs: Sequence[Job]) -> list[dict[str, float]]:
         """Run the jobs that are not in the log; return every job's accuracy by split, in order."""
-        missing = [number for number, job in enumerate(jobs) if (stage, job.name, job.seed) not in self._done]
+        logged = [{**asdict(job), "agent": _weights_checksum(job), "stage": stage} for job in jobs]
+        keys = [(stage, entry["name"], entry["seed"], _chosen_by(entry)) for entry in logged]
+        missing = [number for number, key in enumerate(keys) if key not in self._done]
         bar = tqdm(total=len(jobs), initial=len(jobs) - len(missing), desc=stage, unit="training")
         with bar:
             finished = run_jobs(self._workers, [jobs[number] for number in missing])
-            for number, (job, accuracy) in zip(missing, finished, strict=True):
-                # An agent is not logged: the job's name identifies it.
-                fields = {name: value for name, value in asdict(job).items() if name != "agent"}
-                entry = {"stage": stage, "number": number, **fields, "accuracy": accuracy}
-                self._log.append(entry)
-                self._done[stage, job.name, job.seed] = accuracy
+            for number, (_, accuracy) in zip(missing, finished, strict=True):
+                self._log.append({**logged[number], "number": number, "accuracy": accuracy})
+                self._done[keys[number]] = accuracy
                 bar.update(1)
-        return [self._done[stage, job.name, job.seed] for job in jobs]
+        return [self._done[key] for key in keys]
+
+
+def _weights_checksum(job: Job) -> str | None:
+    """Return the checksum of an agent's weights; its description names folders, which may have moved."""
+    if job.agent is None:
+        return None
+    return files_checksum({name: content for name, content in job.agent.items() if name.endswith(".safetensors")})
+
+
+def _chosen_by(entry: Mapping[str, Any]) -> str:
+    """Return the schedule or the agent of a line of the log as text."""
+    return json.dumps([entry["schedule"], entry.get("agent")], sort_keys=True)
 
 
 def report(search: Search, run: RunFolder) -> None:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import functools
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
@@ -21,7 +21,6 @@ from torch.utils.tensorboard.writer import SummaryWriter
 from rlmix.agent.agent import Agent
 from rlmix.agent.budget import FIRST, BudgetSearch, Outlook, Step, StepResult
 from rlmix.agent.decisions import Decision
-from rlmix.agent.ray_env import WorkerResources
 from rlmix.agent.tags import Tag
 from rlmix.agent.values import Forecaster
 from rlmix.classifier.data import Splits
@@ -35,7 +34,7 @@ from rlmix.experiments.comparison.runner import training_processes
 from rlmix.experiments.reports import describe_kept
 from rlmix.experiments.runs.errors import RunError, reject_incompatible
 from rlmix.experiments.runs.folder import RunFolder
-from rlmix.experiments.search.cluster import check_capacity, ray_session
+from rlmix.experiments.search.cluster import check_capacity, ray_session, root_message
 from rlmix.experiments.training.config import ReplayConfig
 from rlmix.experiments.training.final_training import (
     METHOD_RUN,
@@ -46,7 +45,7 @@ from rlmix.experiments.training.final_training import (
     finish,
     layout,
 )
-from rlmix.experiments.training.replay import PolicySource
+from rlmix.experiments.training.replay import PolicySource, resources_of
 from rlmix.experiments.training.resolve import load_data
 
 CANDIDATES = "candidates"  # folder of the checkpoints
@@ -78,38 +77,51 @@ class StepTrainer:
         self._trainer.reset(self._config.seed)
         return self._training(None, None).scheduler.state
 
-    def train(self, step: Step, before: Checkpoint | None) -> tuple[Line, Checkpoint]:
+    def train(
+        self, step: Step, before: Checkpoint | None, save: Callable[[Checkpoint], None] = lambda _: None
+    ) -> tuple[Line, Checkpoint]:
         """Train one step.
 
         Args:
             step: the step.
-            before: checkpoint after the step that it continues; None at a candidate's start.
+            before: checkpoint after the step that it continues, or of the midst of this one; None at a candidate's
+                start.
+            save: takes a checkpoint of the midst of the step, every `checkpoint_seconds`; optional.
 
         Returns:
             What came of it, and the checkpoint after it.
         """
-        started = time.monotonic()
+        started = saved = time.monotonic()
         if before is None:
             self._trainer.reset(candidate_seed(self._config.seed, step.candidate))
         training = self._training(step, before)
         events = _Recorded([] if before is None else before["events"])
         observation, accuracy, kept_accuracy, own_choice = None, 1 / self._trainer.num_classes, None, None
+
+        def checkpoint() -> Checkpoint:
+            return {**training.checkpoint(), "events": events.scalars}
+
+        def save_in_between() -> None:
+            nonlocal saved
+            if time.monotonic() - saved >= self._config.checkpoint_seconds:
+                save(checkpoint())
+                saved = time.monotonic()
+
         try:
-            training.train_segment(events)
+            training.train_segment(events, save_in_between)
         except DivergedError:  # nothing is rolled back in a candidate: it ends
             pass
         else:
             state = training.scheduler.state
             observation = [float(value) for value in observed(self._forecaster, state)]
-            if step.own:
-                own_choice = list(self._agent.choose(observed(self._agent, state)))
-            evaluation = state.evaluation
-            assert evaluation is not None
-            accuracy = evaluation.accuracy
-            if step.segment == len(self._forecaster.segments) - 1:
-                # Now on all validation images; what decides is the best network so far, which would be kept.
+            if state.evaluation is None:
+                # At the end, on all validation images; what decides is the best network so far, which would be kept.
                 accuracy = next(value for tag, value, _ in reversed(events.scalars) if tag == Tag.ACCURACY)
                 kept_accuracy = training.best_validation.accuracy
+            else:
+                accuracy = state.evaluation.accuracy
+                if step.own:
+                    own_choice = list(self._agent.choose(observed(self._agent, state)))
         line = {
             "step": step.number,
             "observation": observation,
@@ -118,7 +130,7 @@ class StepTrainer:
             "own_choice": own_choice,
             "seconds": round(time.monotonic() - started, 1),
         }
-        return line, {**training.checkpoint(), "good": None, "events": events.scalars}
+        return line, checkpoint()
 
     def finished(self, checkpoint: Checkpoint) -> FinalTraining:
         """Return the training that has ended with a checkpoint."""
@@ -194,23 +206,18 @@ def train_within_budget(
     folder.mkdir(exist_ok=True)
     lines = log.read()
     log.keep(len(lines))  # a torn last line would spoil the next one
-    with reject_incompatible(log.path), _steps_trained(config, run, trainer, agent, forecaster, address) as train:
-        known, looks = {line["step"]: line for line in lines}, 0
+    with reject_incompatible(log.path):
+        known = {line["step"]: line for line in lines}
+        while search.due and all(step.number in known for step in search.due):
+            _tell(search, known)
+    with _steps_trained(config, run, trainer, agent, forecaster, address) as train:
         while due := search.due:
-            if missing := [step for step in due if step.number not in known]:
-                _forget(folder, search)
-                for line in train(missing):
-                    log.append(line)
-                    known[line["step"]] = line
-                    print(_describe(search, line), flush=True)
-            for step in due:
-                line = known[step.number]
-                seen = None if line["observation"] is None else np.array(line["observation"], np.float32)
-                choice = None if line["own_choice"] is None else tuple(line["own_choice"])
-                search.tell(step.number, StepResult(seen, line["accuracy"], line["kept_accuracy"], choice))
-            for outlook in search.outlooks[looks:]:
-                print(in_words(outlook, search.worth), flush=True)
-            looks = len(search.outlooks)
+            _forget(folder, search)
+            for line in train([step for step in due if step.number not in known]):
+                log.append(line)
+                known[line["step"]] = line
+                print(_describe(search, line), flush=True)
+            _tell(search, known)
     winner = search.winner
     if winner is None:
         raise RunError(f"every candidate diverged; start again with an --lr lower than {config.train.lr:g}")
@@ -235,6 +242,18 @@ def train_within_budget(
         if step is not winner:  # that one is kept, for a resume after the end
             _file(folder, step.number).unlink(missing_ok=True)
     return summary
+
+
+def _tell(search: BudgetSearch, known: Mapping[int, Line]) -> None:
+    """Tell what came of all steps that are due, and print what is expected of more."""
+    looks = len(search.outlooks)
+    for step in search.due:
+        line = known[step.number]
+        seen = None if line["observation"] is None else np.array(line["observation"], np.float32)
+        choice = None if line["own_choice"] is None else tuple(line["own_choice"])
+        search.tell(step.number, StepResult(seen, line["accuracy"], line["kept_accuracy"], choice))
+    for outlook in search.outlooks[looks:]:
+        print(in_words(outlook, search.worth), flush=True)
 
 
 @contextmanager
@@ -271,8 +290,8 @@ def _on_ray(config: ReplayConfig, agent: Agent, forecaster: Forecaster, folder: 
     import ray
     from ray.util import ActorPool
 
-    share = WorkerResources(config.threads, 1.0 if config.train.device.startswith("cuda") else 0.0)
-    check_capacity(config.workers, share)
+    share = resources_of(config)
+    check_capacity(config.workers, share, advice="--workers, or for less with --threads")
 
     class Actor:
         def __init__(self) -> None:
@@ -288,10 +307,15 @@ def _on_ray(config: ReplayConfig, agent: Agent, forecaster: Forecaster, folder: 
 
     def on_actors(steps: Sequence[Step]) -> Iterator[Line]:
         pool = ActorPool(actors)
-        started = [(step, None if step.parent is None else load_state(_file(folder, step.parent))) for step in steps]
-        for line, checkpoint in pool.map_unordered(lambda actor, pair: actor.train.remote(*pair), started):
-            save_state(_file(folder, line["step"]), checkpoint)
-            yield line
+        try:
+            # Checkpoints are read when an actor is free.
+            for line, checkpoint in pool.map_unordered(
+                lambda actor, step: actor.train.remote(step, _checkpoint_before(folder, step)), list(steps)
+            ):
+                save_state(_file(folder, line["step"]), checkpoint)
+                yield line
+        except ray.exceptions.RayError as error:
+            raise RunError(f"a worker failed: {root_message(error):.500}") from error
 
     yield on_actors
 
@@ -308,9 +332,18 @@ def _shared_trainer(run: str, config: ReplayConfig) -> StepTrainer:
 
 
 def _train_and_save(trainer: StepTrainer, folder: Path, step: Step) -> Line:
-    line, checkpoint = trainer.train(step, None if step.parent is None else load_state(_file(folder, step.parent)))
-    save_state(_file(folder, step.number), checkpoint)
+    own = _file(folder, step.number)
+    line, checkpoint = trainer.train(step, _checkpoint_before(folder, step), functools.partial(save_state, own))
+    save_state(own, checkpoint)
     return line
+
+
+def _checkpoint_before(folder: Path, step: Step) -> Checkpoint | None:
+    """Return the checkpoint to train a step from: one of its midst, else that after its parent, else None."""
+    own = _file(folder, step.number)
+    if own.exists() and (midst := load_state(own))["running"]:
+        return midst
+    return None if step.parent is None else load_state(_file(folder, step.parent))
 
 
 def _file(folder: Path, number: int) -> Path:

@@ -21,6 +21,7 @@ REPLAY = "replay"
 RL_MIX = "rl-mix"
 
 AUTO_TRAININGS = 8.0  # that --budget auto spends at most
+WORTH = 0.2  # points that a further one must add
 
 Final = TypeVar("Final", bound="FinalConfig")
 
@@ -119,7 +120,7 @@ class ReplayConfig(FinalConfig):
     """Updates to spend, in whole trainings, from 1 to 64. With more than 1 several candidates train, one led by the
     agent, the others under policies of a portfolio; validation decides and the best network is kept. auto: at least 3,
     at most 8, and of these only what is expected to be --worth its cost."""
-    worth: float = 0.2
+    worth: float = WORTH
     """Points of accuracy that a further training must be expected to add, with --budget auto."""
     workers: int = 1
     """Number of candidates of a budget that are trained at the same time, each with --threads; results are the same."""
@@ -143,8 +144,10 @@ class ReplayConfig(FinalConfig):
             raise InputError("--workers and --backend are for the candidates of a --budget above 1; see --num-workers")
         if self.trainings > 1 and self.num_workers > 1:
             raise InputError("--num-workers is for one training: use --workers with --budget")
-        if self.trainings > 1 and self.train_on_validation:
-            raise InputError("a budget above 1 chooses by validation images: leave out --train-on-validation")
+        if self.train_on_validation and (self.agent is not None or self.trainings > 1):
+            raise InputError("an agent and a budget choose by validation images: leave out --train-on-validation")
+        if self.worth != WORTH and self.budget != "auto":
+            raise InputError("--worth is for --budget auto, which stops where a further training is not worth its cost")
 
     @property
     def trainings(self) -> float:

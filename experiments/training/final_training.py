@@ -234,10 +234,8 @@ class FinalTraining:
                 self.best_validation = EvalStats(**best["validation"])
                 self.went_back = checkpoint.get("went_back")
         # State to roll back to: that of the last evaluation or the start, which do not depend on the clock. The best
-        # network cannot change in between. None after a rollback. Old checkpoints do not have it.
-        self._good: dict[str, Any] | None = None
-        if self.went_back is None:
-            self._good = (checkpoint or {}).get("good") or self._progress()
+        # network cannot change in between. None after a rollback, and where `run` is not called.
+        self._good: dict[str, Any] | None = (checkpoint or {}).get("good")
         self._started_at = trainer.updates_done
 
     @property
@@ -245,11 +243,12 @@ class FinalTraining:
         """Trainer of the training."""
         return self._trainer
 
-    def train_segment(self, events: SummaryWriter | Events) -> None:
+    def train_segment(self, events: SummaryWriter | Events, after_chunk: Callable[[], None] = lambda: None) -> None:
         """Train to the end of the next segment, or of the running one; nothing is rolled back.
 
         Args:
             events: writer of TensorBoard's events.
+            after_chunk: called every few updates, in a state that `checkpoint` can keep; optional.
 
         Raises:
             DivergedError: the training diverged.
@@ -260,6 +259,7 @@ class FinalTraining:
         with tqdm(disable=True) as bar:
             while self._trainer.updates_done < end:
                 self._train_chunk(events, bar)
+                after_chunk()
 
     def run(self) -> None:
         """Train to the end; roll back to the last good state, with half the learning rate, if it diverges once.
@@ -269,6 +269,8 @@ class FinalTraining:
             KeyboardInterrupt: after saving.
         """
         started = time.monotonic()
+        if self._good is None and self.went_back is None:
+            self._good = self._progress()
         with (
             # Distributed processes are not in their main threads, and all have to stop at the same update.
             StopSignal() if self._trainer.world == 1 else nullcontext() as stop,
@@ -381,7 +383,7 @@ class FinalTraining:
         end = min(done + CHUNK, segment_end, evaluation_end)
         policy = self.scheduler.policy
         assert policy is not None
-        stats = trainer.train(policy, end - done, probe=end == segment_end)
+        stats = trainer.train(policy, end - done, ahead=segment_end - end)
         if stats.diverged:
             losses = [part.loss for part in (stats.clean, stats.mixed) if part is not None]
             raise self._diverged("a weight" if all(map(math.isfinite, losses)) else "the loss")
@@ -401,7 +403,7 @@ class FinalTraining:
             self._evaluate(writer, bar)
         if end == segment_end:
             self._end_segment(writer)
-        if end in self._evaluation_ends and self.went_back is None:
+        if end in self._evaluation_ends and self._good is not None:
             self._good = self._progress()
 
     def _diverged(self, what: str) -> DivergedError:
@@ -447,11 +449,12 @@ class FinalTraining:
             data = trainer.data
             picture = mixed_picture(images, targets, class_names=data.class_names, mean=data.mean, std=data.std)
             writer.add_image(Tag.MIXED_IMAGES, picture, trainer.updates_done, dataformats="HWC")
+        looked_at = trainer.updates_done < self._config.train.updates  # nothing is chosen at the end
         self.scheduler.end_segment(
             progress=trainer.progress,
             relative_lr=trainer.relative_lr,
-            evaluation=self._validated(VALIDATION_LIMIT),
-            labels=check_labels(trainer) if self._labels_checked else None,
+            evaluation=self._validated(VALIDATION_LIMIT) if looked_at else None,
+            labels=check_labels(trainer) if looked_at and self._labels_checked else None,
         )
 
     def _broadcast(self, value: Any) -> Any:

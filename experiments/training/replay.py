@@ -18,6 +18,7 @@ from rlmix.agent.values import Forecaster
 from rlmix.classifier.limits import usable_cores
 from rlmix.classifier.mixing import MixPolicy, PolicySchedule
 from rlmix.envs.observation import checks_labels
+from rlmix.envs.segments import require_updates
 from rlmix.experiments.runs.config import stored_config
 from rlmix.experiments.runs.errors import RunError
 from rlmix.experiments.runs.folder import RunFolder, stop_file
@@ -27,12 +28,15 @@ from rlmix.experiments.training.final_training import train_to_the_end
 from rlmix.experiments.training.resolve import load_data
 
 
-def split_for_ddp(config: ReplayConfig) -> ReplayConfig:
-    """Return the configuration for distributed processes: the threads divided among them, and nothing compiled.
+def split_threads(config: ReplayConfig) -> ReplayConfig:
+    """Return the configuration with the threads divided among processes; distributed ones compile nothing.
 
     Raises:
         RunError: the batch cannot be divided evenly, or an option is for one process alone.
     """
+    processes = max(config.workers, config.num_workers)
+    if processes > 1 and not config.threads:
+        config = replace(config, threads=max(usable_cores() // processes, 1))
     if config.num_workers == 1:
         if config.address is not None and config.backend != "ray":
             raise RunError("--address is for a Ray cluster: add --num-workers, or --backend ray with --budget")
@@ -44,13 +48,11 @@ def split_for_ddp(config: ReplayConfig) -> ReplayConfig:
         )
     if config.train.compile == "on":
         raise RunError("--compile on is for one process; leave it out with --num-workers")
-    cores = usable_cores()
-    train = replace(config.train, compile="off")
-    return replace(config, train=train, threads=config.threads or max(cores // config.num_workers, 1))
+    return replace(config, train=replace(config.train, compile="off"))
 
 
-def ddp_share(config: ReplayConfig) -> WorkerResources:
-    """Return the resources of each distributed process."""
+def resources_of(config: ReplayConfig) -> WorkerResources:
+    """Return the resources of each process."""
     return WorkerResources(config.threads, 1.0 if config.train.device.startswith("cuda") else 0.0)
 
 
@@ -92,7 +94,7 @@ def train_distributed(config: ReplayConfig, run: RunFolder, address: str | None)
     """
     with ray_session(address):
         run.release()
-        run_distributed(ddp_worker, run.path, config.num_workers, ddp_share(config))
+        run_distributed(ddp_worker, run.path, config.num_workers, resources_of(config))
 
 
 @dataclass(frozen=True)
@@ -149,6 +151,15 @@ class PolicySource:
     def labels_checked(self) -> bool:
         """Return whether it sees signs of wrong training labels."""
         return isinstance(self.policy, Agent) and checks_labels(self.policy.features)
+
+    def require_updates(self, updates: int) -> None:
+        """Check that a training is long enough for candidates to be compared after each segment.
+
+        Raises:
+            ValueError: it is too short.
+        """
+        if self.forecaster is not None:
+            require_updates(self.forecaster.segments, updates, updates)
 
     def policies(self) -> list[MixPolicy]:
         """Return the policies of the schedule, or all that the agent may choose."""

@@ -7,6 +7,7 @@ import subprocess
 import sys
 import warnings
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -219,6 +220,9 @@ def test_a_state_of_other_arguments_is_refused() -> None:
     RLMix("mixup", num_classes=3, total_updates=64).load_state_dict(state)
     with pytest.raises(InputError, match=r"total_updates=64.* got .*total_updates=40"):
         RLMix("mixup", num_classes=3, total_updates=40).load_state_dict(state)
+    for other, got in ({"seed": 7}, "seed=7"), ({"saliency": "exact"}, "saliency='exact'"):
+        with pytest.raises(InputError, match=rf"seed=0, saliency='recycled', got .*{got}"):
+            RLMix("mixup", num_classes=3, total_updates=64, **other).load_state_dict(state)
 
 
 def test_a_loaders_worker_is_told_to_leave_mixing_to_the_loop() -> None:
@@ -264,6 +268,33 @@ def test_exact_saliency_mixes_the_batch_that_came(monkeypatch: pytest.MonkeyPatc
     draw = UpdateDraws(0).draw(1, 16, images.device)
     assert torch.equal(mixed, HALF_RMIX.mix("rmix", MixInput(images, one_hot(labels, 10), gradient), draw)[0])
     assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
+
+
+@pytest.mark.parametrize("evaluating", [False, True])
+def test_layers_that_are_frozen_stay_so_in_a_second_pass(evaluating: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(METHODS, "rmix", replace(METHODS["rmix"], gradient_in_eval=evaluating))
+    data, model = batches(2), network()
+    norms = [module for module in model.modules() if isinstance(module, nn.BatchNorm2d)]
+    norms[0].eval()
+    frozen = copy.deepcopy(norms[0].state_dict())
+    mix, modes = RLMix(HALF_RMIX, num_classes=10, saliency="exact"), []
+    model.register_forward_hook(lambda *_: modes.append([norm.training for norm in norms]))
+    for images, labels in data:
+        mix(images, labels, model)
+    assert mix.method == "rmix" and modes == [[False] + [not evaluating] * (len(norms) - 1)]
+    assert [norm.training for norm in norms] == [False] + [True] * (len(norms) - 1) and model.training
+    assert all(torch.equal(tensor, frozen[name]) for name, tensor in norms[0].state_dict().items())
+
+
+def test_kept_batches_are_forgotten_though_no_clean_one_comes() -> None:
+    schedule = PolicySchedule(((0.2, HALF_RMIX), (1.0, MixPolicy({"mixup": 1.0}))))
+    mix, model = RLMix(schedule, num_classes=10, total_updates=150), network()
+    kept = []
+    for images, labels in batches(10) * 15:
+        shown, targets = mix(images, labels, model)
+        mix.loss(model(shown), targets).backward()
+        kept.append(len(mix.state_dict()["resting"]))
+    assert kept[29] > 0 and kept[-1] == 0
 
 
 def test_batches_of_one_size_are_drawn_as_a_trainers_and_a_short_one_fits() -> None:

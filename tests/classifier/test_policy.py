@@ -565,3 +565,19 @@ def test_what_could_not_be_loaded_is_not_saved(tmp_path: Path, number: float) ->
         PolicySchedule(SCHEDULE.segments, {"validation": number}).save(path)
     assert PolicySchedule.load(path) == SCHEDULE
     assert os.listdir(tmp_path) == ["policy.json"]
+
+
+@given(
+    shares=st.sampled_from([{"clean": 1.0}, {"clean": 0.5, "rmix": 0.5}, {"clean": 0.1, "mixup": 0.9}, {"rmix": 1.0}]),
+    updates=st.integers(0, 60),
+    clean=st.integers(0, 5),
+    before=st.integers(0, 9),
+)
+def test_looking_ahead_takes_nothing(shares: dict[str, float], updates: int, clean: int, before: int) -> None:
+    interleaver = Interleaver()
+    for _ in range(before):
+        interleaver.next(shares)
+    told = interleaver.ahead(shares, updates, clean=clean)
+    taken = [interleaver.next(shares) for _ in range(updates)]
+    assert told == taken[: len(told)] and told.count("clean") <= clean
+    assert len(told) == updates or "clean" not in shares or told.count("clean") == clean

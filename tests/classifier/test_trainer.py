@@ -1054,13 +1054,38 @@ def test_merged_stats_are_those_of_one_segment() -> None:
     policy = MixPolicy({"clean": 0.5, "cutmix": 0.3, "mixup": 0.2})
     whole, parts = trainer_of(), trainer_of()
     expected = whole.train(policy, 20)
-    merged = merge_stats([parts.train(policy, updates) for updates in (1, 6, 13)])
+    merged = merge_stats([parts.train(policy, updates, ahead=ahead) for updates, ahead in ((1, 19), (15, 4), (4, 0))])
     assert (merged.updates, merged.images, merged.methods) == (expected.updates, expected.images, expected.methods)
     for one, other in ((merged.clean, expected.clean), (merged.mixed, expected.mixed)):
         assert one is not None and other is not None
         for name in ("loss", "target_entropy", "accuracy"):
             assert getattr(one, name) == pytest.approx(getattr(other, name), abs=1e-5)
-    assert (merged.saliency_entropy, merged.gradient_norm) == (expected.saliency_entropy, expected.gradient_norm)
+    assert (merged.probes, expected.probes) == (4, 4)
+    assert merged.saliency_entropy == pytest.approx(expected.saliency_entropy, abs=1e-6)
+    assert merged.gradient_norm == pytest.approx(expected.gradient_norm, rel=1e-5)
+
+
+@pytest.mark.parametrize("shares", [
+    {"clean": 0.7, "rmix": 0.3},
+    {"clean": 0.5, "cutmix": 0.25, "rmix": 0.25},
+    {"clean": 0.05, "rmix": 0.95},
+    {"cutmix": 0.5, "rmix": 0.5},
+])  # fmt: skip
+def test_parts_of_a_segment_train_as_the_whole(shares: dict[str, float]) -> None:
+    policy, lengths = MixPolicy(shares), (7, 20, 1, 33, 19)
+    whole, parts = trainer_of(updates=80), trainer_of(updates=80)
+    expected = whole.train(policy, 80)
+    stats = [parts.train(policy, one, ahead=sum(lengths[place + 1 :])) for place, one in enumerate(lengths)]
+    assert same(weights(whole), weights(parts))
+    assert sum(part.probes for part in stats) == expected.probes == min(4, expected.methods.get("clean", 0))
+
+
+def test_what_waits_too_long_is_forgotten_though_nothing_is_clean() -> None:
+    trainer = trainer_of(updates=200)
+    trainer.train(RMIX, 40)
+    assert trainer.state_dict()["processes"][0]["resting"]
+    trainer.train(MixPolicy({"mixup": 1.0}), 100)
+    assert not trainer.state_dict()["processes"][0]["resting"]
 
 
 def test_merged_stats_weigh_segments_by_their_updates_of_a_kind() -> None:

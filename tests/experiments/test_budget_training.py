@@ -16,13 +16,17 @@ import torch
 from rlmix.agent.agent import ActorCritic, Agent
 from rlmix.agent.tags import Tag
 from rlmix.agent.values import Forecaster
-from rlmix.classifier.files import LineLog
+from rlmix.classifier.files import LineLog, save_state
 from rlmix.classifier.mixing import PolicySchedule
+from rlmix.classifier.training.stats import TrainStats
+from rlmix.classifier.training.trainer import Trainer
 from rlmix.envs import Menu
 from rlmix.envs.observation import DEFAULT_FEATURES
 from rlmix.experiments import replay_policy
 from rlmix.experiments.training import budget_training
 from rlmix.experiments.training.budget_training import candidate_seed
+from rlmix.experiments.training.config import ReplayConfig
+from rlmix.experiments.training.replay import split_threads
 from tests import board
 from tests.agent.drawn_values import drawn_values
 
@@ -222,6 +226,33 @@ def test_a_killed_search_resumes_to_the_same(
     assert train(agent, tmp_path / "run") == outcome(whole)
 
 
+def test_one_killed_in_the_midst_of_a_step_goes_on_from_there(
+    agent: Path, whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    saves, starts = 0, []
+
+    def save_and_die(path: Path, state: dict[str, Any]) -> None:
+        nonlocal saves
+        save_state(path, state)
+        saves += state["running"]
+        if saves == 3:
+            raise Killed
+
+    with monkeypatch.context() as patch:
+        patch.setattr(budget_training, "save_state", save_and_die)
+        with pytest.raises(Killed):
+            train(agent, tmp_path / "run", "--checkpoint-seconds", 0)
+    train_chunk = Trainer.train
+
+    def noted(self: Trainer, *arguments: Any, **options: Any) -> TrainStats:
+        starts.append(self.updates_done)
+        return train_chunk(self, *arguments, **options)
+
+    monkeypatch.setattr(Trainer, "train", noted)
+    assert train(agent, tmp_path / "run") == outcome(whole)
+    assert starts[0] not in (0, 8, 20), "the beginning of a segment"
+
+
 def test_resumed_after_its_end_it_trains_nothing(
     agent: Path, whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -292,11 +323,64 @@ def test_candidates_that_diverge_are_said_to_have(
         ("--budget auto --worth -1", "worth must be from 0 to 100 points, got -1"),
         ("--budget auto --num-workers 2", "--workers"),
         ("--budget 2 --train-on-validation", "--train-on-validation"),
+        ("--train-on-validation", "--train-on-validation"),
+        ("--budget 2 --worth 0.5", "--worth is for --budget auto"),
+        ("--budget 2 --updates 2", "every segment needs an update"),
     ],
 )
 def test_refused_in_one_line(refused: Any, agent: Path, tmp_path: Path, options: str, told: str) -> None:
     arguments = [*OPTIONS, "--agent", str(agent), "--out", str(tmp_path / "run"), *options.split()]
     assert told in refused(replay_policy.main, arguments)
+
+
+def test_an_error_of_a_training_is_not_blamed_on_the_log(
+    agent: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def out_of_memory(*_: Any) -> None:
+        raise RuntimeError("CUDA out of memory")
+
+    monkeypatch.setattr(budget_training.StepTrainer, "train", out_of_memory)
+    with pytest.raises(RuntimeError, match=r"^CUDA out of memory$"):
+        train(agent, tmp_path / "run")
+
+
+def test_a_log_of_another_kind_is_refused_in_one_line(
+    whole: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = shutil.copytree(whole, tmp_path / "run")
+    log = run / budget_training.LOG
+    log.write_text(log.read_text().replace('"accuracy"', '"acc"'))
+    gc.collect()
+    with pytest.raises(SystemExit):
+        replay_policy.main(["--resume", str(run)])
+    assert f"error: {log}: does not fit this run (KeyError" in capsys.readouterr().err
+
+
+def test_a_worker_that_fails_on_ray_is_told_of_in_one_line(
+    agent: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    ray = pytest.importorskip("ray")
+
+    class Pool:
+        def __init__(self, _: Any) -> None:
+            pass
+
+        def map_unordered(self, *_: Any) -> Any:
+            raise ray.exceptions.RayError("the machine was lost")
+
+    monkeypatch.setattr("ray.util.ActorPool", Pool)
+    with pytest.raises(SystemExit):
+        train(agent, tmp_path / "run", "--backend", "ray")
+    assert capsys.readouterr().err == "error: a worker failed: the machine was lost\n"
+
+
+def test_workers_share_the_cores(agent: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("rlmix.experiments.training.replay.usable_cores", lambda: 6)
+    options: Any = {"agent": str(agent), "budget": 4.0}
+    assert split_threads(ReplayConfig(**options)).threads == 0, "torch's own choice"
+    assert split_threads(ReplayConfig(**options, workers=3)).threads == 2
+    assert split_threads(ReplayConfig(**options, workers=8)).threads == 1
+    assert split_threads(ReplayConfig(agent=str(agent), num_workers=2)).threads == 3
 
 
 def test_a_schedule_or_an_agent_without_forecaster_has_no_budget(refused: Any, agent: Path, tmp_path: Path) -> None:

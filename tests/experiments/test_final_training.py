@@ -405,7 +405,7 @@ def test_an_agent_sees_what_it_sees_in_the_environment(
     assert [agent.menu.policy(action) for action in actions] == [
         policy for _, policy in PolicySchedule.from_json(asked[1]["schedule"]).segments
     ]
-    # Saliency and gradient are those of the last few clean updates, of the last chunk in a final training.
+    # Saliency and gradient are those of the last few clean updates, wherever chunks end.
     assert np.array(seen) == pytest.approx(np.array(in_training), abs=2e-3)
     assert seen[2][OBSERVATION_V2.index("labels_seen_1")] == 1
 

@@ -10,7 +10,7 @@ import shlex
 import shutil
 import signal
 import subprocess
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import fields, replace
 from html import unescape
 from pathlib import Path
@@ -29,20 +29,22 @@ from rlmix.agent.decisions import probabilities_of
 from rlmix.agent.replay import to_schedule
 from rlmix.agent.tags import WRITTEN_BY
 from rlmix.agent.vec_env import WorkerFailedError
-from rlmix.agent.workers import episode_seed
-from rlmix.classifier.mixing import PolicySchedule
+from rlmix.agent.workers import Job, episode_seed
+from rlmix.classifier.mixing import MixPolicy, PolicySchedule
 from rlmix.classifier.training.config import TrainConfig
 from rlmix.classifier.training.trainer import Trainer
-from rlmix.envs import Menu, MixPolicyEnv
+from rlmix.envs import Menu, MixPolicyEnv, Task
 from rlmix.experiments import report, train_agent
 from rlmix.experiments.comparison.intervals import verdict
 from rlmix.experiments.runs.command import Call
+from rlmix.experiments.runs.folder import RunFolder
 from rlmix.experiments.runs.options import DataConfig, DatasetConfig
 from rlmix.experiments.search import config, plan, search, selection
 from rlmix.experiments.search.config import PRESETS, SearchConfig, TaskTrainConfig
 from rlmix.experiments.search.replay_command import replay_command
 from rlmix.experiments.training.config import ReplayConfig
 from tests import board
+from tests.agent.loops import agent
 from tests.experiments.explained import help_of, require_explained
 from tests.experiments.inline import skip_drawing
 from tests.soak.writes import workers_here
@@ -887,3 +889,32 @@ def test_a_search_starts_at_an_agent_and_goes_on_without_it(
             train_agent.main([*OPTIONS, *changed, "--start", str(run), "--out", str(tmp_path / "refused")])
         assert named in capsys.readouterr().err
     assert not (tmp_path / "refused").exists()
+
+
+def test_the_training_of_another_schedule_or_agent_is_another_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As where a resumed tuning run finds another best trial, whose policy and agent have the names of the last."""
+    ran: list[Job] = []
+
+    def train(_: object, jobs: Sequence[Job]) -> Iterator[tuple[Job, dict[str, float]]]:
+        for job in jobs:
+            ran.append(job)
+            yield job, {"validation": len(ran) / 10}
+
+    monkeypatch.setattr(selection, "run_jobs", train)
+
+    def results(*choosers: PolicySchedule | Agent) -> list[float]:
+        gc.collect()  # the lock of the folder before
+        trainings = selection.Trainings(RunFolder(tmp_path), None)  # type: ignore[arg-type]
+        jobs = [Job.from_chooser(f"number {n}", chooser, Task(10, 20, 0.0, 0), 5, ["validation"])
+                for n, chooser in enumerate(choosers)]  # fmt: skip
+        return [result["validation"] for result in trainings.run("comparison", jobs)]
+
+    clean, cutmix = (PolicySchedule.fixed(MixPolicy({method: 1.0})) for method in ("clean", "cutmix"))
+    one, other = agent(3), agent(4)
+    assert results(clean, one) == results(clean, one) == [0.1, 0.2]
+    assert results(cutmix, one) == results(cutmix, one) == [0.3, 0.2]
+    assert results(cutmix, other) == [0.3, 0.4]
+    assert results(clean, one) == [0.1, 0.2] and len(ran) == 4
+    assert len((tmp_path / "trainings.jsonl").read_text().splitlines()) == 4
