@@ -45,7 +45,7 @@ class EpochOrder(Sampler[int]):
 def options(description: str | None, name: str, arguments: Sequence[str] | None) -> argparse.Namespace:
     """Return the options of an example: epochs, policy, out, stop_after and resume."""
     parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--epochs", type=int, default=6)
+    parser.add_argument("--epochs", type=int, default=8)
     parser.add_argument("--policy", default="shipped", help="shipped, an agent's folder, a policy.json or a method")
     parser.add_argument("--out", type=Path, default=Path("runs") / name)
     parser.add_argument("--stop-after", type=int, help="stop after this epoch, as if interrupted")

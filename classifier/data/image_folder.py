@@ -146,7 +146,7 @@ def image_files(
             there = ", ".join(f"{count} {printable(ending)}" for ending, count in others.most_common(5))
             raise DataError(
                 f"{printable(root)}: expected images of this class ({', '.join(endings)}), got {there or 'none'}; "
-                f"add some or remove the folder, {_hint(folder)}and check the layout: {LAYOUT}"
+                f"{_hint(folder)}add some or remove the folder, and check the layout: {LAYOUT}"
             )
         paths += found
         counts.append(len(found))

@@ -144,7 +144,7 @@ def markdown(report: Mapping[str, Any]) -> str:
         f"# {short_name(setting['dataset'])}: {setting['train_size']:,} training images, "
         f"{setting['updates']:,} updates",
         "",
-        f"Network {setting['model']}, batches of {setting['batch_size']}, {setting['precision']} on "
+        f"Network {setting['model']!r}, batches of {setting['batch_size']}, {setting['precision']} on "
         f"{setting['device']}{_others(setting)}, {len(report['seeds'])} seeds (0 to {report['seeds'][-1]}); a seed "
         "draws training images, weights, order and mixing for every row. Accuracy on "
         f"{report['images']:,} {setting['split']} images in %; means with 95 % Student t intervals over seeds"

@@ -57,7 +57,7 @@ def describe_kept(budget: Mapping[str, Any]) -> str:
     luck = ""
     if sum(not one["diverged"] for one in ended) > 1:  # of one alone, nothing tells luck from merit
         expected = f"{100 * budget['expected_validation_accuracy']:.2f}"
-        luck = f", expected {expected} % with its forecast as an allowance for luck"
+        luck = f", expected {expected} % with luck and its forecast weighed in"
     return (
         f"Candidate {step['candidate']} is kept: validation {100 * step['kept_accuracy']:.2f} %{luck}. "
         f"{budget['spent']:g} trainings' worth of updates were spent of the {budget['trainings']:g} allowed."

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+import numpy as np
+
 from rlmix.agent.budget import FIRST
 from rlmix.experiments.reports import describe_kept
 from rlmix.experiments.reports.html_report import Paragraph, Part, Table, percent
@@ -21,19 +23,21 @@ def tried(budget: Mapping[str, Any]) -> list[Part]:
         f"{1 + max(step['candidate'] for step in steps)} candidates began, {len(steps)} segments were trained. "
         f"{describe_kept(budget)} The first candidate is led by the agent, each other one holds a policy. Where fewer "
         "were to go on than had begun, those with the highest forecasts did, and the agent's among several. The "
-        "forecast is of accuracy at the end if the policy is held, in points, ± what is not known; it is there to be "
-        "compared with others of its segment. The validation accuracy is that at the end of the segment, of the state "
-        "that goes on. Of each candidate that reaches the end the best network of its whole training would be kept: "
-        "the last column, by which ended candidates are compared."
+        "forecast, made before the segment, is of accuracy at the end if the policy is held: points above the mean of "
+        "its segment, ± one standard deviation. The validation accuracy is that at the end of the segment, of the "
+        "state that goes on. Of each candidate that reaches the end, the best network of its regular evaluations "
+        "would be kept: the last column, by which ended candidates are compared."
     )
     last = len(budget["segments"]) - 1
+    means = [np.mean([step["forecast"] for step in steps if step["segment"] == segment] or 0.0)
+             for segment in range(last + 1)]  # fmt: skip
     rows = [
         (
             f"{100 * budget['segments'][step['segment']]:.0f}\u00a0%",
             str(step["candidate"]),
             f"{step['policy']} (the agent's choice)" if step["own"] else step["policy"],
             _became(step, steps, kept),
-            f"{step['forecast']:+.1f} ± {step['uncertainty']:.1f}",
+            f"{step['forecast'] - means[step['segment']]:+.1f} ± {step['uncertainty']:.1f}",
             "-" if step["diverged"] else percent(step["accuracy"]),
             percent(step["kept_accuracy"]) if step["segment"] == last and not step["diverged"] else "",
         )
@@ -59,9 +63,10 @@ def _worth(looks: list[dict[str, Any]], worth: float | None) -> list[Part]:
         else f"After {FIRST}, another was to begin only where it was expected to add at least {worth:g} points."
     )
     text = Paragraph(
-        "Was it worth it? How far the trainings that had ended were apart in validation, as a standard deviation in "
-        "points, how much of that is chance for so many validation images, and what the best of them was expected to "
-        f"gain over one alone, and one more over them. {rule}"
+        "Was it worth it? Each time that trainings had ended: their spread, which is the standard deviation of their "
+        "validation accuracies in points; how much of it chance alone would give with so many validation images; by "
+        "how much the best of them was expected to beat a single training; and what one more training was expected to "
+        f"add. {rule}"
     )
     return [
         text,

@@ -23,7 +23,7 @@ from matplotlib.patches import Rectangle
 from matplotlib.ticker import MaxNLocator
 
 from rlmix.agent.plots import heat_map, interval_plot
-from rlmix.classifier.mixing import PolicySchedule
+from rlmix.classifier.mixing import METHODS, PolicySchedule
 
 WIDTH, HEIGHT = 420, 250  # in px of the drawing, which the page scales
 LEFT, RIGHT, TOP, BOTTOM = 52, 16, 10, 40
@@ -114,7 +114,8 @@ def policy_timeline(schedule: PolicySchedule, *, title: str) -> Chart:
         schedule: the policies, by progress.
         title: caption of the chart.
     """
-    methods = list(dict.fromkeys(method for _, policy in schedule.segments for method in policy.shares))
+    used = {method for _, policy in schedule.segments for method in policy.shares}
+    numbers = {method: number for number, method in enumerate(METHODS) if method in used}  # one colour in all reports
     blocks = []
     with matplotlib.rc_context(STYLE):
         figure, panel = _panel("progress of the training, %", "share of the updates, %")
@@ -123,11 +124,11 @@ def policy_timeline(schedule: PolicySchedule, *, title: str) -> Chart:
         starts = [0.0, *(until for until, _ in schedule.segments)]
         for (until, policy), start in zip(schedule.segments, starts, strict=False):
             height, width = 0.0, 100 * (until - start)
-            for method in methods:
+            for method in numbers:
                 share = 100 * policy.shares.get(method, 0.0)
                 if not share:
                     continue
-                colour = _colour(methods.index(method))
+                colour = _colour(numbers[method])
                 place = (100 * start, height)
                 panel.add_patch(Rectangle(place, width, share, fc=colour, ec=PAPER, lw=1, clip_on=False, gid="block"))
                 blocks.append(f"{method} {share:.3g} %, from {100 * start:.3g} to {100 * until:.3g} % of the training")
@@ -145,7 +146,7 @@ def policy_timeline(schedule: PolicySchedule, *, title: str) -> Chart:
                 height += share
         segments = "; ".join(f"until {100 * until:.3g} %: {policy}" for until, policy in schedule.segments)
         svg = _svg(figure, f"{title}. {segments}.", titles={"block": blocks})
-    return Chart(svg, title, [_key(method, number, filled=True) for number, method in enumerate(methods)])
+    return Chart(svg, title, [_key(method, number, filled=True) for method, number in numbers.items()])
 
 
 def probability_timeline(

@@ -60,7 +60,7 @@ def write_comparison_report(
         setting = report["setting"]
         run = {"command": report["command"], "machine": report["machine"], "config": {**report["config"], **setting}}
         dataset = short_name(setting["dataset"])
-        title = f"{len(report['methods'])} ways to train the network {setting['model']} on {dataset}"
+        title = f"{len(report['methods'])} ways to train the network {setting['model']!r} on {dataset}"
         html = render_html(title, lead, sections, run)
     write_atomic(path / REPORT_FILE, html.encode())
 
@@ -175,7 +175,8 @@ def _mixed_images(options: ExampleOptions) -> list[Part]:
     except (DataError, ImportError) as error:
         return [Paragraph(f"Not available: the data set could not be loaded on this machine ({error}).")]
     text = Paragraph(
-        "Training images of the first seed as each contestant mixes them, without augmentation. Beside each: the "
+        "Training images of the first seed as each contestant mixes them, each with one of another class, at the 0.35 "
+        "quantile of the mixing ratio λ, without augmentation. Beside each: the "
         f"saliency of a small network after {SALIENCY_UPDATES} updates of plain training. Methods that mix hidden "
         "states are not shown."
     )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import replace
 
 import numpy as np
 import torch
@@ -10,12 +11,15 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from rlmix.classifier.data import Splits, evaluation_chunks, normalise
-from rlmix.classifier.mixing import METHODS, MixPolicy, mix_batch, one_hot
+from rlmix.classifier.mixing import METHODS, MixPolicy, one_hot
+from rlmix.classifier.mixing.draw import MixDraw
+from rlmix.classifier.mixing.method import MixInput
 from rlmix.classifier.mixing.saliency import input_gradient, pixel_saliency
-from rlmix.classifier.mixing.targets import soft_cross_entropy
+from rlmix.classifier.mixing.targets import smooth, soft_cross_entropy
 from rlmix.experiments.reports.html_report import Example, Examples, png_uri
 
 EXAMPLES = 4
+LAM_QUANTILE = 0.35
 MIN_TARGET = 0.005  # smaller shares would read "0 %"
 
 Gradient = Callable[[Tensor, Tensor], Tensor]
@@ -29,7 +33,7 @@ def mixed_examples(
     *,
     clean: bool = False,
 ) -> Iterator[Examples]:
-    """Mix the same training images, of as many classes as there are, by each row's policy.
+    """Mix training images, of as many classes as there are and each with one of another class, by each row's policy.
 
     Args:
         rows: method, heading and policy of each row.
@@ -44,20 +48,16 @@ def mixed_examples(
     chunks = evaluation_chunks(data.train.take(chosen), count=count, batch_size=count, device=device, workers=0)
     pixels, labels = next(chunks)
     images, targets = normalise(pixels, mean, std), one_hot(labels, data.num_classes)
+    draw = MixDraw.sample(count, generator=torch.Generator().manual_seed(0), device=device)
+    # Of two classes, by a λ that lets both be seen.
+    draw = replace(draw, partner=_of_another_class(labels), lam_quantile=LAM_QUANTILE)
     for method, heading, policy in rows:
         # Mixed hidden states are not images, and unmixed images are only shown on request.
         if (method == "clean" and not clean) or METHODS[method].stage is not None:
             continue
-        mixed, mixed_targets = mix_batch(
-            images,
-            targets,
-            policy,
-            method=method,
-            generator=torch.Generator().manual_seed(0),
-            gradient=gradient,
-            mean=mean,
-            std=std,
-        )
+        smoothed = smooth(targets, policy.label_smoothing)
+        at_images = gradient(images, smoothed) if METHODS[method].needs_gradient else None
+        mixed, mixed_targets = policy.mix(method, MixInput(images, smoothed, at_images, mean, std), draw)
         saliency = pixel_saliency(gradient(mixed, mixed_targets))
         pixels = (mixed * std[:, None, None] + mean[:, None, None]).clamp(0, 1)
         yield Examples(
@@ -69,6 +69,14 @@ def mixed_examples(
                 )
             ],
         )
+
+
+def _of_another_class(labels: Tensor) -> Tensor:
+    """Return the index of the next image of another class for each of labels `[B]`; its own where all are alike."""
+    after = torch.arange(len(labels), device=labels.device)
+    after = (after + after[:, None]) % len(labels)  # row i: i, i + 1 and so on, around
+    differ = labels[after] != labels[:, None]
+    return after.gather(1, differ.int().argmax(dim=1, keepdim=True))[:, 0]
 
 
 def _over_the_classes(labels: NDArray[np.int64]) -> NDArray[np.int64]:

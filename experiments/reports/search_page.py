@@ -63,7 +63,7 @@ def _search_html(path: Path) -> str:
             raise ValueError(f"episode {entry['number']} of worker {entry['worker']}: a choice is not in the menu")
     seeds = len(contest["learned"]["accuracies"])
     lead = (
-        f"An agent chose the mixing of {len(episodes):,} trainings of the network {config['model']}, each of "
+        f"An agent chose the mixing of {len(episodes):,} trainings of the network {config['model']!r}, each of "
         f"{describe_task(config)}. The learned policy reaches {100 * contest['learned']['mean']:.2f} % on development "
         f"images, over {seeds} fresh trainings."
     )

@@ -53,14 +53,15 @@ def write_training_report(
         run, summary = read_json(path / "config.json"), read_json(path / "summary.json")
         schedule = PolicySchedule.from_json(summary["schedule"])
         network = flatten(run["config"])["model"]
-        title = f"Network {network} on {short_name(data.name)}, trained with {_short(schedule)}"
+        title = f"Network {network!r} on {short_name(data.name)}, trained with {_short(schedule)}"
         lead, sections = _content(path, run, summary, schedule, len(data.train))
     policies = {method: policy for _, policy in reversed(schedule.segments) for method in policy.shares}
     mixing = [(method, method, policies[method]) for method in METHODS if method in policies]
     examples = list(mixed_examples(mixing, data, loss_gradient(model, data.num_classes), device))
     if examples:
         text = Paragraph(
-            "Training images as this schedule mixes them, without augmentation. Beside each: the saliency of the "
+            "Training images as this schedule mixes them, each with one of another class, at the 0.35 quantile of the "
+            "mixing ratio λ, without augmentation. Beside each: the saliency of the "
             "selected network's loss (input gradient; lighter is more sensitive)."
         )
         sections.append(("Mixed images", [text, *examples]))

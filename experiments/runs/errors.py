@@ -2,6 +2,8 @@
 
 import errno
 import os
+import select
+import signal
 import sys
 import threading
 import traceback
@@ -51,6 +53,8 @@ def exit_on_user_error(resume: Callable[[], str | None] = lambda: None) -> Itera
         print(f"\ninterrupted{'' if hint is None else '; resume with: ' + hint}", file=sys.stderr)
         sys.exit(130)
     except OSError as error:
+        if isinstance(error, BrokenPipeError) and _nobody_reads():
+            sys.exit(128 + signal.SIGPIPE)  # as other programs end, in a pipe to `head` for instance
         if error.errno not in STORAGE:
             raise
         _print_traceback(error)
@@ -63,6 +67,20 @@ def exit_on_user_error(resume: Callable[[], str | None] = lambda: None) -> Itera
         sys.exit(2)
     finally:
         threading.excepthook = hook
+
+
+def _nobody_reads() -> bool:
+    """Return whether standard output is a pipe that has been closed; what is still to be written there is dropped."""
+    try:
+        place = sys.stdout.fileno()
+    except OSError:  # a test's
+        return False
+    poll = select.poll()
+    poll.register(place, 0)
+    closed = any(events & select.POLLERR for _, events in poll.poll(0))
+    if closed:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), place)
+    return closed
 
 
 def _print_traceback(error: BaseException) -> None:

@@ -90,8 +90,6 @@ def dry_run(config: FinalConfig, data: Splits, policy: MixPolicy) -> str:
     omitted = ("resume", "recipes", "dry_run")
     setting = {name: value for name, value in flatten(asdict(config)).items() if name not in omitted}
     lines = [
-        json.dumps({**setting, "policy": policy.to_json()}),
-        "",
         f"data        {data.name}: {len(data.train):,} training, {len(data.validation):,} validation, "
         f"{len(data.development):,} development, {len(data.test):,} test images of "
         f"{' x '.join(str(side) for side in data.train.image_shape)}",
@@ -106,6 +104,7 @@ def dry_run(config: FinalConfig, data: Splits, policy: MixPolicy) -> str:
         f"{torch.get_num_threads()} threads"
         f"{'; less where compiling pays, which the training tries' if config.train.compile == 'auto' else ''}",
         f"memory      {_memory(trainer.device)}",
+        f"setting     {json.dumps({**setting, 'policy': policy.to_json()})}",
     ]
     return "\n".join(lines)
 

@@ -110,6 +110,6 @@ def write_evaluation(run: TrainedRun, report: Mapping[str, Any]) -> Path:
 
 def table(report: Mapping[str, Any]) -> str:
     """Format the report as text: a line for each number."""
-    title = f"Network {report['model']} on {report['images']:,} {report['split']} images of {report['dataset']}, in %"
+    title = f"Network {report['model']!r} on {report['images']:,} {report['split']} images of {report['dataset']}, in %"
     rows = [row for name, measure in MEASURES.items() if name in report for row in measure.rows(report[name])]
     return f"{title}\n{tabulate(rows, tablefmt='plain', disable_numparse=True)}"

@@ -86,8 +86,9 @@ def describe(config: FinalConfig, data: Splits) -> str:
     """Return one line about a training's images and setting."""
     train = config.train
     return (
-        f"{data.name}: {len(data.train):,} training images, {train.updates:,} updates of {train.batch_size}, "
-        f"network {train.model} in {train.precision} on {train.device}{', compiled' if train.compile == 'on' else ''}"
+        f"{data.name}: {len(data.train):,} training images ({len(data.validation):,} for validation, "
+        f"{len(data.development):,} for development), {train.updates:,} updates of {train.batch_size}, "
+        f"network {train.model!r} in {train.precision} on {train.device}{', compiled' if train.compile == 'on' else ''}"
     )
 
 

@@ -15,6 +15,7 @@ from rlmix.agent.files import SHIPPED
 from rlmix.agent.loop_policy import policies_of
 from rlmix.agent.ray_env import WorkerResources
 from rlmix.agent.values import Forecaster
+from rlmix.classifier.files import DamagedFileError
 from rlmix.classifier.limits import usable_cores
 from rlmix.classifier.mixing import MixPolicy, PolicySchedule
 from rlmix.envs.observation import checks_labels
@@ -131,7 +132,14 @@ class PolicySource:
         if config.agent is not None and config.policy is None:
             place = config.agent if run is None else run
             name = "the shipped agent" if config.agent == SHIPPED else f"the agent of {config.agent}"
-            agent, forecaster = Agent.load(place), Forecaster.load(place) if config.trainings > 1 else None
+            agent, forecaster = Agent.load(place), None
+            if config.trainings > 1:
+                try:
+                    forecaster = Forecaster.load(place)
+                except DamagedFileError as error:
+                    raise RunError(
+                        f"--budget needs an agent with a forecaster, as --agent shipped is: {error}"
+                    ) from None
             if forecaster is not None and not forecaster.fits(agent):
                 raise RunError(f"{place}: agent and forecaster have other menus or segments; fit them together")
             return cls(agent, name, forecaster)

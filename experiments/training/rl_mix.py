@@ -198,7 +198,7 @@ def print_setting(config: RLMixConfig, data: Splits, env: RLMixEnv) -> None:
     train = config.train
     print(
         f"{data.name}: {len(data.train):,} training images, {train.updates:,} updates of {train.batch_size} "
-        f"({env.epoch_updates} in an epoch), network {train.model} in {train.precision} on {train.device}"
+        f"({env.epoch_updates} in an epoch), network {train.model!r} in {train.precision} on {train.device}"
         f"{', compiled' if train.compile == 'on' else ''}; the test set is not read\n"
         f"thresholds: {config.thresholds}",
         flush=True,

@@ -141,8 +141,8 @@ def test_a_step_is_shown_with_the_accuracy_at_its_end_and_decided_by_what_would_
     assert f"<td>{shown[0]}</td><td>{shown[1]}</td>" in page
     expected = f"{100 * budget['expected_validation_accuracy']:.2f}"
     sentence = (
-        f"Candidate {kept['candidate']} is kept: validation {shown[1]} %, expected {expected} % with its forecast as "
-        f"an allowance for luck. {budget['spent']:g} trainings' worth of updates were spent of the 2 allowed."
+        f"Candidate {kept['candidate']} is kept: validation {shown[1]} %, expected {expected} % with luck and its "
+        f"forecast weighed in. {budget['spent']:g} trainings' worth of updates were spent of the 2 allowed."
     )
     assert sentence in told and sentence in unescape(page)
 
@@ -169,7 +169,7 @@ def test_the_terminal_names_each_candidate_and_says_who_begins(
     own = [step for step in steps if step["own"]]
     assert [step["candidate"] for step in own] == [0, 0, 0] and told.count(", the agent chose\n") == 3
     assert unescape(page).count("(the agent's choice)") == 3
-    assert "40 updates of 50, network search in fp32 on cpu" in told
+    assert "40 updates of 50, network 'search' in fp32 on cpu" in told
     assert ": 3, 3, 2 candidates in the 3 segments" in told
     ((spread, chance, gain, further),) = re.findall(
         r"2 trainings ended, (\S+) points apart in validation \(standard deviation; (\S+) by chance alone\): the best "
@@ -388,5 +388,7 @@ def test_a_schedule_or_an_agent_without_forecaster_has_no_budget(refused: Any, a
     alone.mkdir()
     Agent.load(agent).save(alone)
     options = [*OPTIONS, "--budget", "2", "--out", str(tmp_path / "run")]
-    assert "no usable forecaster there" in refused(replay_policy.main, [*options, "--agent", str(alone)])
+    told = refused(replay_policy.main, [*options, "--agent", str(alone)])
+    assert "--budget needs an agent with a forecaster, as --agent shipped is" in told
+    assert "no usable forecaster there" in told
     assert "--agent shipped" in refused(replay_policy.main, [*options, "--policy", "policy.json"])

@@ -7,6 +7,9 @@ import os
 import pickle
 import re
 import signal
+import subprocess
+import sys
+import textwrap
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -413,6 +416,26 @@ def interrupted(_arguments: Sequence[str]) -> None:
     """A program that a signal for its soak has met."""
     with exit_on_user_error(lambda: "--resume"):
         raise KeyboardInterrupt
+
+
+@pytest.mark.parametrize("flushed", [False, True])
+def test_output_that_nobody_reads_ends_a_command_quietly(flushed: bool, tmp_path: Path) -> None:
+    code = f"""
+        from rlmix.experiments.runs.errors import exit_on_user_error
+        with exit_on_user_error():
+            for number in range(100_000):
+                print(number, flush={flushed})
+    """
+    reading, writing = os.pipe()
+    os.close(reading)
+    ended = subprocess.run([sys.executable, "-c", textwrap.dedent(code)], stdout=writing, stderr=subprocess.PIPE)
+    os.close(writing)
+    assert (ended.returncode, ended.stderr) == (141, b"")
+
+
+def test_a_pipe_to_something_else_that_breaks_is_no_mistake_of_a_user() -> None:
+    with pytest.raises(BrokenPipeError), exit_on_user_error():
+        raise BrokenPipeError("a process of ours is gone")
 
 
 def test_a_signal_ends_the_soak_and_not_a_fault_of_it(tmp_path: Path) -> None:

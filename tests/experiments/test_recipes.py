@@ -193,8 +193,8 @@ def test_an_unknown_recipe_is_refused(refused: Refused) -> None:
 
 def report_of(text: str) -> tuple[dict[str, Any], dict[str, str]]:
     """The resolved setting, and the lines below by their first word."""
-    first, *rest = text.splitlines()
-    return json.loads(first), {line.split()[0]: line for line in rest if line}
+    lines = {line.split()[0]: line for line in text.splitlines() if line}
+    return json.loads(lines.pop("setting").removeprefix("setting")), lines
 
 
 def test_a_dry_run_says_what_it_would_do_and_does_nothing(

@@ -7,6 +7,7 @@ import re
 import shutil
 import xml.etree.ElementTree as ElementTree
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from html import unescape
 from html.parser import HTMLParser
 from itertools import pairwise
@@ -15,6 +16,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 from rlmix.classifier.data import load_dataset, split
@@ -30,6 +32,7 @@ from rlmix.experiments.reports.charts import (
     probability_timeline,
 )
 from rlmix.experiments.reports.comparison_page import write_comparison_report
+from rlmix.experiments.reports.examples import mixed_examples
 from rlmix.experiments.reports.html_report import ShareTable, render_html
 from rlmix.experiments.reports.search_page import write_search_report
 from tests.soak.inputs import KINDS
@@ -263,7 +266,7 @@ def test_a_trainings_report_is_whole_and_alone(finished: Path) -> None:
     summary = json.loads((finished / "summary.json").read_text())
     for part in ("validation", "development", "test"):
         assert f">{part}</th><td>{100 * summary[part]['accuracy']:.2f}</td>" in shown
-    assert "<h1>Network search on digits, trained with clean 50 % + rmix 50 %" in shown
+    assert "<h1>Network 'search' on digits, trained with clean 50 % + rmix 50 %" in shown
     assert "clean 50 % + rmix 50 %" in shown and "<h2>The policy</h2>" in text
     # Nothing is fetched, nothing runs, and nothing is told by a picture alone.
     assert not page.all("script") and not page.all("link")
@@ -275,6 +278,30 @@ def test_a_trainings_report_is_whole_and_alone(finished: Path) -> None:
     pictures = [base64.b64decode((image["src"] or "").partition(",")[2]) for image in page.all("img")]
     assert len(set(pictures)) == len(pictures) == 8
     assert all(Image.open(io.BytesIO(picture)).size == (8, 8) for picture in pictures)
+
+
+@pytest.mark.parametrize("classes", [2, 3, 4, 7, 10])
+def test_images_of_a_report_are_mixed_with_others_of_another_class(classes: int) -> None:
+    data = split(load_dataset("digits"))
+    few = replace(data, train=data.train.take(np.flatnonzero(data.train.labels.numpy() < classes)))
+    rows = [(method, method, MixPolicy({method: 1.0})) for method in ("mixup", "average", "cutmix")]
+    shown = list(mixed_examples(rows, few, lambda images, _: images, torch.device("cpu")))
+    assert [one.heading for one in shown] == ["mixup", "average", "cutmix"]
+    names = [re.findall(r"\d+ % (\w+)", example.target) for one in shown for example in one.examples]
+    assert len(names) == 12 and all(len(set(both)) == 2 for both in names)
+    assert all(example.target.startswith("65 % ") for one in shown[:2] for example in one.examples)
+
+
+def test_a_method_has_one_colour_in_all_reports() -> None:
+    def colours(*methods: str) -> dict[str, str]:
+        schedule = PolicySchedule(
+            tuple(((place + 1) / len(methods), MixPolicy({method: 1.0})) for place, method in enumerate(methods))
+        )
+        return {key.name: key.colour for key in policy_timeline(schedule, title="t").keys}
+
+    all_of_them = colours("clean", "mixup", "cutmix", "rmix")
+    assert len(set(all_of_them.values())) == 4
+    assert colours("rmix", "mixup") == {name: all_of_them[name] for name in ("mixup", "rmix")}
 
 
 def test_its_curve_is_the_validation_accuracy(finished: Path) -> None:
@@ -346,7 +373,7 @@ def test_a_folder_is_called_by_its_last_name_in_a_title(tmp_path: Path) -> None:
     write_search_report(tmp_path)
     assert "<h1>Search for a mixing policy on cats</h1>" in (tmp_path / "report.html").read_text()
     write_comparison_report(tmp_path, comparison(["plain", "cutmix"], dataset="/data/of mine/cats"))
-    assert "<h1>2 ways to train the network search on cats</h1>" in (tmp_path / "report.html").read_text()
+    assert "<h1>2 ways to train the network 'search' on cats</h1>" in unescape((tmp_path / "report.html").read_text())
 
 
 # Comparisons

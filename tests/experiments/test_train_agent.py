@@ -153,7 +153,7 @@ def test_the_report_shows_contest_and_choices(run: Path) -> None:
 
 def test_the_report_says_what_the_task_is_and_what_the_policy_was_selected_from(run: Path) -> None:
     page = unescape((run / "report.html").read_text())
-    assert "8 trainings of the network search, each of 8 to 10 updates on 100 to 120 images. The learned" in page
+    assert "8 trainings of the network 'search', each of 8 to 10 updates on 100 to 120 images. The learned" in page
     candidates, kept = summary_of(run)["candidates"], PolicySchedule.load(run / "policy.json").provenance["candidate"]
     assert "The learned policy is " in page and "trained again on 2 fresh seeds" in page
     for name, entry in candidates.items():
