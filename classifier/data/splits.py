@@ -139,7 +139,7 @@ class Splits:
         if train_size is not None and not self.num_classes <= train_size <= available:
             raise DataError(
                 f"{self.name}: expected a train_size from {self.num_classes} (one image of each class) to {available} "
-                f"(all training images), got {train_size}; choose one in between, or None for all"
+                f"(all training images), got {train_size}; choose one in between"
             )
         if not 0 <= label_noise < 1:
             raise DataError(
