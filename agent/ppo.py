@@ -108,6 +108,7 @@ def search_state(model: PPO) -> dict[str, Any]:
         "updates": model._n_updates,
         "episode_starts": [bool(start) for start in starts],
         "torch_random": torch.get_rng_state(),
+        **({"device_random": torch.cuda.get_rng_state(model.device)} if model.device.type == "cuda" else {}),
         "numpy_random": [kind, torch.from_numpy(np.asarray(keys).astype(np.int64)), position, has_gauss, gauss],
     }
 
@@ -146,6 +147,8 @@ def restore_search(
     kind, keys, position, has_gauss, gauss = state["numpy_random"]
     np.random.set_state((kind, keys.numpy().astype(np.uint32), position, has_gauss, gauss))  # noqa: NPY002
     torch.set_rng_state(state["torch_random"])
+    if model.device.type == "cuda" and "device_random" in state:  # a state from a CPU does not have it
+        torch.cuda.set_rng_state(state["device_random"], model.device)
 
 
 def to_agent(

@@ -41,3 +41,13 @@ def require_at_least(config: object, **minimum: float) -> None:
         value = getattr(config, name)
         if value is not None and not value >= least:
             raise InputError(f"{name} must be at least {least:g}, got {value}")
+
+
+def require_numpy_seed(seed: int) -> None:
+    """Refuse a seed that NumPy's global generator, which Stable-Baselines3 seeds, does not take.
+
+    Raises:
+        InputError: it is 2**32 or more.
+    """
+    if seed >= 2**32:
+        raise InputError(f"seed must be below 2**32, {2**32:,}, where PPO learns, got {seed}")

@@ -122,6 +122,11 @@ class BroadTasks:
             raise InputError(
                 f"tasks need a data set and 1 <= low <= high updates, got {len(self.sources)}, {low, high}"
             )
+        for source in self.sources:
+            if sum(source.counts) < FEWEST:
+                raise InputError(
+                    f"tasks need data sets of at least {FEWEST} images, got {sum(source.counts)} of {source.name}"
+                )
         if not self.seconds >= max(1.0, self._least_seconds):
             raise InputError(f"a training of {low} updates costs more than seconds allows, got {self.seconds}")
 

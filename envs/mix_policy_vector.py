@@ -115,7 +115,8 @@ class MixPolicyVectorEnv(SyncVectorEnv):
         policies: list[MixPolicy | None] = [None] * self.num_envs
         updates = [0] * self.num_envs
         for index, (env, action) in enumerate(zip(self._members, iterate(self.action_space, actions), strict=True)):
-            if not self._autoreset_envs[index]:
+            # Where resetting takes a step of its own, an environment that has ended does not train in it.
+            if self.autoreset_mode != AutoresetMode.NEXT_STEP or not self._autoreset_envs[index]:
                 policies[index], end = env.plan(action)
                 updates[index] = end - env.trainer.updates_done
         trainers = [env.trainer for env in self._members]

@@ -86,13 +86,15 @@ class References:
         ends = [round(end * task.updates) for end in self._segments]
         limit = self._trainer.validation_limit
         trainer = self._trainer.prepare(task)
-        # The device and thread count change results in the last bits only; those of one run folder are always the same.
-        key = json.dumps(
-            [task.to_json(), self._policy.to_json(), ends, list(seeds), limit, _config_key(trainer)], sort_keys=True
-        )
-        file = None if self._cache is None else self._cache / f"{hashlib.sha256(key.encode()).hexdigest()[:32]}.json"
-        if file is not None and (known := _read(file, key, len(ends))) is not None:
-            return known
+        key, file = "", None
+        if self._cache is not None:
+            # Device and thread count change results in the last bits only; those of one run folder are always the same.
+            key = json.dumps(
+                [task.to_json(), self._policy.to_json(), ends, list(seeds), limit, _config_key(trainer)], sort_keys=True
+            )
+            file = self._cache / f"{hashlib.sha256(key.encode()).hexdigest()[:32]}.json"
+            if (known := _read(file, key, len(ends))) is not None:
+                return known
         images = len(trainer.data.validation)
         counts = [min(images, limit or images)] * (len(ends) - 1) + [images]
         reference = ReferenceCurve.from_trainings([self._accuracies(task, seed, ends) for seed in seeds], counts)

@@ -335,7 +335,8 @@ class SurrogateEnv(gym.Env[Any, Any]):
     as recorded; validation accuracy, losses and the like are drawn, and clipped to their ranges.
 
     ## Rewards
-    Those of `MixPolicyEnv`, by name. The reference is CutMix on half of the updates, as it was recorded on the task.
+    Those of `MixPolicyEnv`, by name. The reference is the model's: CutMix on half of the updates in the one that is
+    shipped, as it was recorded on the task, plain training in those of broad tasks.
 
     ## Starting State
     `reset(seed=s)` fixes the task, by a draw from the split, and everything that is drawn in the episode. Without a

@@ -118,7 +118,7 @@ def fit_surrogate(
 ) -> SurrogateModel:
     """Return a model of recorded trainings; the same seed gives the same model on one machine.
 
-    Networks learn from tasks of split `train`; the factors of their standard deviations from those of `validation`,
+    Networks learn from tasks of split `train`; how their deviations correlate is measured on those of `validation`,
     if there are any. Tasks of split `test` are listed in the model, and not learned from.
 
     Args:
@@ -255,7 +255,7 @@ def _drawn_tasks(tasks: Tensor, members: int, seed: int) -> Tensor:
 
 
 def _calibrated(ensemble: Ensemble, held_out: RecordedSegments) -> Ensemble:
-    """Return the ensemble with the spread and the correlations of its deviations on segments it has not seen."""
+    """Return the ensemble with the correlations of its deviations on segments it has not seen."""
     off = torch.full((len(ensemble), *held_out.changes.shape), torch.nan)
     for segment in range(ensemble.spread.shape[0]):
         rows = held_out.segments == segment

@@ -15,7 +15,15 @@ from rlmix.experiments.comparison.config import ComparisonConfig
 from rlmix.experiments.comparison.contestants import CONTESTANTS
 from rlmix.experiments.comparison.held_out import record_test_read
 from rlmix.experiments.comparison.results import as_csv, markdown, plot_comparison, summarise_comparison
-from rlmix.experiments.comparison.trainings import collect_trainings, open_log, resolve, select_contestants, train
+from rlmix.experiments.comparison.trainings import (
+    collect_trainings,
+    open_log,
+    resolve,
+    select_contestants,
+    train,
+    whole_splits,
+)
+from rlmix.experiments.runs.data_record import record_data, require_same_data
 from rlmix.experiments.runs.errors import reject_incompatible
 from rlmix.experiments.runs.machine import machine
 from rlmix.experiments.runs.options import flatten
@@ -39,10 +47,14 @@ def compare(config: ComparisonConfig, command: str) -> dict[str, Any]:
     setting, images = resolve(config, contestants.values())
     out = Path(config.out)
     count = min(config.measured_images or images, images)
+    whole = whole_splits(config.data)
     collected = [
         collect_trainings(Path(folder), setting, contestants, config.measures, count) for folder in config.collect
     ]
     log = open_log(out, setting, contestants, config.measures, count)
+    for folder in (*config.collect, config.out):
+        require_same_data(Path(folder), whole)
+    record_data(out, whole)
     for key, run in (entry for trainings in collected for entry in trainings.items()):
         if key not in log.finished and key[0] in contestants and key[1] < config.seeds:
             log.add(key, run)
@@ -58,6 +70,12 @@ def compare(config: ComparisonConfig, command: str) -> dict[str, Any]:
     runs = {name: [log.finished[name, seed] for seed in range(config.seeds)] for name in contestants}
     with reject_incompatible(log.path):
         compared = summarise_comparison(contestants, runs, config.baseline, images)
+        lines = [line for each in runs.values() for line in each if line.get("measures")]
+        numbers = {int(line["measured_images"]) for line in lines if "measured_images" in line}
+        if len(numbers) > 1:  # by calls with other options: such measures are not shown beside each other
+            for row in compared["methods"].values():
+                row["measures"] = {}
+        count = max(numbers, default=count)
     return {
         "kind": "comparison",
         "command": command,

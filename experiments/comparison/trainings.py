@@ -72,7 +72,7 @@ class Setting:
     def draw(self, seed: int) -> Splits:
         """Return the images of the training with a seed; the data set is loaded and split once in each process."""
         data = self.data
-        return _whole(data).draw(data.train_size, data_seed=seed, label_noise=data.label_noise)
+        return whole_splits(data).draw(data.train_size, data_seed=seed, label_noise=data.label_noise)
 
     def to_json(self) -> dict[str, Any]:
         """Return the options by name, as logs and results hold them: those that every log has, and those changed.
@@ -123,7 +123,7 @@ def select_contestants(config: ComparisonConfig) -> dict[str, Contestant]:
 def all_where_there_are_fewer(config: ComparisonConfig) -> ComparisonConfig:
     """Return the options with all training images where there are fewer than the default number."""
     data = config.data
-    if data.train_size is None or len(_whole(data).train) >= data.train_size:
+    if data.train_size is None or len(whole_splits(data).train) >= data.train_size:
         return config
     return replace(config, data=replace(data, train_size=None))
 
@@ -142,7 +142,7 @@ def resolve(config: ComparisonConfig, contestants: Collection[Contestant]) -> tu
         RunError: an option is out of range, or a contestant cannot train this network on these images.
         DataError: the data set is not available or is too small.
     """
-    data = _whole(config.data).draw(config.data.train_size, data_seed=0, label_noise=config.data.label_noise)
+    data = whole_splits(config.data).draw(config.data.train_size, data_seed=0, label_noise=config.data.label_noise)
     part = data.test if config.test_set else data.development
     if not len(part):
         kind = "test" if config.test_set else "development"
@@ -159,6 +159,8 @@ def resolve(config: ComparisonConfig, contestants: Collection[Contestant]) -> tu
     for contestant in contestants:
         for policy in policies_of(contestant.policy):
             trainer.check(policy)
+        if contestant.thresholds is not None:
+            RLMixEnv(training=setting.training("exact"), splits=data, grid=contestant.thresholds.grid)
     # Try the measures before anything is trained; on development images, so that the test set is not read.
     tried = subject_of(trainer, "development", count=min(config.measured_images or TRIAL_IMAGES, TRIAL_IMAGES))
     _take_measures(tried, config.measures)
@@ -349,7 +351,7 @@ def _identity(name: str, contestant: Contestant) -> list[dict[str, Any]] | str |
     return policy.checksum if isinstance(policy, Agent) else policy.to_json()["segments"]
 
 
-def _whole(data: DataConfig) -> Splits:
+def whole_splits(data: DataConfig) -> Splits:
     """Return a data set's splits, with all training images; loaded once in each process."""
     return _loaded(replace(data, train_size=None, label_noise=0.0))
 

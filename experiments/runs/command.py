@@ -87,7 +87,7 @@ class Call:
 
     def warn_of_ignored(self) -> None:
         """Say of a resumed run which options have no effect because those of its folder are taken."""
-        names = dict.fromkeys(argument.partition("=")[0] for argument in self.arguments if argument.startswith("--"))
+        names = dict.fromkeys(_spelt(argument)[0] for argument in self.arguments if argument.startswith("--"))
         if ignored := [name for name in names if name not in WITH_RESUME]:
             print(
                 f"warning: {', '.join(ignored)} without effect: --resume takes the options of its run folder",
@@ -102,11 +102,16 @@ class Call:
         """
         value = None
         for index, argument in enumerate(self.arguments):
-            if argument == option and index + 1 < len(self.arguments):
-                value = self.arguments[index + 1]
-            elif argument.startswith(f"{option}="):
-                value = argument.partition("=")[2]
+            name, own = _spelt(argument)
+            if name == option and (own is not None or index + 1 < len(self.arguments)):
+                value = self.arguments[index + 1] if own is None else own
         return value
+
+
+def _spelt(argument: str) -> tuple[str, str | None]:
+    """Return an option with hyphens, as tyro takes underscores for them, and its value where `=` gives one."""
+    name, equals, value = argument.partition("=")
+    return name.replace("_", "-"), value if equals else None
 
 
 def _join_help_lines(kind: Any) -> None:

@@ -12,6 +12,7 @@ from typing import Any, ClassVar, Protocol, TypeVar
 import numpy as np
 
 from rlmix.classifier.data import Splits
+from rlmix.classifier.files import write_atomic
 from rlmix.experiments.runs.command import Call
 from rlmix.experiments.runs.errors import RunError, reject_incompatible
 from rlmix.experiments.runs.folder import RunFolder
@@ -62,9 +63,15 @@ def keep_to_data(run: RunFolder, data: Splits, config: Resumed) -> None:
             "leave out --dataset and --data-root"
         )
     else:
-        run.write_json(DATA_FILE, _record(data))
+        record_data(run.path, data)
     if moved:
         run.write_json("config.json", {**stored, "config": asdict(config)})
+
+
+def record_data(folder: Path, data: Splits) -> None:
+    """Record the images of what a folder holds, unless that has been done."""
+    if not (folder / DATA_FILE).exists():
+        write_atomic(folder / DATA_FILE, (json.dumps(_record(data), indent=2) + "\n").encode())
 
 
 def require_same_data(run: Path, data: Splits) -> None:

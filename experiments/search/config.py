@@ -9,7 +9,7 @@ from typing import Annotated, Literal
 from tyro.conf import Suppress
 
 from rlmix.agent.config import PPOConfig
-from rlmix.classifier.errors import require_at_least
+from rlmix.classifier.errors import require_at_least, require_numpy_seed
 from rlmix.classifier.limits import usable_cores
 from rlmix.classifier.training.config import TrainConfig
 from rlmix.experiments.runs.errors import RunError
@@ -103,6 +103,7 @@ class SearchConfig:
         require_at_least(
             self, episodes=0, workers=0, environments=0, candidate_seeds=1, contest_seeds=1, worker_timeout=1, seed=0
         )
+        require_numpy_seed(self.seed)
         if not 0 < self.minutes < math.inf:
             raise RunError(f"--minutes must be above 0, got {self.minutes:g}")
 
@@ -235,6 +236,7 @@ class TuneConfig:
 
     def __post_init__(self) -> None:
         require_at_least(self, trials=1, trainings=2, at_once=0, grace=1, seed=0)
+        require_numpy_seed(self.seed)
         if not self.agent.episodes:
             raise RunError(
                 "--agent.episodes must be at least 1, got 0: agents are compared after equally many trainings"

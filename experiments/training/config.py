@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Literal, TypeVar
 from tyro.conf import Suppress
 
 from rlmix.agent.config import MOST_TRAININGS, RLMixAgentConfig
-from rlmix.classifier.errors import InputError, require_at_least
+from rlmix.classifier.errors import InputError, require_at_least, require_numpy_seed
 from rlmix.classifier.training.config import TrainConfig
 from rlmix.experiments.runs.options import UNPREFIXED, DataConfig, TrainingRunConfig
 
@@ -188,6 +188,7 @@ class RLMixConfig(TrainingRunConfig):
     def __post_init__(self) -> None:
         super().__post_init__()
         require_at_least(self, validation_limit=1)
+        require_numpy_seed(self.seed)
 
 
 @dataclass(frozen=True)

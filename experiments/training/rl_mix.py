@@ -14,6 +14,8 @@ import torch
 from safetensors.torch import save
 from stable_baselines3.common.logger import Figure as LoggedFigure
 from stable_baselines3.common.logger import Logger, TensorBoardOutputFormat, configure
+from tensorboard.compat.proto.event_pb2 import Event, SessionLog
+from torch.utils.tensorboard.writer import FileWriter, SummaryWriter
 from tqdm import tqdm
 
 from rlmix.agent.rl_mix.agent import RLMixAgent
@@ -128,14 +130,16 @@ def train(config: RLMixConfig, run: RunFolder, data: Splits) -> None:
         KeyboardInterrupt: after saving.
     """
     started = saved = time.monotonic()
-    logger = configure(str(run.events), ["tensorboard"])
-    set_threads(config.threads, stored=True)
-    env = environment(config, data)
-    choose, learn, learner = chooser(config, env, logger, run.path)
     checkpoint = run.load_checkpoint()
     log = LineLog(run.path / "epochs.jsonl")
     log.keep(0 if checkpoint is None else checkpoint["epochs"])
     epochs = log.read()
+    logger = configure(str(run.events), ["tensorboard"])
+    if epochs:
+        _replace_events(_writer(logger), run.events, first=epochs[-1]["updates_done"] + 1)
+    set_threads(config.threads, stored=True)
+    env = environment(config, data)
+    choose, learn, learner = chooser(config, env, logger, run.path)
     if checkpoint is None:
         observation, _ = env.reset(seed=config.seed)
         _writer(logger).add_custom_scalars(LAYOUT)
@@ -148,6 +152,7 @@ def train(config: RLMixConfig, run: RunFolder, data: Splits) -> None:
     def save_checkpoint() -> None:
         agent = None if learner is None else learner.state_dict()
         state = {"env": env.state_dict(), "agent": agent, "epochs": len(epochs)}
+        _writer(logger).flush()  # those of the thresholds' shares too, which a resumed run does not write again
         run.save_checkpoint(env.trainer.updates_done, state)
 
     print_setting(config, data, env)
@@ -191,6 +196,16 @@ def train(config: RLMixConfig, run: RunFolder, data: Splits) -> None:
     logger.dump(config.train.updates)
     logger.close()
     finish(config, run, env, epochs, time.monotonic() - started)
+
+
+def _replace_events(writer: SummaryWriter, folder: Path, *, first: int) -> None:
+    """Have what an interrupted run wrote from an update on replaced, also in the runs that `add_scalars` makes."""
+    writers = writer.all_writers
+    assert writers is not None, "it is open"
+    for name in map(str, folder.glob("*/")):
+        writers[name] = FileWriter(name)
+    for one in writers.values():
+        one.add_event(Event(step=first, session_log=SessionLog(status=SessionLog.START)))
 
 
 def print_setting(config: RLMixConfig, data: Splits, env: RLMixEnv) -> None:

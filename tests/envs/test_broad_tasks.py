@@ -12,6 +12,7 @@ import torch
 from PIL import Image
 
 from rlmix.classifier.data import DataError
+from rlmix.classifier.errors import InputError
 from rlmix.classifier.mixing import MixPolicy
 from rlmix.classifier.training.config import TrainConfig
 from rlmix.envs import BroadTasks, ImageLibrary, MixPolicyEnv, Source, Task, TaskTrainer
@@ -264,3 +265,8 @@ def test_the_page_of_the_observation_is_what_agents_see() -> None:
     assert [line for line in page.splitlines() if line.startswith("| `")] == expected
     lagged = {f"{name}_{lag}" for name in RECORDED_FEATURES[RECORDED_FEATURES.index("clean_seen") :] for lag in (1, 2)}
     assert set(OBSERVATION_V2) == {*RECORDED_FEATURES, *lagged}
+
+
+def test_a_data_set_that_gives_no_task_is_refused() -> None:
+    with pytest.raises(InputError, match="at least 100 images, got 60 of few"):
+        BroadTasks((*SOURCES, Source("few", (30, 30), False)), seed=3)

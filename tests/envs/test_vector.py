@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 from gymnasium.vector import AutoresetMode, SyncVectorEnv
 
+from rlmix.classifier.training.lockstep import Lockstep
 from rlmix.envs import MixPolicyVectorEnv
 from rlmix.envs.mix_policy import FlatMixPolicyEnv, MixPolicyEnv
 from rlmix.envs.observation import OBSERVATION_V2
@@ -63,6 +64,22 @@ def test_it_is_n_single_environments(mode: AutoresetMode, flat: bool) -> None:
     for _ in range(3):  # past the end of an episode
         actions = found.action_space.sample()
         assert_same(found.step(actions), expected.step(actions))
+
+
+@pytest.mark.parametrize("mode", [AutoresetMode.NEXT_STEP, AutoresetMode.SAME_STEP])
+def test_all_that_train_in_a_step_train_in_lockstep(mode: AutoresetMode, monkeypatch: pytest.MonkeyPatch) -> None:
+    together, train = [], Lockstep.train
+
+    def noted(self: Lockstep, policies: Any, updates: Any, **options: Any) -> Any:
+        together.append(sum(policy is not None for policy in policies))
+        return train(self, policies, updates, **options)
+
+    monkeypatch.setattr(Lockstep, "train", noted)
+    envs = vector(autoreset_mode=mode)
+    envs.reset(seed=1)
+    for _ in range(6):  # episodes of two segments
+        envs.step(envs.action_space.sample())
+    assert together == [COUNT, COUNT, COUNT if mode == AutoresetMode.SAME_STEP else 0] * 2
 
 
 @pytest.mark.filterwarnings("error")

@@ -83,7 +83,7 @@ def trained(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, int]]:
 
 
 def test_the_comparison_reports_paired_seeds(comparison: Path) -> None:
-    written = ["report.html", "results.csv", "results.json", "results.md", "results.png", "runs.jsonl"]
+    written = ["data.json", "report.html", "results.csv", "results.json", "results.md", "results.png", "runs.jsonl"]
     assert sorted(entry.name for entry in comparison.iterdir()) == written
     report = read_strictly(comparison / "results.json")
     assert report["seeds"] == [0, 1]
@@ -171,6 +171,34 @@ def test_trainings_of_another_machine_are_told_apart(finished: Path, trained: li
 def test_results_of_another_setting_are_not_mixed_in(finished: Path, refused: Refused) -> None:
     arguments = [*PAIR, *SETTING[:-1], "30", "--seeds", "2", "--out", finished]
     assert "batch_size 20, not 30" in refused(compare.main, arguments)
+
+
+def test_results_of_other_images_are_not_mixed_in(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    def write(images: int) -> None:
+        random = np.random.default_rng(0)
+        pixels = random.integers(0, 256, (images, 8, 8), dtype=np.uint8)
+        np.savez(tmp_path / "set.npz", train_images=pixels, train_labels=np.arange(images) % 2)
+        trainings._loaded.cache_clear()  # as in another process
+
+    out, file = tmp_path / "out", str(tmp_path / "set.npz")
+    asked = ["--dataset", file, *SETTING[2:], "--seeds", "2", "--contestants", "plain", "--out", str(out)]
+    write(400)
+    compare.main(asked)
+    write(600)
+    for arguments in (asked, [*asked[:-1], str(tmp_path / "new"), "--collect", str(out)]):
+        with pytest.raises(SystemExit):
+            compare.main(arguments)
+        told = capsys.readouterr().err
+        assert told.startswith(f"error: {out}: expected the data set as it was when this run began")
+
+
+def test_measures_are_told_with_the_images_that_they_were_taken_on(tmp_path: Path) -> None:
+    asked = [*SETTING, "--seeds", "2", "--contestants", "plain", "--out", str(tmp_path)]
+    compare.main([*asked, "--measures", "accuracy", "--measured-images", "20"])
+    compare.main(asked)
+    report = read_strictly(tmp_path / "results.json")
+    assert report["measured_images"] == 20 and report["methods"]["plain"]["measures"]
+    assert "on 20 development images" in (tmp_path / "results.md").read_text()
 
 
 def test_an_option_of_training_is_part_of_the_setting(
@@ -291,6 +319,8 @@ def test_a_per_batch_agent_is_compared_as_the_others_are(tmp_path: Path, trained
         ((*SETTING, "--agents", "plain=shipped"), "'plain' stands for another contestant"),
         ((*SETTING, "--agents", "mine=nowhere"), "nowhere"),
         ((*SETTING, "--train-size", "100000"), "train_size"),
+        (("--train_size", "100000", *SETTING[:2], *SETTING[4:]), "train_size"),
+        ((*SETTING, "--contestants", "plain", "rl-mix", "--batch-size", "61"), "got 60 training images for batches of"),
     ],
 )
 def test_the_comparison_refuses(arguments: Sequence[str], named: str, refused: Refused) -> None:

@@ -5,6 +5,7 @@ import json
 import os
 import random
 import signal
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import fields
 from pathlib import Path
@@ -211,8 +212,14 @@ def test_interrupted_it_saves_first(
     assert capsys.readouterr().err.endswith(hint)
     assert [int(path.stem) for path in (tmp_path / "run/checkpoints").iterdir()] == [{4: 6, 14: 14}[update]]
     monkeypatch.undo()
+    time.sleep(1)  # files of events are read in the order of the seconds in their names
     assert status_of(["--resume", str(tmp_path / "run")]) is None
     assert outcome(tmp_path / "run") == outcome(run)
+    for name in board.read(run / "tensorboard").Runs():
+        for tag in board.read(run / "tensorboard").Runs()[name]["scalars"]:
+            once = [[event.step for event in board.scalars(folder / "tensorboard", tag, name)]
+                    for folder in (run, tmp_path / "run")]  # fmt: skip
+            assert once[0] == once[1], (name, tag)
 
 
 # Control, variants and replay
@@ -273,6 +280,7 @@ def test_a_learned_agent_is_replayed_in_another_training(tmp_path: Path) -> None
         ("--ppo.n-steps 5", "divisible by its batch_size"),
         ("--validation-limit 0", "validation_limit"),
         ("--seed -1", "seed must be at least 0"),
+        ("--seed 20261130120000", "seed must be below 2**32"),
         ("--threads -1", "threads must be at least 0"),
         ("--model nonsense", "'nonsense'"),
         ("--dataset nonsense", "'nonsense'"),

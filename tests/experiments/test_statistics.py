@@ -12,6 +12,7 @@ from rlmix.experiments.comparison.intervals import (
     in_words,
     mean_interval,
     paired_difference,
+    paired_p_value,
     pigeonhole_bootstrap,
     rise,
 )
@@ -138,3 +139,12 @@ def test_bootstrap_over_strata_is_that_of_drawing_tasks_and_images_anew() -> Non
     assert np.mean(covered) > 0.91, "few tasks do not make it too sure"
     apart = pigeonhole_bootstrap([one, two, other], ["a", "c", "b"])
     assert apart[2] - apart[1] < 0.95 * (high - low), "images that are shared count once"
+
+
+@pytest.mark.filterwarnings("error")
+def test_differences_that_do_not_vary_are_tested_by_their_sign() -> None:
+    assert paired_p_value([0.5, 0.6], [0.4, 0.5]) == 0.5
+    assert paired_p_value([0.6] * 5, [0.5] * 5) == stats.binomtest(5, 5).pvalue
+    assert paired_p_value([0.5, 0.6, 0.8], [0.4, 0.5, 0.6]) == pytest.approx(
+        stats.ttest_1samp([0.1, 0.1, 0.2], 0).pvalue
+    )
