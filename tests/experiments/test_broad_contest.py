@@ -1,6 +1,7 @@
 """The third contest: its protocol, who trains how, and what its tables say of planted results."""
 
 import json
+import re
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -17,7 +18,7 @@ from rlmix.classifier.training.config import TrainConfig
 from rlmix.classifier.training.trainer import Trainer
 from rlmix.envs import BroadTasks, ImageLibrary, Source
 from rlmix.envs.seeds import derive_seed, training_seed
-from rlmix.experiments.comparison.intervals import mean_interval
+from rlmix.experiments.comparison.intervals import format_interval, mean_interval
 from rlmix.experiments.search.task_family import MENU
 from rlmix.experiments.studies.broad import contest, contest_results
 from rlmix.experiments.studies.broad.small_vit import small_vit
@@ -47,6 +48,9 @@ def test_groups_are_the_unseen_data_sets_and_more() -> None:
     groups = contest.groups_of(rehearsal=False)
     assert list(groups) == [*contest.UNSEEN, *contest.REHEARSED, contest.VIT, contest.NOISE]
     assert not set(contest.UNSEEN) & {name for names in contest.groups_of(rehearsal=True).values() for name in names}
+
+
+ROOT = Path(__file__).parents[2]
 
 
 @pytest.mark.parametrize("channels", [1, 3])
@@ -216,3 +220,52 @@ def test_an_agent_may_look_less_often() -> None:
     actions = mine.play(mine.environment(trainer, tasks.task(0)), tasks.task(0), 3, looks=2)
     free = mine.play(mine.environment(trainer, tasks.task(0)), tasks.task(0), 3)
     assert actions[:2] == free[:2] and set(actions[1:]) == {actions[1]} and len(actions) == len(free)
+
+
+def test_the_documents_show_the_contest() -> None:
+    result = json.loads((ROOT / "experiments/results/broad/contest/results.json").read_bytes())
+    (table,) = result["tables"][:1]
+    page, readme, card = (
+        (ROOT / name).read_text() for name in ("docs/agent.md", "README.md", "experiments/policies/README.md")
+    )
+    shown = {
+        "rule": "the rule in words",
+        contest.AS_TIMM: "mixup and CutMix in turn with smoothing 0.1, much as timm mixes",
+        "new": "the shipped agent",
+        "old": "the earlier agent",
+        "R-Mix half": "R-Mix on half",
+        "switch": "CutMix on half, then clean, the best such switch in the surrogate",
+        "CutMix half": "CutMix on half",
+        "new, two looks": "the shipped agent, its choices frozen after the second look",
+        contest.BEST_FIXED: "mixup on half, the best fixed policy in the surrogate",
+        contest.RANDOM: "a random policy for each segment",
+        "new, one look": "the shipped agent, its first choice held",
+        "label smoothing": "label smoothing of 0.3",
+    }
+    ahead, parts = table["less_plain"], (contest_results.ALL, contest_results.NEW)
+    assert {*shown, "mixup half"} == ahead.keys() and ahead["mixup half"] == ahead[contest.BEST_FIXED]
+    assert list(shown) == sorted(shown, key=lambda name: -ahead[name][parts[0]]["tasks"][0])
+    for name, title in shown.items():
+        cells = [
+            cell
+            for part in parts
+            for cell in (format_interval(*ahead[name][part]["tasks"], signed=True), _width(ahead[name][part]))
+        ]
+        assert f"| {title} | {' | '.join(cells)} |" in page, name
+        if name in (*list(shown)[:3], "R-Mix half", "CutMix half"):
+            assert f"| {cells[0]} | {cells[1]} |\n" in readme, name
+    for part, count in zip((*parts, contest.VIT), (192, 96, 24), strict=True):
+        assert table["tasks"][part] == count
+    less = {name: over[contest_results.ALL] for name, over in table["agent_minus"].items()}
+    for name in (contest.BEST_FIXED, "rule", contest.AS_TIMM, "R-Mix half"):
+        text = format_interval(*less[name]["tasks"], signed=True)
+        assert text.removeprefix("+") in page and text.removeprefix("+") in card, name
+    assert f"({format_interval(*less[contest.BEST_FIXED]['tasks'], signed=True)})" in readme
+    for name, words in (("new, one look", "ahead of one"), ("new, two looks", "ahead of two")):
+        text = format_interval(*less[name]["tasks"])
+        assert re.search(rf"{text}\s+{words} \({_width(less[name])}\)", page), name
+    assert sum(aim["reached"] for aim in result["aims"].values()) == 1
+
+
+def _width(over: dict[str, Any]) -> str:
+    return f"± {over['data_sets'][1]:.2f}"

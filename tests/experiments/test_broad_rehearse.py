@@ -170,7 +170,7 @@ def test_schedules_are_rehearsed_on_later_tasks(
 def test_the_documents_show_the_committed_rehearsal() -> None:
     broad = ROOT / "experiments/results/broad"
     result, fresh = (json.loads((broad / name / "results.json").read_bytes()) for name in ("rehearsal", "confirmed"))
-    page, readme = (ROOT / "docs/agent.md").read_text(), (ROOT / "README.md").read_text()
+    page = (ROOT / "docs/agent.md").read_text()
     shown = {
         "surrogate": "PPO in a surrogate of many data sets, `broad/surrogate/ppo-0`",
         "CutMix half": "CutMix on half of the updates",
@@ -189,7 +189,7 @@ def test_the_documents_show_the_committed_rehearsal() -> None:
             f"± {rows[name]['data_sets'][1]:.2f}",
         )
         assert f"| {title} | {over_tasks} | {over_sets} | {rows[name]['worst_tenth']:.2f} |" in page
-    assert f"on {result['tasks']} small tasks of four data sets" in readme and f"over {result['tasks']} tasks" in page
+    assert f"over {result['tasks']} tasks" in page
     card = (ROOT / "experiments/policies/README.md").read_text()
     titles = {
         SHIPPED: "the shipped agent",
@@ -205,10 +205,7 @@ def test_the_documents_show_the_committed_rehearsal() -> None:
         ]
         over, wrong, clean = (format_interval(*interval, signed=True) for interval in intervals)
         assert f"| {title} | {over} | {clean} | {wrong} |" in card, name
-        if name in (SHIPPED, "CutMix half", "mixup half"):
-            assert f"| {over} | {wrong} | {clean} |" in readme, name
     assert f"± {rows[SHIPPED]['data_sets'][1]:.2f}, and CutMix" in card
-    assert f"({format_interval(*result['less_best_fixed'][SHIPPED]['tasks'], signed=True)};" in readme
     assert result["best_fixed"] == "R-Mix half"
     ahead = {
         unit: {name for name, row in rows.items() if row[unit][0] > row[unit][1]} for unit in ("tasks", "data_sets")
