@@ -567,7 +567,8 @@ def test_own_network_and_data_killed_and_terminated_as_by_a_user(
     out, _ = process.communicate(timeout=60)
     assert out.splitlines()[:2] == [
         "run folder: run",
-        "mine: 100 training images, 1,000 updates of 50, network own_for_replay:build in fp32 on cpu",
+        "mine: 100 training images (100 for validation, 287 for development), 1,000 updates of 50, "
+        "network 'own_for_replay:build' in fp32 on cpu",
     ]
     policy.unlink()
 
