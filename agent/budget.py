@@ -131,7 +131,7 @@ class BudgetSearch:
         self.steps: list[Step] = []
         self.results: dict[int, StepResult] = {}
         self._actions = forecaster.menu.actions()
-        self._told = _comparable(forecaster(observation[None]))[:, 0]
+        self._told = forecaster(observation[None])[:, 0]
         self._order = self._candidates(self._place(own_choice))
         self._begin(self.counts[0] if worth is None else min(FIRST, self.counts[-1]))
 
@@ -255,7 +255,7 @@ class BudgetSearch:
             self._place(result.own_choice if step.own and result.own_choice is not None else step.action)
             for step, result in zip(running, results, strict=True)
         ]
-        told = _comparable(self.forecaster(seen))[:, range(len(running)), actions]
+        told = self.forecaster(seen)[:, range(len(running)), actions]
         means = told.mean(axis=0)
         best = sorted(range(len(running)), key=lambda place: (-(running[place].own and count > 1), -means[place]))
         chosen = sorted(best[:count])
@@ -314,11 +314,6 @@ class BudgetSearch:
         width = self.forecaster.realised * spread
         gain, wider = width * best_of_normals(count), width * best_of_normals(count + 1)
         self.outlooks.append(Outlook(count, spread, chance, gain, wider - gain))
-
-
-def _comparable(told: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Return forecasts `[M, N, actions]` of one mean for all networks: each tells them up to a constant of its own."""
-    return told - told.mean(axis=(1, 2), keepdims=True) + told.mean()
 
 
 def best_of_normals(count: int) -> float:

@@ -6,6 +6,7 @@ from typing import Literal, TypeVar
 from rlmix.classifier.data import Splits
 from rlmix.classifier.hardware import has_amx, resolve_device, resolve_precision, why_not_compile
 from rlmix.classifier.mixing import MixPolicy
+from rlmix.classifier.mixing.rmix import GRIDS
 from rlmix.classifier.training.config import TrainConfig
 from rlmix.classifier.training.trainer import Trainer
 
@@ -50,7 +51,10 @@ def compiling_pays(config: TrainConfig, data: Splits, *, planned_updates: int) -
     worth_trying = device.type == "cuda" or has_amx(device)
     if planned_updates < MIN_UPDATES or not worth_trying or why_not_compile(device) is not None:
         return False
-    policy = MixPolicy({"clean": 0.5, "rmix": 0.5})
+    # A pass for saliency is compiled too, but not every image has R-Mix's grids.
+    height, width = data.train.image_shape[1:]
+    grids = any(height % grid == 0 and width % grid == 0 for grid in GRIDS)
+    policy = MixPolicy({"clean": 0.5, "rmix" if grids else "mixup": 0.5})
     total = ROUND_UPDATES * (ROUNDS + 2)
     ways: tuple[Literal["off", "on"], ...] = ("off", "on")
     trainers = [Trainer(replace(config, updates=total, compile=compile), data) for compile in ways]

@@ -51,6 +51,9 @@ class Dataset:
         parts = {"pool": self.pool, "test": self.test}
         if self.validation is not None:
             parts["validation"] = self.validation
+        empty = [part for part, images in parts.items() if not len(images)]
+        if empty:
+            raise DataError(f"{self.name}: expected images in every part, got none in {', '.join(empty)}; bring some")
         shape = list(self.pool.image_shape)
         for part, images in parts.items():
             if list(images.image_shape) != shape:

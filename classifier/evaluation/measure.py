@@ -80,6 +80,7 @@ def subject_of(trainer: Trainer, split: str, *, count: int | None = None, seed: 
         image_shape=part.image_shape,
         mean=data.mean,
         std=data.std,
+        embedding=trainer.config.embedding,
     )
     network.to(trainer.device).to(memory_format=torch.channels_last)
     return Subject(network, part, min(count or len(part), len(part)), data.class_names, trainer.device, seed=seed)

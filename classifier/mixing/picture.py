@@ -14,13 +14,18 @@ COLUMNS = 8
 MIN_SHARE = 0.005  # of a target; smaller ones would read 0 %
 
 
+def shown_channels(images: Tensor) -> Tensor:
+    """Return the channels of images `[..., C, H, W]` that a picture shows: the first three, or the first of fewer."""
+    return images[..., : 3 if images.shape[-3] >= 3 else 1, :, :]
+
+
 def mixed_picture(
     images: Tensor, targets: Tensor, *, class_names: Sequence[str], mean: Sequence[float], std: Sequence[float]
 ) -> NDArray[np.uint8]:
     """Draw the first images of a batch in a row, each with its two largest targets underneath.
 
     Args:
-        images: `[B, C, H, W]`, normalised, one or three channels.
+        images: `[B, C, H, W]`, normalised; of three channels or more the first three are shown, of two the first.
         targets: `[B, K]`, rows summing to 1.
         class_names: name of each class.
         mean: mean of each channel that the images were normalised by.
@@ -32,7 +37,8 @@ def mixed_picture(
     canvas = Image.new("RGB", (COLUMNS * SIDE, SIDE + CAPTION), "white")
     draw = ImageDraw.Draw(canvas)
     pixels = images[:COLUMNS].float().cpu() * torch.tensor(std)[:, None, None] + torch.tensor(mean)[:, None, None]
-    pixels = (pixels.clamp(0, 1) * 255).round().byte().permute(0, 2, 3, 1).expand(-1, -1, -1, 3)
+    shown = shown_channels(pixels.clamp(0, 1)).expand(-1, 3, -1, -1)
+    pixels = (shown * 255).round().byte().permute(0, 2, 3, 1)
     shares, classes = targets[:COLUMNS].float().cpu().topk(2, dim=1)
     for column, image in enumerate(pixels.numpy()):
         picture = Image.fromarray(np.ascontiguousarray(image)).resize((SIDE - 4, SIDE - 4), Image.Resampling.NEAREST)

@@ -8,7 +8,7 @@ from rlmix.classifier.errors import InputError
 
 
 def one_hot(labels: Tensor, num_classes: int) -> Tensor:
-    """Return labels `[B]` long as float32 targets `[B, num_classes]`; `as_targets` says more of labels out of range."""
+    """Return labels `[B]` long in [0, num_classes) as float32 targets `[B, num_classes]`; `as_targets` checks them."""
     return torch.zeros(len(labels), num_classes, device=labels.device).scatter_(1, labels[:, None], 1.0)
 
 

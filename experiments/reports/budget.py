@@ -29,8 +29,10 @@ def tried(budget: Mapping[str, Any]) -> list[Part]:
         "would be kept: the last column, by which ended candidates are compared."
     )
     last = len(budget["segments"]) - 1
-    means = [np.mean([step["forecast"] for step in steps if step["segment"] == segment] or 0.0)
-             for segment in range(last + 1)]  # fmt: skip
+    means = {
+        segment: np.mean([step["forecast"] for step in steps if step["segment"] == segment])
+        for segment in {step["segment"] for step in steps}
+    }
     rows = [
         (
             f"{100 * budget['segments'][step['segment']]:.0f}\u00a0%",

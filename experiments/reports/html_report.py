@@ -24,6 +24,7 @@ from torch import Tensor
 from rlmix.agent.decisions import probabilities_of
 from rlmix.agent.tags import Tag
 from rlmix.classifier.mixing import PolicySchedule
+from rlmix.classifier.mixing.picture import shown_channels
 from rlmix.experiments.reports.charts import Chart, probability_timeline
 
 
@@ -185,8 +186,8 @@ def percent(share: float) -> str:
 
 
 def png_uri(image: Tensor) -> str:
-    """Return an image `[C, H, W]` in [0, 1], grey or in colour, as a PNG file in a data URI."""
-    values = (image * 255).round().byte().permute(1, 2, 0).squeeze(2).numpy()
+    """Return an image `[C, H, W]` in [0, 1] as a PNG file in a data URI; see `shown_channels`."""
+    values = (shown_channels(image) * 255).round().byte().permute(1, 2, 0).squeeze(2).numpy()
     file = io.BytesIO()
     Image.fromarray(values).save(file, format="PNG")
     return data_uri(file.getvalue())

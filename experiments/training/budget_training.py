@@ -24,6 +24,7 @@ from rlmix.agent.decisions import Decision
 from rlmix.agent.tags import Tag
 from rlmix.agent.values import Forecaster
 from rlmix.classifier.data import Splits
+from rlmix.classifier.errors import InputError
 from rlmix.classifier.files import LineLog, load_state, save_state
 from rlmix.classifier.hardware import set_threads
 from rlmix.classifier.mixing import PolicySchedule
@@ -314,8 +315,12 @@ def _on_ray(config: ReplayConfig, agent: Agent, forecaster: Forecaster, folder: 
             ):
                 save_state(_file(folder, line["step"]), checkpoint)
                 yield line
+        except ray.exceptions.RayTaskError as error:
+            if isinstance(error.cause, InputError):
+                raise RunError(root_message(error)) from error
+            raise  # a bug of ours
         except ray.exceptions.RayError as error:
-            raise RunError(f"a worker failed: {root_message(error):.500}") from error
+            raise RunError(f"a worker was lost: {root_message(error):.500}; resume the run") from error
 
     yield on_actors
 

@@ -246,16 +246,6 @@ def test_the_winners_luck_is_allowed_for() -> None:
     assert winner(100) is None and winner(100_000) is not None
 
 
-def test_what_forecasts_have_in_common_is_no_uncertainty_of_a_comparison() -> None:
-    """Each network tells up to a constant of its own, as it was fitted within tasks."""
-    apart = begin(4, [0.0, 1.0, 2.0, 3.0, 4.0, 5.0], [100.0, 101.0, 102.0, 103.0, 104.0, 105.0], noise=0.5)
-    assert [step.uncertainty for step in apart.due] == pytest.approx([0.5] * 4)
-    unlike = begin(4, [0.0] * 6, [-1.5, 1.5, 0.0, 0.0, 0.0, 0.0], noise=2.0)
-    told = {step.action: step.uncertainty for step in unlike.due}
-    assert told[tuple(ACTIONS[0])] == told[tuple(ACTIONS[1])] == pytest.approx(np.hypot(0.75, 2.0))
-    assert told[tuple(ACTIONS[2])] == pytest.approx(2.0)
-
-
 def test_what_has_diverged_does_not_go_on() -> None:
     search = begin(4, [3.0, 2.0, 1.0, 0.0, 0.0, 0.0])
     for step in search.due:

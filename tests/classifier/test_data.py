@@ -503,6 +503,10 @@ def test_image_set_refuses(images: Tensor, labels: Tensor, message: str) -> None
         ({"std": (float("nan"),)}, "std above 0"),
         ({"mean": (float("inf"),)}, "mean"),
         ({"crop_padding": -1}, "crop_padding"),
+        *(
+            ({part: ImageSet(torch.zeros(0, 1, 1, 3, dtype=torch.uint8), torch.zeros(0).long())}, f"none in {part}")
+            for part in ("pool", "test", "validation")
+        ),
     ],
 )
 def test_dataset_refuses(change: dict[str, object], message: str) -> None:

@@ -2,6 +2,7 @@
 
 import os
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -9,9 +10,11 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from rlmix.classifier import hardware
+from rlmix.classifier import compilation, hardware
 from rlmix.classifier.hardware import bf16_works, resolve_device, resolve_precision, set_threads, why_not_compile
 from rlmix.classifier.limits import usable_cores
+from rlmix.classifier.training.config import TrainConfig
+from tests.envs.tiny import digits
 
 CPU = torch.device("cpu")
 
@@ -172,3 +175,21 @@ def test_compiling_needs_a_gpu_that_is_new_enough(
     monkeypatch.setattr("shutil.which", lambda name: None)
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: capability)
     assert (why_not_compile(torch.device("cuda")) is None) == fits
+
+
+@pytest.mark.parametrize("side", [8, 7])
+def test_whether_compiling_pays_is_tried_on_images_of_any_side(side: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Eagerly both times, as compiling takes minutes."""
+    built = compilation.Trainer
+    monkeypatch.setattr(compilation, "has_amx", lambda _: True)
+    monkeypatch.setattr(compilation, "why_not_compile", lambda _: None)
+    monkeypatch.setattr(compilation, "Trainer", lambda config, data: built(replace(config, compile="off"), data))
+    monkeypatch.setattr(compilation, "ROUND_UPDATES", 4)
+    data = digits()
+    cut = {
+        part: replace(getattr(data, part), images=getattr(data, part).images[..., :side, :side])
+        for part in ("train", "validation", "development", "test")
+    }
+    config = TrainConfig(model="residual_batch_8", batch_size=16, device="cpu", precision="fp32")
+    pays = compilation.compiling_pays(config, replace(data, **cut), planned_updates=10**6)
+    assert isinstance(pays, bool)

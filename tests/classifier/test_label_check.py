@@ -5,6 +5,7 @@ import math
 import numpy as np
 import pytest
 import torch
+from torch import nn
 
 from rlmix.classifier.evaluation import check_labels, label_stats
 from rlmix.classifier.evaluation.label_check import contradicted_share, differing_share, two_humps
@@ -57,3 +58,22 @@ def test_the_signs_tell_wrong_labels(noise: float) -> None:
 def test_a_diverged_network_is_no_error() -> None:
     stats = label_stats(torch.full((20, 3), torch.nan), torch.full((20, 4), torch.inf), torch.arange(20) % 3)
     assert all(math.isfinite(value) for value in (*stats.loss_deciles, stats.contradicted, stats.hump_share))
+
+
+class Doubled(nn.Module):
+    """A network whose last layer a trial pass does not find."""
+
+    def __init__(self, num_classes: int, in_channels: int) -> None:
+        super().__init__()
+        self.head = nn.Linear(64 * in_channels, num_classes)
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        return 2 * self.head(images.flatten(1))
+
+
+def test_a_network_whose_last_layer_is_named_is_checked() -> None:
+    model = f"{__name__}:{Doubled.__name__}"
+    trainer = Trainer(
+        TrainConfig(model=model, embedding="head", batch_size=50, device="cpu"), digits().draw(100, data_seed=0)
+    )
+    assert 0 <= check_labels(trainer).accuracy <= 1

@@ -23,6 +23,7 @@ from rlmix.classifier.mixing.cutmix import cutmix, cutmix_box
 from rlmix.classifier.mixing.draw import THRESHOLDS
 from rlmix.classifier.mixing.method import MixInput
 from rlmix.classifier.mixing.mixup import mixup
+from rlmix.classifier.mixing.picture import mixed_picture
 from rlmix.classifier.mixing.rmix import GRIDS, rmix, salient_patches
 from rlmix.classifier.mixing.saliency import buffers_unchanged, input_gradient, patch_saliency
 from rlmix.classifier.mixing.targets import global_label, lamix_target, smooth
@@ -766,3 +767,11 @@ def test_a_masked_class_costs_nothing_where_its_target_is_0_and_else_everything(
     torch.testing.assert_close(masked.grad[:, others], reduced.grad)
     assert (masked.grad[:, 2] == 0).all()
     assert soft_cross_entropy(masked.detach(), targets.flip(1)).isposinf().all()
+
+
+@pytest.mark.parametrize(("channels", "shown"), [(1, [0, 0, 0]), (2, [0, 0, 0]), (3, [0, 1, 2]), (5, [0, 1, 2])])
+def test_a_picture_shows_images_of_any_number_of_channels(channels: int, shown: list[int]) -> None:
+    values = torch.arange(channels) / 10
+    images = values[None, :, None, None].expand(2, -1, 8, 8)
+    drawn = mixed_picture(images, torch.eye(2), class_names=("a", "b"), mean=[0.0] * channels, std=[1.0] * channels)
+    assert (drawn[20, 20] / 255).round(1).tolist() == [index / 10 for index in shown]

@@ -265,6 +265,18 @@ def test_the_documents_show_the_contest() -> None:
         text = format_interval(*less[name]["tasks"])
         assert re.search(rf"{text}\s+{words} \({_width(less[name])}\)", page), name
     assert sum(aim["reached"] for aim in result["aims"].values()) == 1
+    others = {(name, part) for name, over in ahead.items() for part in (contest.VIT, contest.NOISE)
+              if over[part]["tasks"][0] > over[part]["tasks"][1]}  # fmt: skip
+    assert others == {("new, one look", contest.VIT)}
+    assert format_interval(*ahead["new, one look"][contest.VIT]["tasks"], signed=True) in page
+    worst = {
+        name: ahead[name][contest_results.ALL]["worst_tenth"] for name in ("rule", contest.AS_TIMM, "R-Mix half", "old")
+    }
+    own = ahead["new"][contest_results.ALL]["worst_tenth"]
+    assert (
+        f"({own:.2f} less plain training) is below theirs ({max(worst.values()):.2f} to {min(worst.values()):.2f})"
+        in page
+    )
 
 
 def _width(over: dict[str, Any]) -> str:

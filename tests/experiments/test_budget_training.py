@@ -16,6 +16,7 @@ import torch
 from rlmix.agent.agent import ActorCritic, Agent
 from rlmix.agent.tags import Tag
 from rlmix.agent.values import Forecaster
+from rlmix.classifier.errors import InputError
 from rlmix.classifier.files import LineLog, save_state
 from rlmix.classifier.mixing import PolicySchedule
 from rlmix.classifier.training.stats import TrainStats
@@ -356,7 +357,7 @@ def test_a_log_of_another_kind_is_refused_in_one_line(
     assert f"error: {log}: does not fit this run (KeyError" in capsys.readouterr().err
 
 
-def test_a_worker_that_fails_on_ray_is_told_of_in_one_line(
+def test_a_worker_that_is_lost_on_ray_is_told_of_in_one_line(
     agent: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     ray = pytest.importorskip("ray")
@@ -371,7 +372,27 @@ def test_a_worker_that_fails_on_ray_is_told_of_in_one_line(
     monkeypatch.setattr("ray.util.ActorPool", Pool)
     with pytest.raises(SystemExit):
         train(agent, tmp_path / "run", "--backend", "ray")
-    assert capsys.readouterr().err == "error: a worker failed: the machine was lost\n"
+    assert capsys.readouterr().err == "error: a worker was lost: the machine was lost; resume the run\n"
+
+
+@pytest.mark.parametrize("mistake", [True, False])
+def test_a_workers_own_error_on_ray_is_told_as_it_would_be_here(
+    agent: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], mistake: bool
+) -> None:
+    ray = pytest.importorskip("ray")
+    cause = InputError("the images are gone; bring them") if mistake else TypeError("a bug of ours")
+
+    class Pool:
+        def __init__(self, _: Any) -> None:
+            pass
+
+        def map_unordered(self, *_: Any) -> Any:
+            raise ray.exceptions.RayTaskError("train", "a traceback of Ray's", cause)
+
+    monkeypatch.setattr("ray.util.ActorPool", Pool)
+    with pytest.raises(SystemExit if mistake else ray.exceptions.RayTaskError):
+        train(agent, tmp_path / "run", "--backend", "ray")
+    assert capsys.readouterr().err == ("error: the images are gone; bring them\n" if mistake else "")
 
 
 def test_workers_share_the_cores(agent: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
