@@ -9,6 +9,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from rlmix.agent.agent import Agent, Allowed
+from rlmix.agent.any_agent import AnyAgent
+from rlmix.agent.rule import Rule
 from rlmix.classifier.mixing import MixPolicy, PolicyError, PolicySchedule
 from rlmix.envs.observation import TrainingState, observe
 
@@ -58,6 +60,30 @@ def from_agent(agent: Agent, allowed: Allowed | None = None) -> PolicyFn:
         allowed: choices that can be had; optional, defaults to all.
     """
     return lambda state: ask(agent, observe(state, agent.menu, agent.features), allowed)
+
+
+def from_rule(rule: Rule) -> PolicyFn:
+    """Return a function that follows a rule; what it saw at its look is in the states before."""
+    look = len(rule.first)
+
+    def choose(state: TrainingState) -> Decision:
+        place = segment_of(state)
+        if place < look:
+            return decided(rule.first[place])
+        at_look = state
+        while at_look.before is not None and segment_of(at_look.before) >= look:
+            at_look = at_look.before
+        return decided(rule.choose(observe(at_look, rule.menu, rule.features))[place - look])
+
+    def segment_of(state: TrainingState) -> int:
+        # A segment ends at a whole update, up to half of one from where it should, and rounding.
+        reached = state.progress + 0.5001 / state.task.updates
+        return sum(end <= reached for end in rule.segments[:-1])
+
+    def decided(action: tuple[int, ...]) -> Decision:
+        return Decision(rule.menu.policy(action), action)
+
+    return choose
 
 
 def ask(agent: Agent, observation: NDArray[np.float32], allowed: Allowed | None = None) -> Decision:
@@ -120,16 +146,22 @@ def probabilities_of(schedule: PolicySchedule) -> list[Probabilities] | None:
     return kept
 
 
-def choose_by(policy: PolicySchedule | Agent, allowed: Allowed | None = None) -> PolicyFn:
-    """Return the function by which a training asks a schedule or an agent.
+def choose_by(policy: PolicySchedule | AnyAgent, allowed: Allowed | None = None) -> PolicyFn:
+    """Return the function by which a training asks a schedule, an agent or a rule.
 
     Args:
-        policy: the schedule or agent.
+        policy: the schedule, agent or rule.
         allowed: choices of an agent that can be had; optional, defaults to all.
     """
-    return from_agent(policy, allowed) if isinstance(policy, Agent) else from_schedule(policy)
+    match policy:
+        case Agent():
+            return from_agent(policy, allowed)
+        case Rule():
+            return from_rule(policy)
+        case _:
+            return from_schedule(policy)
 
 
-def segments_of(policy: PolicySchedule | Agent) -> Sequence[float]:
-    """Return the progress at which each segment of a schedule or agent ends."""
-    return policy.segments if isinstance(policy, Agent) else [until for until, _ in policy.segments]
+def segments_of(policy: PolicySchedule | AnyAgent) -> Sequence[float]:
+    """Return the progress at which each segment of a schedule, an agent or a rule ends."""
+    return [until for until, _ in policy.segments] if isinstance(policy, PolicySchedule) else policy.segments

@@ -18,8 +18,8 @@ from rlmix.classifier.errors import near_matches
 from rlmix.classifier.files import DamagedFileError, write_atomic
 from rlmix.classifier.mixing.policy import require_fields
 
-SHIPPED, SURROGATE = "shipped", "surrogate"  # agents that come with the program
-NAMED = {name: Path(__file__).parents[1] / "experiments" / "policies" / name for name in (SHIPPED, SURROGATE)}
+SHIPPED, SURROGATE, RULE = "shipped", "surrogate", "rule"  # agents that come with the program
+NAMED = {name: Path(__file__).parents[1] / "experiments" / "policies" / name for name in (SHIPPED, SURROGATE, RULE)}
 
 Loaded = TypeVar("Loaded")
 

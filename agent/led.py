@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from dataclasses import replace
 
-from rlmix.agent.agent import Agent
+from rlmix.agent.any_agent import AnyAgent
 from rlmix.agent.decisions import choose_by, segments_of
 from rlmix.agent.scheduler import PolicyScheduler
 from rlmix.classifier.evaluation import check_labels
@@ -17,7 +17,7 @@ from rlmix.envs.task_trainer import VALIDATION_LIMIT
 from rlmix.envs.tasks import Task
 
 
-def train_by_agent(trainer: Trainer, agent: Agent) -> tuple[TrainStats, PolicySchedule]:
+def train_by_agent(trainer: Trainer, agent: AnyAgent) -> tuple[TrainStats, PolicySchedule]:
     """Train to the end under an agent, or until the training diverges.
 
     Args:

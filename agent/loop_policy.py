@@ -8,21 +8,24 @@ from pathlib import Path
 
 from torch import Tensor, nn
 
-from rlmix.agent.agent import Agent, Allowed
+from rlmix.agent.agent import Allowed
+from rlmix.agent.any_agent import AnyAgent, load_agent
 from rlmix.agent.files import NAMED
+from rlmix.agent.rule import Rule, is_rule
 from rlmix.classifier.errors import InputError
 from rlmix.classifier.mixing import METHODS, MixPolicy, PolicySchedule
 from rlmix.envs.menu import DIMENSIONS, Menu
 from rlmix.envs.observation import checks_labels
 
-Policy = str | Path | PolicySchedule | MixPolicy | Agent  # what RLMix is made from
+Policy = str | Path | PolicySchedule | MixPolicy | AnyAgent  # what RLMix is made from
 
 
-def load_policy(policy: Policy, *, share: float | None) -> PolicySchedule | Agent:
+def load_policy(policy: Policy, *, share: float | None) -> PolicySchedule | AnyAgent:
     """Return the schedule or agent that a value names.
 
     Args:
-        policy: `"shipped"` or `"surrogate"`, an agent's folder, a JSON file, a method's name, or a policy itself.
+        policy: name of an agent that comes with the program, an agent's folder, a JSON file, a method's name, or a
+            policy itself.
         share: share of the updates of a method that is given by its name, in (0, 1]; None is one half.
 
     Raises:
@@ -33,7 +36,7 @@ def load_policy(policy: Policy, *, share: float | None) -> PolicySchedule | Agen
         raise InputError(f"share is for a method given by its name, got share={share} with a policy that has shares")
     if isinstance(policy, PolicySchedule):
         return policy
-    if isinstance(policy, Agent):
+    if isinstance(policy, AnyAgent):
         return _seeing_what_a_loop_gives(policy)
     if isinstance(policy, MixPolicy):
         return PolicySchedule.fixed(policy)
@@ -41,11 +44,11 @@ def load_policy(policy: Policy, *, share: float | None) -> PolicySchedule | Agen
         example = "MixPolicy({'clean': 0.5, 'mixup': 0.25, 'cutmix': 0.25})"
         raise InputError(f"policy must be a name or a path, got {policy!r:.80}; several methods are {example}")
     if name in NAMED or Path(name).is_dir():
-        return _seeing_what_a_loop_gives(Agent.load(name))
+        return _seeing_what_a_loop_gives(load_agent(name))
     if name in METHODS:
         return PolicySchedule.fixed(MixPolicy({"clean": 1.0} if name == "clean" else _shares(name, share)))
     if name.endswith(".json"):
-        return PolicySchedule.load(name)
+        return _seeing_what_a_loop_gives(Rule.load(name)) if is_rule(name) else PolicySchedule.load(name)
     agents, methods = " or ".join(map(repr, NAMED)), [name for name, one in METHODS.items() if not one.stage]
     near = get_close_matches(name.lower(), [*NAMED, *methods], 1)
     meant = f"; did you mean {near[0]!r}?" if near else ""
@@ -55,7 +58,7 @@ def load_policy(policy: Policy, *, share: float | None) -> PolicySchedule | Agen
     )
 
 
-def _seeing_what_a_loop_gives(agent: Agent) -> Agent:
+def _seeing_what_a_loop_gives(agent: AnyAgent) -> AnyAgent:
     if checks_labels(agent.features):
         raise InputError(
             "the agent looks for wrong labels among the training images, which a loop of your own does not show it; "
@@ -71,11 +74,12 @@ def _shares(method: str, share: float | None) -> dict[str, float]:
     return {method: 1.0} if share == 1 else {"clean": 1 - share, method: share}
 
 
-def policies_of(source: PolicySchedule | Agent) -> list[MixPolicy]:
-    """Return the policies of a schedule, or all that an agent may choose."""
-    if isinstance(source, Agent):
-        return [source.menu.policy(action) for action in source.menu.actions()]
-    return [policy for _, policy in source.segments]
+def policies_of(source: PolicySchedule | AnyAgent) -> list[MixPolicy]:
+    """Return the policies of a schedule, or all that an agent or a rule may choose."""
+    if isinstance(source, PolicySchedule):
+        return [policy for _, policy in source.segments]
+    actions = source.actions if isinstance(source, Rule) else source.menu.actions()
+    return [source.menu.policy(action) for action in actions]
 
 
 @dataclass(frozen=True)

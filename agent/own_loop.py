@@ -16,6 +16,7 @@ from torch.utils.data import get_worker_info
 
 from rlmix.agent import loop_measures
 from rlmix.agent.agent import Agent, Allowed
+from rlmix.agent.any_agent import AnyAgent
 from rlmix.agent.decisions import Decision, choose_by, segments_of
 from rlmix.agent.files import SHIPPED
 from rlmix.agent.loop_checks import (
@@ -42,7 +43,7 @@ from rlmix.classifier.training.draws import UpdateDraws
 from rlmix.classifier.training.resting import RestingBatches
 from rlmix.classifier.training.segment_sums import SegmentSums
 from rlmix.classifier.training.stats import EvalStats
-from rlmix.envs.observation import TrainingState
+from rlmix.envs.observation import TrainingState, reads_validation
 from rlmix.envs.tasks import Task
 from rlmix.envs.training_state import Setting
 
@@ -67,8 +68,9 @@ class RLMix:
     Everything random is a function of (seed, number of the call), as in the project's own training.
 
     Args:
-        policy: `"shipped"` or `"surrogate"`, agents that come with the program; an agent's folder, a `policy.json`, the
-            name of a method (for `share` of the batches), or an `Agent`, `PolicySchedule` or `MixPolicy`.
+        policy: `"shipped"`, `"surrogate"` or `"rule"`, agents that come with the program; an agent's folder, a
+            `policy.json` or `rule.json`, the name of a method (for `share` of the batches), or an `Agent`, `Rule`,
+            `PolicySchedule` or `MixPolicy`.
         num_classes: number of classes K; 1 for a single yes-or-no output.
         total_updates: number of calls in the whole training, e.g. epochs times batches; needed unless one policy holds
             from start to end.
@@ -113,7 +115,7 @@ class RLMix:
         if saliency not in ("recycled", "exact"):
             raise InputError(f"saliency must be recycled or exact, got {saliency!r}")
         require_optimizer(optimizer)
-        if isinstance(self.source, Agent) and train_size is None:
+        if isinstance(self.source, AnyAgent) and train_size is None:
             raise InputError("an agent looks at the number of training images; pass train_size=len(dataset)")
         if total_updates is None and len(segments_of(self.source)) > 1:
             raise InputError("a policy that changes needs the length of the training; pass total_updates")
@@ -136,7 +138,7 @@ class RLMix:
         """Method of the last batch, a name of `METHODS`."""
         self._sums, self._started = SegmentSums(torch.device("cpu")), time.perf_counter()
         self._interleaver = Interleaver()
-        agent = isinstance(self.source, Agent)
+        agent = isinstance(self.source, AnyAgent)
         self._drawing = f"seed={self.seed}, saliency={saliency!r}"
         self._gradients = LoopGradients(policies_of(self.source), recycles=saliency == "recycled", probes=agent)
         self._observed: EvalStats | None = None
@@ -145,7 +147,7 @@ class RLMix:
         self._batch_size = 0
         self._allowed: Allowed | None = None
         self._scheduler: PolicyScheduler | None = None  # from the first batch on
-        if isinstance(self.source, PolicySchedule):
+        if not isinstance(self.source, Agent):
             for one in policies_of(self.source):
                 require(self._limits.why_not(one))
 
@@ -183,8 +185,8 @@ class RLMix:
 
     @property
     def due(self) -> bool:
-        """Return whether the next call asks the agent: the best moment for `observe`."""
-        return isinstance(self.source, Agent) and 0 < self._done == self._end < self._total
+        """Return whether the next call asks an agent that looks at validation: the best moment for `observe`."""
+        return self._asks_for_validation and 0 < self._done == self._end < self._total
 
     @property
     def clean_accuracy(self) -> float | None:
@@ -317,7 +319,7 @@ class RLMix:
         self._observed = loop_measures.stated(
             val_accuracy, val_loss, val_confidence, val_calibration_error, num_classes=self.num_classes
         )
-        if isinstance(self.source, Agent):
+        if self._asks_for_validation:
             calibration = {"confidence": val_confidence, "calibration error": val_calibration_error}
             self._say(loop_measures.not_given({"loss": val_loss, **calibration}))
 
@@ -398,7 +400,7 @@ class RLMix:
     def _note(self, logits: Tensor, targets: Tensor, loss: Tensor | None = None) -> None:
         if not self._done:
             raise InputError("nothing has been mixed yet; call images, targets = mix(images, labels) before the loss")
-        if self.method == "clean" or isinstance(self.source, Agent):
+        if self.method == "clean" or isinstance(self.source, AnyAgent):
             self._sums.add(self.method, self._loss.measured(logits, targets, loss))
         else:
             self._sums.counts[self.method] += 1  # nobody looks at the others
@@ -409,7 +411,7 @@ class RLMix:
         self._batch_size = batch_size
         self._draws = UpdateDraws(self.seed, rank=self._rank, world=self._world)
         self._ask = choose_by(self.source, self._allowed)
-        steps = self._accumulate if isinstance(self.source, Agent) else 1
+        steps = self._accumulate if isinstance(self.source, AnyAgent) else 1
         state = TrainingState(
             task=Task(self._train_size, max(self._total // steps, 1), label_noise=0.0, data_seed=0),
             num_classes=max(self.num_classes, 2),
@@ -424,11 +426,12 @@ class RLMix:
         """Return the policy of the next update; the agent is asked where a segment begins."""
         if self._scheduler is None:
             limits = self._limits.at(images, model)
+            if isinstance(self.source, AnyAgent):
+                self._setting = loop_measures.setting_of(images, model, self._imbalance)
+                self._say(loop_measures.not_shown(model, self.source.features))
             if isinstance(self.source, Agent):
                 self._allowed, reasons = limits.allowed(self.source.menu)
                 self._say({reason: f"left out of the agent's choices: {reason}" for reason in reasons})
-                self._setting = loop_measures.setting_of(images, model, self._imbalance)
-                self._say(loop_measures.not_shown(model, self.source.features))
             else:
                 for policy in policies_of(self.source):
                     require(limits.why_not(policy))
@@ -451,7 +454,7 @@ class RLMix:
         return scheduler.policy
 
     def _end_segment(self, scheduler: PolicyScheduler) -> None:
-        if isinstance(self.source, Agent):
+        if isinstance(self.source, AnyAgent):
             self._say(loop_measures.not_noted(self._sums.counts.total(), calls=self._done - self.choices[-1].update))
         average(self._sums.tensors, self._world)
         images = self._sums.counts.total() * self._batch_size * self._world
@@ -464,7 +467,7 @@ class RLMix:
         """Ask the schedule or the agent; in a distributed training the first process decides for all."""
         decision: Decision | None = None
         if self._rank == 0:
-            unseen = isinstance(self.source, Agent) and state.segment is not None and state.evaluation is None
+            unseen = self._asks_for_validation and state.segment is not None and state.evaluation is None
             if unseen:
                 text = f"no validation was given before the choice at batch {self._done}, so the one before holds"
                 self._say({"observe": f"{text}; call mix.observe sooner, at the latest where mix.due is true"})
@@ -477,9 +480,13 @@ class RLMix:
         assert decision is not None
         return decision
 
+    @property
+    def _asks_for_validation(self) -> bool:
+        return isinstance(self.source, AnyAgent) and reads_validation(self.source.features)
+
     def _relative_lr(self) -> float:
         """Return the learning rate of the next update over the highest one."""
-        if not isinstance(self.source, Agent):
+        if not isinstance(self.source, AnyAgent) or "relative_lr" not in self.source.features:
             return 0.0
         if self.optimizer is None:
             self._say({"lr": "the learning rate is not known: taken to follow one cycle; pass optimizer="})
@@ -504,7 +511,7 @@ class RLMix:
         return batch
 
     def _identity(self) -> str:
-        return self.source.checksum if isinstance(self.source, Agent) else str(self.source.to_json()["segments"])
+        return self.source.checksum if isinstance(self.source, AnyAgent) else str(self.source.to_json()["segments"])
 
     def _arguments(self) -> str:
         sizes = f"num_classes={self.num_classes}, total_updates={self._total}, train_size={self._train_size}"

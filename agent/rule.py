@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from rlmix.agent.agent import playing_environment
+from rlmix.agent.files import NAMED
 from rlmix.classifier.errors import near_matches
 from rlmix.classifier.files import write_atomic
 from rlmix.classifier.mixing.policy import MixPolicy, PolicyError, require_fields
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
     from rlmix.envs import MixPolicyEnv, Task, TaskTrainer
 
 FORMAT, VERSION = "rl-mix rule", 1
+RULE_FILE = "rule.json"
 MAX_BYTES = 1 << 20
 MAX_DEPTH = 20
 Action = tuple[int, ...]
@@ -84,6 +86,12 @@ class Rule:
     def features(self) -> tuple[str, ...]:
         """Names of the features that it asks for, each once."""
         return tuple(dict.fromkeys(node.feature for node in _nodes(self.tree) if isinstance(node, Split)))
+
+    @property
+    def actions(self) -> tuple[Action, ...]:
+        """Actions that it may choose, each once."""
+        leaves = (node.actions for node in _nodes(self.tree) if isinstance(node, Leaf))
+        return tuple(dict.fromkeys((*self.first, *(action for leaf in leaves for action in leaf))))
 
     def choose(self, observation: NDArray[np.float32]) -> tuple[Action, ...]:
         """Return the actions of the segments after the look.
@@ -223,19 +231,23 @@ class Rule:
         said = {name: part for name, part in self.to_json().items() if name != "provenance"}
         return hashlib.sha256(json.dumps(said).encode()).hexdigest()
 
-    def save(self, path: str | Path) -> None:
-        """Write the rule to a JSON file, atomically."""
-        write_atomic(Path(path), (json.dumps(self.to_json(), indent=1, allow_nan=False) + "\n").encode())
+    def save(self, folder: Path) -> None:
+        """Write `rule.json` into `folder`, atomically."""
+        write_atomic(folder / RULE_FILE, (json.dumps(self.to_json(), indent=1, allow_nan=False) + "\n").encode())
 
     @classmethod
     def load(cls, path: str | Path) -> Rule:
         """Read a rule; runs no code from the file.
 
+        Args:
+            path: the JSON file, or the folder of a `rule.json`, or `"rule"` for the one that comes with the program.
+
         Raises:
             PolicyError: the file is missing, not JSON, or not a rule; the message names file and field.
         """
+        place = NAMED.get(str(path), Path(path))
         try:
-            with open(path, "rb") as file:
+            with open(place / RULE_FILE if place.is_dir() else place, "rb") as file:
                 raw = file.read(MAX_BYTES + 1)
             if len(raw) > MAX_BYTES:
                 raise ValueError(f"larger than {MAX_BYTES:,} bytes, which no rule is")
@@ -243,6 +255,16 @@ class Rule:
         except (OSError, ValueError, RecursionError) as error:
             reason = error.strerror if isinstance(error, OSError) else error
             raise PolicyError(f"{path!s:.300}: cannot be used as a rule ({reason!s:.300})") from None
+
+
+def is_rule(path: str | Path) -> bool:
+    """Return whether a JSON file says that it is a rule, which need not be a usable one."""
+    try:
+        with open(path, "rb") as file:
+            value = json.loads(file.read(MAX_BYTES))
+    except (OSError, ValueError, RecursionError):
+        return False
+    return isinstance(value, dict) and value.get("format") == FORMAT
 
 
 def _nodes(node: Node) -> Iterator[Node]:

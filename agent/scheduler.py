@@ -11,7 +11,6 @@ from rlmix.classifier.evaluation.label_check import LabelStats
 from rlmix.classifier.mixing import MixPolicy, PolicySchedule
 from rlmix.classifier.training.stats import EvalStats, TrainStats, UpdateStats, merge_stats
 from rlmix.envs.observation import TrainingState
-from rlmix.envs.transfer_features import LAGS
 
 
 @dataclass(frozen=True, repr=False)
@@ -140,10 +139,10 @@ class PolicyScheduler:
         self.state = state
 
     def _earlier(self) -> list[TrainingState]:
-        """Return the states before the present one, as many as are observed, the first ones first."""
+        """Return the states before the present one, the first ones first."""
         states: list[TrainingState] = []
         state = self.state.before
-        while state is not None and len(states) < max(LAGS):
+        while state is not None:
             states.append(state)
             state = state.before
         return states[::-1]

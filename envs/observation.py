@@ -16,7 +16,13 @@ from rlmix.classifier.errors import InputError
 from rlmix.envs.features import FIRST_FEATURES, Feature
 from rlmix.envs.menu import Menu
 from rlmix.envs.training_state import Setting, TrainingState
-from rlmix.envs.transfer_features import LABEL_FEATURES, OBSERVATION_V2, RECORDED_FEATURES, TRANSFER_FEATURES
+from rlmix.envs.transfer_features import (
+    LABEL_FEATURES,
+    OBSERVATION_V2,
+    RECORDED_FEATURES,
+    TRANSFER_FEATURES,
+    VALIDATION_FEATURES,
+)
 
 if TYPE_CHECKING:
     from gymnasium import spaces
@@ -34,6 +40,7 @@ __all__ = [
     "observation_space",
     "observe",
     "one_hot",
+    "reads_validation",
     "require_features",
 ]
 
@@ -56,6 +63,11 @@ def require_features(names: Sequence[str]) -> tuple[str, ...]:
 def checks_labels(names: Sequence[str]) -> bool:
     """Return whether one of these features is measured by checking the training labels, which takes time."""
     return not LABEL_FEATURES.isdisjoint(names)
+
+
+def reads_validation(names: Sequence[str]) -> bool:
+    """Return whether one of these features is measured on validation images."""
+    return not VALIDATION_FEATURES.isdisjoint(names)
 
 
 def observation_bounds(

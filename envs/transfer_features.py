@@ -170,6 +170,12 @@ LABEL_FEATURES = {
     *_LABELS,
     *(f"{name}_{segments}" for name in _LABELS for segments in LAGS),
 }
+_ON_VALIDATION = ("validated", "validation_way", "gap", "validation_loss", "confidence", "calibration_error")
+VALIDATION_FEATURES = {
+    *_ON_VALIDATION,
+    *(f"{name}_{segments}" for name in _ON_VALIDATION for segments in LAGS),
+    *("validation_accuracy", "validation_change", "accuracy_gap"),  # of the first observation alone
+}
 # Observation v2 without signs of wrong labels, without earlier segments and without the network: nothing has to be
 # measured for it, and any loop shows it.
 UNMEASURED_FEATURES = tuple(name for name in RECORDED_FEATURES if name not in LABEL_FEATURES | SETTING_FEATURES)

@@ -5,13 +5,14 @@ ResizeMix, Manifold Mixup and mixup were published mixing every update, which co
 distribution that was published for CIFAR; the factor of label smoothing is the one that LaMix's authors found best.
 """
 
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal, TypeVar
 
 from rlmix.agent.agent import Agent
+from rlmix.agent.any_agent import AnyAgent, load_agent
 from rlmix.agent.config import RLMixAgentConfig
-from rlmix.agent.files import SHIPPED
+from rlmix.agent.files import NAMED
 from rlmix.agent.rule import Rule
 from rlmix.classifier.mixing import LamDistribution, MixPolicy, PolicySchedule
 from rlmix.experiments.runs.errors import RunError
@@ -47,7 +48,7 @@ class Contestant:
     """
 
     title: str
-    policy: PolicySchedule | Agent
+    policy: PolicySchedule | AnyAgent
     saliency: Saliency = "recycled"
     thresholds: ThresholdChoice | None = None
 
@@ -62,27 +63,43 @@ def _require_new(name: str, option: str, taken: Collection[str]) -> None:
         raise RunError(f"{option}: the name {name!r} stands for another contestant; choose another")
 
 
-def load_agents(entries: Sequence[str], taken: Collection[str]) -> dict[str, Agent]:
+def load_agents(entries: Sequence[str], taken: Collection[str]) -> dict[str, AnyAgent]:
     """Return the agents of `--agents` by name.
 
     Args:
-        entries: each shipped, or NAME=FOLDER.
+        entries: each the name of an agent that comes with the program, or NAME=FOLDER.
         taken: names of other contestants.
 
     Raises:
         RunError: an entry has another form, or its name is taken.
         DamagedFileError: an agent cannot be used.
+        PolicyError: a rule cannot be used.
     """
-    agents: dict[str, Agent] = {}
+    agents: dict[str, AnyAgent] = {}
     for entry in entries:
-        name, equals, path = (SHIPPED, "=", SHIPPED) if entry == SHIPPED else entry.partition("=")
+        name, equals, path = (entry, "=", entry) if entry in NAMED else entry.partition("=")
         if not (name and equals and path):
             raise RunError(
-                f"--agents must be shipped, or NAME=FOLDER, such as learned=runs/agent-DATE-TIME, got {entry!r}"
+                f"--agents must be {' or '.join(NAMED)}, or NAME=FOLDER, such as learned=runs/agent-DATE-TIME, "
+                f"got {entry!r}"
             )
         _require_new(name, "--agents", {*taken, *agents})
-        agents[name] = Agent.load(path)
+        agents[name] = load_agent(path)
     return agents
+
+
+def only_networks(agents: Mapping[str, AnyAgent]) -> dict[str, Agent]:
+    """Return agents by name, of which none may be a rule.
+
+    Raises:
+        RunError: one is.
+    """
+    networks: dict[str, Agent] = {}
+    for name, agent in agents.items():
+        if not isinstance(agent, Agent):
+            raise RunError(f"--agents: {name} is a rule; give it by --rules {name}=FILE")
+        networks[name] = agent
+    return networks
 
 
 def load_schedules(entries: Sequence[str], taken: Collection[str]) -> dict[str, PolicySchedule]:

@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 from tabulate import tabulate
 
-from rlmix.agent.agent import Agent
+from rlmix.agent.any_agent import AnyAgent
 from rlmix.classifier.evaluation.measure import Column
 from rlmix.classifier.evaluation.measures import MEASURES
 from rlmix.classifier.mixing import PolicySchedule
@@ -102,7 +102,7 @@ def summarise_comparison(
 def _policies(contestant: Contestant, lines: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     """Return the schedule of a contestant; of an agent the checksum, and the schedules that it chose, by seed."""
     policy = contestant.policy
-    if isinstance(policy, Agent):
+    if isinstance(policy, AnyAgent):
         return {"agent_sha256": policy.checksum, "chosen": [line["chosen"] for line in lines]}
     return {"schedule": policy.to_json()}
 

@@ -12,7 +12,7 @@ from typing import Annotated, Any
 
 import torch
 
-from rlmix.agent.agent import Agent
+from rlmix.agent.any_agent import AnyAgent
 from rlmix.agent.files import SHIPPED
 from rlmix.agent.led import train_by_agent
 from rlmix.agent.loop_policy import policies_of
@@ -271,7 +271,7 @@ def train(name: str, contestant: Contestant, seed: int, setting: Setting, config
     training = setting.training(contestant.saliency)
     if contestant.thresholds is not None:
         trainer, ended = train_rl_mix(contestant.thresholds, training, data, seed)
-    elif isinstance(contestant.policy, Agent):
+    elif isinstance(contestant.policy, AnyAgent):
         trainer = Trainer(training, data, seed=seed)
         stats, chosen = train_by_agent(trainer, contestant.policy)
         ended = {"diverged": stats.diverged, "seconds": stats.seconds, "chosen": chosen.to_json()}
@@ -348,7 +348,7 @@ def _identity(name: str, contestant: Contestant) -> list[dict[str, Any]] | str |
     if name in CONTESTANTS:
         return None
     policy = contestant.policy
-    return policy.checksum if isinstance(policy, Agent) else policy.to_json()["segments"]
+    return policy.checksum if isinstance(policy, AnyAgent) else policy.to_json()["segments"]
 
 
 def whole_splits(data: DataConfig) -> Splits:

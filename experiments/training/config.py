@@ -114,8 +114,8 @@ class ReplayConfig(FinalConfig):
     policy: str | None = None
     """Policy schedule: a JSON file that train_agent.py wrote."""
     agent: str | None = None
-    """Agent that chooses at every segment, instead of a schedule: shipped, surrogate (learned by PPO in the surrogate),
-    or a run folder of train_agent.py."""
+    """Agent that chooses at every segment, instead of a schedule: shipped, rule (three questions in words), surrogate
+    (learned by PPO in the surrogate), a run folder of train_agent.py, or a rule's JSON file."""
     budget: float | Literal["auto"] = 1.0
     """Updates to spend, in whole trainings, from 1 to 64. With more than 1 several candidates train, one led by the
     agent, the others under policies of a portfolio; validation decides and the best network is kept. auto: at least 3,

@@ -10,10 +10,12 @@ from pathlib import Path
 import torch
 
 from rlmix.agent.agent import Agent
+from rlmix.agent.any_agent import AnyAgent, load_agent
 from rlmix.agent.decisions import PolicyFn, choose_by, segments_of
-from rlmix.agent.files import SHIPPED
+from rlmix.agent.files import RULE, SHIPPED
 from rlmix.agent.loop_policy import policies_of
 from rlmix.agent.ray_env import WorkerResources
+from rlmix.agent.rule import Rule
 from rlmix.agent.values import Forecaster
 from rlmix.classifier.files import DamagedFileError
 from rlmix.classifier.limits import usable_cores
@@ -103,12 +105,12 @@ class PolicySource:
     """Policy of a final training, loaded once.
 
     Attributes:
-        policy: the schedule, or the agent that chooses at every segment.
+        policy: the schedule, or the agent or rule that chooses at every segment.
         name: its name in reports.
         forecaster: the agent's, where there is a budget of several trainings; else None.
     """
 
-    policy: PolicySchedule | Agent
+    policy: PolicySchedule | AnyAgent
     name: str
     forecaster: Forecaster | None = None
 
@@ -131,8 +133,9 @@ class PolicySource:
             return cls(PolicySchedule.load(config.policy if run is None else run / "policy.json"), config.policy)
         if config.agent is not None and config.policy is None:
             place = config.agent if run is None else run
-            name = "the shipped agent" if config.agent == SHIPPED else f"the agent of {config.agent}"
-            agent, forecaster = Agent.load(place), None
+            agent, forecaster = load_agent(place), None
+            kind = "rule" if isinstance(agent, Rule) else "agent"
+            name = f"the shipped {kind}" if config.agent in (SHIPPED, RULE) else f"the {kind} of {config.agent}"
             if config.trainings > 1:
                 try:
                     forecaster = Forecaster.load(place)
@@ -140,7 +143,7 @@ class PolicySource:
                     raise RunError(
                         f"--budget needs an agent with a forecaster, as --agent shipped is: {error}"
                     ) from None
-            if forecaster is not None and not forecaster.fits(agent):
+            if forecaster is not None and not (isinstance(agent, Agent) and forecaster.fits(agent)):
                 raise RunError(f"{place}: agent and forecaster have other menus or segments; fit them together")
             return cls(agent, name, forecaster)
         raise RunError("give either --policy FILE (a schedule) or --agent shipped (or a search's run folder)")
@@ -158,7 +161,7 @@ class PolicySource:
     @property
     def labels_checked(self) -> bool:
         """Return whether it sees signs of wrong training labels."""
-        return isinstance(self.policy, Agent) and checks_labels(self.policy.features)
+        return isinstance(self.policy, AnyAgent) and checks_labels(self.policy.features)
 
     def require_updates(self, updates: int) -> None:
         """Check that a training is long enough for candidates to be compared after each segment.
@@ -170,11 +173,11 @@ class PolicySource:
             require_updates(self.forecaster.segments, updates, updates)
 
     def policies(self) -> list[MixPolicy]:
-        """Return the policies of the schedule, or all that the agent may choose."""
+        """Return the policies of the schedule, or all that the agent or rule may choose."""
         return policies_of(self.policy)
 
     def save(self, run: Path) -> None:
         """Copy the policy into a run folder, so that the training can be resumed without the original."""
-        self.policy.save(run if isinstance(self.policy, Agent) else run / "policy.json")
+        self.policy.save(run if isinstance(self.policy, AnyAgent) else run / "policy.json")
         if self.forecaster is not None:
             self.forecaster.save(run)

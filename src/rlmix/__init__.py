@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from rlmix.agent.agent import Agent
     from rlmix.agent.own_loop import RLMix
+    from rlmix.agent.rule import Rule
     from rlmix.classifier.mixing import (
         Interleaver,
         LamDistribution,
@@ -33,6 +34,7 @@ _MODULES = {
     "MixPolicyEnv": "rlmix.envs",
     "PolicySchedule": "rlmix.classifier.mixing",
     "RLMix": "rlmix.agent.own_loop",
+    "Rule": "rlmix.agent.rule",
     "mix_batch": "rlmix.classifier.mixing",
     "one_hot": "rlmix.classifier.mixing",
     "soft_binary_cross_entropy": "rlmix.classifier.mixing",
@@ -102,6 +104,7 @@ __all__ = [
     "MixPolicyEnv",
     "PolicySchedule",
     "RLMix",
+    "Rule",
     "mix_batch",
     "one_hot",
     "soft_binary_cross_entropy",

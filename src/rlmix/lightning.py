@@ -10,7 +10,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
-from rlmix.agent.agent import Agent
+from rlmix.agent.any_agent import AnyAgent
 from rlmix.agent.own_loop import RLMix
 from rlmix.classifier.errors import InputError
 
@@ -73,7 +73,7 @@ class RLMixCallback(Callback):
 
     def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *_: Any) -> None:
         """Log what holds now."""
-        if self._targets is not None and not self._warned and isinstance(self.mix.source, Agent):
+        if self._targets is not None and not self._warned and isinstance(self.mix.source, AnyAgent):
             self._warned = True
             warnings.warn(
                 "RLMixCallback: training_step did not call the module itself, so the agent sees no training losses; "

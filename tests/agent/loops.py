@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from rlmix.agent.agent import Agent
 from rlmix.agent.ppo import new_policy, to_agent
+from rlmix.agent.rule import Leaf, Rule, Split
 from rlmix.envs import Menu
 from rlmix.envs.observation import DEFAULT_FEATURES, OBSERVATION_V2, checks_labels
 
@@ -39,6 +40,14 @@ def agent(seed: int = 3, *, features: Sequence[str] = DEFAULT_FEATURES, **menu: 
     with torch.no_grad():
         policy.action_net.weight.mul_(300)  # type: ignore[operator]
     return to_agent(policy, offered, (0.25, 0.5, 0.75, 1.0), {}, features)
+
+
+def rule(feature: str, threshold: float) -> Rule:
+    """A rule that asks one question after a fifth of the training, and then changes every fifth."""
+    menu = Menu(labels=((1.0, 0.0), (1.0, 0.3)))
+    others = menu.actions()[1:]  # without plain
+    leaves = [Leaf(tuple(others[place : place + 4])) for place in (0, 4)]
+    return Rule(menu, (0.2, 0.4, 0.6, 0.8, 1.0), (others[-1],), Split(feature, threshold, *leaves))
 
 
 def sgd(model: nn.Module) -> torch.optim.Optimizer:

@@ -12,12 +12,20 @@ from rlmix.classifier.training.trainer import Trainer
 from rlmix.envs import Task, TaskTrainer
 from rlmix.envs.observation import DEFAULT_FEATURES
 from rlmix.envs.seeds import training_seed
-from tests.agent.loops import TRANSFER, agent
+from tests.agent.loops import TRANSFER, agent, rule
+
+LEADERS = {
+    "first features": agent(3, features=DEFAULT_FEATURES),
+    "transfer features": agent(3, features=TRANSFER),
+    "a rule": rule("clean_excess_loss", 0.5),
+    "a rule, answered otherwise": rule("clean_excess_loss", 3.5),
+    "a rule about labels": rule("neighbours_differ", 0.01),
+}
 
 
-@pytest.mark.parametrize("features", [DEFAULT_FEATURES, TRANSFER])
-def test_an_agent_leads_a_training_as_in_the_environment(features: tuple[str, ...]) -> None:
-    one, splits = agent(3, features=features), split(load_dataset("digits"))
+@pytest.mark.parametrize("name", LEADERS)
+def test_an_agent_leads_a_training_as_in_the_environment(name: str) -> None:
+    one, splits = LEADERS[name], split(load_dataset("digits"))
     config = TrainConfig(updates=30, batch_size=20, lr=0.1, precision="fp32", compile="off")
     task = Task(60, 30, label_noise=0.3, data_seed=5)
     played = TaskTrainer(splits=splits, training=config)

@@ -17,7 +17,7 @@ from safetensors.torch import load_file
 from torch import Tensor, distributed, multiprocessing, nn
 from torch.utils.data import DataLoader
 
-from rlmix import RLMix
+from rlmix import RLMix, Rule
 from rlmix.classifier.errors import InputError
 from rlmix.classifier.files import load_state, save_state
 from rlmix.classifier.mixing import METHODS, MixPolicy, PolicySchedule, one_hot, soft_cross_entropy
@@ -32,7 +32,7 @@ from rlmix.experiments import replay_policy
 from rlmix.experiments.runs.config import stored_config
 from rlmix.experiments.training.config import ReplayConfig
 from rlmix.experiments.training.resolve import load_data
-from tests.agent.loops import KNOWN, TRANSFER, agent, batches, network, sgd
+from tests.agent.loops import KNOWN, TRANSFER, agent, batches, network, rule, sgd
 
 ROOT = Path(__file__).parents[2]
 HALF_RMIX = MixPolicy({"clean": 0.5, "rmix": 0.5})
@@ -130,6 +130,44 @@ def test_a_resumed_training_ends_as_one_without_a_break(cut: int, features: Sequ
     assert resumed.choices == whole.choices and len({choice.policy for choice in whole.choices}) > 1
     for one, other in zip(expected.state_dict().values(), found.state_dict().values(), strict=True):
         assert torch.equal(one, other)
+
+
+@pytest.mark.parametrize("cut", [3, 4, 5, 9, 13, 17])
+def test_a_rule_needs_no_validation_and_goes_on_where_it_was(cut: int, tmp_path: Path, recwarn: Any) -> None:
+    """The question is answered once, from losses alone, also if training stops after it."""
+    questions = {("mixed_excess_loss", 0.01): "above", ("mixed_excess_loss", 3.9): "below", ("progress", 0.3): "below"}
+    for (feature, threshold), answer in questions.items():  # progress is 0.2 at the look, and more later
+        asks, outcomes = rule(feature, threshold), []
+        for stops in ([], [cut]):
+            model, data = network(), batches(20)
+            optimizer, start = sgd(model), 0
+            mix = RLMix(asks, **KNOWN, optimizer=optimizer)
+            for stop in stops:
+                train(mix, model, data[:stop], optimizer)
+                torch.save(mix.state_dict(), tmp_path / "state.pt")
+                mix, start = RLMix(asks, **KNOWN, optimizer=optimizer), stop
+                mix.load_state_dict(torch.load(tmp_path / "state.pt"))
+            train(mix, model, data[start:], optimizer)
+            expected = [*asks.first, *getattr(asks.tree, answer).actions]
+            assert [choice.policy for choice in mix.choices] == [asks.menu.policy(action) for action in expected]
+            assert [choice.update for choice in mix.choices] == [0, 4, 8, 12, 16]
+            outcomes.append(model.state_dict())
+        one, other = outcomes
+        assert all(torch.equal(one[name], other[name]) for name in one)
+    assert not recwarn.list
+
+
+def test_a_rule_is_refused_where_a_loop_cannot_follow_it(tmp_path: Path) -> None:
+    mix = RLMix("rule", **KNOWN)
+    with pytest.raises(InputError, match=r"rmix mixes by saliency; call mix\(images, labels, model\)"):
+        mix(*batches(1)[0])
+    RLMix("rule", **KNOWN)(*batches(1)[0], network())
+    Rule.load("rule").save(tmp_path)
+    for place in (tmp_path, tmp_path / "rule.json", Rule.load("rule")):
+        assert RLMix(place, **KNOWN).source == mix.source
+    (tmp_path / "rule.json").write_text('{"format": "rl-mix rule", "version": 7}')
+    with pytest.raises(InputError, match="cannot be used as a rule"):
+        RLMix(tmp_path / "rule.json", **KNOWN)
 
 
 @pytest.mark.parametrize("cut", [6, 9])

@@ -1,6 +1,8 @@
 """Rules: read back as written, played as they say, refused where they are damaged."""
 
 import json
+from collections.abc import Iterator, Sequence
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -9,10 +11,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from rlmix.agent.any_agent import load_agent
+from rlmix.agent.decisions import choose_by
 from rlmix.agent.rule import Leaf, Node, Rule, Split
 from rlmix.classifier.mixing.policy import PolicyError
-from rlmix.envs import BroadTasks, Source
-from rlmix.envs.observation import RECORDED_FEATURES
+from rlmix.classifier.training.stats import EvalStats, TrainStats, UpdateStats
+from rlmix.envs import BroadTasks, Source, Task
+from rlmix.envs.observation import FEATURES, RECORDED_FEATURES, Setting, TrainingState, observe, reads_validation
 from rlmix.experiments.search.task_family import MENU, SEGMENTS
 from rlmix.experiments.studies.broad.record import shared_trainer
 
@@ -76,6 +81,67 @@ def test_leads_a_training(threshold: float, taken: str) -> None:
     assert asks.play(asks.environment(trainer, task), task, 3) == played and trainer.measure(["validation"]) == once
 
 
+def test_the_shipped_rule_is_that_of_the_contest() -> None:
+    root = Path(__file__).parents[2]
+    protocol = json.loads((root / "experiments/results/broad/contest/protocol.json").read_bytes())
+    shipped = Rule.load("rule")
+    assert shipped == load_agent("rule") == Rule.from_json(protocol["contestants"]["rule"]["rule"])
+    assert [shipped.menu.policy(action).shares for action in shipped.actions] == [
+        {"clean": 0.5, "mixup": 0.5},
+        {"clean": 1.0},
+        {"mixup": 1.0},
+        {"rmix": 1.0},
+    ]
+
+
+def states(ends: Sequence[float], draws: np.random.Generator, updates: int) -> Iterator[TrainingState]:
+    """States of a training at its start and after each segment but the last, with losses drawn at random."""
+    state = TrainingState(Task(100, updates, 0.0, 0), 10, 20, 0.0, 1.0)
+    yield state
+    for end in ends[:-1]:
+        losses = [UpdateStats(*draws.uniform(0, 1, len(fields(UpdateStats))).tolist()) for _ in range(2)]
+        segment = TrainStats(1, 20, 1.0, {"clean": 1, "mixup": 1}, *losses, None, None, False)
+        state = state.after(
+            progress=round(end * updates) / updates, relative_lr=1.0, segment=segment, evaluation=None, action=None
+        )
+        yield state
+
+
+@given(tree=trees(), seed=st.integers(0, 1000), updates=st.integers(20, 3000))
+def test_chooses_in_a_training_as_its_look_says(tree: Node, seed: int, updates: int) -> None:
+    asks = rule(tree)
+    followed = list(states(SEGMENTS, np.random.default_rng(seed), updates))
+    choose = choose_by(asks)
+    setting = Setting(1000, True, 1, 8, 1.0)
+    followed = [replace(state, setting=setting) for state in followed]
+    for place, state in enumerate(followed[1:], 1):
+        followed[place] = replace(state, before=followed[place - 1])
+    expected = [*asks.first, *asks.choose(observe(followed[LOOK], MENU, asks.features))]
+    assert [choose(state).action for state in followed] == expected
+    assert [choose(state).policy for state in followed] == [MENU.policy(action) for action in expected]
+
+
+def test_features_of_validation_are_those_that_it_changes() -> None:
+    setting = Setting(1000, True, 1, 8, 1.0)
+    *_, last = states((0.25, 0.5, 0.75, 1.0), np.random.default_rng(1), 100)
+
+    def seen(first: EvalStats | None, second: EvalStats | None, third: EvalStats | None) -> list[float]:
+        one, two = last.earlier(2), last.earlier(1)
+        one = replace(one, setting=setting, evaluation=first)
+        two = replace(
+            two, setting=setting, evaluation=second, before=one, accuracy_before=first.accuracy if first else 0
+        )
+        three = replace(
+            last, setting=setting, evaluation=third, before=two, accuracy_before=second.accuracy if second else 0
+        )
+        return observe(three, MENU, tuple(FEATURES)).tolist()
+
+    none = seen(None, None, None)
+    some = seen(*(EvalStats(0.3 + 0.1 * n, 2.0 - n / 4, 0.4 + n / 10, 0.1 * (n + 1), 100) for n in range(3)))
+    changed = {name for name, before, after in zip(FEATURES, none, some, strict=False) if before != after}
+    assert changed == {name for name in FEATURES if reads_validation([name])}
+
+
 def changed(**values: Any) -> dict[str, Any]:
     return {**rule(Leaf((ACTIONS[0],) * 3)).to_json(), **values}
 
@@ -118,5 +184,5 @@ def test_refuses_damaged_files(tmp_path: Path) -> None:
         deep = {"feature": "gap", "threshold": 0, "below": deep, "above": deep}
     with pytest.raises(PolicyError, match="at most 20 questions"):
         Rule.from_json(changed(tree=deep))
-    rule(Leaf((ACTIONS[1],) * 3)).save(tmp_path / "whole.json")
-    assert Rule.load(tmp_path / "whole.json") == rule(Leaf((ACTIONS[1],) * 3))
+    rule(Leaf((ACTIONS[1],) * 3)).save(tmp_path)
+    assert Rule.load(tmp_path) == rule(Leaf((ACTIONS[1],) * 3))

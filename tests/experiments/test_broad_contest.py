@@ -91,7 +91,7 @@ def test_a_contest_goes_as_its_protocol_says(
     common = ["--data", str(folder), "--out", str(out)]
     assert "write it first" in refused(contest.main, ["run", *common])
     plain = MENU.find(contest.FIXED["plain"].segments[0][1])
-    Rule(MENU, contest.SEGMENTS, (), Leaf((plain,) * len(contest.SEGMENTS))).save(tmp_path / "rule.json")
+    Rule(MENU, contest.SEGMENTS, (), Leaf((plain,) * len(contest.SEGMENTS))).save(tmp_path)
     contest.FIXED["CutMix half"].save(tmp_path / "schedule.json")
     options = ["--agents", f"mine={tmp_path / 'agent'}", "--tasks", "2", "--search-tasks", "1"]
     options += ["--best-fixed", str(tmp_path / "fixed.json")]

@@ -128,7 +128,7 @@ def test_rules_are_rehearsed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, re
     monkeypatch.setitem(rehearse.DRAWN, "usual", {"updates": (10, 10), "seconds": 1.5})
     cutmix = MENU.find(rehearse.CUTMIX)
     rest = Leaf((cutmix,) * (len(SEGMENTS) - 1))
-    Rule(MENU, SEGMENTS, (cutmix,), Split("gap", 0.1, rest, rest)).save(tmp_path / "rule.json")
+    Rule(MENU, SEGMENTS, (cutmix,), Split("gap", 0.1, rest, rest)).save(tmp_path)
     out = tmp_path / "out"
     options = ["--data", str(tmp_path), "--data-sets", "digits", "--tasks", "2", "--out", str(out), "--agents", SHIPPED]
     rehearse.main([*options, "--rules", f"simple={tmp_path / 'rule.json'}"])
@@ -244,7 +244,7 @@ def test_the_documents_show_the_committed_rehearsal() -> None:
 
 def test_the_documents_say_the_rule_in_words() -> None:
     folder = ROOT / "experiments/results/broad/agent/rule"
-    rule, page = Rule.load(folder / "rule.json"), (ROOT / "docs/agent.md").read_text()
+    rule, page = Rule.load("rule"), (ROOT / "docs/agent.md").read_text()
     few, many = rule.tree.below, rule.tree.above  # type: ignore[union-attr]
     thresholds = [few.threshold, rule.tree.threshold, many.threshold]  # type: ignore[union-attr]
     assert [rule.tree.feature, few.feature, many.feature] == ["log_passes"] * 3  # type: ignore[union-attr]

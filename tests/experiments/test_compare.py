@@ -315,7 +315,7 @@ def test_a_per_batch_agent_is_compared_as_the_others_are(tmp_path: Path, trained
         ((*SETTING, "--schedules", "policy.json"), "--schedules must be NAME=FILE"),
         ((*SETTING, "--schedules", "cutmix=policy.json"), "'cutmix' stands for another contestant"),
         ((*SETTING, "--schedules", "mine=nowhere.json"), "nowhere.json: cannot be read"),
-        ((*SETTING, "--agents", "runs"), "--agents must be shipped, or NAME=FOLDER"),
+        ((*SETTING, "--agents", "runs"), "--agents must be shipped or surrogate or rule, or NAME=FOLDER"),
         ((*SETTING, "--agents", "plain=shipped"), "'plain' stands for another contestant"),
         ((*SETTING, "--agents", "mine=nowhere"), "nowhere"),
         ((*SETTING, "--train-size", "100000"), "train_size"),

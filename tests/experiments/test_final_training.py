@@ -25,8 +25,9 @@ from torchvision.transforms.functional import to_pil_image
 
 from rlmix.agent.agent import ActorCritic, Agent
 from rlmix.agent.decisions import probabilities_of
-from rlmix.agent.files import NAMED, SHIPPED
+from rlmix.agent.files import NAMED, RULE, SHIPPED
 from rlmix.agent.ppo import new_policy, to_agent
+from rlmix.agent.rule import Rule
 from rlmix.agent.tags import WRITTEN_BY
 from rlmix.classifier.data import load_dataset
 from rlmix.classifier.mixing import METHODS, LamDistribution, MixPolicy, PolicySchedule
@@ -313,6 +314,32 @@ def test_the_shipped_agent_is_asked_without_a_search(tmp_path: Path, monkeypatch
     assert Agent.load(tmp_path / "shipped").menu == Agent.load(NAMED[SHIPPED]).menu, "the run keeps what it asked"
     named = replay(tmp_path / "named", "--agent", NAMED[SHIPPED])
     assert named[0] == shipped[0] and named[1]["test"] == shipped[1]["test"]
+
+
+def test_a_rule_leads_a_training_and_can_be_changed_by_hand(tmp_path: Path, capsys: Any) -> None:
+    _, summary = replay(tmp_path / "shipped", "--agent", "rule")
+    assert summary["trained_under"] == "the shipped rule"
+    said = str(Rule.load("rule"))
+    assert "if mixed_excess_loss < 0.6981" in said
+    edited = json.loads((NAMED[RULE] / "rule.json").read_bytes())
+    edited["tree"]["threshold"] = 0.0  # always the upper branch
+    edited["tree"]["above"]["threshold"] = 1.0  # there always the lower one
+    edited["tree"]["above"]["below"]["threshold"] = 0.0  # and there the upper one
+    (tmp_path / "mine.json").write_text(json.dumps(edited))
+    _, other = replay(tmp_path / "mine", "--agent", tmp_path / "mine.json")
+    assert other["trained_under"] == f"the rule of {tmp_path / 'mine.json'}"
+    chosen = PolicySchedule.from_json(other["schedule"])
+    assert [dict(policy.shares) for _, policy in chosen.segments] == [
+        {"clean": 0.5, "mixup": 0.5},
+        *[{"mixup": 1.0}] * 3,
+        {"clean": 1.0},
+    ]
+    (tmp_path / "mine.json").unlink()
+    assert Rule.load(tmp_path / "mine") == Rule.from_json(edited), "the run keeps what it asked"
+    capsys.readouterr()
+    with pytest.raises(SystemExit) as ended:
+        replay(tmp_path / "budget", "--agent", "rule", "--budget", 2)
+    assert ended.value.code and "--budget needs an agent with a forecaster" in capsys.readouterr().err
 
 
 def test_agents_choices_can_be_replayed_as_a_schedule(agent: Path, tmp_path: Path) -> None:

@@ -41,7 +41,7 @@ from rlmix.classifier.mixing import MixPolicy, PolicySchedule
 from rlmix.classifier.training.config import Precision
 from rlmix.envs import BroadTasks, ImageLibrary, Source, Task, TaskTrainer
 from rlmix.envs.seeds import derive_seed, training_seed
-from rlmix.experiments.comparison.contestants import load_agents, load_rules, load_schedules
+from rlmix.experiments.comparison.contestants import load_agents, load_rules, load_schedules, only_networks
 from rlmix.experiments.comparison.held_out import record_test_read
 from rlmix.experiments.comparison.runner import Line, TrainingLog
 from rlmix.experiments.runs.command import command, spelling
@@ -205,7 +205,7 @@ def write_protocol(config: ContestConfig, out: Path, line: str) -> None:
         raise RunError("--best-fixed: expected the file of a schedule; studies/broad/fit_rule.py writes fixed.json")
     best = PolicySchedule.load(config.best_fixed)
     taken = {*FIXED, BEST_FIXED, AS_TIMM, RANDOM, *SEARCHES, ORACLE, ORACLE_AGAIN}
-    agents = load_agents(config.agents, taken)
+    agents = only_networks(load_agents(config.agents, taken))
     if not agents:
         raise RunError("--agents: expected at least one agent, got none")
     taken |= {*agents, *(f"{next(iter(agents))}, {name}" for name in LOOKS)}

@@ -140,7 +140,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         }
         for name, one in found.items():
             replace(one, provenance={**facts, "learned_by": "trying all in the surrogate"}).save(out / f"{name}.json")
-        rule.save(out / "rule.json")
+        rule.save(out)
         result = {"command": call.line, "machine": machine(), "points": rows, "rule": str(rule).splitlines()}
         write_atomic(out / "results.json", (json.dumps(result, indent=1) + "\n").encode())
         write_atomic(out / "results.md", markdown(result).encode())
