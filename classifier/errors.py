@@ -49,5 +49,18 @@ def require_numpy_seed(seed: int) -> None:
     Raises:
         InputError: it is 2**32 or more.
     """
+    require_below_2_32(seed, where="where PPO learns")
+
+
+def require_below_2_32(seed: int, *, where: str) -> None:
+    """Refuse a seed of more than 32 bits.
+
+    Args:
+        seed: the seed.
+        where: place where it would not fit, for the message.
+
+    Raises:
+        InputError: it is 2**32 or more.
+    """
     if seed >= 2**32:
-        raise InputError(f"seed must be below 2**32, {2**32:,}, where PPO learns, got {seed}")
+        raise InputError(f"seed must be below 2**32, {2**32:,}, {where}, got {seed}")

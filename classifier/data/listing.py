@@ -118,8 +118,16 @@ def load_listing(listing: Listing, *, image_size: int | None = None, streamed: b
 
 
 def warn_of_leaks(data: Dataset) -> None:
-    """Warn of held-out images in memory that are training images too, pixel by pixel."""
-    known = {*_digests(data.pool)}
+    """Warn of images in memory that are there twice, pixel by pixel: among those to train on, or held out too."""
+    pool = _digests(data.pool)
+    known = {*pool}
+    if copies := len(pool) - len(known):
+        warnings.warn(
+            f"{data.name}: {copies:,} of the {len(pool):,} training images are copies of others, so that measures of "
+            "those held out of them are too good; keep one of each",
+            DataWarning,
+            stacklevel=4,
+        )
     for part, held_out in (("test", data.test), ("validation", data.validation)):
         digests = _digests(held_out)
         if twice := sum(digest in known for digest in digests):

@@ -121,4 +121,5 @@ ACCURACY = Measure(
     rows=_rows,
     columns={"calibration error": Column(lambda result: result["calibration"]["error"], lower_is_better=True)},
     charts=_reliability_diagram,
+    modules=(METRICS,),
 )

@@ -15,6 +15,7 @@ from rlmix.classifier.evaluation.libraries import library
 from rlmix.classifier.evaluation.measure import Column, Measure, Result, Subject, percent
 from rlmix.classifier.evaluation.network import PixelNetwork
 
+LIBRARY = "torchattack"
 EPSILON = 8 / 255  # radius of the ball
 PGD_STEP = 2 / 255
 PGD_STEPS = 7
@@ -46,7 +47,7 @@ def adversarial(
         ImportError: torchattack is not installed.
     """
     name, options = ATTACKS[attack]
-    kind: Callable[..., Any] = getattr(library("torchattack", "FGSM and PGD"), name)
+    kind: Callable[..., Any] = getattr(library(LIBRARY, "FGSM and PGD"), name)
     # In float32, 1 less the probability of a class that leads by 17 nats is 0, and its part of the gradient is lost:
     # sure networks would pass for robust ones. So the loss is taken in float64. It draws from the global generators.
     cuda = [pixels.device] if pixels.device.type == "cuda" else []
@@ -102,4 +103,5 @@ UNDER_ATTACK = Measure(
         "FGSM": Column(lambda result: result["accuracy"]["fgsm"]),
         "PGD": Column(lambda result: result["accuracy"]["pgd"]),
     },
+    modules=(LIBRARY,),
 )

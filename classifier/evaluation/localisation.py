@@ -6,7 +6,7 @@ largest connected part that reaches a share of the map's highest value, a fifth 
 """
 
 from collections.abc import Iterable, Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -19,8 +19,10 @@ from rlmix.classifier.evaluation.libraries import library
 from rlmix.classifier.evaluation.measure import Column, Measure, NotMeasurable, Result, Subject, percent
 from rlmix.classifier.evaluation.network import PixelNetwork
 
+LIBRARY = "pytorch_grad_cam"
 THRESHOLD = 0.2
 THRESHOLDS = tuple(step / 20 for step in range(1, 20))
+POOL = 500  # images that fragments are cut from
 OVERLAP = 0.5  # intersection over union from which a box is right
 
 
@@ -104,7 +106,7 @@ def class_activation_maps(network: PixelNetwork, images: Tensor, labels: Tensor)
         ImportError: grad-cam is not installed.
         ValueError: the network does not take images of this size, or has no feature map.
     """
-    gradcam = library("pytorch_grad_cam", "localisation")
+    gradcam = library(LIBRARY, "localisation")
     device = network.mean.device
     # Parameters are constants, so that the image must require a gradient.
     pixels = (images.to(device) / 255).requires_grad_()
@@ -241,13 +243,12 @@ def measure_localisation(subject: Subject) -> dict[str, Any]:
 
 
 def _canvases(subject: Subject) -> Iterator[BoxedImages]:
-    """Yield each chunk's images on canvases, among fragments of the first chunk's."""
-    pool: ImageSet | None = None
+    """Yield each chunk's images on canvases, among fragments of the first images."""
+    ((images, labels),) = replace(subject, count=min(subject.count, POOL), batch_size=POOL).chunks()
+    pool = ImageSet(images.cpu(), labels.cpu())
     generator = torch.Generator().manual_seed(subject.seed)
     for images, labels in subject.chunks():
-        items = ImageSet(images.cpu(), labels.cpu())
-        pool = items if pool is None else pool
-        yield on_canvas(items, pool, generator=generator)
+        yield on_canvas(ImageSet(images.cpu(), labels.cpu()), pool, generator=generator)
 
 
 def _rows(result: Result) -> list[tuple[str, str]]:
@@ -266,4 +267,5 @@ LOCALISATION = Measure(
     run=measure_localisation,
     rows=_rows,
     columns={"localised": Column(lambda result: result["known_class"])},
+    modules=(LIBRARY,),
 )

@@ -134,6 +134,7 @@ class Measure:
         rows: names and formatted numbers of a result, for the table of one network; shares in %.
         columns: numbers for tables of several networks, by heading.
         charts: charts of a result.
+        modules: modules of the extra `rl-mix[evaluation]` that it needs.
     """
 
     summary: str
@@ -141,6 +142,7 @@ class Measure:
     rows: Callable[[Result], list[tuple[str, str]]]
     columns: Mapping[str, Column] = field(default_factory=dict)
     charts: Callable[[Result], list[Chart]] = no_charts
+    modules: tuple[str, ...] = ()
 
 
 def percent(*shares: float) -> str:

@@ -75,8 +75,8 @@ def _import_factory(name: str) -> Callable[[int, int], nn.Module]:
     module_name, colon, function = name.partition(":")
     if not colon:
         raise InputError(
-            f"unknown model {name!r}: expected one of {', '.join(MODELS)}, torchvision/NAME, timm/NAME, "
-            f"or package.module:function for your own{_suggestion(name)}"
+            f"unknown model {name!r}: expected one of {', '.join(MODELS)}, a small one ({', '.join(SMALL_NETWORKS)}), "
+            f"torchvision/NAME, timm/NAME, or package.module:function for your own{_suggestion(name)}"
         )
     try:
         factory = getattr(importlib.import_module(module_name), function)
@@ -91,7 +91,7 @@ def _suggestion(name: str) -> str:
     if name in (theirs := torchvision_classifiers()):
         return f"; did you mean torchvision/{name}?"
     library = {one: f"torchvision/{one}" for one in theirs if one not in MODELS}
-    return near_matches(name, [*MODELS, *library], library)
+    return near_matches(name, [*MODELS, *SMALL_NETWORKS, *library], library)
 
 
 __all__ = [

@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.func import functional_call, vmap
 
 from rlmix.classifier.errors import InputError
@@ -44,7 +44,7 @@ class Lockstep:
 
     Raises:
         InputError: they differ in more, train in several processes or by another optimiser than SGD, or the networks
-            draw random numbers, as dropout does.
+            have frozen parameters or draw random numbers, as dropout does.
     """
 
     def __init__(self, trainers: Sequence[Trainer]) -> None:
@@ -60,6 +60,7 @@ class Lockstep:
         self._moments = torch.zeros_like(self._weights)
         states = [dict(trainer.model.named_buffers()) for trainer in self.trainers]
         self._buffers = {name: torch.stack([state[name] for state in states]) for name in states[0]}
+        self._require_steps()
         for row, (trainer, state) in enumerate(zip(self.trainers, states, strict=True)):
             for parameter, own in zip(trainer.model.parameters(), self._parts(self._weights[row]), strict=True):
                 parameter.data = own
@@ -136,6 +137,22 @@ class Lockstep:
         for trainer in trainers:
             trainer._advance()
 
+    def _logits(self, weights: Tensor, buffers: dict[str, Tensor], images: Tensor) -> Tensor:
+        """Return the logits `[E, B, 2K]` of each training's images `[E, B, C, H, W]`; changes buffers in place."""
+        first = self.trainers[0]
+        parameters = {
+            name: part.view(len(images), *shape)
+            for (name, shape), part in zip(self._shapes.items(), weights.split(self._sizes, dim=1), strict=True)
+        }
+
+        def logits_of(parameters: dict[str, Tensor], buffers: dict[str, Tensor], images: Tensor) -> Tensor:
+            return functional_call(self._network, (parameters, buffers), (images,))
+
+        with torch.autocast(
+            first.device.type, dtype=torch.bfloat16, enabled=first.precision == "bf16", cache_enabled=False
+        ):
+            return vmap(logits_of)(parameters, buffers, images)
+
     def _loss_and_stats(
         self,
         weights: Tensor,
@@ -145,21 +162,8 @@ class Lockstep:
         balance: Sequence[Tensor | None],
     ) -> tuple[Tensor, Tensor]:
         """Return the sum of the trainings' losses, and each one's loss, target entropy and accuracy, `[E, 3]`."""
-        first = self.trainers[0]
-        parts = weights.split(self._sizes, dim=1)
-        parameters = {
-            name: part.view(len(batches), *shape)
-            for (name, shape), part in zip(self._shapes.items(), parts, strict=True)
-        }
-
-        def logits_of(parameters: dict[str, Tensor], buffers: dict[str, Tensor], images: Tensor) -> Tensor:
-            return functional_call(self._network, (parameters, buffers), (images,))
-
         images = torch.stack([batch.images for batch in batches])
-        with torch.autocast(
-            first.device.type, dtype=torch.bfloat16, enabled=first.precision == "bf16", cache_enabled=False
-        ):
-            logits = vmap(logits_of)(parameters, buffers, images)
+        logits = self._logits(weights, buffers, images)
         count, size = images.shape[:2]
         local, global_logits = logits.float().flatten(0, 1).chunk(2, dim=1)  # [E B, K] each
 
@@ -181,6 +185,24 @@ class Lockstep:
         shape = (count, size, -1)
         stats = vmap(measure_update)(means.detach(), local.detach().view(shape), targets.detach().view(shape))
         return means.sum(), stats
+
+    def _require_steps(self) -> None:
+        """Check that the networks can make a step together, on images of nothing.
+
+        Raises:
+            InputError: they draw random numbers, or have operations that only one network at a time can do.
+        """
+        first = self.trainers[0]
+        shape = (len(self.trainers), 2, *first.data.train.image_shape)
+        buffers = {name: buffer.clone() for name, buffer in self._buffers.items()}
+        try:
+            with torch.no_grad():
+                self._logits(self._weights, buffers, torch.zeros(shape, device=first.device))
+        except RuntimeError as error:
+            needed = f"that torch.func.vmap takes ({error!s:.200})"
+            if "random operation" in str(error):
+                needed = "without dropout and whatever else draws"
+            raise InputError(f"trainings in lockstep need a network {needed}, got {first.config.model}") from None
 
     def _parts(self, row: Tensor) -> list[Tensor]:
         """Return views of a training's row of weights, or of what belongs to them, in the parameters' shapes."""
@@ -252,6 +274,8 @@ def _require_alike(trainers: Sequence[Trainer]) -> None:
         raise InputError(f"trainings in lockstep need one process, got {first.world}")
     if first.config.optimizer != "sgd":
         raise InputError(f"trainings in lockstep need the optimiser sgd, got {first.config.optimizer}")
-    drawing = [module for module in first.model.modules() if isinstance(module, nn.modules.dropout._DropoutNd)]
-    if any(module.p for module in drawing):
-        raise InputError(f"trainings in lockstep need a network without dropout, got {first.config.model}")
+    frozen = [name for name, parameter in first.model.named_parameters() if not parameter.requires_grad]
+    if frozen:
+        raise InputError(
+            f"trainings in lockstep need a network that is trained whole, got one whose {frozen[0]} is not"
+        )

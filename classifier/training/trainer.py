@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from torch import distributed as dist
 from torch.nn.parallel import DistributedDataParallel
 
-from rlmix.classifier.data import Splits, evaluation_chunks, normalise
+from rlmix.classifier.data import ImageFiles, Splits, evaluation_chunks, normalise
 from rlmix.classifier.errors import InputError
 from rlmix.classifier.hardware import deterministic_convolutions, resolve_device, resolve_precision, why_not_compile
 from rlmix.classifier.mixing.draw import MixDraw
@@ -40,7 +40,7 @@ from rlmix.classifier.training.segment import MixedBatch, SegmentPlan
 from rlmix.classifier.training.segment_sums import PROBES, SegmentSums, measure_probe, measure_update
 from rlmix.classifier.training.stats import CALIBRATION_BINS, EvalStats, TrainStats, evaluation_sums
 
-EVALUATION_BATCH = 500  # images; one shape, so that evaluation is compiled once
+EVALUATION_BATCH = 500  # images; where it is compiled all have one shape, so that it is compiled once
 
 
 class Trainer:
@@ -252,7 +252,9 @@ class Trainer:
             ValueError: it mixes hidden states of a network whose stages are not known, has no grid for images of this
                 size, or needs a library that is not installed.
         """
-        sizes = [(side, side) for _, side in self.config.image_sizes] or [self.data.train.image_shape[1:]]
+        sizes = [(side, side) for _, side in self.config.image_sizes]
+        if not sizes or not isinstance(self.data.train, ImageFiles):  # images in memory keep their size
+            sizes = [self.data.train.image_shape[1:]]
         for method in policy.shares:
             if (fits := METHODS[method].fits) is not None:
                 for height, width in sizes:
@@ -305,7 +307,7 @@ class Trainer:
             for number, (chunk, answers) in enumerate(chunks):
                 if number % self.world != self.rank:
                     continue
-                missing = EVALUATION_BATCH - len(answers)
+                missing = EVALUATION_BATCH - len(answers) if self.config.compile == "on" else 0
                 weight = torch.ones(len(answers) + missing, device=self.device)
                 if missing:
                     weight[len(answers) :] = 0

@@ -23,6 +23,11 @@ def format_interval(mean: float, half_width: float | None, *, signed: bool = Fal
     return text if half_width is None or math.isinf(half_width) else f"{text} ± {half_width:.{digits}f}"
 
 
+def format_shares(mean: float, half_width: float | None, *, signed: bool = False) -> str:
+    """Format a share and its interval in %: `12.34 ± 0.56`; as `format_interval` otherwise."""
+    return format_interval(100 * mean, None if half_width is None else 100 * half_width, signed=signed)
+
+
 def mean_interval(values: Sequence[float], confidence: float = 0.95) -> tuple[float, float]:
     """Return the mean of a sample and the half-width of its Student t interval, infinite for a single value.
 

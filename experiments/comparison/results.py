@@ -24,6 +24,7 @@ from rlmix.experiments.comparison.contestants import Contestant
 from rlmix.experiments.comparison.intervals import (
     crossed_interval,
     format_interval,
+    format_shares,
     holm,
     mean_interval,
     paired_difference,
@@ -191,7 +192,7 @@ def format_share(value: Mapping[str, Any], *, signed: bool = False) -> str:
         value: interval as in `summarise_comparison`.
         signed: show the sign of a positive mean too.
     """
-    text = format_interval(100 * value["mean"], 100 * value["half_width"], signed=signed)
+    text = format_shares(value["mean"], value["half_width"], signed=signed)
     with_images = value.get("half_width_with_images")
     return text if with_images is None else f"{text} ({100 * with_images:.2f})"
 

@@ -12,7 +12,7 @@ import numpy as np
 from rlmix.classifier.files import LineLog, write_atomic
 from rlmix.classifier.mixing import MixPolicy, PolicySchedule
 from rlmix.envs import DIMENSIONS, Menu
-from rlmix.experiments.comparison.intervals import MIN_RISE, in_words, rise, verdict
+from rlmix.experiments.comparison.intervals import MIN_RISE, format_shares, in_words, rise, verdict
 from rlmix.experiments.reports import REPORT_FILE, describe_selection, describe_task, short_name
 from rlmix.experiments.reports.charts import interval_chart, line_chart, policy_timeline
 from rlmix.experiments.reports.html_report import (
@@ -87,9 +87,9 @@ def _result(contest: Mapping[str, Any], seeds: int) -> list[Part]:
     rows, means = [], []
     for name, entry in contest.items():
         ahead = entry["learned_minus_this"], entry["difference_interval"]
-        versus = ("", "") if name == "learned" else (_plus_minus(*ahead, sign="+"), verdict(*ahead))
+        versus = ("", "") if name == "learned" else (format_shares(*ahead, signed=True), verdict(*ahead))
         half_width = entry["interval"]
-        rows.append((name, _plus_minus(entry["mean"], half_width), *versus))
+        rows.append((name, format_shares(entry["mean"], half_width), *versus))
         means.append((name, 100 * entry["mean"], None if half_width is None else 100 * half_width))
     caption = f"Development accuracy, {seeds} fresh trainings each on the same images and seeds, 95 % intervals"
     return [
@@ -146,7 +146,7 @@ def _candidates(candidates: Mapping[str, Mapping[str, Any]], schedule: PolicySch
             name,
             " → ".join(entry["policies"]),
             "kept" if name == kept else "",
-            _plus_minus(entry["mean"], entry["interval"]),
+            format_shares(entry["mean"], entry["interval"]),
         )
         for name, entry in candidates.items()
     ]
@@ -200,7 +200,3 @@ def _running_mean(line: Sequence[tuple[float, float]], window: int) -> list[tupl
         for number, (place, _) in enumerate(line)
         if number + 1 >= window
     ]
-
-
-def _plus_minus(mean: float, half_width: float | None, *, sign: str = "-") -> str:
-    return f"{100 * mean:{sign}.2f}" + ("" if half_width is None else f" ± {100 * half_width:.2f}")

@@ -25,7 +25,7 @@ from rlmix.classifier.mixing import PolicySchedule
 from rlmix.envs.segments import require_updates
 from rlmix.experiments.comparison.intervals import (
     MIN_RISE,
-    format_interval,
+    format_shares,
     in_words,
     mean_interval,
     paired_difference,
@@ -257,7 +257,7 @@ def report(search: Search, run: RunFolder) -> None:
         rows = [
             (
                 name,
-                _percent(entry["mean"], entry["interval"]),
+                format_shares(entry["mean"], entry["interval"]),
                 "kept" if name == kept else "",
                 entry["policies"][0] if len(entry["policies"]) == 1 else "",
             )
@@ -271,8 +271,8 @@ def report(search: Search, run: RunFolder) -> None:
         versus = ("", "")
         if name != "learned":
             difference, width = entry["learned_minus_this"], entry["difference_interval"]
-            versus = (_percent(difference, width, signed=True), verdict(difference, width))
-        rows.append((name, _percent(entry["mean"], entry["interval"]), *versus))
+            versus = (format_shares(difference, width, signed=True), verdict(difference, width))
+        rows.append((name, format_shares(entry["mean"], entry["interval"]), *versus))
     seeds = len(contest["learned"]["accuracies"])
     print(f"\nDevelopment-test accuracy in %, {seeds} fresh trainings each, 95 % intervals")
     print(tabulate(rows, headers, tablefmt="plain", disable_numparse=True))
@@ -311,7 +311,3 @@ def provenance(search: Search) -> dict[str, Any]:
         "batch_size": config.train.batch_size,
         "seed": config.seed,
     }
-
-
-def _percent(share: float, width: float | None, *, signed: bool = False) -> str:
-    return format_interval(100 * share, None if width is None else 100 * width, signed=signed)

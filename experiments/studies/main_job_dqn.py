@@ -30,7 +30,7 @@ from tqdm import tqdm
 from rlmix.agent.workers import EpisodeCursor
 from rlmix.classifier.files import LineLog
 from rlmix.classifier.mixing import PolicySchedule
-from rlmix.experiments.comparison.intervals import format_interval, paired_difference
+from rlmix.experiments.comparison.intervals import format_shares, paired_difference
 from rlmix.experiments.runs.command import command
 from rlmix.experiments.runs.config import stored_config
 from rlmix.experiments.runs.errors import RunError
@@ -140,7 +140,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         mean, width = paired_difference(contest[LEARNED]["accuracies"], contest[PPO]["accuracies"])
         print(
             f"{PolicySchedule.load(run.path / 'policy.json').segments[-1][1]}: ahead of PPO's policy by "
-            f"{format_interval(100 * mean, 100 * width, signed=True)} points\nwritten: {run.path}/summary.json"
+            f"{format_shares(mean, width, signed=True)} points\nwritten: {run.path}/summary.json"
         )
 
 

@@ -10,7 +10,7 @@ from typing import Any
 
 from rlmix.classifier.files import LineLog, with_filename, write_atomic
 from rlmix.classifier.mixing import PolicySchedule
-from rlmix.experiments.comparison.intervals import MIN_RISE, format_interval
+from rlmix.experiments.comparison.intervals import MIN_RISE, format_shares
 from rlmix.experiments.runs.command import command
 from rlmix.experiments.runs.errors import RunError, reject_incompatible
 from rlmix.experiments.runs.options import flatten
@@ -58,7 +58,7 @@ def sum_up(
 
 def points(interval: Sequence[float], *, signed: bool = False) -> str:
     """Format a mean accuracy, or a difference of two, and its half-width in points: `12.34 ± 0.56`."""
-    return format_interval(100 * interval[0], 100 * interval[1], signed=signed)
+    return format_shares(interval[0], interval[1], signed=signed)
 
 
 def read_searches(out: Path, runs: Sequence[str]) -> list[dict[str, Any]]:

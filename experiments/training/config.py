@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Literal, TypeVar
 from tyro.conf import Suppress
 
 from rlmix.agent.config import MOST_TRAININGS, RLMixAgentConfig
-from rlmix.classifier.errors import InputError, require_at_least, require_numpy_seed
+from rlmix.classifier.errors import InputError, require_at_least, require_below_2_32, require_numpy_seed
 from rlmix.classifier.training.config import TrainConfig
 from rlmix.experiments.runs.options import UNPREFIXED, DataConfig, TrainingRunConfig
 
@@ -40,6 +40,11 @@ class FinalConfig(TrainingRunConfig):
     def __post_init__(self) -> None:
         super().__post_init__()
         require_at_least(self, evaluations=1)
+        if self.train_on_validation and self.data.label_noise:
+            raise InputError(
+                "--label-noise spoils drawn training images, and --train-on-validation would add others with their own "
+                "labels: leave one of them out"
+            )
 
 
 @dataclass(frozen=True)
@@ -221,3 +226,4 @@ class EvaluateConfig:
 
     def __post_init__(self) -> None:
         require_at_least(self, images=2, seed=0, batch_size=1, threads=0)
+        require_below_2_32(self.seed, where="where attacks start at random")

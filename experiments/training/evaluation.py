@@ -11,6 +11,7 @@ from typing import Any
 
 from tabulate import tabulate
 
+from rlmix.classifier.evaluation.libraries import library
 from rlmix.classifier.evaluation.measure import NotMeasurable, Subject
 from rlmix.classifier.evaluation.measures import MEASURES
 from rlmix.classifier.files import write_atomic
@@ -33,6 +34,9 @@ def open_run(config: EvaluateConfig) -> TrainedRun:
             raise RunError(f"--measures must be among {', '.join(MEASURES)}, got {measure!r}")
     if config.boxes is not None and config.measures and "localisation" not in config.measures:
         raise RunError("--boxes is for localisation, which --measures leaves out; name it too")
+    for name in config.measures or MEASURES:
+        for module in MEASURES[name].modules:
+            _require(module, name)
     set_threads(config.threads)
     device = resolve_device(config.device)
     run = TrainedRun.open(config.run, device=device, data_root=config.data_root, trust=config.trust)
@@ -42,6 +46,18 @@ def open_run(config: EvaluateConfig) -> TrainedRun:
             "--test-set"
         )
     return run
+
+
+def _require(module: str, measure: str) -> None:
+    """Check that a module can be imported, before any measure begins.
+
+    Raises:
+        RunError: it cannot.
+    """
+    try:
+        library(module, measure)
+    except ImportError as error:
+        raise RunError(str(error)) from None
 
 
 def evaluate(config: EvaluateConfig, run: TrainedRun, command: str) -> dict[str, Any]:

@@ -611,6 +611,16 @@ def test_held_out_images_that_are_trained_on_are_told(tmp_path: Path, kind: str)
     assert line.startswith(f"{tmp_path}: 5 of the 10 validation images are training images too")
 
 
+def test_training_images_that_are_there_twice_are_told(tmp_path: Path) -> None:
+    """One of a pair may be held out to validate."""
+    for number in range(20):
+        write(tmp_path / CLASSES[number % 2] / f"{number}.png", picture(min(number, 16)))
+    with pytest.warns(UserWarning) as told:
+        load_image_folder(tmp_path)
+    lines = [str(warning.message) for warning in told]
+    assert sum("training images are copies of others" in line for line in lines) == 1
+
+
 def test_too_few_images_for_a_test_set(tmp_path: Path) -> None:
     write_classes(tmp_path, (1, 1))
     with pytest.raises(DataError, match="set a fifth apart"):

@@ -10,7 +10,7 @@ import pytest
 import torch
 from PIL import Image
 
-from rlmix.classifier.data import ImageFiles, Splits, evaluation_chunks, load_image_folder, split
+from rlmix.classifier.data import ImageFiles, Splits, evaluation_chunks, load_dataset, load_image_folder, split
 from rlmix.classifier.mixing import MixPolicy
 from rlmix.classifier.training.batches import RestingBatch
 from rlmix.classifier.training.config import TrainConfig
@@ -122,6 +122,13 @@ def test_sides_that_are_trained_on_need_a_grid_and_no_other(streamed: Splits) ->
     for sizes in ((), ((0.5, 8), (1.0, 13))):
         with pytest.raises(ValueError, match="R-Mix needs image sides"):
             Trainer(replace(CONFIG, image_sizes=sizes), odd).check(mixed)
+
+
+def test_images_in_memory_keep_their_size_and_are_checked_at_it() -> None:
+    splits = split(load_dataset("digits"))  # of 8 x 8 pixels
+    trainer = Trainer(replace(CONFIG, image_sizes=((0.5, 13), (1.0, 13))), splits)
+    trainer.check(MixPolicy({"rmix": 1.0}))
+    assert trainer.train(MixPolicy({"rmix": 1.0}), 2, probe=False).updates == 2
 
 
 def test_a_number_gives_the_same_streamed_batch_in_any_order(streamed: Splits) -> None:

@@ -1019,6 +1019,14 @@ def test_evaluation_is_a_plain_loop_over_the_split(trained: Trainer, name: str, 
     assert stats.calibration_error == pytest.approx(expected.calibration_error, abs=1e-5)
 
 
+def test_evaluation_passes_the_images_that_it_measures_and_no_others(trained: Trainer) -> None:
+    seen: list[int] = []
+    hook = trained.model.register_forward_hook(lambda _module, inputs, _output: seen.append(len(inputs[0])))
+    trained.evaluate("validation", limit=7)
+    hook.remove()
+    assert seen == [7]
+
+
 def test_evaluation_changes_nothing(trained: Trainer) -> None:
     before = weights(trained)
     assert trained.evaluate("validation") == trained.evaluate("validation")

@@ -15,6 +15,7 @@ from rlmix.classifier.evaluation import localisation, measures
 from rlmix.classifier.evaluation.measure import Chart, Measure
 from rlmix.experiments import evaluate, report, train_classifier
 from rlmix.experiments.comparison.held_out import TEST_READS
+from rlmix.experiments.training import evaluation
 
 Refused = Callable[[Callable[[Sequence[str]], Any], Sequence[object]], str]
 
@@ -151,6 +152,7 @@ def test_the_training_is_left_as_it_was(run: Path) -> None:
         (("--images", "1"), "images must be at least 2"),
         (("--batch-size", "0"), "batch_size must be at least 1"),
         (("--device", "abacus"), "device must be auto"),
+        (("--seed", str(2**32)), "seed must be below 2**32"),
     ],
 )
 def test_options_out_of_range(arguments: Sequence[str], named: str, run: Path, refused: Refused) -> None:
@@ -181,4 +183,19 @@ def test_a_training_without_development_images(run: Path, refused: Refused) -> N
 
 def test_a_missing_library_is_named(run: Path, refused: Refused, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "torchattack", None)
-    assert "pip install 'rl-mix[evaluation]'" in refused(evaluate.main, ["--run", run, "--measures", "attacks"])
+    for named in ([], ["--measures", "accuracy", "attacks"]):
+        with monkeypatch.context() as before:
+            before.setattr(evaluation, "evaluate", None)  # said before anything is measured
+            assert "pip install 'rl-mix[evaluation]'" in refused(evaluate.main, ["--run", run, *named])
+
+
+def test_what_is_measured_does_not_depend_on_how_many_images_at_a_time(run: Path) -> None:
+    found = []
+    for size in ("1", "7", "500"):
+        evaluate.main(
+            ["--run", str(run), "--measures", "accuracy", "localisation", "--images", "20", "--batch-size", size]
+        )
+        found.append(report_of(run / "evaluation.json"))
+    for told in found:
+        assert told["accuracy"]["top1"] == found[-1]["accuracy"]["top1"]
+        assert told["localisation"]["images"] == 20

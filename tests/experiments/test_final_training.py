@@ -798,6 +798,7 @@ def test_refuses_an_agent_that_cannot_be_used(damage: str, refused: Any, agent: 
         ("--data-seed -1", "data_seed"),
         ("--train-size 1", "train_size"),
         ("--label-noise 1", "label_noise"),
+        ("--label-noise 0.2 --train-on-validation", "leave one of them out"),
         ("--validation-size 0", "validation_size"),
         ("--lr -1", "lr"),
         ("--dataset nonsense", "'nonsense'"),

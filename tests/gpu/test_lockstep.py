@@ -7,7 +7,8 @@ from typing import Any
 
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+from torchvision.ops import StochasticDepth
 
 from rlmix.classifier.mixing import METHODS, MixPolicy
 from rlmix.classifier.models import MODELS
@@ -35,6 +36,18 @@ def trainers(device: torch.device, count: int = 4, **fields: Any) -> list[Traine
         )
         for index in range(count)
     ]
+
+
+def resting_network(num_classes: int, channels: int) -> nn.Module:
+    """Leaves a layer out at random, which is no dropout."""
+    first, last = nn.Conv2d(channels, 4, 3), nn.Linear(400, num_classes)
+    return nn.Sequential(first, StochasticDepth(0.5, "row"), nn.Flatten(), last)
+
+
+def frozen_network(num_classes: int, channels: int) -> nn.Module:
+    network = nn.Sequential(nn.Conv2d(channels, 4, 3), nn.Flatten(), nn.Linear(400, num_classes))
+    network[0].requires_grad_(False)
+    return network
 
 
 def distance(found: Sequence[Tensor], expected: Sequence[Tensor]) -> float:
@@ -217,6 +230,12 @@ def test_what_cannot_be_trained_in_lockstep_is_refused(monkeypatch: pytest.Monke
         Lockstep(trainers(cpu, 2, optimizer="adamw"))
     with pytest.raises(ValueError, match="without dropout"):
         Lockstep(trainers(cpu, 2, model="drawing"))
+    monkeypatch.setitem(MODELS, "resting", resting_network)
+    with pytest.raises(ValueError, match="without dropout and whatever else draws, got resting"):
+        Lockstep(trainers(cpu, 2, model="resting"))
+    monkeypatch.setitem(MODELS, "frozen", frozen_network)
+    with pytest.raises(ValueError, match=r"trained whole, got one whose 0\.weight is not"):
+        Lockstep(trainers(cpu, 2, model="frozen"))
     other = Trainer(replace(CONFIG, device="cpu", model="search"), DATA.only([0, 1, 2]))
     with pytest.raises(ValueError, match=r"images and classes alike, got \(3, 12, 12, 5\) and \(3, 12, 12, 3\)"):
         Lockstep([*trainers(cpu, 1, model="search"), other])

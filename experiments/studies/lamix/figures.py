@@ -37,7 +37,7 @@ from rlmix.classifier.training.stats import EvalStats
 from rlmix.classifier.training.trainer import Trainer
 from rlmix.experiments.comparison.config import ComparisonConfig, ComparisonTrainConfig
 from rlmix.experiments.comparison.contestants import CONTESTANTS, Contestant, only_policy
-from rlmix.experiments.comparison.intervals import format_interval, mean_interval, paired_difference
+from rlmix.experiments.comparison.intervals import format_shares, mean_interval, paired_difference
 from rlmix.experiments.comparison.trainings import Setting, open_log, resolve
 from rlmix.experiments.runs.command import command
 from rlmix.experiments.runs.errors import RunError
@@ -426,8 +426,7 @@ def _interval(values: Sequence[float]) -> dict[str, Any]:
 
 
 def _percent(interval: Mapping[str, Any], *, signed: bool = False) -> str:
-    half_width = interval["half_width"]
-    return format_interval(100 * interval["mean"], None if half_width is None else 100 * half_width, signed=signed)
+    return format_shares(interval["mean"], interval["half_width"], signed=signed)
 
 
 if __name__ == "__main__":

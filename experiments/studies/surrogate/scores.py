@@ -13,7 +13,7 @@ from tabulate import tabulate
 
 from rlmix.envs.surrogate import SurrogateVectorEnv
 from rlmix.envs.surrogate_model import SurrogateModel
-from rlmix.experiments.comparison.intervals import format_interval, mean_interval
+from rlmix.experiments.comparison.intervals import format_shares, mean_interval
 from rlmix.experiments.studies.surrogate.recordings import GROUPS, group_of
 
 EPISODES = 40  # of each task
@@ -148,7 +148,7 @@ def scores_table(summary: Mapping[str, Any]) -> str:
     for name, row in summary["rows"].items():
         spread = f" ({min(row['scores']):+.2f} to {max(row['scores']):+.2f})" if row["seeds"] > 1 else ""
         over = [
-            format_interval(100 * row[key][0], 100 * row[key][1], signed=True)
+            format_shares(row[key][0], row[key][1], signed=True)
             for key in ("over_best_fixed", "over_best_fixed_of_each_group")
         ]
         lines.append(
