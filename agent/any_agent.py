@@ -5,8 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 
 from rlmix.agent.agent import Agent
-from rlmix.agent.files import NAMED
-from rlmix.agent.rule import RULE_FILE, Rule
+from rlmix.agent.files import NAMED, RULE_FILE
+from rlmix.agent.rule import Rule
 
 AnyAgent = Agent | Rule  # what is asked at segments
 

@@ -20,6 +20,7 @@ from rlmix.classifier.mixing.policy import require_fields
 
 SHIPPED, SURROGATE, RULE = "shipped", "surrogate", "rule"  # agents that come with the program
 NAMED = {name: Path(__file__).parents[1] / "experiments" / "policies" / name for name in (SHIPPED, SURROGATE, RULE)}
+RULE_FILE = "rule.json"  # in the folder of a rule, which has no network
 
 Loaded = TypeVar("Loaded")
 
@@ -104,6 +105,8 @@ class AgentFormat:
             reason = error if not isinstance(error, OSError) else f"{error.strerror}: {error.filename}"
             if not folder.is_dir():
                 reason = f"there is no such folder{near}"
+            elif (folder / RULE_FILE).is_file():
+                reason = "a rule is there, which has no network"
             raise DamagedFileError(
                 f"{folder}: no usable {self.title} there ({reason}); expected {' and '.join(self.files)} as "
                 f"{self.command} writes them"

@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from rlmix.agent.agent import playing_environment
-from rlmix.agent.files import NAMED
+from rlmix.agent.files import NAMED, RULE_FILE
 from rlmix.classifier.errors import near_matches
 from rlmix.classifier.files import write_atomic
 from rlmix.classifier.mixing.policy import MixPolicy, PolicyError, require_fields
@@ -26,7 +26,6 @@ if TYPE_CHECKING:
     from rlmix.envs import MixPolicyEnv, Task, TaskTrainer
 
 FORMAT, VERSION = "rl-mix rule", 1
-RULE_FILE = "rule.json"
 MAX_BYTES = 1 << 20
 MAX_DEPTH = 20
 Action = tuple[int, ...]

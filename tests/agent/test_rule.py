@@ -11,9 +11,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from rlmix.agent.agent import Agent
 from rlmix.agent.any_agent import load_agent
 from rlmix.agent.decisions import choose_by
 from rlmix.agent.rule import Leaf, Node, Rule, Split
+from rlmix.classifier.files import DamagedFileError
 from rlmix.classifier.mixing.policy import PolicyError
 from rlmix.classifier.training.stats import EvalStats, TrainStats, UpdateStats
 from rlmix.envs import BroadTasks, Source, Task
@@ -92,6 +94,11 @@ def test_the_shipped_rule_is_that_of_the_contest() -> None:
         {"mixup": 1.0},
         {"rmix": 1.0},
     ]
+
+
+def test_a_rule_is_no_network_to_learn_on() -> None:
+    with pytest.raises(DamagedFileError, match="a rule is there, which has no network"):
+        Agent.load("rule")
 
 
 def states(ends: Sequence[float], draws: np.random.Generator, updates: int) -> Iterator[TrainingState]:
