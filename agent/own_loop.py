@@ -18,6 +18,7 @@ from rlmix.agent import loop_measures
 from rlmix.agent.agent import Agent, Allowed
 from rlmix.agent.any_agent import AnyAgent
 from rlmix.agent.decisions import Decision, choose_by, segments_of
+from rlmix.agent.experience import Experience, Scale
 from rlmix.agent.files import SHIPPED
 from rlmix.agent.loop_checks import (
     as_colours,
@@ -111,6 +112,9 @@ class RLMix:
         seed: int = 0,
     ) -> None:
         self.source = load_policy(policy, share=share)
+        self._experience: Experience | None = None
+        if isinstance(policy, str | Path) and isinstance(self.source, AnyAgent):
+            self._experience = Experience.load(policy)
         self._name = repr(str(policy)) if isinstance(policy, str | Path) else type(policy).__name__
         if saliency not in ("recycled", "exact"):
             raise InputError(f"saliency must be recycled or exact, got {saliency!r}")
@@ -426,6 +430,8 @@ class RLMix:
         """Return the policy of the next update; the agent is asked where a segment begins."""
         if self._scheduler is None:
             limits = self._limits.at(images, model)
+            if self._experience is not None and (remark := self._experience.remark(self._scale(images))):
+                self._say({"experience": remark})
             if isinstance(self.source, AnyAgent):
                 self._setting = loop_measures.setting_of(images, model, self._imbalance)
                 self._say(loop_measures.not_shown(model, self.source.features))
@@ -479,6 +485,12 @@ class RLMix:
             decision = from_first(decision)
         assert decision is not None
         return decision
+
+    def _scale(self, images: Tensor) -> Scale:
+        """Return the size of the training of which this is the first batch."""
+        steps, (_, world) = self._accumulate, processes()
+        updates, batch_size = max(self._total // steps, 1), len(images) * world * steps
+        return Scale(self._train_size, updates, batch_size, max(self.num_classes, 2), min(images.shape[-2:]))
 
     @property
     def _asks_for_validation(self) -> bool:

@@ -58,6 +58,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
         call.resume = f"{call.command} {run.resume_options}"
         keep_to_data(run, data, config)
         print(f"run folder: {run.path}", flush=True)
+        if remark := source.remark(config, data):
+            print(f"note: {remark}", flush=True)
         if config.trainings > 1:
             from rlmix.experiments.training.budget_training import train_within_budget
 

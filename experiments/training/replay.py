@@ -12,11 +12,13 @@ import torch
 from rlmix.agent.agent import Agent
 from rlmix.agent.any_agent import AnyAgent, load_agent
 from rlmix.agent.decisions import PolicyFn, choose_by, segments_of
+from rlmix.agent.experience import Experience, Scale
 from rlmix.agent.files import RULE, SHIPPED
 from rlmix.agent.loop_policy import policies_of
 from rlmix.agent.ray_env import WorkerResources
 from rlmix.agent.rule import Rule
 from rlmix.agent.values import Forecaster
+from rlmix.classifier.data import Splits
 from rlmix.classifier.files import DamagedFileError
 from rlmix.classifier.limits import usable_cores
 from rlmix.classifier.mixing import MixPolicy, PolicySchedule
@@ -108,11 +110,13 @@ class PolicySource:
         policy: the schedule, or the agent or rule that chooses at every segment.
         name: its name in reports.
         forecaster: the agent's, where there is a budget of several trainings; else None.
+        experience: what the agent learned from; None of a schedule, of a resumed training, and where it is not known.
     """
 
     policy: PolicySchedule | AnyAgent
     name: str
     forecaster: Forecaster | None = None
+    experience: Experience | None = None
 
     @classmethod
     def load(cls, config: ReplayConfig, run: Path | None) -> PolicySource:
@@ -145,7 +149,7 @@ class PolicySource:
                     ) from None
             if forecaster is not None and not (isinstance(agent, Agent) and forecaster.fits(agent)):
                 raise RunError(f"{place}: agent and forecaster have other menus or segments; fit them together")
-            return cls(agent, name, forecaster)
+            return cls(agent, name, forecaster, None if run is not None else Experience.load(config.agent))
         raise RunError("give either --policy FILE (a schedule) or --agent shipped (or a search's run folder)")
 
     @property
@@ -171,6 +175,14 @@ class PolicySource:
         """
         if self.forecaster is not None:
             require_updates(self.forecaster.segments, updates, updates)
+
+    def remark(self, config: ReplayConfig, data: Splits) -> str | None:
+        """Return a note where a training is far from all that the agent learned from; else None."""
+        if self.experience is None:
+            return None
+        train, side = config.train, min(data.train.image_shape[1:])
+        scale = Scale(len(data.train), train.updates, train.batch_size, data.num_classes, side)
+        return self.experience.remark(scale)
 
     def policies(self) -> list[MixPolicy]:
         """Return the policies of the schedule, or all that the agent or rule may choose."""

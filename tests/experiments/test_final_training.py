@@ -301,7 +301,9 @@ def test_training_on_validation_selects_nothing(policy: Path, tmp_path: Path, ca
     assert torch.equal(both.test.images, alone.test.images)
 
 
-def test_the_shipped_agent_is_asked_without_a_search(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_shipped_agent_is_asked_without_a_search(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
+) -> None:
     loaded, load = [], Agent.load
 
     def count(folder: Path | str) -> Agent:
@@ -310,6 +312,8 @@ def test_the_shipped_agent_is_asked_without_a_search(tmp_path: Path, monkeypatch
 
     monkeypatch.setattr(Agent, "load", count)
     shipped = replay(tmp_path / "shipped", "--agent", "shipped")
+    note = "note: far from all trainings that the agent learned from, its choices are less certain"
+    assert f"{note}: {UPDATES} updates (200 to 1,996)" in capsys.readouterr().out
     assert shipped[1]["trained_under"] == "the shipped agent" and loaded == ["shipped"]
     assert Agent.load(tmp_path / "shipped").menu == Agent.load(NAMED[SHIPPED]).menu, "the run keeps what it asked"
     named = replay(tmp_path / "named", "--agent", NAMED[SHIPPED])
