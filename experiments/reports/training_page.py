@@ -76,8 +76,9 @@ def _content(
     """Return the first paragraph and the sections that need the run's files alone."""
     config = flatten(run["config"])
     test = summary["test"]
+    led = f", led by {summary['trained_under']}" if config.get("agent") is not None else ""
     lead = (
-        f"Trained for {config['updates']:,} updates of {config['batch_size']} on {images:,} images. "
+        f"Trained for {config['updates']:,} updates of {config['batch_size']} on {images:,} images{led}. "
         f"Test accuracy: {100 * test['accuracy']:.2f} % on {test['images']:,} images, read once, at the end. "
         f"Selected network: at {100 * summary['kept']['progress']:.0f} % progress, {summary['kept']['selected_by']}."
     )

@@ -323,6 +323,9 @@ def test_the_shipped_agent_is_asked_without_a_search(
 def test_a_rule_leads_a_training_and_can_be_changed_by_hand(tmp_path: Path, capsys: Any) -> None:
     _, summary = replay(tmp_path / "shipped", "--agent", "rule")
     assert summary["trained_under"] == "the shipped rule"
+    assert (
+        "updates of 50 on 100 images, led by the shipped rule. Test" in (tmp_path / "shipped/report.html").read_text()
+    )
     said = str(Rule.load("rule"))
     assert "if mixed_excess_loss < 0.6981" in said
     edited = json.loads((NAMED[RULE] / "rule.json").read_bytes())
