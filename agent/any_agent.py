@@ -15,13 +15,13 @@ def load_agent(place: str | Path) -> AnyAgent:
     """Read an agent; no code is run.
 
     Args:
-        place: name of an agent that comes with the program, folder of an agent or a rule, or a rule's JSON file.
+        place: name of an agent that comes with the program, folder of an agent or a rule, or a rule's file.
 
     Raises:
         DamagedFileError: there is no agent, or it cannot be used.
         PolicyError: a rule cannot be used.
     """
     named = NAMED.get(str(place), Path(place))
-    if named.suffix == ".json" or (named / RULE_FILE).is_file():
+    if named.is_file() or (named / RULE_FILE).is_file():
         return Rule.load(named)
     return Agent.load(place)

@@ -28,11 +28,13 @@ class Decision(NamedTuple):
         policy: policy of the segment.
         action: the agent's action; None from a schedule.
         probabilities: probability that the agent gave each choice; None from a schedule.
+        reason: what a rule has seen at its look; None before it, and from others.
     """
 
     policy: MixPolicy
     action: tuple[int, ...] | None = None
     probabilities: Probabilities | None = None
+    reason: str | None = None
 
 
 PolicyFn = Callable[[TrainingState], Decision]
@@ -62,26 +64,28 @@ def from_agent(agent: Agent, allowed: Allowed | None = None) -> PolicyFn:
     return lambda state: ask(agent, observe(state, agent.menu, agent.features), allowed)
 
 
-def from_rule(rule: Rule) -> PolicyFn:
-    """Return a function that follows a rule; what it saw at its look is in the states before."""
-    look = len(rule.first)
+def from_rule(rule: Rule, updates: int | None = None) -> PolicyFn:
+    """Return a function that follows a rule; what it saw at its look is in the states before.
+
+    While validation that it asks for is missing, the policy before holds.
+
+    Args:
+        rule: the rule.
+        updates: length of the training, of which a state's progress is a share; optional, defaults to the task's.
+    """
 
     def choose(state: TrainingState) -> Decision:
-        place = segment_of(state)
-        if place < look:
-            return decided(rule.first[place])
-        at_look = state
-        while at_look.before is not None and segment_of(at_look.before) >= look:
-            at_look = at_look.before
-        return decided(rule.choose(observe(at_look, rule.menu, rule.features))[place - look])
-
-    def segment_of(state: TrainingState) -> int:
-        # A segment ends at a whole update, up to half of one from where it should, and rounding.
-        reached = state.progress + 0.5001 / state.task.updates
-        return sum(end <= reached for end in rule.segments[:-1])
-
-    def decided(action: tuple[int, ...]) -> Decision:
-        return Decision(rule.menu.policy(action), action)
+        length = updates or state.task.updates
+        segment = rule.segment(round(state.progress * length), length)
+        reason = None
+        if segment < rule.look:
+            action = rule.first[segment]
+        elif (seen := rule.seen(state, length)) is not None:
+            observation = observe(seen, rule.menu, rule.features)
+            action, reason = rule.choose(observation)[segment - rule.look], rule.explain(observation)
+        else:
+            action = state.action or rule.first[-1]
+        return Decision(rule.menu.policy(action), action, reason=reason)
 
     return choose
 
@@ -146,18 +150,21 @@ def probabilities_of(schedule: PolicySchedule) -> list[Probabilities] | None:
     return kept
 
 
-def choose_by(policy: PolicySchedule | AnyAgent, allowed: Allowed | None = None) -> PolicyFn:
+def choose_by(
+    policy: PolicySchedule | AnyAgent, allowed: Allowed | None = None, updates: int | None = None
+) -> PolicyFn:
     """Return the function by which a training asks a schedule, an agent or a rule.
 
     Args:
         policy: the schedule, agent or rule.
         allowed: choices of an agent that can be had; optional, defaults to all.
+        updates: length of the training, of which a state's progress is a share; optional, defaults to the task's.
     """
     match policy:
         case Agent():
             return from_agent(policy, allowed)
         case Rule():
-            return from_rule(policy)
+            return from_rule(policy, updates)
         case _:
             return from_schedule(policy)
 

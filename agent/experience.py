@@ -62,7 +62,7 @@ class Experience:
     def beyond(self, scale: Scale) -> str | None:
         """Return in what a training is far from all that were learned from, in words; None if in nothing."""
         far = [
-            f"{value:,.{0 if value >= 1 else 2}f} {unit} ({low:,.0f} to {high:,.0f})"
+            f"{_in_words(value)} {unit} ({_in_words(low)} to {_in_words(high)})"
             for unit, value in scale.quantities().items()
             for low, high in [self.ranges[unit]]
             if not low / FAR <= value <= high * FAR
@@ -72,7 +72,7 @@ class Experience:
     def remark(self, scale: Scale) -> str | None:
         """Return a note on a training that is far from all that were learned from; None if it is not."""
         far = self.beyond(scale)
-        return far and f"far from all trainings that the agent learned from, its choices are less certain: {far}"
+        return far and f"far from all trainings that the choices were learned from, they are less certain: {far}"
 
     def save(self, folder: Path) -> None:
         """Write `experience.json` into `folder`."""
@@ -105,5 +105,9 @@ class Experience:
             if not all(0 < low <= high < math.inf for low, high in ranges.values()):
                 raise ValueError("every range must be two rising numbers above 0")
             return cls(ranges, str(value["command"]))
-        except (OSError, ValueError, TypeError, AttributeError) as error:
+        except (OSError, ValueError, TypeError, AttributeError, OverflowError, RecursionError) as error:
             raise DamagedFileError(f"{file}: cannot be used ({error!s:.200}); remove it, or restore it") from None
+
+
+def _in_words(number: float) -> str:
+    return f"{number:,.0f}" if number >= 10 else f"{number:.2g}"

@@ -106,7 +106,9 @@ class AgentFormat:
             if not folder.is_dir():
                 reason = f"there is no such folder{near}"
             elif (folder / RULE_FILE).is_file():
-                reason = "a rule is there, which has no network"
+                raise DamagedFileError(
+                    f"{folder}: expected an {self.title} with a network, which {self.command} writes, got a rule"
+                ) from None
             raise DamagedFileError(
                 f"{folder}: no usable {self.title} there ({reason}); expected {' and '.join(self.files)} as "
                 f"{self.command} writes them"

@@ -53,7 +53,7 @@ def load_policy(policy: Policy, *, share: float | None) -> PolicySchedule | AnyA
     near = get_close_matches(name.lower(), [*NAMED, *methods], 1)
     meant = f"; did you mean {near[0]!r}?" if near else ""
     raise InputError(
-        f"policy must be {agents}, an agent's folder, a policy.json or a method of {', '.join(methods)}, "
+        f"policy must be {agents}, an agent's folder, a policy.json, a rule.json or a method of {', '.join(methods)}, "
         f"got {name!r:.200}{meant}"
     )
 

@@ -35,6 +35,7 @@ from rlmix.agent.loop_gradients import CleanBatch, LoopGradients, TakesGradient,
 from rlmix.agent.loop_loss import LoopLoss
 from rlmix.agent.loop_policy import LoopLimits, Policy, load_policy, policies_of, require
 from rlmix.agent.loop_processes import average, from_first, processes
+from rlmix.agent.rule import Rule
 from rlmix.agent.scheduler import Choice, PolicyScheduler
 from rlmix.classifier.errors import InputError
 from rlmix.classifier.mixing import METHODS, Interleaver, MixPolicy, PolicySchedule
@@ -121,7 +122,7 @@ class RLMix:
         require_optimizer(optimizer)
         if isinstance(self.source, AnyAgent) and train_size is None:
             raise InputError("an agent looks at the number of training images; pass train_size=len(dataset)")
-        if total_updates is None and len(segments_of(self.source)) > 1:
+        if total_updates is None and (len(segments_of(self.source)) > 1 or isinstance(self.source, AnyAgent)):
             raise InputError("a policy that changes needs the length of the training; pass total_updates")
         self.num_classes, self.seed = whole_number("num_classes", num_classes), whole_number("seed", seed, least=0)
         self.optimizer = optimizer
@@ -190,7 +191,10 @@ class RLMix:
     @property
     def due(self) -> bool:
         """Return whether the next call asks an agent that looks at validation: the best moment for `observe`."""
-        return self._asks_for_validation and 0 < self._done == self._end < self._total
+        begins = 0 < self._done == self._end < self._total
+        if isinstance(self.source, Rule):  # looks once
+            begins = begins and self.source.segment(self._done, self._total) == self.source.look
+        return self._asks_for_validation and begins
 
     @property
     def clean_accuracy(self) -> float | None:
@@ -232,7 +236,7 @@ class RLMix:
         if model is not None and not model.training:
             self._say({"eval": f"the network is in evaluation mode: call its train() to train, or {EVALUATION}"})
         if not self._done:
-            size = self._train_size if isinstance(self.source, Agent) else None
+            size = self._train_size if isinstance(self.source, AnyAgent) else None
             self._say(require_first_batch(batch.images, batch.targets, self._colours, train_size=size))
         self._gradients.forget(self._done)
         policy = self._current_policy(images, model)
@@ -411,20 +415,23 @@ class RLMix:
 
     def _begin(self, batch_size: int, *, relative_lr: float) -> None:
         """Start a training with batches of `batch_size` images."""
+        state = self._state_at_start(batch_size, relative_lr=relative_lr)
         self._rank, self._world = processes()
         self._batch_size = batch_size
         self._draws = UpdateDraws(self.seed, rank=self._rank, world=self._world)
-        self._ask = choose_by(self.source, self._allowed)
-        steps = self._accumulate if isinstance(self.source, AnyAgent) else 1
-        state = TrainingState(
+        self._ask = choose_by(self.source, self._allowed, self._total)
+        self._scheduler = PolicyScheduler(self._decide, segments_of(self.source), state, updates=self._total)
+
+    def _state_at_start(self, batch_size: int, *, relative_lr: float) -> TrainingState:
+        steps, (_, world) = self._accumulate if isinstance(self.source, AnyAgent) else 1, processes()
+        return TrainingState(
             task=Task(self._train_size, max(self._total // steps, 1), label_noise=0.0, data_seed=0),
             num_classes=max(self.num_classes, 2),
-            batch_size=batch_size * self._world * steps,
+            batch_size=batch_size * world * steps,
             progress=self._done / self._total,
             relative_lr=relative_lr,
             setting=self._setting,
         )
-        self._scheduler = PolicyScheduler(self._decide, segments_of(self.source), state, updates=self._total)
 
     def _current_policy(self, images: Tensor, model: nn.Module | None) -> MixPolicy:
         """Return the policy of the next update; the agent is asked where a segment begins."""
@@ -439,7 +446,10 @@ class RLMix:
                 self._allowed, reasons = limits.allowed(self.source.menu)
                 self._say({reason: f"left out of the agent's choices: {reason}" for reason in reasons})
             else:
-                for policy in policies_of(self.source):
+                source = self.source
+                if isinstance(source, Rule):
+                    source = source.within_reach(self._state_at_start(len(images), relative_lr=0.0))
+                for policy in policies_of(source):
                     require(limits.why_not(policy))
             self._begin(len(images), relative_lr=self._relative_lr())
         scheduler = self._scheduler
@@ -473,8 +483,7 @@ class RLMix:
         """Ask the schedule or the agent; in a distributed training the first process decides for all."""
         decision: Decision | None = None
         if self._rank == 0:
-            unseen = self._asks_for_validation and state.segment is not None and state.evaluation is None
-            if unseen:
+            if self._waits_for_validation(state):
                 text = f"no validation was given before the choice at batch {self._done}, so the one before holds"
                 self._say({"observe": f"{text}; call mix.observe sooner, at the latest where mix.due is true"})
                 assert self._scheduler is not None and self.policy is not None
@@ -491,6 +500,13 @@ class RLMix:
         steps, (_, world) = self._accumulate, processes()
         updates, batch_size = max(self._total // steps, 1), len(images) * world * steps
         return Scale(self._train_size, updates, batch_size, max(self.num_classes, 2), min(images.shape[-2:]))
+
+    def _waits_for_validation(self, state: TrainingState) -> bool:
+        """Return whether the choice at a state is not possible without validation that was not given."""
+        if isinstance(self.source, Rule):
+            looks = self.source.segment(self._done, self._total) >= self.source.look
+            return looks and self.source.seen(state, self._total) is None
+        return self._asks_for_validation and state.segment is not None and state.evaluation is None
 
     @property
     def _asks_for_validation(self) -> bool:

@@ -6,7 +6,7 @@ import hashlib
 import json
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -19,11 +19,12 @@ from rlmix.classifier.errors import near_matches
 from rlmix.classifier.files import write_atomic
 from rlmix.classifier.mixing.policy import MixPolicy, PolicyError, require_fields
 from rlmix.envs.menu import Menu
-from rlmix.envs.observation import FEATURES
+from rlmix.envs.observation import FEATURES, KNOWN_FEATURES, observe, reads_validation
 from rlmix.envs.segments import segment_ends
 
 if TYPE_CHECKING:
     from rlmix.envs import MixPolicyEnv, Task, TaskTrainer
+    from rlmix.envs.training_state import TrainingState
 
 FORMAT, VERSION = "rl-mix rule", 1
 MAX_BYTES = 1 << 20
@@ -77,8 +78,9 @@ class Rule:
         for leaf in (node for node in _nodes(self.tree) if isinstance(node, Leaf)):
             if rest < 1 or len(leaf.actions) != rest:
                 raise ValueError(
-                    f"expected fewer than {len(self.segments)} actions before the look and as many after it as "
-                    f"segments are left, got {len(self.first)} and {len(leaf.actions)}"
+                    f"a training has {len(self.segments)} segments: expected fewer policies before the look, and at "
+                    f"the end of every branch one for each segment after it, got {len(self.first)} and "
+                    f"{len(leaf.actions)}"
                 )
 
     @property
@@ -92,17 +94,73 @@ class Rule:
         leaves = (node.actions for node in _nodes(self.tree) if isinstance(node, Leaf))
         return tuple(dict.fromkeys((*self.first, *(action for leaf in leaves for action in leaf))))
 
+    @property
+    def look(self) -> int:
+        """Number of segments before the look."""
+        return len(self.first)
+
+    def segment(self, done: int, updates: int) -> int:
+        """Return the number of the segment that begins, from 0, where `done` updates of `updates` are done."""
+        ends = (max(round(end * updates), 1) for end in self.segments[:-1])  # as `PolicyScheduler` has them
+        return sum(end <= done for end in ends)
+
+    def seen(self, state: TrainingState, updates: int) -> TrainingState | None:
+        """Return the state that the look of a training sees: the first one from the look on.
+
+        Validation is waited for, where a question is about it: then it is the first one that has been validated.
+
+        Args:
+            state: state from the look on.
+            updates: length of the training, of which the state's progress is a share.
+
+        Returns:
+            The state, or None where it is still waited for.
+        """
+        found = None
+        waits = self.look > 0 and reads_validation(self.features)
+        at: TrainingState | None = state
+        while at is not None and self.segment(round(at.progress * updates), updates) >= self.look:
+            if not waits or at.evaluation is not None:
+                found = at
+            at = at.before
+        return found
+
     def choose(self, observation: NDArray[np.float32]) -> tuple[Action, ...]:
         """Return the actions of the segments after the look.
 
         Args:
             observation: values of `features` at the look, in their order; more may follow.
         """
+        return self._walk(observation)[0].actions
+
+    def explain(self, observation: NDArray[np.float32]) -> str:
+        """Return the questions that were asked at the look, with what was seen; arguments as those of `choose`."""
+        return ", ".join(
+            f"{asked.feature} {value:.3g} {'<' if value < asked.threshold else '≥'} {asked.threshold:g}"
+            for asked, value in self._walk(observation)[1]
+        )
+
+    def _walk(self, observation: NDArray[np.float32]) -> tuple[Leaf, list[tuple[Split, float]]]:
+        """Return the leaf that is reached, and the questions on the way with their values."""
         seen = dict(zip(self.features, observation.tolist(), strict=False))
-        node = self.tree
+        node, asked = self.tree, []
         while isinstance(node, Split):
+            asked.append((node, seen[node.feature]))
             node = node.below if seen[node.feature] < node.threshold else node.above
-        return node.actions
+        return node, asked
+
+    def within_reach(self, state: TrainingState) -> Rule:
+        """Return the rule without the branches that a training cannot reach, by what is known before it starts."""
+
+        def of(node: Node) -> Node:
+            if isinstance(node, Leaf):
+                return node
+            if node.feature in KNOWN_FEATURES:
+                (value, *_) = observe(state, self.menu, (node.feature,)).tolist()
+                return of(node.below if value < node.threshold else node.above)
+            return Split(node.feature, node.threshold, of(node.below), of(node.above))
+
+        return replace(self, tree=of(self.tree))
 
     def environment(self, trainer: TaskTrainer, task: Task) -> MixPolicyEnv:
         """Return the environment in which the rule can play `task`; the reward is that of the end, `final`."""
@@ -190,37 +248,43 @@ class Rule:
             PolicyError: a field is missing, unknown or out of range; the message names it.
         """
         if not isinstance(value, dict) or (value.get("format"), value.get("version")) != (FORMAT, VERSION):
-            raise PolicyError(f"format must be {FORMAT!r} of version {VERSION}, got {value!r:.80}: this is not a rule")
+            raise PolicyError(
+                f"format must be {FORMAT!r} of version {VERSION}, got {value!r:.80}: this is not a rule; an agent is "
+                "given by its folder, a schedule as a policy"
+            )
         require_fields("rule", value, ["format", "version", "menu", "segments", "first", "tree", "provenance"])
         try:
             menu = Menu.from_json(value["menu"])
 
-            def actions(policies: Any) -> tuple[Action, ...]:
+            def actions(policies: Any, place: str) -> tuple[Action, ...]:
                 if not isinstance(policies, list):
-                    raise ValueError(f"policies must be a list, got {policies!r:.80}")
-                return tuple(menu.find(MixPolicy.from_json(policy)) for policy in policies)
+                    raise ValueError(f"{place} must be a list of policies, got {policies!r:.80}")
+                found = []
+                for number, policy in enumerate(policies):
+                    try:
+                        found.append(menu.find(MixPolicy.from_json(policy)))
+                    except ValueError as error:
+                        raise ValueError(f"{place}[{number}]: {error}") from None
+                return tuple(found)
 
-            def node(tree: Any, depth: int) -> Node:
+            def node(tree: Any, place: str, depth: int) -> Node:
                 if isinstance(tree, list):
-                    return Leaf(actions(tree))
+                    return Leaf(actions(tree, place))
                 if depth == MAX_DEPTH:
                     raise ValueError(f"a rule asks at most {MAX_DEPTH} questions")
-                require_fields("tree", tree, ["feature", "threshold", "below", "above"])
-                feature, threshold = tree["feature"], tree["threshold"]
-                if not isinstance(feature, str) or feature not in FEATURES:
-                    raise ValueError(f"there is no feature {feature!r:.80}{near_matches(str(feature), FEATURES)}")
-                if (
-                    isinstance(threshold, bool)
-                    or not isinstance(threshold, int | float)
-                    or not math.isfinite(threshold)
-                ):
-                    raise ValueError(f"threshold must be a finite number, got {threshold!r:.80}")
-                return Split(feature, threshold, node(tree["below"], depth + 1), node(tree["above"], depth + 1))
+                if isinstance(tree, dict) and "shares" in tree:
+                    raise ValueError(f"{place} must be a question or a list of policies, got one policy: put it in [ ]")
+                require_fields(place, tree, ["feature", "threshold", "below", "above"])
+                feature = _feature(tree["feature"], place)
+                threshold = _threshold(tree["threshold"], feature, place)
+                below, above = (node(tree[way], f"{place}.{way}", depth + 1) for way in ("below", "above"))
+                return Split(feature, threshold, below, above)
 
             if not isinstance(value["provenance"], dict):
                 raise ValueError(f"provenance must be an object, got {value['provenance']!r:.80}")
             segments = segment_ends(value["segments"])
-            return cls(menu, segments, actions(value["first"]), node(value["tree"], 0), value["provenance"])
+            first, tree = actions(value["first"], "first"), node(value["tree"], "tree", 0)
+            return cls(menu, segments, first, tree, value["provenance"])
         except (ValueError, TypeError, OverflowError) as error:  # OverflowError: a whole number beyond all floats
             raise PolicyError(str(error)) from None
 
@@ -254,6 +318,24 @@ class Rule:
         except (OSError, ValueError, RecursionError) as error:
             reason = error.strerror if isinstance(error, OSError) else error
             raise PolicyError(f"{path!s:.300}: cannot be used as a rule ({reason!s:.300})") from None
+
+
+def _feature(name: Any, place: str) -> str:
+    if not isinstance(name, str) or name not in FEATURES:
+        raise ValueError(f"{place}: there is no feature {name!r:.80}{near_matches(str(name), FEATURES)}")
+    return name
+
+
+def _threshold(value: Any, feature: str, place: str) -> float:
+    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+        raise ValueError(f"{place}: threshold must be a finite number, got {value!r:.80}")
+    known = FEATURES[feature]
+    if not known.low <= value <= known.high:
+        raise ValueError(
+            f"{place}: a threshold of {feature} must be from {known.low:g} to {known.high:g}, got {value!r:.80}; it is "
+            f"{known.meaning}"
+        )
+    return value
 
 
 def is_rule(path: str | Path) -> bool:

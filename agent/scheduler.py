@@ -21,14 +21,16 @@ class Choice:
         update: number of the first update under it, from 0.
         policy: the policy.
         probabilities: probability that the agent gave each choice, by dimension of its menu; None without an agent.
+        reason: what a rule has seen; None without one.
     """
 
     update: int
     policy: MixPolicy
     probabilities: Probabilities | None = None
+    reason: str | None = None
 
     def __repr__(self) -> str:
-        return f"from update {self.update}: {self.policy}"
+        return f"from update {self.update}: {self.policy}" + (f" ({self.reason})" if self.reason else "")
 
 
 class PolicyScheduler:
@@ -53,6 +55,8 @@ class PolicyScheduler:
         self.chosen: list[tuple[float, MixPolicy]] = []
         self.probabilities: list[Probabilities | None] = []
         """Probabilities of the choices for each of `chosen`; None from a schedule."""
+        self.reasons: list[str | None] = []
+        """Reasons for each of `chosen`; None but from a rule."""
         self._action: tuple[int, ...] | None = None
         self._parts: list[TrainStats] = []
 
@@ -62,8 +66,9 @@ class PolicyScheduler:
 
     def start_segment(self, done: int) -> MixPolicy:
         """Ask for the policy of the segment that begins at update `done`."""
-        self.policy, self._action, probabilities = self._choose(self.state)
+        self.policy, self._action, probabilities, reason = self._choose(self.state)
         self.probabilities.append(probabilities)
+        self.reasons.append(reason)
         self.chosen.append((self.end(done) / self._updates, self.policy))
         return self.policy
 
@@ -101,8 +106,8 @@ class PolicyScheduler:
     def choices(self) -> list[Choice]:
         """Choices so far, one for each segment."""
         starts = [0, *(round(until * self._updates) for until, _ in self.chosen)]
-        both = zip(starts, self.chosen, self.probabilities, strict=False)
-        return [Choice(start, policy, given) for start, (_, policy), given in both]
+        every = zip(starts, self.chosen, self.probabilities, self.reasons, strict=False)
+        return [Choice(start, policy, given, reason) for start, (_, policy), given, reason in every]
 
     def schedule(self) -> PolicySchedule:
         """Return the policies that were used as a schedule, with the probabilities that an agent gave.
@@ -117,6 +122,7 @@ class PolicyScheduler:
         return {
             "chosen": [[until, policy.to_json()] for until, policy in self.chosen],
             "probabilities": list(self.probabilities),
+            "reasons": list(self.reasons),
             "running": self.policy is not None,
             "action": None if self.policy is None or self._action is None else list(self._action),
             "parts": [asdict(part) for part in self._parts],
@@ -127,8 +133,10 @@ class PolicyScheduler:
     def load_state_dict(self, values: dict[str, Any]) -> None:
         """Restore what `state_dict` returned."""
         self.chosen = [(until, MixPolicy.from_json(policy)) for until, policy in values["chosen"]]
-        # Old checkpoints do not have probabilities.
-        self.probabilities = list(values.get("probabilities", [None] * len(self.chosen)))
+        # Old checkpoints do not have these.
+        nothing = [None] * len(self.chosen)
+        self.probabilities = list(values.get("probabilities", nothing))
+        self.reasons = list(values.get("reasons", nothing))
         self.policy = self.chosen[-1][1] if values["running"] else None
         self._action = None if values["action"] is None else tuple(values["action"])
         self._parts = [_stats(part) for part in values["parts"]]

@@ -189,7 +189,14 @@ class Menu:
         for action in self.actions():
             if self.policy(action) == policy:
                 return action
-        raise InputError(f"the menu does not offer {policy}; add it to the menu or choose another")
+        if policy.threshold is not None and not any(METHODS[method].needs_threshold for method in policy.shares):
+            raise InputError(
+                f"{policy} has a threshold, {policy.threshold:g}, that none of its methods reads; leave it None"
+            )
+        lists = ", ".join(dimension.field for dimension in _TABLE.values())
+        raise InputError(
+            f"the menu does not offer {policy}; add what it lacks to its lists ({lists}) or choose another"
+        )
 
     def to_json(self) -> dict[str, Any]:
         """Return a dictionary that `json` can write and `from_json` reads back."""

@@ -17,6 +17,7 @@ from rlmix.envs.features import FIRST_FEATURES, Feature
 from rlmix.envs.menu import Menu
 from rlmix.envs.training_state import Setting, TrainingState
 from rlmix.envs.transfer_features import (
+    KNOWN_FEATURES,
     LABEL_FEATURES,
     OBSERVATION_V2,
     RECORDED_FEATURES,
@@ -30,6 +31,7 @@ if TYPE_CHECKING:
 __all__ = [
     "DEFAULT_FEATURES",
     "FEATURES",
+    "KNOWN_FEATURES",
     "OBSERVATION_V2",
     "RECORDED_FEATURES",
     "Feature",

@@ -171,6 +171,7 @@ LABEL_FEATURES = {
     *(f"{name}_{segments}" for name in _LABELS for segments in LAGS),
 }
 _ON_VALIDATION = ("validated", "validation_way", "gap", "validation_loss", "confidence", "calibration_error")
+KNOWN_FEATURES = frozenset({"log_train_size", *_BEFOREHAND})  # they never change within a training
 VALIDATION_FEATURES = {
     *_ON_VALIDATION,
     *(f"{name}_{segments}" for name in _ON_VALIDATION for segments in LAGS),

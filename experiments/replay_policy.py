@@ -1,6 +1,7 @@
 """Train a classifier under a learned policy: a schedule from a file, or an agent that chooses at every segment.
 
     python experiments/replay_policy.py --agent shipped
+    python experiments/replay_policy.py --agent rule
     python experiments/replay_policy.py --agent shipped --budget 4
     python experiments/replay_policy.py --agent shipped --budget auto --worth 0.5
     python experiments/replay_policy.py --policy runs/agent-20260101-120000/policy.json

@@ -101,7 +101,7 @@ def test_the_wheel_holds_all_modules_and_no_results(wheel: Path) -> None:
     assert {f"rlmix/{path.as_posix()}" for path in sources} <= names
     assert {"rlmix/py.typed", "rlmix/experiments/reports/report.html.j2"} <= names
     assert {f"rlmix/experiments/policies/shipped/agent.{end}" for end in ("json", "safetensors")} <= names
-    assert "rlmix/experiments/policies/rule/rule.json" in names
+    assert {f"rlmix/experiments/policies/rule/{name}.json" for name in ("rule", "experience")} <= names
     assert not [name for name in names if name.endswith((".jsonl", ".png", ".md")) and ".dist-info" not in name]
     assert "rlmix/experiments/policies/surrogate/surrogate.safetensors" in names
     sizes = {info.filename: info.file_size for info in zipfile.ZipFile(wheel).infolist()}

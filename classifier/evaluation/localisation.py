@@ -22,7 +22,7 @@ from rlmix.classifier.evaluation.network import PixelNetwork
 LIBRARY = "pytorch_grad_cam"
 THRESHOLD = 0.2
 THRESHOLDS = tuple(step / 20 for step in range(1, 20))
-POOL = 500  # images that fragments are cut from
+POOL = 500  # images that are put on canvases together, the first of which fragments are cut from
 OVERLAP = 0.5  # intersection over union from which a box is right
 
 
@@ -243,12 +243,13 @@ def measure_localisation(subject: Subject) -> dict[str, Any]:
 
 
 def _canvases(subject: Subject) -> Iterator[BoxedImages]:
-    """Yield each chunk's images on canvases, among fragments of the first images."""
-    ((images, labels),) = replace(subject, count=min(subject.count, POOL), batch_size=POOL).chunks()
-    pool = ImageSet(images.cpu(), labels.cpu())
+    """Yield images on canvases, among fragments of the first of them; the same whatever the batch size."""
+    pool: ImageSet | None = None
     generator = torch.Generator().manual_seed(subject.seed)
-    for images, labels in subject.chunks():
-        yield on_canvas(ImageSet(images.cpu(), labels.cpu()), pool, generator=generator)
+    for images, labels in replace(subject, batch_size=POOL).chunks():
+        items = ImageSet(images.cpu(), labels.cpu())
+        pool = items if pool is None else pool
+        yield from on_canvas(items, pool, generator=generator).split(subject.batch_size)
 
 
 def _rows(result: Result) -> list[tuple[str, str]]:

@@ -198,6 +198,8 @@ class Lockstep:
         try:
             with torch.no_grad():
                 self._logits(self._weights, buffers, torch.zeros(shape, device=first.device))
+        except torch.OutOfMemoryError:
+            raise
         except RuntimeError as error:
             needed = f"that torch.func.vmap takes ({error!s:.200})"
             if "random operation" in str(error):

@@ -32,8 +32,8 @@ class ComparisonConfig:
     schedules: tuple[str, ...] = ()
     """More contestants: policy schedules, each as NAME=FILE, such as learned=runs/agent-DATE-TIME/policy.json."""
     agents: tuple[str, ...] = ()
-    """More contestants: agents that choose as each training goes, each as NAME=FOLDER, the run folder of a search;
-    shipped, surrogate and rule are those that come with the program."""
+    """More contestants: agents that choose as each training goes, each as NAME=FOLDER, the run folder of a search,
+    or NAME=FILE, a rule; shipped, surrogate and rule are those that come with the program."""
     collect: tuple[str, ...] = ()
     """Folders of other comparisons with the same setting, whose finished trainings are reused."""
     baseline: str = "plain"

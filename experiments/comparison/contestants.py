@@ -67,7 +67,7 @@ def load_agents(entries: Sequence[str], taken: Collection[str]) -> dict[str, Any
     """Return the agents of `--agents` by name.
 
     Args:
-        entries: each the name of an agent that comes with the program, or NAME=FOLDER.
+        entries: each the name of an agent that comes with the program, or NAME=FOLDER, or NAME=FILE of a rule.
         taken: names of other contestants.
 
     Raises:
@@ -80,7 +80,8 @@ def load_agents(entries: Sequence[str], taken: Collection[str]) -> dict[str, Any
         name, equals, path = (entry, "=", entry) if entry in NAMED else entry.partition("=")
         if not (name and equals and path):
             raise RunError(
-                f"--agents must be {' or '.join(NAMED)}, or NAME=FOLDER, such as learned=runs/agent-DATE-TIME, "
+                f"--agents must be {' or '.join(NAMED)}, or NAME=FOLDER (of a rule NAME=FILE), such as "
+                "learned=runs/agent-DATE-TIME, "
                 f"got {entry!r}"
             )
         _require_new(name, "--agents", {*taken, *agents})

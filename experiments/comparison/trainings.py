@@ -13,11 +13,12 @@ from typing import Annotated, Any
 import torch
 
 from rlmix.agent.any_agent import AnyAgent
-from rlmix.agent.files import SHIPPED
+from rlmix.agent.files import RULE, SHIPPED
 from rlmix.agent.led import train_by_agent
 from rlmix.agent.loop_policy import policies_of
 from rlmix.agent.rl_mix.learner import RLMixLearner
 from rlmix.agent.rl_mix.loop import last_quarter, play, random_thresholds
+from rlmix.agent.rule import Rule
 from rlmix.classifier.data import Splits
 from rlmix.classifier.errors import near_matches
 from rlmix.classifier.evaluation.measure import NotMeasurable, Subject, subject_of
@@ -46,6 +47,11 @@ from rlmix.experiments.runs.options import UNPREFIXED, DataConfig
 
 LOGGED = {"method": str, "seed": int, "accuracy": float, "diverged": bool, "measures": dict}  # fields of a logged line
 TRIAL_IMAGES = 20  # images that measures are tried on before the first training
+
+
+def _title(name: str, agent: AnyAgent) -> str:
+    kind = "rule" if isinstance(agent, Rule) else "agent"
+    return f"the shipped {kind}" if name in (SHIPPED, RULE) else f"{name}, {'a' if kind == 'rule' else 'an'} {kind}"
 
 
 def _plain(options: dict[str, Any]) -> dict[str, Any]:
@@ -114,7 +120,7 @@ def select_contestants(config: ComparisonConfig) -> dict[str, Contestant]:
     for name, schedule in load_schedules(config.schedules, selected).items():
         selected[name] = Contestant(name, schedule)
     for name, agent in load_agents(config.agents, selected).items():
-        selected[name] = Contestant("the shipped agent" if name == SHIPPED else f"{name}, an agent", agent)
+        selected[name] = Contestant(_title(name, agent), agent)
     if config.baseline not in selected:
         raise RunError(f"--baseline must be one of the contestants {' '.join(selected)}, got {config.baseline}")
     return selected

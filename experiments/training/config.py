@@ -40,11 +40,6 @@ class FinalConfig(TrainingRunConfig):
     def __post_init__(self) -> None:
         super().__post_init__()
         require_at_least(self, evaluations=1)
-        if self.train_on_validation and self.data.label_noise:
-            raise InputError(
-                "--label-noise spoils drawn training images, and --train-on-validation would add others with their own "
-                "labels: leave one of them out"
-            )
 
 
 @dataclass(frozen=True)
@@ -150,7 +145,7 @@ class ReplayConfig(FinalConfig):
         if self.trainings > 1 and self.num_workers > 1:
             raise InputError("--num-workers is for one training: use --workers with --budget")
         if self.train_on_validation and (self.agent is not None or self.trainings > 1):
-            raise InputError("an agent and a budget choose by validation images: leave out --train-on-validation")
+            raise InputError("an agent, a rule and a budget look at validation: leave out --train-on-validation")
         if self.worth != WORTH and self.budget != "auto":
             raise InputError("--worth is for --budget auto, which stops where a further training is not worth its cost")
 

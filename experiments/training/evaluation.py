@@ -34,9 +34,6 @@ def open_run(config: EvaluateConfig) -> TrainedRun:
             raise RunError(f"--measures must be among {', '.join(MEASURES)}, got {measure!r}")
     if config.boxes is not None and config.measures and "localisation" not in config.measures:
         raise RunError("--boxes is for localisation, which --measures leaves out; name it too")
-    for name in config.measures or MEASURES:
-        for module in MEASURES[name].modules:
-            _require(module, name)
     set_threads(config.threads)
     device = resolve_device(config.device)
     run = TrainedRun.open(config.run, device=device, data_root=config.data_root, trust=config.trust)
@@ -45,6 +42,9 @@ def open_run(config: EvaluateConfig) -> TrainedRun:
             f"{config.run}: this training kept no development images (--development-size 0); read the test set with "
             "--test-set"
         )
+    for name in config.measures or MEASURES:
+        for module in MEASURES[name].modules:
+            _require(module, name)
     return run
 
 

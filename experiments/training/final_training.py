@@ -354,7 +354,11 @@ class FinalTraining:
     def _start_segment(self, writer: SummaryWriter | Events) -> None:
         done = self._trainer.updates_done
         policy = self.scheduler.start_segment(done)
-        writer.add_text(Tag.POLICY, str(policy), done)
+        choice = self.scheduler.choices[-1]
+        why = f" ({choice.reason})" if choice.reason else ""
+        writer.add_text(Tag.POLICY, f"{policy}{why}", done)
+        if len(self.scheduler.ends) > 1 and self._run is not None:
+            tqdm.write(f"from {done / self._config.train.updates:>4.0%}  {policy}{why}", file=sys.stdout)
         self._show_policy(writer, policy, done)
 
     def _show_policy(self, writer: SummaryWriter | Events, policy: MixPolicy, update: int) -> None:

@@ -13,10 +13,10 @@ from rlmix.agent.agent import Agent
 from rlmix.agent.any_agent import AnyAgent, load_agent
 from rlmix.agent.decisions import PolicyFn, choose_by, segments_of
 from rlmix.agent.experience import Experience, Scale
-from rlmix.agent.files import RULE, SHIPPED
+from rlmix.agent.files import NAMED, RULE, SHIPPED
 from rlmix.agent.loop_policy import policies_of
 from rlmix.agent.ray_env import WorkerResources
-from rlmix.agent.rule import Rule
+from rlmix.agent.rule import Rule, is_rule
 from rlmix.agent.values import Forecaster
 from rlmix.classifier.data import Splits
 from rlmix.classifier.files import DamagedFileError
@@ -128,29 +128,34 @@ class PolicySource:
 
         Raises:
             RunError: neither or both of a schedule and an agent are given.
-            PolicyError: the schedule cannot be used.
+            PolicyError: the schedule or the rule cannot be used.
             DamagedFileError: the agent cannot be used.
         """
         if config.trainings > 1 and config.agent is None:
             raise RunError("--budget is for an agent: add --agent shipped")
         if config.policy is not None and config.agent is None:
-            return cls(PolicySchedule.load(config.policy if run is None else run / "policy.json"), config.policy)
+            file = config.policy if run is None else run / "policy.json"
+            if config.policy in NAMED or is_rule(file):
+                raise RunError(f"--policy is for a schedule, got the agent or rule {config.policy}: give it by --agent")
+            return cls(PolicySchedule.load(file), config.policy)
         if config.agent is not None and config.policy is None:
             place = config.agent if run is None else run
             agent, forecaster = load_agent(place), None
             kind = "rule" if isinstance(agent, Rule) else "agent"
             name = f"the shipped {kind}" if config.agent in (SHIPPED, RULE) else f"the {kind} of {config.agent}"
             if config.trainings > 1:
+                if isinstance(agent, Rule):
+                    raise RunError("--budget needs an agent with a forecaster, as --agent shipped is, got a rule")
                 try:
                     forecaster = Forecaster.load(place)
                 except DamagedFileError as error:
                     raise RunError(
                         f"--budget needs an agent with a forecaster, as --agent shipped is: {error}"
                     ) from None
-            if forecaster is not None and not (isinstance(agent, Agent) and forecaster.fits(agent)):
+            if isinstance(agent, Agent) and forecaster is not None and not forecaster.fits(agent):
                 raise RunError(f"{place}: agent and forecaster have other menus or segments; fit them together")
             return cls(agent, name, forecaster, None if run is not None else Experience.load(config.agent))
-        raise RunError("give either --policy FILE (a schedule) or --agent shipped (or a search's run folder)")
+        raise RunError("give either --policy FILE (a schedule) or --agent shipped (or rule, or a search's run folder)")
 
     @property
     def choose(self) -> PolicyFn:

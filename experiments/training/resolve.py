@@ -49,6 +49,11 @@ def resolve(config: Final, data: Splits, policies: Iterable[MixPolicy] = ()) -> 
         InputError: an option is out of range, or the network cannot be built, or not be trained under a policy.
     """
     train = config.train
+    if config.train_on_validation and config.data.label_noise:
+        raise InputError(
+            "--label-noise spoils drawn training images, and --train-on-validation would add others with their own "
+            "labels: leave one of them out"
+        )
     if config.epochs is not None:
         if not 0 < config.epochs < MAX_EPOCHS:
             raise InputError(f"epochs must be a number above 0 and below {MAX_EPOCHS:,}, got {config.epochs}")

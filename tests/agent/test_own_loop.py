@@ -18,6 +18,7 @@ from torch import Tensor, distributed, multiprocessing, nn
 from torch.utils.data import DataLoader
 
 from rlmix import RLMix, Rule
+from rlmix.agent.rule import Leaf, Split
 from rlmix.classifier.errors import InputError
 from rlmix.classifier.files import load_state, save_state
 from rlmix.classifier.mixing import METHODS, MixPolicy, PolicySchedule, one_hot, soft_cross_entropy
@@ -27,6 +28,7 @@ from rlmix.classifier.training import resting
 from rlmix.classifier.training.batches import BatchSource
 from rlmix.classifier.training.draws import UpdateDraws, stream_seed
 from rlmix.classifier.training.optimisers import LR_SCHEDULES, OPTIMISERS
+from rlmix.envs import Menu
 from rlmix.envs.observation import DEFAULT_FEATURES
 from rlmix.experiments import replay_policy
 from rlmix.experiments.runs.config import stored_config
@@ -157,11 +159,63 @@ def test_a_rule_needs_no_validation_and_goes_on_where_it_was(cut: int, tmp_path:
     assert not recwarn.list
 
 
+@pytest.mark.parametrize(("observed_at", "expected"), [(8, [0, 0, 1, 1]), (12, [0, 0, 0, 1]), (None, [0, 0, 0, 0])])
+def test_a_rule_about_validation_waits_for_it(observed_at: int | None, expected: list[int]) -> None:
+    """Until validation is given the policy before holds; what was seen first decides, and it is asked for once."""
+    menu = Menu(labels=((1.0, 0.0), (1.0, 0.3)))
+    first, below, above = menu.actions()[:3]
+    tree = Split("validation_way", 0.5, Leaf((below, below)), Leaf((above, above)))
+    asks = Rule(menu, (0.2, 0.4, 0.6, 1.0), (first, first), tree)
+    model, data = network(), batches(20)
+    optimizer = sgd(model)
+    mix = RLMix(asks, **KNOWN, optimizer=optimizer)
+    due = []
+    with warnings.catch_warnings(record=True) as told:
+        warnings.simplefilter("always")
+        for number, batch in enumerate(data):
+            if mix.due:
+                due.append(number)
+            if number == observed_at:
+                mix.observe(val_accuracy=0.9, val_loss=0.5, val_confidence=0.9, val_calibration_error=0.0)
+            train(mix, model, [batch], optimizer)
+    chosen = [choice.policy for choice in mix.choices]
+    assert chosen == [menu.policy((first, above)[which]) for which in expected]
+    assert due == [8]
+    assert any("no validation was given" in str(one.message) for one in told) == (observed_at != 8)
+
+
+def test_a_rule_counts_updates_as_they_are_called() -> None:
+    """With gradients accumulated, segments are shares of the calls."""
+    asks = rule("progress", 0.3)
+    mix = RLMix(asks, num_classes=10, total_updates=8, train_size=200, accumulate=4)
+    model = network()
+    train(mix, model, batches(8), sgd(model))
+    played = [*asks.first, *asks.tree.below.actions]  # type: ignore[union-attr]
+    assert [choice.update for choice in mix.choices] == [0, 2, 3, 5, 6]
+    assert [choice.policy for choice in mix.choices] == [asks.menu.policy(action) for action in played]
+
+
+def test_a_rule_without_a_first_policy_is_asked_at_the_start() -> None:
+    menu = Menu(labels=((1.0, 0.0), (1.0, 0.3)))
+    leaves = [Leaf(tuple(menu.actions()[start : start + 3])) for start in (0, 3)]
+    asks = Rule(menu, (0.2, 0.5, 1.0), (), Split("validation_way", 0.5, *leaves))
+    model = network()
+    mix = RLMix(asks, **KNOWN)
+    train(mix, model, batches(20), sgd(model))
+    assert [choice.policy for choice in mix.choices] == [menu.policy(action) for action in leaves[0].actions]
+
+
 def test_a_rule_is_refused_where_a_loop_cannot_follow_it(tmp_path: Path) -> None:
-    mix = RLMix("rule", **KNOWN)
+    mix = RLMix("rule", **{**KNOWN, "train_size": 4})
     with pytest.raises(InputError, match=r"rmix mixes by saliency; call mix\(images, labels, model\)"):
         mix(*batches(1)[0])
-    RLMix("rule", **KNOWN)(*batches(1)[0], network())
+    with pytest.raises(InputError, match="mixes by saliency"):
+        mix(*batches(1)[0])  # again
+    RLMix("rule", **KNOWN)(*batches(1)[0])  # of few passes, so that it never mixes by saliency
+    with pytest.raises(InputError, match="pass total_updates"):
+        RLMix(Rule(Menu(), (1.0,), (), Leaf((Menu().actions()[0],))), num_classes=10, train_size=200)
+    with pytest.warns(UserWarning, match="len\\(dataset\\)"):
+        RLMix("rule", **{**KNOWN, "train_size": 4})(*batches(1)[0], network())
     Rule.load("rule").save(tmp_path)
     for place in (tmp_path, tmp_path / "rule.json", Rule.load("rule")):
         assert RLMix(place, **KNOWN).source == mix.source

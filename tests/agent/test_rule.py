@@ -33,9 +33,14 @@ def leaves(count: int = len(SEGMENTS) - LOOK) -> st.SearchStrategy[Leaf]:
 
 
 def trees() -> st.SearchStrategy[Node]:
-    names = st.sampled_from(RECORDED_FEATURES)
-    numbers = st.floats(-1, 1)
-    return st.recursive(leaves(), lambda parts: st.builds(Split, names, numbers, parts, parts), max_leaves=6)
+    questions = st.sampled_from(RECORDED_FEATURES).flatmap(
+        lambda name: st.tuples(st.just(name), st.floats(FEATURES[name].low, min(FEATURES[name].high, 1)))
+    )
+
+    def asked(parts: st.SearchStrategy[Node]) -> st.SearchStrategy[Node]:
+        return st.builds(lambda question, *both: Split(*question, *both), questions, parts, parts)
+
+    return st.recursive(leaves(), asked, max_leaves=6)
 
 
 def rule(tree: Node) -> Rule:
@@ -97,7 +102,7 @@ def test_the_shipped_rule_is_that_of_the_contest() -> None:
 
 
 def test_a_rule_is_no_network_to_learn_on() -> None:
-    with pytest.raises(DamagedFileError, match="a rule is there, which has no network"):
+    with pytest.raises(DamagedFileError, match=r"expected an agent with a network, .* got a rule"):
         Agent.load("rule")
 
 
@@ -109,7 +114,11 @@ def states(ends: Sequence[float], draws: np.random.Generator, updates: int) -> I
         losses = [UpdateStats(*draws.uniform(0, 1, len(fields(UpdateStats))).tolist()) for _ in range(2)]
         segment = TrainStats(1, 20, 1.0, {"clean": 1, "mixup": 1}, *losses, None, None, False)
         state = state.after(
-            progress=round(end * updates) / updates, relative_lr=1.0, segment=segment, evaluation=None, action=None
+            progress=round(end * updates) / updates,
+            relative_lr=1.0,
+            segment=segment,
+            evaluation=EvalStats(*draws.uniform(0, 1, 4).tolist(), 100),
+            action=None,
         )
         yield state
 
@@ -149,6 +158,14 @@ def test_features_of_validation_are_those_that_it_changes() -> None:
     assert changed == {name for name in FEATURES if reads_validation([name])}
 
 
+PLAIN = MENU.policy(ACTIONS[0]).to_json()
+
+
+def asks(*, above: Any, **question: float) -> dict[str, Any]:
+    ((feature, threshold),) = question.items()
+    return {"feature": feature, "threshold": threshold, "below": [], "above": above}
+
+
 def changed(**values: Any) -> dict[str, Any]:
     return {**rule(Leaf((ACTIONS[0],) * 3)).to_json(), **values}
 
@@ -159,9 +176,15 @@ def changed(**values: Any) -> dict[str, Any]:
         ({"format": "other"}, "this is not a rule"),
         (changed(version=2), "this is not a rule"),
         (changed(extra=1), "unknown field 'extra'"),
-        (changed(tree=[]), "as many after it as segments are left, got 2 and 0"),
-        (changed(tree=3), "must be an object with the fields feature"),
-        (changed(first="clean"), "policies must be a list"),
+        (changed(tree=[]), "at the end of every branch one for each segment after it, got 2 and 0"),
+        (changed(tree=3), "tree must be an object with the fields feature"),
+        (changed(first="clean"), "first must be a list of policies"),
+        (changed(tree={"shares": {"clean": 1.0}}), "tree must be a question or a list of policies, got one policy"),
+        (changed(tree=asks(log_passes=20, above=[])), "from 0 to 2, got 20; it is log10(1 + passes over"),
+        (changed(tree=asks(gap=0, above=[3])), "tree.above[0]: policy must be an object"),
+        (changed(tree=asks(gap=0, above={"feature": "gaps"})), "tree.above: the field 'threshold' is missing"),
+        (changed(first=[{**PLAIN, "threshold": 0.5}]), "first[0]: clean 100 % has a threshold, 0.5, that none"),
+        (changed(first=[{**PLAIN, "label_smoothing": 0.7}]), "its lists (sources, thresholds, labels, lams)"),
         (changed(segments=[0.5, 0.4, 1]), "segments"),
         (changed(provenance=3), "provenance must be an object"),
         (changed(tree={"feature": "colour of the sky", "threshold": 0, "below": [], "above": []}), "colour of the sky"),

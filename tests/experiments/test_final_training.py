@@ -312,7 +312,7 @@ def test_the_shipped_agent_is_asked_without_a_search(
 
     monkeypatch.setattr(Agent, "load", count)
     shipped = replay(tmp_path / "shipped", "--agent", "shipped")
-    note = "note: far from all trainings that the agent learned from, its choices are less certain"
+    note = "note: far from all trainings that the choices were learned from, they are less certain"
     assert f"{note}: {UPDATES} updates (200 to 1,996)" in capsys.readouterr().out
     assert shipped[1]["trained_under"] == "the shipped agent" and loaded == ["shipped"]
     assert Agent.load(tmp_path / "shipped").menu == Agent.load(NAMED[SHIPPED]).menu, "the run keeps what it asked"
