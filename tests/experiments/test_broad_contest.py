@@ -145,6 +145,7 @@ def test_a_protocol_needs_its_contestants(folder: Path, tmp_path: Path, refused:
     assert "--best-fixed: expected the file of a schedule" in refused(contest.main, options)
     options += ["--best-fixed", str(tmp_path / "fixed.json")]
     assert "at most --tasks" in refused(contest.main, [*options, "--tasks", "3", "--search-tasks", "4"])
+    assert "give it by --rules rule=FILE" in refused(contest.main, [*options, "--agents", "rule"])
     for option in ("--rules", "--schedules"):
         assert "another contestant" in refused(contest.main, [*options, option, f"plain={tmp_path / 'fixed.json'}"])
     twice = f"one={tmp_path / 'fixed.json'}"

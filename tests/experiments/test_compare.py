@@ -19,6 +19,7 @@ from PIL import Image
 
 from rlmix.agent.agent import Agent
 from rlmix.agent.loop_policy import policies_of
+from rlmix.agent.rule import Rule
 from rlmix.classifier.data import load_dataset, split
 from rlmix.classifier.evaluation.measure import Column, Measure, Subject, percent
 from rlmix.classifier.evaluation.measures import MEASURES
@@ -32,7 +33,7 @@ from rlmix.experiments.comparison.intervals import format_interval, paired_diffe
 from rlmix.experiments.comparison.results import unpack_hits
 from rlmix.experiments.runs.config import stored_config
 from rlmix.experiments.runs.options import DataConfig
-from tests.agent.loops import agent
+from tests.agent.loops import agent, rule
 from tests.experiments.inline import run_inline
 
 Refused = Callable[[Callable[[Sequence[str]], Any], Sequence[object]], str]
@@ -419,6 +420,28 @@ def test_an_agent_is_asked_as_in_the_environment_and_its_choices_can_be_repeated
     assert trained == []
     agent(4).save(folder)
     assert "another schedule or agent by the name mine" in refused(compare.main, options)
+
+
+def test_a_rule_is_a_contestant_as_an_agent_is(
+    tmp_path: Path, trained: list[tuple[str, int]], refused: Refused
+) -> None:
+    rule("progress", 0.3).save(tmp_path)
+    out = tmp_path / "out"
+    setting = (*SETTING[:4], "--updates", "24", *SETTING[6:], "--contestants", "plain", "--seeds", "2")
+    options = [*setting, "--out", str(out), "--agents", "rule", f"mine={tmp_path / 'rule.json'}"]
+    compare.main(options)
+    rows = read_strictly(out / "results.json")["methods"]
+    assert [rows[name]["title"] for name in ("rule", "mine")] == ["the shipped rule", "mine, a rule"]
+    assert rows["mine"]["agent_sha256"] == Rule.load(tmp_path).checksum
+    asked = rule("progress", 0.3)
+    expected = [asked.menu.policy(one) for one in (*asked.first, *asked.tree.below.actions)]  # type: ignore[union-attr]
+    for chosen in rows["mine"]["chosen"]:
+        assert [policy for _, policy in PolicySchedule.from_json(chosen).segments] == expected
+    trained.clear()
+    compare.main(options)
+    assert trained == []
+    rule("progress", 0.1).save(tmp_path)
+    assert "mine" in refused(compare.main, options)
 
 
 def test_measures_are_those_of_the_networks_and_intervals_go_over_images_too(

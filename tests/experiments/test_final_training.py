@@ -43,6 +43,7 @@ from rlmix.experiments.runs.options import DataConfig
 from rlmix.experiments.training.config import ClassifierConfig, FinalConfig, ReplayConfig
 from rlmix.experiments.training.resolve import load_data
 from tests import board
+from tests.agent.loops import rule
 from tests.experiments.explained import help_of, require_explained
 
 pytestmark = pytest.mark.usefixtures("undrawn")
@@ -444,12 +445,16 @@ def test_an_agent_sees_what_it_sees_in_the_environment(
     assert seen[2][OBSERVATION_V2.index("labels_seen_1")] == 1
 
 
-@pytest.mark.parametrize("who", ["policy", "agent", "transfer agent"])
+@pytest.mark.parametrize("who", ["policy", "agent", "transfer agent", "rule"])
 def test_killed_between_any_two_updates_and_resumed(
     who: str, policy: Path, agent: Path, transfer_agent: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     chosen = policy
-    if who != "policy":
+    if who == "rule":
+        chosen = tmp_path / "rule"
+        chosen.mkdir()
+        rule("progress", 0.3).save(chosen)  # 0.2 at the look, more later
+    elif who != "policy":
         chosen = shutil.copytree(agent if who == "agent" else transfer_agent, tmp_path / "agent")
     arguments = ("--policy" if who == "policy" else "--agent", chosen, "--checkpoint-seconds", 0)
     choose, save, seen = Agent.choose, RunFolder.save_checkpoint, []
