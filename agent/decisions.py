@@ -28,7 +28,7 @@ class Decision(NamedTuple):
         policy: policy of the segment.
         action: the agent's action; None from a schedule.
         probabilities: probability that the agent gave each choice; None from a schedule.
-        reason: what a rule has seen at its look; None before it, and from others.
+        reason: what a rule has seen, at its look; None before and after it, and from others.
     """
 
     policy: MixPolicy
@@ -82,7 +82,8 @@ def from_rule(rule: Rule, updates: int | None = None) -> PolicyFn:
             action = rule.first[segment]
         elif (seen := rule.seen(state, length)) is not None:
             observation = observe(seen, rule.menu, rule.features)
-            action, reason = rule.choose(observation)[segment - rule.look], rule.explain(observation)
+            action = rule.choose(observation)[segment - rule.look]
+            reason = rule.explain(observation) if seen is state else None
         else:
             action = state.action or rule.first[-1]
         return Decision(rule.menu.policy(action), action, reason=reason)

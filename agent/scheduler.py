@@ -21,7 +21,7 @@ class Choice:
         update: number of the first update under it, from 0.
         policy: the policy.
         probabilities: probability that the agent gave each choice, by dimension of its menu; None without an agent.
-        reason: what a rule has seen; None without one.
+        reason: what a rule has seen, at its look; else None.
     """
 
     update: int

@@ -3,6 +3,7 @@
 import copy
 import importlib
 import json
+import re
 import subprocess
 import sys
 import warnings
@@ -153,6 +154,10 @@ def test_a_rule_needs_no_validation_and_goes_on_where_it_was(cut: int, tmp_path:
             expected = [*asks.first, *getattr(asks.tree, answer).actions]
             assert [choice.policy for choice in mix.choices] == [asks.menu.policy(action) for action in expected]
             assert [choice.update for choice in mix.choices] == [0, 4, 8, 12, 16]
+            given = [choice.reason for choice in mix.choices]
+            assert given[0] is None and given[2:] == [None] * 3
+            relation = {"above": "≥", "below": "<"}[answer]
+            assert re.fullmatch(rf"{feature} [\d.]+ {relation} {threshold}", given[1] or "")
             outcomes.append(model.state_dict())
         one, other = outcomes
         assert all(torch.equal(one[name], other[name]) for name in one)

@@ -327,6 +327,9 @@ def test_a_rule_leads_a_training_and_can_be_changed_by_hand(tmp_path: Path, caps
     assert (
         "updates of 50 on 100 images, led by the shipped rule. Test" in (tmp_path / "shipped/report.html").read_text()
     )
+    assert re.search(
+        r"from  15%  clean 50 % \+ mixup 50 %, λ beta\(1\) \(log_passes 0.373 < 0.3785", capsys.readouterr().out
+    )
     said = str(Rule.load("rule"))
     assert "if mixed_excess_loss < 0.6981" in said
     edited = json.loads((NAMED[RULE] / "rule.json").read_bytes())
