@@ -218,10 +218,10 @@ def probability_timeline(
 
 
 def interval_chart(rows: Sequence[tuple[str, float, float | None]], *, title: str, x_label: str) -> Chart:
-    """Draw means with intervals, a row each.
+    """Draw mean accuracies with intervals, a row each; what of an interval is no accuracy is cut off.
 
     Args:
-        rows: name, mean, and half-width of the interval or None.
+        rows: name, mean in %, and half-width of the interval or None.
         title: caption of the chart.
         x_label: label of the axis.
     """
@@ -235,7 +235,7 @@ def interval_chart(rows: Sequence[tuple[str, float, float | None]], *, title: st
         panel.set_ylim(len(rows) - 0.5, -0.5)
         panel.set_yticks(range(len(rows)), names)
         panel.set_xlabel(x_label)
-        _axis(panel, "x", [*(means - reach), *(means + reach)])
+        _axis(panel, "x", np.clip([*(means - reach), *(means + reach)], 0, 100))
         interval_plot(panel, np.arange(len(rows)), means, reach, color=COLOURS[0], markersize=8, linewidth=2)
         values = "; ".join(
             f"{name}: {mean:.2f}" + ("" if half_width is None else f" ± {half_width:.2f}")

@@ -210,6 +210,12 @@ def test_intervals_are_where_the_ticks_say() -> None:
     assert names == ["a", "b <"]
 
 
+def test_an_axis_of_accuracies_ends_at_100() -> None:
+    svg = drawing(interval_chart([("a", 90.0, 30.0), ("b", 84.0, 1.0)], title="t", x_label="%"))
+    ticks = [group.findtext(".//text") for group in svg.iter("g") if group.get("class") == "xtick"]
+    assert ticks[0] == "60" and ticks[-1] == "100"
+
+
 def test_shares_are_a_table_darker_where_they_are_larger() -> None:
     table = ShareTable(["x <", "y"], ["p", "q"], [[0.25, 0.0], [0.75, 1.0]], "t")
     text = render_html("t", "l", [("s", [table])], {"command": "c", "machine": {}, "config": {}})
