@@ -189,7 +189,7 @@ class RayVecEnv(RemoteVecEnv):
                 return self._wait(index, sent, self._timeout)
             except self._ray.exceptions.RayError as error:
                 failures += 1
-                reason = self._reason(error)
+                reason = self._reason(index, error)
                 if failures == self._max_failures:
                     raise WorkerFailedError(f"worker {index} failed {failures} times in a row: {reason}") from error
                 _say(f"worker {index}: {reason}; it is replaced and its episode repeated")
@@ -225,9 +225,11 @@ class RayVecEnv(RemoteVecEnv):
             self._born[index] = None
         return ray.get(future, timeout=timeout)
 
-    def _reason(self, error: Exception) -> str:
+    def _reason(self, index: int, error: Exception) -> str:
         """Return the message of a Ray error in one line, that of the worker's own error where there is one."""
         exceptions = self._ray.exceptions
+        if isinstance(error, exceptions.GetTimeoutError) and self._born[index] is not None:
+            return f"did not start within {START_SECONDS:g} seconds: it needs {self._share}, not free in the cluster"
         if isinstance(error, exceptions.GetTimeoutError):
             return f"gave no answer in time ({self._timeout:g} seconds a step)"
         if isinstance(error, exceptions.RayTaskError):
