@@ -280,5 +280,42 @@ def test_the_documents_show_the_contest() -> None:
     )
 
 
+def test_the_documents_show_those_who_search() -> None:
+    folder = ROOT / "experiments/results/broad/contest"
+    result = json.loads((folder / "results.json").read_bytes())
+    _, table = result["tables"]
+    page = (ROOT / "docs/agent.md").read_text()
+    part, ahead = contest_results.ALL, table["less_plain"]
+    assert table["tasks"][part] == 40
+    shown = {
+        "Population Based Training": "Population Based Training, 16 members | 16",
+        contest_results.ORACLE: "the oracle: the best of all 16 fixed policies by validation | 16",
+        contest_results.ORACLE_AGAIN: "its policy, trained again from another seed | 17",
+        "rule": "the rule in words | 1",
+        contest.COPIES: "CutMix on half, the best of 16 trainings by validation | 16",
+        "R-Mix half": "R-Mix on half | 1",
+        contest.AS_TIMM: "timm's mixing | 1",
+        "CutMix half": "CutMix on half | 1",
+        "new": "the shipped agent | 1",
+        contest.BEST_FIXED: "mixup on half, the best fixed policy in the surrogate | 1",
+    }
+    for name, title in shown.items():
+        assert (
+            f"| {title} | {format_interval(*ahead[name][part]['tasks'], signed=True)} | {_width(ahead[name][part])} |"
+            in page
+        )
+    fixed, oracle = (ahead[name][part]["tasks"][0] for name in (contest.BEST_FIXED, contest_results.ORACLE_AGAIN))
+    way = {name: round(100 * (ahead[name][part]["tasks"][0] - fixed) / (oracle - fixed)) for name in ("new", "rule")}
+    assert re.search(rf"the agent comes {way['new']} % of\s+it on these tasks, the rule {way['rule']} %", page)
+    lines = {contest.key_of(line): line for line in map(json.loads, (folder / "runs.jsonl").read_text().splitlines())}
+    lost = {
+        task: lines[*task, "new"]["accuracy"] - lines[*task, "plain"]["accuracy"]
+        for group, number, name in lines
+        if name == contest.MENU_16
+        for task in [(group, number)]
+    }
+    assert min(lost, key=lambda task: lost[task]) == ("digits", 1) and round(100 * lost["digits", 1]) == -27
+
+
 def _width(over: dict[str, Any]) -> str:
     return f"± {over['data_sets'][1]:.2f}"

@@ -69,6 +69,26 @@ def test_what_is_planted_is_found(tmp_path: Path) -> None:
     assert [cell.strip() for cell in row.split("|")[2:-1]] == ["", "", "", "", "+2.00 ± 0.00"]
 
 
+def test_the_documents_show_the_committed_results() -> None:
+    root = Path(__file__).parents[2]
+    page = (root / "docs/budget.md").read_text()
+    results = (root / "experiments/results/budget/contest_curves.md").read_text()
+    assert next(part for part in results.split("\n\n") if part.startswith("|")) in page
+    result = json.loads((root / "experiments/results/budget/contest_curves.json").read_text())
+    portfolio = [CHOICES.index(one) for one in Forecaster.load(SHIPPED).portfolio]
+    tasks = curves.read_contest(root / "experiments/results/broad/contest", CHECKSUM)
+    again = [[100 * task.best_of([POLICIES, *portfolio][:budget]) for task in tasks] for budget in result["budgets"]]
+    assert np.allclose(result["accuracy"][curves.OURS], again, atol=0.01)
+    less = {name: [one["tasks"] for one in row] for name, row in result["ours_less_this"].items()}
+    for name, place, said in (
+        (curves.ORACLE, 2, "at 4 it is {} points ahead of it"),
+        (curves.RANDOM, 1, "random search at 2 (+{})"),
+        (curves.POPULATION, 4, "At 16 it is {} behind Population Based Training"),
+    ):
+        mean, width = less[name][place]
+        assert said.format(f"{abs(mean):.1f} ± {width:.1f}") in page, name
+
+
 def test_what_is_no_contest_of_this_agent_is_refused(tmp_path: Path, refused: Any) -> None:
     folder = tmp_path / "contest"
     assert "studies/broad/contest.py writes them" in refused(curves.main, ["--contest", folder])
