@@ -34,6 +34,16 @@ def test_a_command_is_run_to_its_end(tmp_path: Path) -> None:
     assert found["seconds"] > 0 and found["memory_mb"] > 50 and found["folder_mb"] > 0.1
 
 
+def test_the_documents_show_what_was_measured() -> None:
+    root = Path(__file__).parents[2]
+    ways = json.loads((root / "experiments/results/benchmark_budget.json").read_text())["ways"]
+    page = (root / "docs/budget.md").read_text()
+    for name, way in ways.items():
+        times = way["times_plain"]
+        shown = f"{times['median']:.2f} ({times['low']:.2f} to {times['high']:.2f})"
+        assert f"| {name} | {way['seconds']['median']:.0f} | {shown} |" in page
+
+
 def test_what_fails_is_said(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit):
         budget_cost.main(["--dataset", "nonsense", "--out", str(tmp_path / "cost.json")])
