@@ -216,7 +216,7 @@ def test_thirds_of_an_odd_number_of_updates() -> None:
     # round(7 / 3) = 2 and round(14 / 3) = 5
     found = [choose(state(float(Fraction(done, 7)), 7))[0] for done in range(7)]
     assert found == [CLEAN, CLEAN, CUTMIX, CUTMIX, CUTMIX, MIXUP, MIXUP]
-    assert choose(state(0.0, 7))[1:] == (None, None)
+    assert choose(state(0.0, 7))[1:] == (None, None, None)
 
 
 def test_following_a_schedule_is_the_training_that_it_came_from() -> None:
@@ -240,7 +240,8 @@ def test_ask_chooses_as_the_agent_at_what_it_would_see() -> None:
     env.reset(seed=0)
     for _ in range(3):
         assert env.state is not None
-        policy, action, probabilities = from_agent(agent)(env.state)
+        policy, action, probabilities, reason = from_agent(agent)(env.state)
+        assert reason is None
         assert action == agent.choose(observe(env.state, env.menu))
         assert probabilities == agent.probabilities(observe(env.state, env.menu))
         assert policy == agent.menu.policy(action)
