@@ -256,12 +256,15 @@ def _serve(pipe: Connection, make: Make, positions: dict[int, EpisodeCursor]) ->
         for index, position in positions.items():
             answer = _try(index, partial(_server, make, index, position))
             if isinstance(answer, _Failure):
+                signal.signal(signal.SIGTERM, signal.SIG_IGN)  # it ends by itself
                 pipe.send(answer)
                 return
             served[index] = answer
         while True:
             index, method, arguments = pipe.recv()
             answer = _try(index, getattr(served[index], method), *arguments)
+            if isinstance(answer, _Failure):
+                signal.signal(signal.SIGTERM, signal.SIG_IGN)  # it ends by itself
             pipe.send(answer)
             if isinstance(answer, _Failure):
                 return
