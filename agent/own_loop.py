@@ -152,7 +152,7 @@ class RLMix:
         self._batch_size = 0
         self._allowed: Allowed | None = None
         self._scheduler: PolicyScheduler | None = None  # from the first batch on
-        if not isinstance(self.source, Agent):
+        if isinstance(self.source, PolicySchedule):
             for one in policies_of(self.source):
                 require(self._limits.why_not(one))
 
@@ -497,9 +497,9 @@ class RLMix:
 
     def _scale(self, images: Tensor) -> Scale:
         """Return the size of the training of which this is the first batch."""
-        steps, (_, world) = self._accumulate, processes()
-        updates, batch_size = max(self._total // steps, 1), len(images) * world * steps
-        return Scale(self._train_size, updates, batch_size, max(self.num_classes, 2), min(images.shape[-2:]))
+        state = self._state_at_start(len(images), relative_lr=0.0)
+        task, side = state.task, min(images.shape[-2:])
+        return Scale(task.train_size, task.updates, state.batch_size, state.num_classes, side)
 
     def _waits_for_validation(self, state: TrainingState) -> bool:
         """Return whether the choice at a state is not possible without validation that was not given."""

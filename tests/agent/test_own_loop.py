@@ -217,6 +217,16 @@ def test_a_rule_is_refused_where_a_loop_cannot_follow_it(tmp_path: Path) -> None
     with pytest.raises(InputError, match="mixes by saliency"):
         mix(*batches(1)[0])  # again
     RLMix("rule", **KNOWN)(*batches(1)[0])  # of few passes, so that it never mixes by saliency
+    menu = Menu((("clean", {"clean": 1.0}), ("puzzle", {"puzzlemix": 1.0})), (None,), ((1.0, 0.0),), ("beta(1)",))
+    plain, puzzle = menu.actions()
+    for threshold, refused in ((0.0, True), (2.0, False)):
+        tree = Split("log_passes", threshold, Leaf((plain,)), Leaf((puzzle,)))
+        own = RLMix(Rule(menu, (0.5, 1.0), (plain,), tree), **KNOWN)
+        if refused:
+            with pytest.raises(InputError, match="puzzlemix looks at colours"):
+                own(*batches(1)[0], network())
+        else:
+            own(*batches(1)[0], network())
     with pytest.raises(InputError, match="pass total_updates"):
         RLMix(Rule(Menu(), (1.0,), (), Leaf((Menu().actions()[0],))), num_classes=10, train_size=200)
     with pytest.warns(UserWarning, match="len\\(dataset\\)"):
