@@ -15,6 +15,7 @@ from rlmix.classifier.mixing import MixPolicy, PolicyError, PolicySchedule
 from rlmix.envs.observation import TrainingState, observe
 
 PROBABILITIES = "probabilities"  # field of a schedule's provenance, for those that an agent gave
+REASONS = "reasons"  # likewise, for what a rule saw
 DIGITS = 6  # decimals of a stored probability
 NOTHING_MIXED = "The agent mixed nothing: it expects plain training to do best here"
 
@@ -103,8 +104,10 @@ def ask(agent: Agent, observation: NDArray[np.float32], allowed: Allowed | None 
     return Decision(agent.menu.policy(action), action, agent.probabilities(observation))
 
 
-def as_provenance(probabilities: Sequence[Probabilities | None]) -> dict[str, Any]:
-    """Return the provenance of a schedule with its segments' probabilities; empty where one is None."""
+def as_provenance(probabilities: Sequence[Probabilities | None], reasons: Sequence[str | None] = ()) -> dict[str, Any]:
+    """Return the provenance of a schedule: its segments' probabilities, unless one is None, and reasons, if any."""
+    if any(reasons):
+        return {REASONS: list(reasons)}
     if None in probabilities:
         return {}
     rounded = [
@@ -148,6 +151,19 @@ def probabilities_of(schedule: PolicySchedule) -> list[Probabilities] | None:
                     raise PolicyError(
                         f"{field}[{place}].{dimension:.80}.{name:.80} must be a number in [0, 1], got {share!r:.80}"
                     )
+    return kept
+
+
+def reasons_of(schedule: PolicySchedule) -> list[str | None]:
+    """Return what a rule saw before each segment of a schedule, None where it did not look.
+
+    Raises:
+        PolicyError: the stored field is not of this form.
+    """
+    count = len(schedule.segments)
+    kept = schedule.provenance.get(REASONS, [None] * count)
+    if not isinstance(kept, list) or len(kept) != count or not all(one is None or isinstance(one, str) for one in kept):
+        raise PolicyError(f"provenance.{REASONS} must be {count} texts, one for each segment, got {kept!r:.80}")
     return kept
 
 

@@ -9,8 +9,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from rlmix.agent.files import NAMED
+from rlmix.classifier.data import Splits
 from rlmix.classifier.files import DamagedFileError, write_atomic
 from rlmix.classifier.mixing.policy import require_fields
+from rlmix.classifier.training.config import TrainConfig
 
 EXPERIENCE_FILE = "experience.json"  # beside an agent's other files
 FAR = 2.0  # times the highest, or less than the lowest over it
@@ -34,6 +36,12 @@ class Scale:
     batch_size: int
     classes: int
     side: int
+
+    @classmethod
+    def of(cls, data: Splits, train: TrainConfig) -> Scale:
+        """Return the size of a training of these images."""
+        side = min(data.train.image_shape[1:])
+        return cls(len(data.train), train.updates, train.batch_size, data.num_classes, side)
 
     def quantities(self) -> dict[str, float]:
         """Return what is compared, by its unit."""

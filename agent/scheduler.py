@@ -110,12 +110,12 @@ class PolicyScheduler:
         return [Choice(start, policy, given, reason) for start, (_, policy), given, reason in every]
 
     def schedule(self) -> PolicySchedule:
-        """Return the policies that were used as a schedule, with the probabilities that an agent gave.
+        """Return the policies that were used as a schedule, with an agent's probabilities or what a rule saw.
 
         In the midst of a training the last policy, of which there must be one, holds to the end.
         """
         *before, (_, last) = self.chosen
-        return PolicySchedule((*before, (1.0, last)), as_provenance(self.probabilities))
+        return PolicySchedule((*before, (1.0, last)), as_provenance(self.probabilities, self.reasons))
 
     def state_dict(self) -> dict[str, Any]:
         """Return what was chosen and measured as plain values."""

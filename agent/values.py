@@ -12,7 +12,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from rlmix.agent.agent import Agent
+from rlmix.agent.any_agent import AnyAgent
 from rlmix.agent.files import NAMED, AgentFormat, write_files
 from rlmix.envs.effects import action_effects, combination_numbers
 from rlmix.envs.menu import Menu
@@ -161,8 +161,8 @@ class Forecaster:
         """Return the forecasts of each network of the ensemble, in points, `[M, N, A]`, of observations `[N, O]`."""
         return self.values.of_members(torch.from_numpy(observations)).double().numpy()
 
-    def fits(self, agent: Agent) -> bool:
-        """Return whether it has an agent's menu and segments; they may see different features."""
+    def fits(self, agent: AnyAgent) -> bool:
+        """Return whether it has an agent's or a rule's menu and segments; they may see different features."""
         return (self.menu, self.segments) == (agent.menu, agent.segments)
 
     def save(self, folder: Path) -> None:

@@ -44,7 +44,7 @@ def compare(config: ComparisonConfig, command: str) -> dict[str, Any]:
         DataError: the data set is not available, or too small.
     """
     contestants = select_contestants(config)
-    setting, images = resolve(config, contestants.values())
+    setting, images, notes = resolve(config, contestants.values())
     out = Path(config.out)
     count = min(config.measured_images or images, images)
     whole = whole_splits(config.data)
@@ -66,6 +66,8 @@ def compare(config: ComparisonConfig, command: str) -> dict[str, Any]:
     }
     if config.test_set and log.missing(jobs):
         record_test_read(out, command, images=images)
+    for note in notes:
+        print(f"note: {note}", flush=True)
     log.run(jobs, processes=config.parallel.processes, describe=_describe)
     runs = {name: [log.finished[name, seed] for seed in range(config.seeds)] for name in contestants}
     with reject_incompatible(log.path):

@@ -10,8 +10,9 @@ from dataclasses import dataclass, field
 from typing import Any, Literal, TypeVar
 
 from rlmix.agent.agent import Agent
-from rlmix.agent.any_agent import AnyAgent, load_agent
+from rlmix.agent.any_agent import AnyAgent
 from rlmix.agent.config import RLMixAgentConfig
+from rlmix.agent.experience import Experience
 from rlmix.agent.files import NAMED
 from rlmix.agent.rule import Rule
 from rlmix.classifier.mixing import LamDistribution, MixPolicy, PolicySchedule
@@ -45,12 +46,14 @@ class Contestant:
         policy: mixing policies from start to end, or the agent that chooses them as the training goes.
         saliency: source of the input gradient of saliency methods, `recycled` or `exact`.
         thresholds: choice of R-Mix's thresholds; None lets the Trainer draw them as the policy says.
+        experience: what an agent learned from; None where it is not known, and of others.
     """
 
     title: str
     policy: PolicySchedule | AnyAgent
     saliency: Saliency = "recycled"
     thresholds: ThresholdChoice | None = None
+    experience: Experience | None = None
 
 
 def _require_new(name: str, option: str, taken: Collection[str]) -> None:
@@ -63,8 +66,8 @@ def _require_new(name: str, option: str, taken: Collection[str]) -> None:
         raise RunError(f"{option}: the name {name!r} stands for another contestant; choose another")
 
 
-def load_agents(entries: Sequence[str], taken: Collection[str]) -> dict[str, AnyAgent]:
-    """Return the agents of `--agents` by name.
+def agent_places(entries: Sequence[str], taken: Collection[str]) -> dict[str, str]:
+    """Return where the agents of `--agents` lie, by name.
 
     Args:
         entries: each the name of an agent that comes with the program, or NAME=FOLDER, or NAME=FILE of a rule.
@@ -72,10 +75,8 @@ def load_agents(entries: Sequence[str], taken: Collection[str]) -> dict[str, Any
 
     Raises:
         RunError: an entry has another form, or its name is taken.
-        DamagedFileError: an agent cannot be used.
-        PolicyError: a rule cannot be used.
     """
-    agents: dict[str, AnyAgent] = {}
+    places: dict[str, str] = {}
     for entry in entries:
         name, equals, path = (entry, "=", entry) if entry in NAMED else entry.partition("=")
         if not (name and equals and path):
@@ -84,9 +85,9 @@ def load_agents(entries: Sequence[str], taken: Collection[str]) -> dict[str, Any
                 "learned=runs/agent-DATE-TIME, "
                 f"got {entry!r}"
             )
-        _require_new(name, "--agents", {*taken, *agents})
-        agents[name] = load_agent(path)
-    return agents
+        _require_new(name, "--agents", {*taken, *places})
+        places[name] = path
+    return places
 
 
 def only_networks(agents: Mapping[str, AnyAgent]) -> dict[str, Agent]:

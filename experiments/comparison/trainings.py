@@ -12,7 +12,8 @@ from typing import Annotated, Any
 
 import torch
 
-from rlmix.agent.any_agent import AnyAgent
+from rlmix.agent.any_agent import AnyAgent, load_agent
+from rlmix.agent.experience import Experience, Scale
 from rlmix.agent.files import RULE, SHIPPED
 from rlmix.agent.led import train_by_agent
 from rlmix.agent.loop_policy import policies_of
@@ -36,7 +37,7 @@ from rlmix.experiments.comparison.contestants import (
     Contestant,
     Saliency,
     ThresholdChoice,
-    load_agents,
+    agent_places,
     load_schedules,
 )
 from rlmix.experiments.comparison.results import pack_hits
@@ -119,8 +120,9 @@ def select_contestants(config: ComparisonConfig) -> dict[str, Contestant]:
     selected = {name: CONTESTANTS[name] for name in CONTESTANTS if name in names}
     for name, schedule in load_schedules(config.schedules, selected).items():
         selected[name] = Contestant(name, schedule)
-    for name, agent in load_agents(config.agents, selected).items():
-        selected[name] = Contestant(_title(name, agent), agent)
+    for name, place in agent_places(config.agents, selected).items():
+        agent = load_agent(place)
+        selected[name] = Contestant(_title(name, agent), agent, experience=Experience.load(place))
     if config.baseline not in selected:
         raise RunError(f"--baseline must be one of the contestants {' '.join(selected)}, got {config.baseline}")
     return selected
@@ -134,7 +136,7 @@ def all_where_there_are_fewer(config: ComparisonConfig) -> ComparisonConfig:
     return replace(config, data=replace(data, train_size=None))
 
 
-def resolve(config: ComparisonConfig, contestants: Collection[Contestant]) -> tuple[Setting, int]:
+def resolve(config: ComparisonConfig, contestants: Collection[Contestant]) -> tuple[Setting, int, list[str]]:
     """Resolve `auto` options, check the setting (draw the data, build the network), and count the images to be read.
 
     Args:
@@ -142,7 +144,7 @@ def resolve(config: ComparisonConfig, contestants: Collection[Contestant]) -> tu
         contestants: contestants of the comparison.
 
     Returns:
-        The setting, and the number of images of the split.
+        The setting, the number of images of the split, and notes on agents that learned from other sizes of trainings.
 
     Raises:
         RunError: an option is out of range, or a contestant cannot train this network on these images.
@@ -170,7 +172,9 @@ def resolve(config: ComparisonConfig, contestants: Collection[Contestant]) -> tu
     # Try the measures before anything is trained; on development images, so that the test set is not read.
     tried = subject_of(trainer, "development", count=min(config.measured_images or TRIAL_IMAGES, TRIAL_IMAGES))
     _take_measures(tried, config.measures)
-    return setting, len(part)
+    scale = Scale.of(data, setting.train)
+    remarks = {one.title: one.experience.remark(scale) for one in contestants if one.experience is not None}
+    return setting, len(part), [f"{title}: {remark}" for title, remark in remarks.items() if remark]
 
 
 def open_log(

@@ -19,12 +19,13 @@ def tried(budget: Mapping[str, Any]) -> list[Part]:
         budget: entry of this name in a training's `summary.json`.
     """
     steps, kept = budget["steps"], _path(budget["steps"], budget["kept"])
+    leader = budget.get("leader", "agent")  # older summaries do not have it
     text = Paragraph(
         f"{1 + max(step['candidate'] for step in steps)} candidates began, {len(steps)} segments were trained. "
-        f"{describe_kept(budget)} The first candidate is led by the agent, each other one holds a policy. Where fewer "
-        "were to go on than had begun, those with the highest forecasts did, and the agent's among several. The "
-        "forecast, made before the segment, is of accuracy at the end if the policy is held: points above the mean of "
-        "its segment, ± one standard deviation. The validation accuracy is that at the end of the segment, of the "
+        f"{describe_kept(budget)} The first candidate is led by the {leader}, each other one holds a policy. Where "
+        f"fewer were to go on than had begun, those with the highest forecasts did, and the {leader}'s among several. "
+        "The forecast, made before the segment, is of accuracy at the end if the policy is held: points above the mean "
+        "of its segment, ± one standard deviation. The validation accuracy is that at the end of the segment, of the "
         "state that goes on. Of each candidate that reaches the end, the best network of its regular evaluations "
         "would be kept: the last column, by which ended candidates are compared."
     )
@@ -37,7 +38,7 @@ def tried(budget: Mapping[str, Any]) -> list[Part]:
         (
             f"{100 * budget['segments'][step['segment']]:.0f}\u00a0%",
             str(step["candidate"]),
-            f"{step['policy']} (the agent's choice)" if step["own"] else step["policy"],
+            f"{step['policy']} (the {leader}'s choice)" if step["own"] else step["policy"],
             _became(step, steps, kept),
             f"{step['forecast'] - means[step['segment']]:+.1f} ± {step['uncertainty']:.1f}",
             "-" if step["diverged"] else percent(step["accuracy"]),

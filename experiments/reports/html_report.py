@@ -21,7 +21,7 @@ from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from torch import Tensor
 
-from rlmix.agent.decisions import probabilities_of
+from rlmix.agent.decisions import probabilities_of, reasons_of
 from rlmix.agent.tags import Tag
 from rlmix.classifier.mixing import PolicySchedule
 from rlmix.classifier.mixing.picture import shown_channels
@@ -174,10 +174,13 @@ def schedule_table(schedule: PolicySchedule, chosen: Sequence[float | None] | No
     """
     rows: list[tuple[object, ...]] = [(f"{100 * until:.3g} %", str(policy)) for until, policy in schedule.segments]
     header = ["until", "policy"]
+    if any(reasons := reasons_of(schedule)):
+        header.append("the rule saw")
+        rows = [(*row, why or "") for row, why in zip(rows, reasons, strict=True)]
     if chosen is not None:
         header.append("chosen in, %")
         rows = [(*row, "" if share is None else f"{100 * share:.0f}") for row, share in zip(rows, chosen, strict=True)]
-    return Table(header, rows, "The schedule", text_columns=2)
+    return Table(header, rows, "The schedule", text_columns=2 + any(reasons))
 
 
 def percent(share: float) -> str:

@@ -18,9 +18,10 @@ import numpy as np
 from numpy.typing import NDArray
 from torch.utils.tensorboard.writer import SummaryWriter
 
-from rlmix.agent.agent import Agent
+from rlmix.agent.any_agent import AnyAgent, load_agent
 from rlmix.agent.budget import FIRST, BudgetSearch, Outlook, Step, StepResult
-from rlmix.agent.decisions import Decision
+from rlmix.agent.decisions import Decision, choose_by
+from rlmix.agent.rule import Rule
 from rlmix.agent.tags import Tag
 from rlmix.agent.values import Forecaster
 from rlmix.classifier.data import Splits
@@ -64,19 +65,27 @@ class StepTrainer:
     Args:
         config: configuration with nothing left to `auto`.
         data: images of the training.
-        agent: chooses for the candidate that is its own.
+        agent: agent or rule, which chooses for the candidate that is its own.
         forecaster: says what is observed.
     """
 
-    def __init__(self, config: ReplayConfig, data: Splits, agent: Agent, forecaster: Forecaster) -> None:
+    def __init__(self, config: ReplayConfig, data: Splits, agent: AnyAgent, forecaster: Forecaster) -> None:
         set_threads(config.threads, stored=True)
-        self._config, self._agent, self._forecaster = config, agent, forecaster
+        self._config, self._forecaster = config, forecaster
+        self._lead = choose_by(agent)
+        self._labels_checked = checks_labels((*forecaster.features, *agent.features))
         self._trainer = Trainer(config.train, data, seed=config.seed)
 
     def start(self) -> TrainingState:
         """Return the state at the start of a training."""
         self._trainer.reset(self._config.seed)
         return self._training(None, None).scheduler.state
+
+    def own_choice(self, state: TrainingState) -> tuple[int, ...]:
+        """Return the action that the agent or rule chooses in a state."""
+        action = self._lead(state).action
+        assert action is not None
+        return action
 
     def train(
         self, step: Step, before: Checkpoint | None, save: Callable[[Checkpoint], None] = lambda _: None
@@ -114,7 +123,7 @@ class StepTrainer:
             pass
         else:
             state = training.scheduler.state
-            observation = [float(value) for value in observed(self._forecaster, state)]
+            observation = observed(self._forecaster, state).tolist()
             if state.evaluation is None:
                 # At the end, on all validation images; what decides is the best network so far, which would be kept.
                 accuracy = next(value for tag, value, _ in reversed(events.scalars) if tag == Tag.ACCURACY)
@@ -122,13 +131,14 @@ class StepTrainer:
             else:
                 accuracy = state.evaluation.accuracy
                 if step.own:
-                    own_choice = list(self._agent.choose(observed(self._agent, state)))
+                    own_choice = list(self.own_choice(state))
         line = {
             "step": step.number,
             "observation": observation,
             "accuracy": accuracy,
             "kept_accuracy": kept_accuracy,
             "own_choice": own_choice,
+            "reason": training.scheduler.choices[-1].reason,
             "seconds": round(time.monotonic() - started, 1),
         }
         return line, checkpoint()
@@ -138,25 +148,26 @@ class StepTrainer:
         return self._training(None, checkpoint)
 
     def _training(self, step: Step | None, before: Checkpoint | None) -> FinalTraining:
-        def choose(_: TrainingState) -> Decision:
+        def choose(state: TrainingState) -> Decision:
             assert step is not None
+            if step.own:  # the step has the same action
+                return self._lead(state)
             return Decision(self._forecaster.menu.policy(step.action), step.action)
 
-        checked = checks_labels((*self._forecaster.features, *self._agent.features))
         return FinalTraining(
             self._config,
             None,
             self._trainer,
             choose,
             self._forecaster.segments,
-            labels_checked=checked,
+            labels_checked=self._labels_checked,
             start=before,
         )
 
 
-def observed(by: Forecaster | Agent, state: TrainingState) -> NDArray[np.float32]:
-    """Return what a forecaster or an agent sees of a training, `[O]`."""
-    return observe(state, by.menu, by.features)
+def observed(forecaster: Forecaster, state: TrainingState) -> NDArray[np.float32]:
+    """Return what a forecaster sees of a training, `[O]`."""
+    return observe(state, forecaster.menu, forecaster.features)
 
 
 def candidate_seed(seed: int, candidate: int) -> int:
@@ -173,7 +184,7 @@ def train_within_budget(
         config: configuration with nothing left to `auto`.
         run: run folder.
         data: images of the training.
-        source: agent, which chooses for the first candidate, and its forecaster.
+        source: agent or rule, which chooses for the first candidate, and a forecaster.
         address: address of a Ray cluster; None for Ray on this machine.
 
     Returns:
@@ -184,14 +195,14 @@ def train_within_budget(
     """
     started = time.monotonic()
     agent, forecaster = source.policy, source.forecaster
-    assert isinstance(agent, Agent) and forecaster is not None
+    assert isinstance(agent, AnyAgent) and forecaster is not None
     trainer = StepTrainer(config, data, agent, forecaster)
     start = trainer.start()
     search = BudgetSearch(
         forecaster,
         config.trainings,
         observed(forecaster, start),
-        agent.choose(observed(agent, start)),
+        trainer.own_choice(start),
         images=len(data.validation),
         worth=config.worth if config.budget == "auto" else None,
     )
@@ -211,13 +222,14 @@ def train_within_budget(
         known = {line["step"]: line for line in lines}
         while search.due and all(step.number in known for step in search.due):
             _tell(search, known)
+    leader = "rule" if isinstance(agent, Rule) else "agent"
     with _steps_trained(config, run, trainer, agent, forecaster, address) as train:
         while due := search.due:
             _forget(folder, search)
             for line in train([step for step in due if step.number not in known]):
                 log.append(line)
                 known[line["step"]] = line
-                print(_describe(search, line), flush=True)
+                print(_describe(search, line, leader), flush=True)
             _tell(search, known)
     winner = search.winner
     if winner is None:
@@ -232,6 +244,7 @@ def train_within_budget(
         "kept": winner.number,
         "expected_validation_accuracy": round(search.expected_accuracies()[winner.number], 5),
         "segments": list(forecaster.segments),
+        "leader": leader,
         "steps": [{**step, "policy": str(forecaster.menu.policy(step["action"]))} for step in search.to_json()],
         "worth": search.worth,
         "outlooks": search.outlooks_to_json(),
@@ -262,7 +275,7 @@ def _steps_trained(
     config: ReplayConfig,
     run: RunFolder,
     trainer: StepTrainer,
-    agent: Agent,
+    agent: AnyAgent,
     forecaster: Forecaster,
     address: str | None,
 ) -> Iterator[TrainSteps]:
@@ -286,7 +299,7 @@ def _steps_trained(
 
 
 @contextmanager
-def _on_ray(config: ReplayConfig, agent: Agent, forecaster: Forecaster, folder: Path) -> Iterator[TrainSteps]:
+def _on_ray(config: ReplayConfig, agent: AnyAgent, forecaster: Forecaster, folder: Path) -> Iterator[TrainSteps]:
     """Yield the function that trains steps in Ray's actors; this process keeps the checkpoints."""
     import ray
     from ray.util import ActorPool
@@ -333,7 +346,7 @@ def _train_in_process(run: str, config: ReplayConfig, step: Step) -> Line:
 @functools.cache
 def _shared_trainer(run: str, config: ReplayConfig) -> StepTrainer:
     """Return the trainer of a run, built once in each process."""
-    return StepTrainer(config, load_data(config), Agent.load(run), Forecaster.load(run))
+    return StepTrainer(config, load_data(config), load_agent(run), Forecaster.load(run))
 
 
 def _train_and_save(trainer: StepTrainer, folder: Path, step: Step) -> Line:
@@ -382,14 +395,16 @@ def in_words(outlook: Outlook, worth: float | None) -> str:
     )
 
 
-def _describe(search: BudgetSearch, line: Line) -> str:
+def _describe(search: BudgetSearch, line: Line, leader: str) -> str:
     step, forecaster = search.steps[line["step"]], search.forecaster
     result = "diverged" if line["observation"] is None else f"validation {100 * line['accuracy']:5.2f} %"
     if line["kept_accuracy"] is not None:
         result += f", best {100 * line['kept_accuracy']:5.2f} %"
+    chosen = f", the {leader} chose" if step.own else ""
+    why = f" ({line['reason']})" if line["reason"] else ""
     return (
         f"  {100 * forecaster.segments[step.segment]:3.0f} %  candidate {step.candidate:<4} {result}  "
-        f"{line['seconds']:6.1f} s  {forecaster.menu.policy(step.action)}{', the agent chose' if step.own else ''}"
+        f"{line['seconds']:6.1f} s  {forecaster.menu.policy(step.action)}{chosen}{why}"
     )
 
 

@@ -9,7 +9,6 @@ from pathlib import Path
 
 import torch
 
-from rlmix.agent.agent import Agent
 from rlmix.agent.any_agent import AnyAgent, load_agent
 from rlmix.agent.decisions import PolicyFn, choose_by, segments_of
 from rlmix.agent.experience import Experience, Scale
@@ -109,7 +108,7 @@ class PolicySource:
     Attributes:
         policy: the schedule, or the agent or rule that chooses at every segment.
         name: its name in reports.
-        forecaster: the agent's, where there is a budget of several trainings; else None.
+        forecaster: the agent's, or for a rule the shipped one, where there is a budget of several trainings; else None.
         experience: what the agent learned from; None of a schedule, of a resumed training, and where it is not known.
     """
 
@@ -144,16 +143,19 @@ class PolicySource:
             kind = "rule" if isinstance(agent, Rule) else "agent"
             name = f"the shipped {kind}" if config.agent in (SHIPPED, RULE) else f"the {kind} of {config.agent}"
             if config.trainings > 1:
-                if isinstance(agent, Rule):
-                    raise RunError("--budget needs an agent with a forecaster, as --agent shipped is, got a rule")
+                # The agent's own, or for a rule the shipped one.
+                beside = SHIPPED if run is None and isinstance(agent, Rule) else place
                 try:
-                    forecaster = Forecaster.load(place)
+                    forecaster = Forecaster.load(beside)
                 except DamagedFileError as error:
                     raise RunError(
-                        f"--budget needs an agent with a forecaster, as --agent shipped is: {error}"
+                        f"--budget needs an agent with a forecaster, as --agent shipped is, or a rule: {error}"
                     ) from None
-            if isinstance(agent, Agent) and forecaster is not None and not forecaster.fits(agent):
-                raise RunError(f"{place}: agent and forecaster have other menus or segments; fit them together")
+                if not forecaster.fits(agent):
+                    whose = "other menus or segments; fit them together"
+                    if isinstance(agent, Rule):
+                        whose = "other menus or segments: with --budget a rule has those of --agent rule"
+                    raise RunError(f"{place}: {kind} and forecaster have {whose}")
             return cls(agent, name, forecaster, None if run is not None else Experience.load(config.agent))
         raise RunError("give either --policy FILE (a schedule) or --agent shipped (or rule, or a search's run folder)")
 
@@ -185,9 +187,7 @@ class PolicySource:
         """Return a note where a training is far from all that the agent learned from; else None."""
         if self.experience is None:
             return None
-        train, side = config.train, min(data.train.image_shape[1:])
-        scale = Scale(len(data.train), train.updates, train.batch_size, data.num_classes, side)
-        return self.experience.remark(scale)
+        return self.experience.remark(Scale.of(data, config.train))
 
     def policies(self) -> list[MixPolicy]:
         """Return the policies of the schedule, or all that the agent or rule may choose."""

@@ -12,7 +12,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from rlmix.agent.baselines import FIXED, balanced_schedules, random_schedule
-from rlmix.agent.decisions import Probabilities, as_provenance, from_agent, from_schedule, probabilities_of
+from rlmix.agent.decisions import (
+    Probabilities,
+    as_provenance,
+    from_agent,
+    from_schedule,
+    probabilities_of,
+    reasons_of,
+)
 from rlmix.agent.replay import candidates, greedy_schedules, likeliest_schedules, majority, to_schedule
 from rlmix.agent.workers import EpisodeCursor, episode_seed
 from rlmix.classifier.mixing import MixPolicy, PolicyError, PolicySchedule
@@ -189,6 +196,14 @@ def test_probabilities_of_candidates_are_means_over_the_trainings_that_they_come
 def test_what_is_no_probabilities_is_refused(kept: Any, named: str) -> None:
     with pytest.raises(PolicyError, match=named):
         probabilities_of(PolicySchedule(schedule(CLEAN, CUTMIX).segments, {"probabilities": kept}))
+
+
+@pytest.mark.parametrize("kept", ["seen", ["seen"], ["seen", 1], {"0": "seen"}])
+def test_what_is_no_reasons_is_refused(kept: Any) -> None:
+    segments = schedule(CLEAN, CUTMIX).segments
+    assert reasons_of(PolicySchedule(segments, {"reasons": [None, "seen"]})) == [None, "seen"]
+    with pytest.raises(PolicyError, match=r"provenance.reasons must be 2 texts"):
+        reasons_of(PolicySchedule(segments, {"reasons": kept}))
 
 
 # Following a schedule

@@ -14,6 +14,9 @@ import pytest
 import torch
 
 from rlmix.agent.agent import ActorCritic, Agent
+from rlmix.agent.budget import BudgetSearch, Step
+from rlmix.agent.files import RULE, SHIPPED
+from rlmix.agent.rule import Rule
 from rlmix.agent.tags import Tag
 from rlmix.agent.values import Forecaster
 from rlmix.classifier.errors import InputError
@@ -30,6 +33,7 @@ from rlmix.experiments.training.config import ReplayConfig
 from rlmix.experiments.training.replay import split_threads
 from tests import board
 from tests.agent.drawn_values import drawn_values
+from tests.agent.loops import rule
 
 pytestmark = pytest.mark.usefixtures("undrawn")
 
@@ -393,6 +397,56 @@ def test_a_workers_own_error_on_ray_is_told_as_it_would_be_here(
     with pytest.raises(SystemExit if mistake else ray.exceptions.RayTaskError):
         train(agent, tmp_path / "run", "--backend", "ray")
     assert capsys.readouterr().err == ("error: the images are gone; bring them\n" if mistake else "")
+
+
+@pytest.fixture(scope="module")
+def led_by_a_rule(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    run = tmp_path_factory.mktemp("by_rule") / "run"
+    train(Path(RULE), run, budget=2)
+    return run
+
+
+def test_a_rule_leads_the_first_candidate_as_it_leads_a_training(led_by_a_rule: Path, tmp_path: Path) -> None:
+    replay_policy.main([*OPTIONS, "--agent", RULE, "--out", str(tmp_path / "alone")])
+    alone, summary = outcome(tmp_path / "alone"), outcome(led_by_a_rule)
+    assert Rule.load(led_by_a_rule) == Rule.load(RULE)
+    menu = Forecaster.load(led_by_a_rule).menu
+    assert menu == Forecaster.load(SHIPPED).menu, "a rule has the shipped one"
+    own = [step for step in summary["budget"]["steps"] if step["own"]]
+    chosen = [menu.policy(step["action"]) for step in own]
+    assert chosen == [policy for _, policy in PolicySchedule.from_json(alone["schedule"]).segments]
+    assert len(set(chosen)) > 1
+    assert own[-1]["kept_accuracy"] == alone["validation"]["accuracy"]
+    kept = summary["budget"]["steps"][summary["budget"]["kept"]]
+    assert (summary["weights"] == alone["weights"]) == kept["own"]
+    page = unescape((led_by_a_rule / "report.html").read_text())
+    assert page.count("(the rule's choice)") == 5 and "The first candidate is led by the rule" in page
+
+
+@pytest.mark.parametrize(("leader", "told"), [(RULE, "reasons"), (SHIPPED, "probabilities")])
+def test_where_the_leaders_own_is_kept_all_is_as_without_a_budget(
+    leader: str, told: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def own(search: BudgetSearch) -> Step | None:
+        return next((step for step in search.ends if step.own), None)
+
+    monkeypatch.setattr(BudgetSearch, "winner", property(own))
+    summary = train(Path(leader), tmp_path / "budget", budget=2)
+    replay_policy.main([*OPTIONS, "--agent", leader, "--out", str(tmp_path / "alone")])
+    alone = outcome(tmp_path / "alone")
+    assert alone["schedule"] == summary["schedule"] and alone["weights"] == summary["weights"]
+    assert set(summary["schedule"]["provenance"]) == {told}
+
+
+def test_a_rules_budget_in_two_processes_gives_the_same(led_by_a_rule: Path, tmp_path: Path) -> None:
+    assert train(Path(RULE), tmp_path / "run", "--workers", 2, budget=2) == outcome(led_by_a_rule)
+
+
+def test_a_rule_that_the_shipped_forecaster_does_not_fit_has_no_budget(refused: Any, tmp_path: Path) -> None:
+    rule("progress", 0.3).save(tmp_path)
+    options = [*OPTIONS, "--budget", "2", "--out", str(tmp_path / "run"), "--agent", str(tmp_path / "rule.json")]
+    told = refused(replay_policy.main, options)
+    assert "rule and forecaster have other menus or segments: with --budget a rule has those of --agent rule" in told
 
 
 def test_workers_share_the_cores(agent: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -423,7 +423,7 @@ def test_an_agent_is_asked_as_in_the_environment_and_its_choices_can_be_repeated
 
 
 def test_a_rule_is_a_contestant_as_an_agent_is(
-    tmp_path: Path, trained: list[tuple[str, int]], refused: Refused
+    tmp_path: Path, trained: list[tuple[str, int]], refused: Refused, capsys: pytest.CaptureFixture[str]
 ) -> None:
     rule("progress", 0.3).save(tmp_path)
     out = tmp_path / "out"
@@ -432,6 +432,8 @@ def test_a_rule_is_a_contestant_as_an_agent_is(
     compare.main(options)
     rows = read_strictly(out / "results.json")["methods"]
     assert [rows[name]["title"] for name in ("rule", "mine")] == ["the shipped rule", "mine, a rule"]
+    (note,) = re.findall("^note: (.*)$", capsys.readouterr().out, re.MULTILINE)
+    assert note.startswith("the shipped rule: far from all trainings") and "24 updates (200 to 1,996)" in note
     assert rows["mine"]["agent_sha256"] == Rule.load(tmp_path).checksum
     asked = rule("progress", 0.3)
     expected = [asked.menu.policy(one) for one in (*asked.first, *asked.tree.below.actions)]  # type: ignore[union-attr]

@@ -29,6 +29,7 @@ import numpy as np
 import tyro
 
 from rlmix.agent.agent import Agent
+from rlmix.agent.any_agent import load_agent
 from rlmix.agent.baselines import random_schedule
 from rlmix.agent.files import SHIPPED
 from rlmix.agent.plots import png
@@ -41,7 +42,7 @@ from rlmix.classifier.mixing import MixPolicy, PolicySchedule
 from rlmix.classifier.training.config import Precision
 from rlmix.envs import BroadTasks, ImageLibrary, Source, Task, TaskTrainer
 from rlmix.envs.seeds import derive_seed, training_seed
-from rlmix.experiments.comparison.contestants import load_agents, load_rules, load_schedules, only_networks
+from rlmix.experiments.comparison.contestants import agent_places, load_rules, load_schedules, only_networks
 from rlmix.experiments.comparison.held_out import record_test_read
 from rlmix.experiments.comparison.runner import Line, TrainingLog
 from rlmix.experiments.runs.command import command, spelling
@@ -205,13 +206,13 @@ def write_protocol(config: ContestConfig, out: Path, line: str) -> None:
         raise RunError("--best-fixed: expected the file of a schedule; studies/broad/fit_rule.py writes fixed.json")
     best = PolicySchedule.load(config.best_fixed)
     taken = {*FIXED, BEST_FIXED, AS_TIMM, RANDOM, *SEARCHES, ORACLE, ORACLE_AGAIN}
-    agents = only_networks(load_agents(config.agents, taken))
+    folders = agent_places(config.agents, taken)
+    agents = only_networks({name: load_agent(folder) for name, folder in folders.items()})
     if not agents:
         raise RunError("--agents: expected at least one agent, got none")
     taken |= {*agents, *(f"{next(iter(agents))}, {name}" for name in LOOKS)}
     schedules = load_schedules(config.schedules, taken)
     rules = load_rules(config.rules, {*taken, *schedules})
-    folders = {entry.partition("=")[0]: entry.partition("=")[2] or entry for entry in config.agents}
     groups = groups_of(rehearsal=config.rehearsal)
     names = tuple(dict.fromkeys(name for data_sets in groups.values() for name in data_sets))
     library = ImageLibrary(data_places(config.data, names))

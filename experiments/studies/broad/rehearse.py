@@ -28,6 +28,7 @@ from numpy.typing import NDArray
 from tabulate import tabulate
 
 from rlmix.agent.agent import Agent
+from rlmix.agent.any_agent import load_agent
 from rlmix.agent.files import SHIPPED
 from rlmix.agent.rule import Rule
 from rlmix.classifier.errors import require_at_least
@@ -38,7 +39,7 @@ from rlmix.classifier.training.config import Precision
 from rlmix.envs import BroadTasks, Source, Task
 from rlmix.envs.broad_tasks import SIDES
 from rlmix.envs.seeds import training_seed
-from rlmix.experiments.comparison.contestants import load_agents, load_rules, load_schedules
+from rlmix.experiments.comparison.contestants import agent_places, load_rules, load_schedules
 from rlmix.experiments.comparison.intervals import format_interval, interval_by_unit, mean_interval
 from rlmix.experiments.comparison.runner import Line, TrainingLog
 from rlmix.experiments.runs.command import command
@@ -181,7 +182,8 @@ def select(
         selected[name] = Entrant(schedule, hashlib.sha256(json.dumps(schedule.to_json()).encode()).hexdigest())
     for name, rule in load_rules(rules, selected).items():
         selected[name] = Entrant(rule, rule.checksum)
-    for name, agent in load_agents(agents, selected).items():
+    for name, place in agent_places(agents, selected).items():
+        agent = load_agent(place)
         selected[name] = Entrant(agent, agent.checksum)
     return selected
 

@@ -295,7 +295,7 @@ def resolve_setting(config: FigureConfig, plan: FigurePlan) -> FigureSetting:
             f"updates, got {data.train_size}"
         )
     train = replace(config.train, updates=config.epochs * data.train_size // batch_size)
-    setting, _ = resolve(ComparisonConfig(data=data, train=train), plan.arms.values())
+    setting, *_ = resolve(ComparisonConfig(data=data, train=train), plan.arms.values())
     return FigureSetting(
         setting.data,
         setting.train,
