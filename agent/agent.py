@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.distributions import Categorical
 
-from rlmix.agent.files import NAMED, AgentFormat, files_checksum, write_files
+from rlmix.agent.files import AgentFormat, files_checksum, place_of, write_files
 from rlmix.classifier.errors import InputError
 from rlmix.envs.menu import DIMENSIONS, Menu
 from rlmix.envs.observation import DEFAULT_FEATURES, require_features
@@ -213,7 +213,7 @@ class Agent:
         Raises:
             DamagedFileError: a file is missing, damaged, of another version, or does not fit the other.
         """
-        return FORMAT.load(NAMED.get(str(folder), Path(folder)), cls._build)
+        return FORMAT.load(place_of(folder), cls._build)
 
     @classmethod
     def from_files(cls, files: Mapping[str, bytes]) -> Agent:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from rlmix.agent.agent import Agent
-from rlmix.agent.files import NAMED, RULE_FILE
+from rlmix.agent.files import RULE_FILE, place_of
 from rlmix.agent.rule import Rule
 
 AnyAgent = Agent | Rule  # what is asked at segments
@@ -21,7 +21,7 @@ def load_agent(place: str | Path) -> AnyAgent:
         DamagedFileError: there is no agent, or it cannot be used.
         PolicyError: a rule cannot be used.
     """
-    named = NAMED.get(str(place), Path(place))
+    named = place_of(place)
     if named.is_file() or (named / RULE_FILE).is_file():
         return Rule.load(named)
     return Agent.load(place)

@@ -163,8 +163,8 @@ class BudgetSearch:
             return {}
         measured = self._kept(ends)
         told = np.array([step.forecast for step in ends])
-        chance = measured * (100 - measured) / max(self.images, 1)
-        trust = chance / (chance + np.array([step.uncertainty for step in ends]) ** 2 + 1e-12)  # in the forecast
+        chance = self._chance(measured)
+        trust = chance / (chance + np.array([step.uncertainty for step in ends]) ** 2)  # in the forecast
         told = told - told.mean() + measured.mean()
         expected = trust * told + (1 - trust) * measured
         return {step.number: float(value) / 100 for step, value in zip(ends, expected, strict=True)}
@@ -302,6 +302,16 @@ class BudgetSearch:
         kept = [result.accuracy if result.kept_accuracy is None else result.kept_accuracy for result in results]
         return 100 * np.array(kept)
 
+    def _chance(self, measured: NDArray[np.float64]) -> float:
+        """Return the variance of a validation accuracy by chance, in points squared, about those of a candidate.
+
+        It is one for all candidates, of Laplace's estimate of their shares: that of one that is right on all images has
+        not been measured without chance.
+        """
+        images = max(self.images, 1)
+        shares = (measured / 100 * images + 1) / (images + 2)
+        return float(100**2 * (shares * (1 - shares)).mean() / images)
+
     def _look(self) -> None:
         """Note what the trainings that have ended are expected to gain, and what one more would add."""
         measured = self._kept(self.ends)
@@ -310,7 +320,7 @@ class BudgetSearch:
             self.outlooks.append(Outlook(count, None, None, 0.0, 0.0))
             return
         spread = float(measured.std(ddof=1))
-        chance = float(np.sqrt((measured * (100 - measured)).mean() / max(self.images, 1)))
+        chance = self._chance(measured) ** 0.5
         width = self.forecaster.realised * spread
         gain, wider = width * best_of_normals(count), width * best_of_normals(count + 1)
         self.outlooks.append(Outlook(count, spread, chance, gain, wider - gain))

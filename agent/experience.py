@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from rlmix.agent.files import NAMED
+from rlmix.agent.files import place_of
 from rlmix.classifier.data import Splits
 from rlmix.classifier.files import DamagedFileError, write_atomic
 from rlmix.classifier.mixing.policy import require_fields
@@ -98,7 +98,7 @@ class Experience:
         Raises:
             DamagedFileError: the file is damaged.
         """
-        folder = NAMED.get(str(place), Path(place))
+        folder = place_of(place)
         file = (folder if folder.is_dir() else folder.parent) / EXPERIENCE_FILE
         if not file.is_file():
             return None

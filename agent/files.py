@@ -25,6 +25,11 @@ RULE_FILE = "rule.json"  # in the folder of a rule, which has no network
 Loaded = TypeVar("Loaded")
 
 
+def place_of(name: str | Path) -> Path:
+    """Return where an agent lies: a text may be the name of one that comes with the program, a `Path` is a place."""
+    return NAMED.get(name, Path(name)) if isinstance(name, str) else name
+
+
 @dataclass(frozen=True)
 class AgentFormat:
     """Format of one kind of agent.

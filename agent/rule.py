@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from rlmix.agent.agent import playing_environment
-from rlmix.agent.files import NAMED, RULE_FILE
+from rlmix.agent.files import RULE_FILE, place_of
 from rlmix.classifier.errors import near_matches
 from rlmix.classifier.files import write_atomic
 from rlmix.classifier.mixing.policy import MixPolicy, PolicyError, require_fields
@@ -308,7 +308,7 @@ class Rule:
         Raises:
             PolicyError: the file is missing, not JSON, or not a rule; the message names file and field.
         """
-        place = NAMED.get(str(path), Path(path))
+        place = place_of(path)
         try:
             with open(place / RULE_FILE if place.is_dir() else place, "rb") as file:
                 raw = file.read(MAX_BYTES + 1)

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from rlmix.agent.any_agent import AnyAgent
-from rlmix.agent.files import NAMED, AgentFormat, write_files
+from rlmix.agent.files import AgentFormat, place_of, write_files
 from rlmix.envs.effects import action_effects, combination_numbers
 from rlmix.envs.menu import Menu
 from rlmix.envs.observation import require_features
@@ -192,7 +192,7 @@ class Forecaster:
         Raises:
             DamagedFileError: a file is missing, damaged, of another version, or does not fit the other.
         """
-        return FORMAT.load(NAMED.get(str(folder), Path(folder)), cls._build)
+        return FORMAT.load(place_of(folder), cls._build)
 
     @classmethod
     def _build(cls, value: dict[str, Any], weights: dict[str, Tensor]) -> Forecaster:

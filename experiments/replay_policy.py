@@ -39,19 +39,20 @@ def main(arguments: Sequence[str] | None = None) -> None:
         from rlmix.experiments.runs.data_record import at_its_place, keep_to_data
         from rlmix.experiments.runs.folder import RunFolder
         from rlmix.experiments.training.final_training import train_to_the_end
-        from rlmix.experiments.training.replay import PolicySource, split_threads, train_distributed
+        from rlmix.experiments.training.replay import PolicySource, split_threads, train_distributed, with_workers_of
         from rlmix.experiments.training.resolve import load_data, resolve
 
         if config.run.resume is not None:
             run, stored = RunFolder.open(config.run.resume, REPLAY, trust=config.run.trust)
-            call.warn_of_ignored()
+            call.warn_of_ignored("--workers", "--backend")
             config = at_its_place(stored_config(ReplayConfig, stored), call)
+            config = with_workers_of(asked, config, call)
             source = PolicySource.load(config, run.path)
             data = load_data(config)
         else:
             source = PolicySource.load(config, None)
             data = load_data(config)
-            config = resolve(split_threads(config), data, source.policies())
+            config = resolve(split_threads(config, source.candidates(config)), data, source.policies())
             source.require_updates(config.train.updates)
             run = RunFolder.create(config.run.out, REPLAY)
             source.save(run.path)

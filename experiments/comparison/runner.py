@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import multiprocessing
+import os
 import signal
+import threading
 import time
 import warnings
 from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
@@ -98,14 +100,15 @@ def run_all(jobs: Mapping[Key, Job], processes: int) -> Iterator[tuple[Key, Line
 
 @contextmanager
 def training_processes(
-    processes: int,
+    processes: int, resume: str = "the same command resumes, and fewer --processes need less memory"
 ) -> Iterator[Callable[[Mapping[Key, Job]], Iterator[tuple[Key, Line]]]]:
     """Yield a function that runs trainings, several times if need be, in the same processes of one thread each.
 
     The function yields each result with its key as soon as it is available.
 
     Args:
-        processes: number of processes.
+        processes: number of processes. They end when this one does, however it ends.
+        resume: what to do after one died; optional, defaults to that of a study.
 
     Raises:
         RunError: a process died, or a training cannot run.
@@ -128,10 +131,7 @@ def training_processes(
         for process in multiprocessing.active_children():
             process.terminate()
         if isinstance(error, BrokenProcessPool):
-            raise RunError(
-                "a training's process died, perhaps because memory ran out; the same command resumes, "
-                "and fewer --processes or --workers need less memory"
-            ) from None
+            raise RunError(f"a training's process died, perhaps because memory ran out; {resume}") from None
         raise
 
 
@@ -139,4 +139,13 @@ def _start_worker() -> None:
     # Ctrl-C reaches every process of the terminal; only the parent decides what it means.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     torch.set_num_threads(1)
+    threading.Thread(target=_end_with_parent, daemon=True).start()
     warnings.formatwarning = format_warning  # a study's parent may not have read the data: the workers tell
+
+
+def _end_with_parent() -> None:
+    """End this process when its parent ends: one that was killed cannot, and a resumed run must be alone."""
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+    parent.join()
+    os._exit(1)

@@ -85,10 +85,14 @@ class Call:
             sys.stderr.write(said.getvalue())
             raise
 
-    def warn_of_ignored(self) -> None:
-        """Say of a resumed run which options have no effect because those of its folder are taken."""
+    def warn_of_ignored(self, *counting: str) -> None:
+        """Say of a resumed run which options have no effect because those of its folder are taken.
+
+        Args:
+            counting: further options that count, with their dashes.
+        """
         names = dict.fromkeys(_spelt(argument)[0] for argument in self.arguments if argument.startswith("--"))
-        if ignored := [name for name in names if name not in WITH_RESUME]:
+        if ignored := [name for name in names if name not in (*WITH_RESUME, *counting)]:
             print(
                 f"warning: {', '.join(ignored)} without effect: --resume takes the options of its run folder",
                 file=sys.stderr,

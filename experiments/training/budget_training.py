@@ -36,6 +36,7 @@ from rlmix.experiments.comparison.runner import training_processes
 from rlmix.experiments.reports import describe_kept
 from rlmix.experiments.runs.errors import RunError, reject_incompatible
 from rlmix.experiments.runs.folder import RunFolder
+from rlmix.experiments.runs.signals import StopSignal
 from rlmix.experiments.search.cluster import check_capacity, ray_session, root_message
 from rlmix.experiments.training.config import ReplayConfig
 from rlmix.experiments.training.final_training import (
@@ -88,8 +89,12 @@ class StepTrainer:
         return action
 
     def train(
-        self, step: Step, before: Checkpoint | None, save: Callable[[Checkpoint], None] = lambda _: None
-    ) -> tuple[Line, Checkpoint]:
+        self,
+        step: Step,
+        before: Checkpoint | None,
+        save: Callable[[Checkpoint], None] = lambda _: None,
+        stopped: Callable[[], bool] = lambda: False,
+    ) -> tuple[Line, Checkpoint | None]:
         """Train one step.
 
         Args:
@@ -97,9 +102,13 @@ class StepTrainer:
             before: checkpoint after the step that it continues, or of the midst of this one; None at a candidate's
                 start.
             save: takes a checkpoint of the midst of the step, every `checkpoint_seconds`; optional.
+            stopped: whether to stop as soon as a checkpoint is saved; optional.
 
         Returns:
-            What came of it, and the checkpoint after it.
+            What came of it, and the checkpoint after it; None where it diverged.
+
+        Raises:
+            KeyboardInterrupt: stopped.
         """
         started = saved = time.monotonic()
         if before is None:
@@ -113,9 +122,14 @@ class StepTrainer:
 
         def save_in_between() -> None:
             nonlocal saved
-            if time.monotonic() - saved >= self._config.checkpoint_seconds:
+            if training.scheduler.policy is None:  # the segment has ended, and is saved as a whole
+                return
+            stop = stopped()
+            if stop or time.monotonic() - saved >= self._config.checkpoint_seconds:
                 save(checkpoint())
                 saved = time.monotonic()
+            if stop:
+                raise KeyboardInterrupt
 
         try:
             training.train_segment(events, save_in_between)
@@ -141,7 +155,7 @@ class StepTrainer:
             "reason": training.scheduler.choices[-1].reason,
             "seconds": round(time.monotonic() - started, 1),
         }
-        return line, checkpoint()
+        return line, None if observation is None else checkpoint()
 
     def finished(self, checkpoint: Checkpoint) -> FinalTraining:
         """Return the training that has ended with a checkpoint."""
@@ -223,14 +237,15 @@ def train_within_budget(
         while search.due and all(step.number in known for step in search.due):
             _tell(search, known)
     leader = "rule" if isinstance(agent, Rule) else "agent"
-    with _steps_trained(config, run, trainer, agent, forecaster, address) as train:
-        while due := search.due:
-            _forget(folder, search)
-            for line in train([step for step in due if step.number not in known]):
-                log.append(line)
-                known[line["step"]] = line
-                print(_describe(search, line, leader), flush=True)
-            _tell(search, known)
+    if search.due:
+        with _steps_trained(config, run, trainer, agent, forecaster, address) as train:
+            while due := search.due:
+                _forget(folder, search)
+                for line in train([step for step in due if step.number not in known]):
+                    log.append(line)
+                    known[line["step"]] = line
+                    print(_describe(search, line, leader), flush=True)
+                _tell(search, known)
     winner = search.winner
     if winner is None:
         raise RunError(f"every candidate diverged; start again with an --lr lower than {config.train.lr:g}")
@@ -282,10 +297,11 @@ def _steps_trained(
     """Yield the function that trains steps: here, in processes of this machine, or on Ray."""
     folder = run.path / CANDIDATES
     if config.backend == "ray":
-        with ray_session(address), _on_ray(config, agent, forecaster, folder) as train:
+        with ray_session(address), _on_ray(config, run, agent, forecaster) as train:
             yield train
     elif config.workers > 1:
-        with training_processes(config.workers) as run_jobs:
+        resume = f"resume with {run.resume_options} --workers N: fewer need less memory"
+        with training_processes(config.workers, resume) as run_jobs:
 
             def in_processes(steps: Sequence[Step]) -> Iterator[Line]:
                 jobs = {
@@ -295,23 +311,32 @@ def _steps_trained(
 
             yield in_processes
     else:
-        yield lambda steps: (_train_and_save(trainer, folder, step) for step in steps)
+
+        def here(steps: Sequence[Step]) -> Iterator[Line]:
+            for step in steps:
+                with StopSignal() as stop:
+                    line = _train_and_save(trainer, folder, step, lambda: stop.asked)
+                yield line
+                if stop.asked:
+                    raise KeyboardInterrupt
+
+        yield here
 
 
 @contextmanager
-def _on_ray(config: ReplayConfig, agent: AnyAgent, forecaster: Forecaster, folder: Path) -> Iterator[TrainSteps]:
+def _on_ray(config: ReplayConfig, run: RunFolder, agent: AnyAgent, forecaster: Forecaster) -> Iterator[TrainSteps]:
     """Yield the function that trains steps in Ray's actors; this process keeps the checkpoints."""
     import ray
     from ray.util import ActorPool
 
-    share = resources_of(config)
+    share, folder = resources_of(config), run.path / CANDIDATES
     check_capacity(config.workers, share, advice="--workers, or for less with --threads")
 
     class Actor:
         def __init__(self) -> None:
             self._trainer: StepTrainer | None = None
 
-        def train(self, step: Step, before: Checkpoint | None) -> tuple[Line, Checkpoint]:
+        def train(self, step: Step, before: Checkpoint | None) -> tuple[Line, Checkpoint | None]:
             # Not in the constructor, where Ray would hide an error's own message.
             self._trainer = self._trainer or StepTrainer(config, load_data(config), agent, forecaster)
             return self._trainer.train(step, before)
@@ -326,34 +351,45 @@ def _on_ray(config: ReplayConfig, agent: AnyAgent, forecaster: Forecaster, folde
             for line, checkpoint in pool.map_unordered(
                 lambda actor, step: actor.train.remote(step, _checkpoint_before(folder, step)), list(steps)
             ):
-                save_state(_file(folder, line["step"]), checkpoint)
+                _keep(_file(folder, line["step"]), checkpoint)
                 yield line
         except ray.exceptions.RayTaskError as error:
             if isinstance(error.cause, InputError):
                 raise RunError(root_message(error)) from error
             raise  # a bug of ours
         except ray.exceptions.RayError as error:
-            raise RunError(f"a worker was lost: {root_message(error):.500}; resume the run") from error
+            raise RunError(
+                f"a worker was lost: {root_message(error):.500}; resume with {run.resume_options} --workers N"
+            ) from error
 
     yield on_actors
 
 
 def _train_in_process(run: str, config: ReplayConfig, step: Step) -> Line:
     """Train a step in a process of its own."""
-    return _train_and_save(_shared_trainer(run, config), Path(run) / CANDIDATES, step)
+    return _train_and_save(_shared_trainer(run, config), Path(run) / CANDIDATES, step, lambda: False)
 
 
 @functools.cache
 def _shared_trainer(run: str, config: ReplayConfig) -> StepTrainer:
     """Return the trainer of a run, built once in each process."""
-    return StepTrainer(config, load_data(config), load_agent(run), Forecaster.load(run))
+    return StepTrainer(config, load_data(config), load_agent(Path(run)), Forecaster.load(Path(run)))
 
 
-def _train_and_save(trainer: StepTrainer, folder: Path, step: Step) -> Line:
+def _train_and_save(trainer: StepTrainer, folder: Path, step: Step, stopped: Callable[[], bool]) -> Line:
     own = _file(folder, step.number)
-    line, checkpoint = trainer.train(step, _checkpoint_before(folder, step), functools.partial(save_state, own))
-    save_state(own, checkpoint)
+    before = _checkpoint_before(folder, step)
+    line, checkpoint = trainer.train(step, before, functools.partial(save_state, own), stopped)
+    _keep(own, checkpoint)
     return line
+
+
+def _keep(file: Path, checkpoint: Checkpoint | None) -> None:
+    """Save the checkpoint after a step; of a diverged one, which nothing continues, none is left."""
+    if checkpoint is None:
+        file.unlink(missing_ok=True)
+    else:
+        save_state(file, checkpoint)
 
 
 def _checkpoint_before(folder: Path, step: Step) -> Checkpoint | None:

@@ -140,7 +140,7 @@ class ReplayConfig(FinalConfig):
             raise InputError(f"budget must be from 1 to {MOST_TRAININGS} trainings, or auto, got {self.trainings:g}")
         if not 0 <= self.worth <= 100:
             raise InputError(f"worth must be from 0 to 100 points, got {self.worth:g}")
-        if self.trainings == 1 and (self.workers > 1 or self.backend == "ray"):
+        if self.trainings == 1 and self.run.resume is None and (self.workers > 1 or self.backend == "ray"):
             raise InputError("--workers and --backend are for the candidates of a --budget above 1; see --num-workers")
         if self.trainings > 1 and self.num_workers > 1:
             raise InputError("--num-workers is for one training: use --workers with --budget")

@@ -10,6 +10,7 @@ from pathlib import Path
 import torch
 
 from rlmix.agent.any_agent import AnyAgent, load_agent
+from rlmix.agent.budget import FIRST, counts_within
 from rlmix.agent.decisions import PolicyFn, choose_by, segments_of
 from rlmix.agent.experience import Experience, Scale
 from rlmix.agent.files import NAMED, RULE, SHIPPED
@@ -23,6 +24,7 @@ from rlmix.classifier.limits import usable_cores
 from rlmix.classifier.mixing import MixPolicy, PolicySchedule
 from rlmix.envs.observation import checks_labels
 from rlmix.envs.segments import require_updates
+from rlmix.experiments.runs.command import Call
 from rlmix.experiments.runs.config import stored_config
 from rlmix.experiments.runs.errors import RunError
 from rlmix.experiments.runs.folder import RunFolder, stop_file
@@ -32,12 +34,17 @@ from rlmix.experiments.training.final_training import train_to_the_end
 from rlmix.experiments.training.resolve import load_data
 
 
-def split_threads(config: ReplayConfig) -> ReplayConfig:
+def split_threads(config: ReplayConfig, candidates: int = 1) -> ReplayConfig:
     """Return the configuration with the threads divided among processes; distributed ones compile nothing.
+
+    Args:
+        config: options of the training.
+        candidates: number of a budget's candidates that can train at the same time; more workers have nothing to do.
 
     Raises:
         RunError: the batch cannot be divided evenly, or an option is for one process alone.
     """
+    config = replace(config, workers=min(config.workers, candidates))
     processes = max(config.workers, config.num_workers)
     if processes > 1 and not config.threads:
         config = replace(config, threads=max(usable_cores() // processes, 1))
@@ -53,6 +60,19 @@ def split_threads(config: ReplayConfig) -> ReplayConfig:
     if config.train.compile == "on":
         raise RunError("--compile on is for one process; leave it out with --num-workers")
     return replace(config, train=replace(config.train, compile="off"))
+
+
+def with_workers_of(asked: ReplayConfig, stored: ReplayConfig, call: Call) -> ReplayConfig:
+    """Return a stored configuration with the number and the place of workers that the command line gives, if any.
+
+    Results do not depend on them: each worker has as many threads as before.
+
+    Raises:
+        InputError: the run has no candidates that workers could train.
+    """
+    workers = stored.workers if call.value("--workers") is None else asked.workers
+    backend = stored.backend if call.value("--backend") is None else asked.backend
+    return replace(stored, workers=workers, backend=backend)
 
 
 def resources_of(config: ReplayConfig) -> WorkerResources:
@@ -182,6 +202,14 @@ class PolicySource:
         """
         if self.forecaster is not None:
             require_updates(self.forecaster.segments, updates, updates)
+
+    def candidates(self, config: ReplayConfig) -> int:
+        """Return the number of candidates of a budget that can train at the same time."""
+        if self.forecaster is None:
+            return 1
+        if config.budget == "auto":
+            return FIRST
+        return counts_within(config.budget, self.forecaster.segments)[0]
 
     def remark(self, config: ReplayConfig, data: Splits) -> str | None:
         """Return a note where a training is far from all that the agent learned from; else None."""

@@ -188,8 +188,10 @@ def test_gains_are_expected_of_how_far_trainings_are_apart() -> None:
             search.tell(step.number, StepResult(observation(SEGMENTS[step.segment], accuracy), 0.1, accuracy))
     (outlook,) = search.outlooks
     assert outlook.ended == 3 and outlook.spread == pytest.approx(10)
-    # Of 400 images, so many are right by chance: the binomial distribution's, averaged over the candidates.
-    assert outlook.chance == pytest.approx(100 * np.mean([one * (1 - one) / 400 for one in kept]) ** 0.5)
+    # Of 400 images, so many are right by chance: the binomial distribution's, averaged over the candidates, with one
+    # image more right and one more wrong.
+    shares = [(400 * one + 1) / 402 for one in kept]
+    assert outlook.chance == pytest.approx(100 * np.mean([one * (1 - one) / 400 for one in shares]) ** 0.5)
     assert outlook.gain == pytest.approx(0.5 * 10 * 0.8463, abs=0.01)  # E of the best of 3
     assert outlook.further == pytest.approx(0.5 * 10 * (1.0294 - 0.8463), abs=0.01)
 
@@ -244,6 +246,17 @@ def test_the_winners_luck_is_allowed_for() -> None:
         return search.winner if lead > 0.01 else None
 
     assert winner(100) is None and winner(100_000) is not None
+
+
+@pytest.mark.parametrize("share", [0.0, 0.5, 1.0])
+def test_of_equals_the_one_with_the_highest_forecast_is_kept(share: float) -> None:
+    """Also of those that are right on all images, or on none: that is chance too."""
+    search = begin(2, [0.0] * 6, images=10)
+    while due := search.due:
+        for step in due:
+            seen = observation(SEGMENTS[step.segment], 0.6 if step.candidate else 0.5)
+            search.tell(step.number, StepResult(seen, 0.5, share))
+    assert search.winner is not None and search.winner.candidate == 1
 
 
 def test_what_has_diverged_does_not_go_on() -> None:

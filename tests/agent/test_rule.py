@@ -101,6 +101,19 @@ def test_the_shipped_rule_is_that_of_the_contest() -> None:
     ]
 
 
+def test_a_folder_may_have_the_name_of_an_agent_that_comes_with_the_program(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    shipped = load_agent("rule")
+    assert isinstance(shipped, Rule)
+    own = replace(shipped, tree=Leaf(shipped.actions[:1] * (len(shipped.segments) - shipped.look)))
+    Path("rule").mkdir()
+    own.save(Path("rule"))
+    assert load_agent(Path("rule")) == Rule.load(Path("rule")) == own
+    assert load_agent("rule") == shipped
+
+
 def test_a_rule_is_no_network_to_learn_on() -> None:
     with pytest.raises(DamagedFileError, match=r"expected an agent with a network, .* got a rule"):
         Agent.load("rule")

@@ -4,6 +4,7 @@ import gc
 import json
 import re
 import shutil
+import signal
 from dataclasses import replace
 from html import unescape
 from pathlib import Path
@@ -30,7 +31,7 @@ from rlmix.experiments import replay_policy
 from rlmix.experiments.training import budget_training
 from rlmix.experiments.training.budget_training import candidate_seed
 from rlmix.experiments.training.config import ReplayConfig
-from rlmix.experiments.training.replay import split_threads
+from rlmix.experiments.training.replay import PolicySource, split_threads
 from tests import board
 from tests.agent.drawn_values import drawn_values
 from tests.agent.loops import rule
@@ -194,7 +195,8 @@ def test_chance_is_that_of_all_validation_images(agent: Path, tmp_path: Path) ->
     last, kept = (np.array([step[name] for step in ends]) for name in ("accuracy", "kept_accuracy"))
     assert np.allclose(1050 * last, np.round(1050 * last), atol=1e-3)
     (outlook,) = budget["outlooks"]
-    assert outlook["chance"] == pytest.approx(100 * np.sqrt(np.mean(kept * (1 - kept)) / 1050), abs=6e-4)
+    shares = (1050 * kept + 1) / 1052
+    assert outlook["chance"] == pytest.approx(100 * np.sqrt(np.mean(shares * (1 - shares)) / 1050), abs=6e-4)
 
 
 class Killed(BaseException):
@@ -256,6 +258,72 @@ def test_one_killed_in_the_midst_of_a_step_goes_on_from_there(
     monkeypatch.setattr(Trainer, "train", noted)
     assert train(agent, tmp_path / "run") == outcome(whole)
     assert starts[0] not in (0, 8, 20), "the beginning of a segment"
+
+
+@pytest.mark.parametrize("chunk", [3, 4])  # the last one of a step, and one in its midst
+def test_ctrl_c_saves_where_the_step_is(
+    agent: Path,
+    whole: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    chunk: int,
+) -> None:
+    train_chunk, starts = Trainer.train, []
+
+    def noted(self: Trainer, *arguments: Any, **options: Any) -> TrainStats:
+        starts.append(self.updates_done)
+        if len(starts) == chunk:
+            signal.raise_signal(signal.SIGINT)
+        return train_chunk(self, *arguments, **options)
+
+    monkeypatch.setattr(Trainer, "train", noted)
+    with pytest.raises(SystemExit) as stopped:
+        train(agent, tmp_path / "run", "--checkpoint-seconds", 1000)
+    assert stopped.value.code == 130 and f"replay_policy.py --resume {tmp_path / 'run'}" in capsys.readouterr().err
+    began = len(starts)
+    del stopped  # it holds the folder's lock
+    assert train(agent, tmp_path / "run") == outcome(whole)
+    assert starts[: began + 1] == [0, 0, 0, 8, 10][: began + 1], "nothing is trained again"
+
+
+def test_a_diverged_step_that_was_killed_before_its_line_diverges_again(
+    agent: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    append = LineLog.append
+
+    def killed(*_: Any) -> None:
+        raise Killed
+
+    for place in ("run", "killed"):
+        with monkeypatch.context() as patch, pytest.raises(Killed if place == "killed" else SystemExit):
+            patch.setattr(LineLog, "append", killed if place == "killed" else append)
+            train(agent, tmp_path / place, "--lr", 1e30)
+    assert not list((tmp_path / "killed" / budget_training.CANDIDATES).iterdir()), "nothing could continue it"
+    with pytest.raises(SystemExit):
+        train(agent, tmp_path / "killed")
+
+    def steps(run: Path) -> list[dict[str, Any]]:
+        lines = [json.loads(line) for line in (run / budget_training.LOG).read_text().splitlines()]
+        return [{**line, "seconds": None} for line in lines]
+
+    assert steps(tmp_path / "killed") == steps(tmp_path / "run")
+
+
+def test_a_resumed_run_may_have_other_workers(
+    agent: Path, whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def killed(*_: Any) -> None:
+        raise Killed
+
+    with monkeypatch.context() as patch, pytest.raises(Killed):
+        patch.setattr(LineLog, "append", killed)
+        train(agent, tmp_path / "run", "--workers", 2)
+    gc.collect()
+    monkeypatch.setattr(budget_training, "training_processes", None)
+    replay_policy.main(["--resume", str(tmp_path / "run"), "--workers", "1"])
+    assert outcome(tmp_path / "run") == outcome(whole)
+    assert "without effect" not in capsys.readouterr().err
 
 
 def test_resumed_after_its_end_it_trains_nothing(
@@ -376,7 +444,9 @@ def test_a_worker_that_is_lost_on_ray_is_told_of_in_one_line(
     monkeypatch.setattr("ray.util.ActorPool", Pool)
     with pytest.raises(SystemExit):
         train(agent, tmp_path / "run", "--backend", "ray")
-    assert capsys.readouterr().err == "error: a worker was lost: the machine was lost; resume the run\n"
+    run = tmp_path / "run"
+    told = f"error: a worker was lost: the machine was lost; resume with --resume {run} --workers N\n"
+    assert capsys.readouterr().err == told
 
 
 @pytest.mark.parametrize("mistake", [True, False])
@@ -453,8 +523,13 @@ def test_workers_share_the_cores(agent: Path, tmp_path: Path, monkeypatch: pytes
     monkeypatch.setattr("rlmix.experiments.training.replay.usable_cores", lambda: 6)
     options: Any = {"agent": str(agent), "budget": 4.0}
     assert split_threads(ReplayConfig(**options)).threads == 0, "torch's own choice"
-    assert split_threads(ReplayConfig(**options, workers=3)).threads == 2
-    assert split_threads(ReplayConfig(**options, workers=8)).threads == 1
+    assert split_threads(ReplayConfig(**options, workers=3), 4).threads == 2
+    assert split_threads(ReplayConfig(**options, workers=6), 6).threads == 1
+    more = split_threads(ReplayConfig(**options, workers=8), 3)
+    assert (more.workers, more.threads) == (3, 2), "more than candidates have nothing to do"
+    source = PolicySource.load(ReplayConfig(**options), None)
+    counts = {budget: source.candidates(ReplayConfig(agent=str(agent), budget=budget)) for budget in (4.0, 2.6, "auto")}
+    assert counts == {4.0: 4, 2.6: 3, "auto": 3}
     assert split_threads(ReplayConfig(agent=str(agent), num_workers=2)).threads == 3
 
 

@@ -3,6 +3,10 @@
 import functools
 import json
 import os
+import subprocess
+import sys
+import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -82,6 +86,44 @@ def test_results_of_other_processes_come_with_their_keys() -> None:
 def test_a_process_that_dies_is_an_error_with_advice() -> None:
     with pytest.raises(RunError, match="fewer --processes"):
         list(runner.run_all({"a": functools.partial(dying, "a")}, 1))
+
+
+SLEEPERS = """
+import functools, os, sys, time
+from pathlib import Path
+from rlmix.experiments.comparison.runner import training_processes
+
+def sleep(folder, name):
+    (Path(folder) / f"{name}.{os.getpid()}").touch()
+    time.sleep(600)
+
+if __name__ == "__main__":
+    with training_processes(2) as run:
+        list(run({name: functools.partial(sleep, sys.argv[1], name) for name in "ab"}))
+"""
+
+
+def test_processes_end_with_a_parent_that_is_killed(tmp_path: Path) -> None:
+    (tmp_path / "sleepers.py").write_text(SLEEPERS)
+    folder = tmp_path / "began"
+    folder.mkdir()
+    parent = subprocess.Popen([sys.executable, tmp_path / "sleepers.py", folder])
+
+    def running() -> list[str]:
+        numbers = [file.suffix[1:] for file in folder.iterdir()]
+        return [number for number in numbers if Path(f"/proc/{number}").exists()]
+
+    wait_until(lambda: len(running()) == 2)
+    parent.kill()
+    parent.wait()
+    wait_until(lambda: not running())
+
+
+def wait_until(reached: Callable[[], bool], seconds: float = 120.0) -> None:
+    limit = time.monotonic() + seconds
+    while not reached():
+        assert time.monotonic() < limit
+        time.sleep(0.05)
 
 
 def test_readings_of_the_test_set_are_recorded(tmp_path: Path) -> None:

@@ -27,7 +27,7 @@ from tabulate import tabulate
 
 from rlmix.agent.agent import Agent
 from rlmix.agent.budget import FIRST
-from rlmix.agent.files import NAMED, SHIPPED
+from rlmix.agent.files import SHIPPED, place_of
 from rlmix.agent.plots import interval_plot, png
 from rlmix.agent.values import Forecaster
 from rlmix.classifier.files import with_filename, write_atomic
@@ -88,7 +88,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         write_atomic(out / "worth.md", markdown(result).encode())
         write_atomic(out / "worth.png", png(plot(result)))
         if config.store is not None:
-            folder = NAMED.get(config.store, Path(config.store))
+            folder = place_of(config.store)
             whole = with_portfolio(Forecaster.load(folder), rivals.portfolio([*tasks, *further], POLICIES, led=True))
             replace(whole, realised=round(result["factor"], 3)).save(folder)
         print(markdown(result))

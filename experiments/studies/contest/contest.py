@@ -177,7 +177,7 @@ def write_protocol(config: ContestConfig, out: Path, command: str) -> None:
         RunError: trainings have been made already, or an option is out of range.
     """
     _check_protocol_options(config, out)
-    agent = Agent.load(Path(config.agent))
+    agent = Agent.load(config.agent)
     contestants = _contestants(config, agent)
     groups = {name: GROUPS[name] for name in config.groups}
     if config.rehearsal:
@@ -253,7 +253,7 @@ def _contestants(config: ContestConfig, agent: Agent) -> dict[str, dict[str, Any
             if option == "--schedules":
                 contestants[name] = {"kind": "schedule", "schedule": PolicySchedule.load(path).to_json()}
                 continue
-            other = Agent.load(Path(path))
+            other = Agent.load(path)
             if (other.menu, other.segments) != (agent.menu, agent.segments):
                 raise RunError(f"--others: {entry} has another menu or other segments than {config.agent}")
             contestants[name] = _agent(path)
@@ -359,7 +359,7 @@ def train_contestant(
             schedule = random_schedule(env.menu, env.segments, seed)
             env.task_trainer.run(schedule, task, training_seed(seed))
         case "agent":
-            agent = Agent.load(Path(contestant["folder"]))
+            agent = Agent.load(contestant["folder"])
             actions = agent.play(agent.environment(env.task_trainer, task), task, seed)
             chosen = [list(action) for action in actions]
         case "population":

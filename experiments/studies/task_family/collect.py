@@ -94,7 +94,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     with command("studies/task_family/collect", arguments) as call:
         call.resume = call.line
         config = call.parse(CollectConfig, __doc__)
-        agent = None if config.agent is None else Agent.load(Path(config.agent))
+        agent = None if config.agent is None else Agent.load(config.agent)
         if agent is not None and ((agent.menu, agent.segments, agent.features) != (MENU, SEGMENTS, DEFAULT_FEATURES)):
             raise RunError(f"--agent: {config.agent} has another menu, other segments or features than the family")
         files = None if agent is None else agent.to_files()
