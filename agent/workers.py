@@ -76,8 +76,8 @@ class Worker(gym.Wrapper[NDArray[np.float32], Any, NDArray[np.float32], Any]):
         return observation, info
 
     def render(self) -> NDArray[np.uint8] | None:
-        """Return the environment's picture of its last mixed images."""
-        return self.mix_policy_env.render()
+        """Return the environment's picture of its last mixed images; None before the first."""
+        return None if self.mix_policy_env.trainer.last_mixed is None else self.mix_policy_env.render()
 
     def rendered_policy(self) -> str:
         """Return the policy of that picture's images, in words."""

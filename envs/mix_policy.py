@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from rlmix.classifier.data import Splits
 from rlmix.classifier.mixing import MixPolicy
-from rlmix.classifier.mixing.picture import mixed_picture
+from rlmix.classifier.mixing.picture import blank_picture, mixed_picture
 from rlmix.classifier.training.config import TrainConfig
 from rlmix.classifier.training.stats import EvalStats
 from rlmix.classifier.training.trainer import Trainer
@@ -282,6 +282,10 @@ class MixPolicyEnv(gym.Env[Any, Any]):
         end = round(self.segments[self._segment] * self.state.task.updates)
         return self.menu.policy(self.choice(action)), end
 
+    def close(self) -> None:
+        """End the processes that read streamed images."""
+        self.task_trainer.end_readers()
+
     @property
     def trainer(self) -> Trainer:
         """Trainer of the classifier, after the last step.
@@ -292,9 +296,15 @@ class MixPolicyEnv(gym.Env[Any, Any]):
         return self.task_trainer.trainer
 
     def render(self) -> NDArray[np.uint8] | None:
-        """Return the last mixed images with their targets, `[H, W, 3]`; None before the first."""
-        if self.render_mode != "rgb_array" or self._training == 0 or self.trainer.last_mixed is None:
+        """Return a picture of the last mixed images with their targets, `[H, W, 3]`; white before the first.
+
+        After a reset it shows those of the training before until the new one has mixed images, so that wrappers that
+        reset by themselves leave something to be seen of an episode.
+        """
+        if self.render_mode != "rgb_array":
             return None
+        if self._training == 0 or self.trainer.last_mixed is None:
+            return blank_picture()
         images, targets = self.trainer.last_mixed
         data = self.trainer.data
         return mixed_picture(images, targets, class_names=data.class_names, mean=data.mean, std=data.std)

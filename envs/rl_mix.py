@@ -17,7 +17,7 @@ from rlmix.classifier.data import Splits, load_dataset, split
 from rlmix.classifier.errors import InputError
 from rlmix.classifier.mixing import LamDistribution
 from rlmix.classifier.mixing.draw import THRESHOLDS
-from rlmix.classifier.mixing.picture import mixed_picture
+from rlmix.classifier.mixing.picture import blank_picture, mixed_picture
 from rlmix.classifier.mixing.rmix import rmix_grids
 from rlmix.classifier.mixing.saliency import pooled_saliency, summing_to_one
 from rlmix.classifier.training.config import TrainConfig
@@ -180,11 +180,13 @@ class RLMixEnv(gym.Env[Any, Any]):
         """Train one batch, mixed with the thresholds that `action` names; see the class."""
         if not self._left:
             raise RuntimeError("there is no episode to step: call reset() first, also after the end of an episode")
-        levels = np.asarray(action)
-        if levels.dtype.kind not in "iu" or not self.action_space.contains(levels.astype(np.int64)):
+        given = np.asarray(action)
+        # Torch indexes by int64: of smaller types it refuses most, and takes uint8 for a mask.
+        levels = given.astype(np.int64) if given.dtype.kind in "iu" else None
+        if levels is None or not self.action_space.contains(levels):
             raise ValueError(
                 f"an action must be {self.trainer.config.batch_size} whole numbers from 0 to {len(THRESHOLDS) - 1}, "
-                f"got {np.array2string(levels, threshold=10)}"
+                f"got {np.array2string(given, threshold=10)}"
             )
         grid, clean = self.trainer.next_clean().grid, self._saliency
         mixed = self.trainer.train_mixed(self._levels[torch.from_numpy(levels)], lam=self._lam)
@@ -195,6 +197,9 @@ class RLMixEnv(gym.Env[Any, Any]):
         self._diverged = not math.isfinite(loss)
         if self._diverged:
             self._left = 0
+        if self.training_over:
+            # The last observation, of a batch that is never trained on, started the readers of streamed images again.
+            self.trainer.batches.end_readers()
         reward = self._reward(likeness)
         truncated = not self._left and not self._diverged
         info = {
@@ -209,10 +214,15 @@ class RLMixEnv(gym.Env[Any, Any]):
         """Return a picture of the last mixed images with their targets, `[H, W, 3]`; white before the first."""
         if self.render_mode != "rgb_array":
             return None
+        if self.trainer.last_mixed is None:
+            return blank_picture()
+        images, targets = self.trainer.last_mixed
         data = self.trainer.data
-        nothing = torch.empty(0, *data.train.image_shape), torch.empty(0, data.num_classes)
-        images, targets = self.trainer.last_mixed or nothing
         return mixed_picture(images, targets, class_names=data.class_names, mean=data.mean, std=data.std)
+
+    def close(self) -> None:
+        """End the processes that read streamed images; a new epoch starts them again."""
+        self.trainer.batches.end_readers()
 
     def state_dict(self) -> dict[str, Any]:
         """Return the state of the classifier's training, including the batch that was observed."""

@@ -187,6 +187,11 @@ class TaskTrainer:
                 return {name: evaluation.accuracy for name, evaluation in evaluations.items()}
         return dict.fromkeys(splits, EvalStats.at_chance(self.trainer.num_classes).accuracy)
 
+    def end_readers(self) -> None:
+        """End the processes that read streamed images ahead; further training starts them again."""
+        if self._trainer is not None:
+            self._trainer.batches.end_readers()
+
     def snapshot(self) -> Snapshot:
         """Return a copy of the training, which further training does not change."""
         state = self.trainer.state_dict()

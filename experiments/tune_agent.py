@@ -35,7 +35,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
         import torch
 
+        from rlmix.classifier.data import split
         from rlmix.experiments.runs.config import stored_config
+        from rlmix.experiments.runs.data_record import record_data, require_same_data
         from rlmix.experiments.runs.folder import RunFolder
         from rlmix.experiments.search.cluster import check_capacity, ray_session
         from rlmix.experiments.search.plan import Search
@@ -48,14 +50,18 @@ def main(arguments: Sequence[str] | None = None) -> None:
             run, stored = RunFolder.open(asked.run.resume, TUNE, trust=asked.run.trust)
             call.warn_of_ignored()
             config = stored_config(TuneConfig, stored)
+            data = split(config.agent.data.load(), validation_size=config.agent.data.validation_size)
+            require_same_data(run.path, data)
         check(config)
         address = asked.address or config.address
         with ray_session(address):
             share = Search.from_config(config.agent).share
             if asked.run.resume is None:
-                config = replace(config, agent=resolve_agent(config))
+                agent, data = resolve_agent(config)
+                config = replace(config, agent=agent)
                 run = RunFolder.create(config.run.out, TUNE)
                 run.write_config(TUNE, asdict(config))
+            record_data(run.path, data)
             check_capacity(config.agent.workers if config.search == "asha" else 1, share)
             call.resume = f"{call.command} {run.resume_options}"
             print(f"run folder: {run.path}\nwatch: tensorboard --logdir {run.path}", flush=True)

@@ -46,7 +46,8 @@ def load_image_folder(path: str | Path, *, image_size: int | None = None, stream
     Args:
         path: path of the folder or zip file.
         image_size: side in pixels; optional, defaults to the images' own if all have one size, else to the median
-            shorter side but at most 64, with a warning. The shorter side is resized to it, and the middle kept.
+            shorter side but at most 64. With a warning, a median or an odd side is rounded down to a multiple of 4. The
+            shorter side is resized to it, and the middle kept.
         streamed: whether images stay in their files; optional, defaults to whether they would take more than a quarter
             of the free memory.
 

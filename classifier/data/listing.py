@@ -24,6 +24,7 @@ TEST_SEED = 1_797
 TEST_SHARE = 0.2
 
 MAX_GUESSED_SIZE = 64  # pixels, where images differ in size: what a search on one machine can afford
+SIZE_STEP = 4  # pixels: a guessed size is a multiple of it, so that the patches of every mixing method divide it
 MEMORY_SHARE = 0.25  # of the free memory, for the images; the rest is for the network and other copies
 SAMPLE = 5_000  # images whose headers, and in streamed sets whose pixels, are read beforehand
 
@@ -76,7 +77,7 @@ def load_listing(listing: Listing, *, image_size: int | None = None, streamed: b
     Args:
         listing: the files.
         image_size: side in pixels; optional, defaults to the images' own if all have one size, else to the median
-            shorter side but at most 64, with a warning.
+            shorter side but at most 64. With a warning, a median or an odd side is rounded down to a multiple of 4.
         streamed: whether images stay in their files; optional, defaults to whether they would take more than a quarter
             of the free memory.
 
@@ -205,12 +206,15 @@ def _usual_size(name: str, paths: Sequence[str]) -> int:
     with ThreadPoolExecutor(min(MAX_THREADS, usable_cores())) as pool:
         sizes = list(pool.map(read_size, paths))
     shorter = [min(size) for size in sizes]
-    if len(set(sizes)) == 1:
-        return shorter[0]
-    size = min(MAX_GUESSED_SIZE, int(statistics.median(shorter)))
+    one_size = len(set(sizes)) == 1
+    usual = shorter[0] if one_size else min(MAX_GUESSED_SIZE, int(statistics.median(shorter)))
+    size = usual - usual % SIZE_STEP or usual  # what is smaller than a step stays
+    if one_size and (usual % 2 == 0 or size == usual):
+        return usual
+    found = f"{usual}" if one_size else f"{min(shorter)} to {max(shorter)}"
     warnings.warn(
-        f"{name}: the images' shorter sides are {min(shorter)} to {max(shorter)} pixels long; all are made {size} x "
-        f"{size}: the shorter side is scaled to {size} and the middle kept; image_size asks for another size",
+        f"{name}: the images' shorter sides are {found} pixels long; all are made {size} x {size}: the shorter side is "
+        f"scaled to {size} and the middle kept; image_size (--image-size N) asks for another size",
         DataWarning,
         stacklevel=4,
     )

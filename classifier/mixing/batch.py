@@ -63,6 +63,11 @@ def mix_batch(
         ValueError: shapes or types do not fit, the method is not known, needs what it was not given, or mixes hidden
             states.
     """
+    for name, given in (("images", images), ("targets", targets)):
+        if not isinstance(given, Tensor):
+            raise InputError(
+                f"expected {name} as a tensor, got {type(given).__name__}; convert them: torch.as_tensor({name})"
+            )
     require_float(images)
     if targets.ndim == 1 and not targets.is_floating_point():
         if num_classes is None:

@@ -19,6 +19,11 @@ def shown_channels(images: Tensor) -> Tensor:
     return images[..., : 3 if images.shape[-3] >= 3 else 1, :, :]
 
 
+def blank_picture() -> NDArray[np.uint8]:
+    """Return a white picture of the size of `mixed_picture`, for when there are no images yet."""
+    return np.full((SIDE + CAPTION, COLUMNS * SIDE, 3), 255, dtype=np.uint8)
+
+
 def mixed_picture(
     images: Tensor, targets: Tensor, *, class_names: Sequence[str], mean: Sequence[float], std: Sequence[float]
 ) -> NDArray[np.uint8]:

@@ -6,6 +6,7 @@ import math
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields
+from numbers import Real
 from typing import Any
 
 from rlmix.classifier.errors import InputError
@@ -114,24 +115,25 @@ class MixPolicy:
     def __post_init__(self) -> None:
         if not isinstance(self.shares, Mapping) or not self.shares:
             raise PolicyError(f"shares must name at least one method of {', '.join(METHODS)}, got {self.shares!r:.80}")
+        shares = {}
         for method, share in self.shares.items():
             if method not in METHODS:
                 raise PolicyError(f"shares: unknown method {method!r:.80}; known are {', '.join(METHODS)}")
-            _require_number(f"shares[{method}]", share, 0, 1)
-        total = math.fsum(self.shares.values())
+            shares[method] = float(_number(f"shares[{method}]", share, 0, 1))
+        total = math.fsum(shares.values())
         if abs(total - 1) > SHARE_TOLERANCE:
             raise PolicyError(f"shares must sum to 1, got a sum of {total:g}")
-        object.__setattr__(self, "options", _changed_options(self.options, self.shares))
-        positive = {method: float(self.shares[method]) for method in METHODS if self.shares.get(method, 0) > 0}
+        object.__setattr__(self, "options", _changed_options(self.options, shares))
+        positive = {method: shares[method] for method in METHODS if shares.get(method, 0) > 0}
         object.__setattr__(self, "shares", positive)
         if not isinstance(self.lam, LamDistribution):
             raise PolicyError(f"lam must be a LamDistribution, got {self.lam!r:.80}; LamDistribution.parse reads text")
         if self.threshold is not None:
-            _require_number("threshold", self.threshold, 0, 1)
+            object.__setattr__(self, "threshold", _number("threshold", self.threshold, 0, 1))
             if self.threshold == 1:
                 raise PolicyError("threshold must be below 1, got 1")
-        _require_number("label_beta", self.label_beta, 0, 1)
-        _require_number("label_smoothing", self.label_smoothing, 0, 1)
+        for name in ("label_beta", "label_smoothing"):
+            object.__setattr__(self, name, _number(name, getattr(self, name), 0, 1))
         if not isinstance(self.label_detach, bool):
             raise PolicyError(f"label_detach must be true or false, got {self.label_detach!r:.80}")
 
@@ -216,8 +218,8 @@ def _changed_options(options: Any, shares: Mapping[str, float]) -> dict[str, dic
             if name not in known:
                 offered = f"{method} has {', '.join(known)}" if known else f"{method} has none"
                 raise PolicyError(f"options[{method}]: unknown option {name!r:.80}; {offered}")
-            if isinstance(value, bool) or not isinstance(value, int | float) or not known[name].allows(value):
-                raise PolicyError(f"options[{method}][{name}] must be {known[name]}, got {value!r:.80}")
+            if not _is_number(value) or not known[name].allows(value):
+                raise PolicyError(f"options[{method}][{name}] must be {known[name]}, got {_found(value)}")
     changed = {
         method: {
             name: float(options[method][name])
@@ -246,9 +248,20 @@ def require_fields(where: str, value: Any, names: Sequence[str], *, optional: Se
             raise PolicyError(f"{where}: unknown field {name!r:.80}; known are {', '.join(names)}")
 
 
-def _require_number(name: str, value: Any, low: float, high: float) -> None:
-    if isinstance(value, bool) or not isinstance(value, int | float) or not low <= value <= high:
-        raise PolicyError(f"{name} must be a number in [{low:g}, {high:g}], got {value!r:.80}")
+def _number(name: str, value: Any, low: float, high: float) -> float:
+    """Return a number in [low, high]: Python's own as it is, 1 or 1.0, and NumPy's as Python's."""
+    if not _is_number(value) or not low <= value <= high:
+        raise PolicyError(f"{name} must be a number in [{low:g}, {high:g}], got {_found(value)}")
+    return value if isinstance(value, int | float) else float(value)
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, Real) and not isinstance(value, bool)
+
+
+def _found(value: Any) -> str:
+    """Return a value for an error, with its type where that is what is wrong: `tensor(0.5)` looks like a number."""
+    return f"{value!r:.80}" if _is_number(value) else f"{value!r:.80} of type {type(value).__name__}"
 
 
 class Interleaver:

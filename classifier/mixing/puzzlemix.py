@@ -44,7 +44,7 @@ def block_counts(height: int, width: int) -> tuple[int, ...]:
     if height != width or not divisors:
         raise InputError(
             f"Puzzle Mix needs square images whose side a number of blocks from 2 to {max(BLOCKS)} divides, "
-            f"got {height} x {width} pixels; resize them"
+            f"got {height} x {width} pixels; resize them to a multiple of 4 (commands: --image-size N)"
         )
     return tuple(sorted({min(divisors, key=lambda count: abs(count - wanted)) for wanted in BLOCKS}))
 

@@ -21,7 +21,8 @@ def rmix_grids(height: int, width: int) -> list[int]:
     grids = [grid for grid in GRIDS if height % grid == 0 and width % grid == 0]
     if not grids:
         raise InputError(
-            f"R-Mix needs image sides that one of {GRIDS} divides, got {height} x {width} pixels; resize them"
+            f"R-Mix needs image sides that one of {GRIDS} divides, got {height} x {width} pixels; resize them to a "
+            "multiple of 4 (commands: --image-size N)"
         )
     return grids
 

@@ -28,7 +28,7 @@ def fine_grained_saliency(images: Tensor) -> Tensor:
 
     Args:
         images: `[B, C, H, W]`, float32 colours in [0, 1]: red, green and blue, or any other number of channels, then
-            averaged. Up to 256 x 256 pixels sums are exact.
+            averaged.
 
     Returns:
         `[B, H, W]`, whole numbers from 0 to 510; all 0 for an image of one colour.
@@ -40,14 +40,16 @@ def fine_grained_saliency(images: Tensor) -> Tensor:
     grey = (255 * (images * weights[:, None, None]).sum(dim=1).clamp(0, 1)).round()
     for _ in range(2):
         grey = _smoothed(grey)
-    # Sums over squares by four corners: whole numbers, which float32 holds exactly up to 2^24.
-    corners = functional.pad(grey.cumsum(1).cumsum(2), (1, 0, 1, 0))
+    # Sums over squares by four corners. Whole numbers are exact up to 8 million pixels, and torch's deterministic
+    # algorithms have no cumulative sum of floats on a GPU; int64, which torch would take, is half as slow again.
+    whole = grey.int().cumsum(1, dtype=torch.int32).cumsum(2, dtype=torch.int32)
+    corners = functional.pad(whole, (1, 0, 1, 0))
     brighter, darker = torch.zeros_like(grey), torch.zeros_like(grey)
     # From the image's own size on, every square is the whole image.
     for surround, scales in Counter(min(surround, max(height, width)) for surround in SURROUNDS).items():
         (top, bottom), (left, right) = (_window(side, surround, images.device) for side in (height, width))
         bands = corners.index_select(1, bottom) - corners.index_select(1, top)
-        sums = bands.index_select(2, right) - bands.index_select(2, left)
+        sums = (bands.index_select(2, right) - bands.index_select(2, left)).to(grey.dtype)
         others = ((bottom - top)[:, None] * (right - left) - 1).clamp(min=1)
         gap = grey - (sums - grey) / others
         brighter += scales * gap.clamp(min=0).floor()

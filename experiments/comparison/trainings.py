@@ -50,9 +50,9 @@ LOGGED = {"method": str, "seed": int, "accuracy": float, "diverged": bool, "meas
 TRIAL_IMAGES = 20  # images that measures are tried on before the first training
 
 
-def _title(name: str, agent: AnyAgent) -> str:
+def _title(name: str, place: str, agent: AnyAgent) -> str:
     kind = "rule" if isinstance(agent, Rule) else "agent"
-    return f"the shipped {kind}" if name in (SHIPPED, RULE) else f"{name}, {'a' if kind == 'rule' else 'an'} {kind}"
+    return f"the shipped {kind}" if place in (SHIPPED, RULE) else f"{name}, {'a' if kind == 'rule' else 'an'} {kind}"
 
 
 def _plain(options: dict[str, Any]) -> dict[str, Any]:
@@ -122,7 +122,7 @@ def select_contestants(config: ComparisonConfig) -> dict[str, Contestant]:
         selected[name] = Contestant(name, schedule)
     for name, place in agent_places(config.agents, selected).items():
         agent = load_agent(place)
-        selected[name] = Contestant(_title(name, agent), agent, experience=Experience.load(place))
+        selected[name] = Contestant(_title(name, place, agent), agent, experience=Experience.load(place))
     if config.baseline not in selected:
         raise RunError(f"--baseline must be one of the contestants {' '.join(selected)}, got {config.baseline}")
     return selected

@@ -18,6 +18,7 @@ from rlmix.agent.population import QUANTILE, RESAMPLE
 from rlmix.agent.replay import to_schedule
 from rlmix.agent.vec_env import WorkerFailedError
 from rlmix.agent.workers import EpisodeCursor, episode_seed
+from rlmix.classifier.data import Splits
 from rlmix.classifier.files import LineLog
 from rlmix.classifier.mixing import PolicySchedule
 from rlmix.envs import DIMENSIONS
@@ -70,8 +71,8 @@ def check(config: TuneConfig) -> None:
         raise RunError("--agent.start is for a single search (train_agent.py): segments differ between these searches")
 
 
-def resolve_agent(config: TuneConfig) -> SearchConfig:
-    """Return the single search with nothing left to `auto`.
+def resolve_agent(config: TuneConfig) -> tuple[SearchConfig, Splits]:
+    """Return the single search with nothing left to `auto`, and its data.
 
     Raises:
         RunError: an option is out of range.
@@ -80,11 +81,11 @@ def resolve_agent(config: TuneConfig) -> SearchConfig:
     agent = replace(config.agent, seed=config.seed)
     if not agent.workers:
         agent = replace(agent, workers=agent.most_workers(max(worker_capacity(Search.from_config(agent).share), 1)))
-    search, _ = resolve_with_gpus(agent) if agent.gpus_per_worker else resolve(agent)
+    search, data = resolve_with_gpus(agent) if agent.gpus_per_worker else resolve(agent)
     if config.search == "asha":
         for number in range(config.trials):
             Search.from_config(trial_config(search.config, config.seed, number))
-    return search.config
+    return search.config, data
 
 
 def finish(config: TuneConfig, run: RunFolder, results: ResultGrid) -> None:

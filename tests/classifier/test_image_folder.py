@@ -295,7 +295,7 @@ def test_paths_and_names(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Non
 # Sizes
 
 
-@pytest.mark.parametrize("size", [(20, 20), (96, 96), (30, 24)])
+@pytest.mark.parametrize("size", [(20, 20), (96, 96), (30, 24), (30, 30), (3, 3)])
 def test_images_of_one_size_keep_it(tmp_path: Path, size: tuple[int, int]) -> None:
     write_classes(tmp_path, (5, 5), size=size)
     with warnings.catch_warnings():
@@ -303,8 +303,23 @@ def test_images_of_one_size_keep_it(tmp_path: Path, size: tuple[int, int]) -> No
         assert load_image_folder(tmp_path).pool.image_shape == (3, min(size), min(size))
 
 
-@pytest.mark.parametrize(("sides", "expected"), [((10, 30, 12, 14, 200), 14), ((10, 300, 200, 140, 99), 64)])
-def test_images_of_many_sizes_get_the_median_up_to_64_and_it_is_said(
+@pytest.mark.parametrize(("size", "expected"), [((33, 33), 32), ((50, 45), 44), ((99, 99), 96), ((5, 5), 4)])
+def test_images_of_one_odd_size_get_a_multiple_of_4_and_it_is_said(
+    tmp_path: Path, size: tuple[int, int], expected: int
+) -> None:
+    write_classes(tmp_path, (5, 5), size=size)
+    with pytest.warns(
+        UserWarning, match=rf"sides are {min(size)} pixels long; all are made {expected} x .*--image-size N"
+    ):
+        assert load_image_folder(tmp_path).pool.image_shape == (3, expected, expected)
+    assert load_image_folder(tmp_path, image_size=min(size)).pool.image_shape == (3, min(size), min(size))
+
+
+@pytest.mark.parametrize(
+    ("sides", "expected"),
+    [((10, 30, 12, 16, 200), 16), ((10, 30, 12, 19, 200), 16), ((10, 300, 200, 140, 99), 64), ((1, 3, 9, 2, 4), 3)],
+)
+def test_images_of_many_sizes_get_a_multiple_of_4_by_their_median_up_to_64_and_it_is_said(
     tmp_path: Path, sides: tuple[int, ...], expected: int
 ) -> None:
     for name in ("cat", "dog"):

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode, unset_fake_temporarily
 from torchvision.transforms import v2
 
+from rlmix.classifier.errors import InputError
 from rlmix.classifier.mixing import METHODS, LamDistribution, MixDraw, MixPolicy, mix_batch, one_hot, soft_cross_entropy
 from rlmix.classifier.mixing.average import average
 from rlmix.classifier.mixing.blend import partners_of
@@ -732,6 +733,18 @@ def test_mix_batch_is_the_method_on_smoothed_targets_and_its_own_draw(name: str,
 def test_mix_batch_says_what_does_not_fit(images: Tensor, targets: Tensor, method: str, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         mix_batch(images, targets, policy_of("mixup"), method=method, generator=rng(0))
+
+
+@pytest.mark.parametrize(
+    ("images", "targets", "message"),
+    [
+        (np.ones((2, 3, 4, 4)), torch.ones(2, 3), r"images as a tensor, got ndarray; .*as_tensor\(images\)"),
+        (torch.ones(2, 3, 4, 4), [0, 1], r"targets as a tensor, got list; .*as_tensor\(targets\)"),
+    ],
+)
+def test_mix_batch_asks_for_tensors(images: Any, targets: Any, message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        mix_batch(images, targets, policy_of("mixup"), method="mixup", generator=rng(0), num_classes=3)
 
 
 @pytest.mark.parametrize("dtype", [torch.int64, torch.int32, torch.uint8])

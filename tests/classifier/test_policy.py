@@ -4,11 +4,14 @@ import json
 import math
 import os
 from collections import Counter
+from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import scipy.stats
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -180,6 +183,9 @@ def test_uniform_and_fixed_quantiles() -> None:
         ({"shares": {"clean": math.nan}}, r"shares\[clean\]"),
         ({"shares": {"clean": True}}, r"shares\[clean\]"),
         ({"shares": {"clean": "1"}}, r"shares\[clean\]"),
+        ({"shares": {"clean": np.bool_(True)}}, r"shares\[clean\]"),
+        ({"shares": {"clean": np.float32(math.nan)}}, r"shares\[clean\]"),
+        ({"shares": {"clean": torch.tensor(1.0)}}, r"shares\[clean\] .*, got tensor\(1.\) of type Tensor"),
         ({"shares": {"clean": 0.5, "cutmax": 0.5}}, "shares: unknown method 'cutmax'"),
         ({"shares": {1: 1.0}}, "shares: unknown method 1"),
         ({"lam": "beta(1)"}, "lam must be a LamDistribution"),
@@ -222,6 +228,22 @@ def test_uniform_and_fixed_quantiles() -> None:
 def test_a_bad_field_is_refused_by_its_name(fields: dict[str, Any], message: str) -> None:
     with pytest.raises(PolicyError, match=f"^{message}"):
         MixPolicy(**{"shares": {"clean": 1.0}, **fields})
+
+
+@pytest.mark.parametrize("number", [np.float16, np.float32, np.float64, np.longdouble, Fraction])
+def test_numbers_of_any_type_are_those_of_python(number: Any) -> None:
+    shares = {"clean": number(0.5), "rmix": number(0.25), "fmix": number(0.25)}
+    others = {"threshold": number(0.75), "label_beta": number(0.5), "label_smoothing": number(0.125)}
+    policy = MixPolicy(shares, options={"fmix": {"decay": number(2)}}, **others)
+    plain = MixPolicy(
+        {"clean": 0.5, "rmix": 0.25, "fmix": 0.25},
+        threshold=0.75,
+        label_beta=0.5,
+        label_smoothing=0.125,
+        options={"fmix": {"decay": 2}},
+    )
+    assert policy == plain and str(policy) == str(plain)
+    assert json.dumps(policy.to_json()) == json.dumps(plain.to_json())
 
 
 def test_equal_policies_are_one_key_whatever_the_order_they_were_written_in() -> None:

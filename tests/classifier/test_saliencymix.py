@@ -78,6 +78,14 @@ def test_a_dot_is_salient_and_one_colour_is_not() -> None:
     assert divmod(int(saliency[1].argmax()), 32) == (21, 6)
 
 
+def test_a_pattern_that_repeats_is_as_salient_at_the_far_end_of_a_large_image() -> None:
+    pattern = 0.8 + 0.2 * torch.rand(1, 1, 16, 64, generator=rng(0))
+    saliency = fine_grained_saliency(pattern.repeat(1, 1, 1, 256))[0]  # its values sum to 60 million
+    near, far = saliency[:, 2 * 64 : 3 * 64], saliency[:, 253 * 64 : 254 * 64]
+    assert near.max() > near.min()
+    assert torch.equal(near, far)
+
+
 @settings(deadline=None, max_examples=60)
 @given(seed=st.integers(0, 2**32), lam=st.floats(0, 1), count=st.integers(1, 6))
 def test_each_image_is_cutmixed_with_a_box_of_its_own(seed: int, lam: float, count: int) -> None:

@@ -19,7 +19,7 @@ def write_folder(folder: Path, *, parts: tuple[str, ...] = ("train", "val", "tes
         for label, name in enumerate(("cat", "dog")):
             (folder / part / name / "below").mkdir(parents=True)
             for image in range(3 - number):
-                pixels = np.random.default_rng(100 * number + 10 * label + image).integers(0, 256, (9, 9, 3), np.uint8)
+                pixels = np.random.default_rng(100 * number + 10 * label + image).integers(0, 256, (8, 8, 3), np.uint8)
                 inner = "below/" if image == 1 else ""
                 Image.fromarray(pixels).save(folder / part / name / f"{inner}{image}.png")
     return folder

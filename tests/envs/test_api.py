@@ -1,7 +1,9 @@
 """The environments are what Gymnasium and Stable-Baselines3 take them for: by id, wrapped, vectorised, learned from."""
 
+import multiprocessing
 import warnings
 from itertools import pairwise
+from pathlib import Path
 from typing import Any
 
 import gymnasium as gym
@@ -23,7 +25,7 @@ from stable_baselines3.common.env_checker import check_env as sb3_check
 from stable_baselines3.common.env_util import make_vec_env
 
 from rlmix.envs import Menu, MixPolicyEnv
-from tests.envs.tiny import arguments, play, tiny
+from tests.envs.tiny import TRAINING, arguments, play, streamed, tiny
 
 IDS = ("rlmix:MixPolicy-v0", "rlmix:MixPolicyFlat-v0")
 SMALL_MENU = Menu(
@@ -246,6 +248,22 @@ def test_sb3_contrib_learns_by_id() -> None:
     assert recurrent.learn(8).num_timesteps == 8
 
 
+# Streamed images
+
+
+def test_closing_ends_the_readers_of_streamed_images(tmp_path: Path) -> None:
+    before = set(multiprocessing.active_children())
+    training = {**TRAINING, "batch_size": 10, "readers": 2}
+    tasks = {"train_size": (20, 20), "updates": (4, 4)}
+    env = MixPolicyEnv(training=training, tasks=tasks, segments=2, reward="change", splits=streamed(tmp_path))
+    env.close()
+    env.reset(seed=0)
+    env.step([2, 0, 0, 0])
+    assert len(set(multiprocessing.active_children()) - before) == 2
+    env.close()
+    assert set(multiprocessing.active_children()) <= before
+
+
 # Pictures
 
 
@@ -270,6 +288,19 @@ def test_rendering_shows_the_mixed_images() -> None:
             there = shown[int((row + 0.5) * 108 / height), int((place + 0.5) * 108 / width)]
             assert there == pytest.approx(float(expected[row, place]), abs=0.003)
     assert (picture[112:] == 255).mean() < 0.999, "targets are written underneath"
+
+
+def test_before_the_first_mixed_batch_the_picture_is_white() -> None:
+    env = tiny(reward="change", render_mode="rgb_array")
+    pictures = [env.render()]
+    env.reset(seed=0)
+    pictures.append(env.render())
+    for clean_or_mixed in (0, 2):
+        env.step([clean_or_mixed, 0, 0, 0])
+        pictures.append(env.render())
+    for picture in pictures:
+        assert picture is not None and picture.shape == (142, 896, 3) and picture.dtype == np.uint8
+    assert [bool((picture == 255).all()) for picture in pictures] == [True, True, True, False]
 
 
 def test_nothing_is_rendered_unasked() -> None:

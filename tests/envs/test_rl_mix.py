@@ -1,6 +1,7 @@
 """RLMixEnv: what it shows, pays and mixes, by hand; that it is R-Mix; where its episodes end."""
 
 import copy
+import multiprocessing
 from dataclasses import replace
 from functools import cache
 from pathlib import Path
@@ -26,7 +27,7 @@ from rlmix.classifier.training.rmix_trainer import RMixTrainer
 from rlmix.classifier.training.trainer import Trainer
 from rlmix.envs import RLMixEnv
 from rlmix.envs.rl_mix import Observation, cosine
-from tests.envs.tiny import TRAINING, digits
+from tests.envs.tiny import TRAINING, digits, streamed
 
 BATCH, UPDATES = 20, 24
 GOLDEN = Path(__file__).parents[2].parent / "shared" / "golden"
@@ -124,6 +125,13 @@ def test_an_action_that_is_none_is_refused(action: Any) -> None:
     assert env.trainer.updates_done == 0
 
 
+@pytest.mark.parametrize("kind", [np.int8, np.uint8, np.int16, np.uint16, np.int32, np.uint64])
+def test_whole_numbers_of_any_type_are_the_same_action(kind: type[np.integer[Any]]) -> None:
+    (expected,) = play(environment(), random_choices(1))
+    (step,) = play(environment(), random_choices(1).astype(kind))
+    assert same(step[0], expected[0]) and step[1:] == expected[1:]
+
+
 @pytest.mark.parametrize(
     ("changes", "named"),
     [
@@ -137,6 +145,22 @@ def test_an_action_that_is_none_is_refused(action: Any) -> None:
 def test_refuses_what_cannot_be_played(changes: dict[str, Any], named: str) -> None:
     with pytest.raises(ValueError, match=named):
         environment(**changes)
+
+
+def test_readers_of_streamed_images_end_with_the_training_and_with_the_environment(tmp_path: Path) -> None:
+    before = set(multiprocessing.active_children())
+    training = TrainConfig(**{**TRAINING, "updates": 2, "batch_size": 10, "readers": 2})
+    env = RLMixEnv(training=training, splits=streamed(tmp_path))
+    env.reset(seed=0)
+    assert len(set(multiprocessing.active_children()) - before) == 2
+    env.step([0] * 10)
+    observation, *_, info = env.step([0] * 10)
+    assert info["training_over"] and env.observation_space.contains(observation)
+    assert set(multiprocessing.active_children()) <= before
+    env.reset(seed=1)
+    assert len(set(multiprocessing.active_children()) - before) == 2
+    env.close()
+    assert set(multiprocessing.active_children()) <= before
 
 
 # What it computes, by hand

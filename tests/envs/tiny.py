@@ -4,14 +4,16 @@ import os
 import time
 from collections.abc import Sequence
 from functools import cache
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from PIL import Image
 from torch import nn
 
-from rlmix.classifier.data import Splits, load_dataset, split
+from rlmix.classifier.data import Splits, load_dataset, load_image_folder, split
 from rlmix.classifier.mixing import PolicySchedule
 from rlmix.envs import MixPolicyEnv, Task
 from rlmix.envs.seeds import training_seed
@@ -77,6 +79,16 @@ def tiny(**changes: Any) -> MixPolicyEnv:
 @cache
 def digits(validation_size: int = VALIDATION) -> Splits:
     return split(load_dataset("digits"), validation_size=validation_size)
+
+
+def streamed(folder: Path) -> Splits:
+    """30 images of each of two classes, 8 x 8 pixels, which stay in their files."""
+    for label, name in enumerate(("cat", "dog")):
+        (folder / name).mkdir()
+        for number in range(30):
+            pixels = np.random.default_rng([label, number]).integers(0, 256, (8, 8, 3), np.uint8)
+            Image.fromarray(pixels).save(folder / name / f"{number}.png")
+    return split(load_image_folder(folder, streamed=True))
 
 
 def play(

@@ -422,6 +422,14 @@ def test_an_agent_is_asked_as_in_the_environment_and_its_choices_can_be_repeated
     assert "another schedule or agent by the name mine" in refused(compare.main, options)
 
 
+def test_an_agent_is_called_shipped_by_where_it_lies(tmp_path: Path) -> None:
+    rule("progress", 0.3).save(tmp_path)
+    entries = (f"rule={tmp_path / 'rule.json'}", f"shipped={tmp_path}", "theirs=rule", "surrogate")
+    contestants = trainings.select_contestants(ComparisonConfig(agents=entries))
+    titles = [contestants[name].title for name in ("rule", "shipped", "theirs", "surrogate")]
+    assert titles == ["rule, a rule", "shipped, a rule", "the shipped rule", "surrogate, an agent"]
+
+
 def test_a_rule_is_a_contestant_as_an_agent_is(
     tmp_path: Path, trained: list[tuple[str, int]], refused: Refused, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -6,8 +6,10 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from rlmix.agent.ppo import new_policy, to_agent
 from rlmix.classifier.data import Dataset, ImageSet
@@ -18,8 +20,9 @@ from rlmix.experiments import compare, replay_policy, train_agent, train_classif
 HERE = "tests.experiments.test_odd_data"
 RUN = "--compile off --precision fp32 --device cpu --out run".split()
 FINAL = "--updates 6 --evaluations 1 --threads 1 --batch-size 20".split()
-R_MIX = "R-Mix needs image sides that one of (4, 2) divides, got {} pixels"
-PUZZLE_MIX = "Puzzle Mix needs square images whose side a number of blocks from 2 to 16 divides, got {} pixels"
+RESIZE = "got {} pixels; resize them to a multiple of 4 (commands: --image-size N)"
+R_MIX = f"R-Mix needs image sides that one of (4, 2) divides, {RESIZE}"
+PUZZLE_MIX = f"Puzzle Mix needs square images whose side a number of blocks from 2 to 16 divides, {RESIZE}"
 
 
 def made(height: int, width: int, images: int = 120, classes: int = 3) -> Dataset:
@@ -90,6 +93,25 @@ def test_other_commands_refuse_them_before_they_start(refused: Callable[..., str
     to_agent(new_policy(Menu(), [8]), Menu(), (0.5, 1.0), {}).save(tmp_path)
     live = ["--agent", tmp_path, "--dataset", f"{HERE}:five", *FINAL, *RUN]
     assert R_MIX.format("5 x 5") in refused(replay_policy.main, live)
+
+
+def test_the_size_that_the_refusal_asks_for_is_trained_on(tmp_path: Path) -> None:
+    sized = ["--dataset", f"{HERE}:five", "--image-size", "4", "--agent", "shipped", *FINAL, *RUN]
+    replay_policy.main(sized)
+    assert json.loads((tmp_path / "run/summary.json").read_text())["images_trained"] == 6 * 20
+
+
+@pytest.mark.parametrize("sides", [(33, 33, 33), (45, 33, 61)])
+def test_the_shipped_agent_trains_on_a_folder_of_images_with_odd_sides(sides: tuple[int, ...], tmp_path: Path) -> None:
+    for name in ("cat", "dog"):
+        (tmp_path / "images" / name).mkdir(parents=True)
+        for number in range(30):
+            side = sides[number % len(sides)]
+            pixels = np.random.default_rng([*name.encode(), number]).integers(0, 256, (side, side, 3), np.uint8)
+            Image.fromarray(pixels).save(tmp_path / "images" / name / f"{number}.png")
+    with pytest.warns(UserWarning, match=r"all are made (32|44) x"):
+        replay_policy.main(["--agent", "shipped", "--dataset", str(tmp_path / "images"), *FINAL, *RUN])
+    assert json.loads((tmp_path / "run/summary.json").read_text())["images_trained"] == 6 * 20
 
 
 @pytest.mark.parametrize("method", ["rmix", "puzzlemix"])

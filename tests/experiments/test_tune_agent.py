@@ -1,14 +1,18 @@
 """Many searches: a member of a population is a training that can change hands, an agent's trial a search like any."""
 
+import gc
 import json
 import os
 import signal
+from contextlib import nullcontext
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import ray
+from PIL import Image
 
 from rlmix.agent.workers import episode_seed
 from rlmix.classifier.mixing import PolicySchedule
@@ -16,9 +20,11 @@ from rlmix.classifier.training.trainer import Trainer
 from rlmix.envs import DIMENSIONS
 from rlmix.experiments import train_agent, tune_agent
 from rlmix.experiments.runs.command import Call
+from rlmix.experiments.runs.errors import RunError
+from rlmix.experiments.runs.folder import RunFolder
 from rlmix.experiments.runs.options import with_options
-from rlmix.experiments.search import search, tuning
-from rlmix.experiments.search.config import PRESETS, SearchConfig
+from rlmix.experiments.search import cluster, search, tuning
+from rlmix.experiments.search.config import PRESETS, SearchConfig, TuneConfig
 from rlmix.experiments.search.plan import Search
 from rlmix.experiments.search.population_trainable import Member
 from tests.envs.tiny import digits
@@ -150,6 +156,48 @@ def test_every_preset_can_be_searched_many_times(name: str) -> None:
 )
 def test_refused_in_one_line(refused: Any, options: str, told: str) -> None:
     assert told in refused(tune_agent.main, [*AGENT, "--out", "run", *options.split()])
+
+
+# The data set
+
+
+def test_a_run_keeps_to_its_images(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder, run = tmp_path / "images", tmp_path / "run"
+    for name in ("cat", "dog"):
+        (folder / name).mkdir(parents=True)
+        for number in range(60):
+            pixels = np.random.default_rng([*name.encode(), number]).integers(0, 256, (8, 8), np.uint8)
+            Image.fromarray(pixels).save(folder / name / f"{number}.png")
+    # The search is interrupted where it would begin, so that Ray is not needed.
+    monkeypatch.setattr(cluster, "ray_session", lambda address: nullcontext())
+    monkeypatch.setattr(cluster, "check_capacity", lambda workers, share: None)
+
+    def interrupted(config: TuneConfig, run: RunFolder) -> None:
+        raise RunError(f"began with {config.agent.data.dataset}")
+
+    monkeypatch.setattr(tuning, "agents", interrupted)
+
+    def told(*arguments: str) -> str:
+        capsys.readouterr()
+        with pytest.raises(SystemExit):
+            tune_agent.main(arguments)
+        gc.collect()  # the lock goes with the folder's last reference
+        return capsys.readouterr().err
+
+    options = f"--agent.dataset {folder} --agent.train-size 20 20 --agent.validation-size 20 --agent.updates 4 4"
+    began, resume = f"began with {folder}", ("--resume", str(run), "--trust")
+    assert began in told(*AGENT, *options.split(), "--out", str(run))
+    assert began in told(*resume)
+    (folder / "dog" / "0.png").rename(folder / "cat" / "60.png")
+    assert "expected the data set as it was when this run began, got" in told(*resume)
+    (folder / "cat" / "60.png").rename(folder / "dog" / "0.png")
+    assert began in told(*resume)
+    (run / "data.json").unlink()  # of an older version
+    assert began in told(*resume)
+    (folder / "dog" / "0.png").rename(folder / "cat" / "60.png")
+    assert "expected the data set as it was when this run began, got" in told(*resume)
 
 
 # Whole runs

@@ -53,6 +53,19 @@ def test_a_method_mixes_as_on_the_cpu(method: str, channels: int, device: torch.
         assert near >= least and near_targets >= least, (seed, float(near), float(near_targets))
 
 
+def test_saliencymix_may_be_asked_to_be_deterministic(device: torch.device) -> None:
+    there = sent(batch(3), device)
+    draw = MixDraw.sample(BATCH, generator=torch.Generator().manual_seed(0), device=device)
+    policy = MixPolicy({"saliencymix": 1.0})
+    expected, _ = policy.mix("saliencymix", there, draw)
+    torch.use_deterministic_algorithms(True)
+    try:
+        mixed, _ = policy.mix("saliencymix", there, draw)
+    finally:
+        torch.use_deterministic_algorithms(False)
+    assert torch.equal(mixed, expected)
+
+
 def test_a_draw_is_the_same_wherever_it_is_sent(device: torch.device) -> None:
     here, there = (
         MixDraw.sample(BATCH, generator=torch.Generator().manual_seed(3), device=place)
