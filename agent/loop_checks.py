@@ -43,6 +43,18 @@ def fraction(name: str, value: Any) -> float:
     return number
 
 
+def as_share(value: Any) -> float:
+    """Return the share of the batches that a method mixes.
+
+    Raises:
+        InputError: it is no number in (0, 1].
+    """
+    number = _number(value)
+    if number is None or not 0 < number <= 1:
+        raise InputError(f"share must be in (0, 1], got {_shown(value)}; half of the batches is 0.5")
+    return number
+
+
 def non_negative(name: str, value: Any) -> float:
     """Return a number of at least 0, or one that is not finite, as after a training that diverged.
 
@@ -194,6 +206,17 @@ def require_first_batch(
     if images.shape[3] == 3 and images.shape[1] > 4:
         warnings["channels"] = f"images {list(images.shape)} seem to have colours last; permute(0, 3, 1, 2)"
     return warnings
+
+
+def as_loss(value: Any) -> Tensor:
+    """Return a loss whose backward pass is to come.
+
+    Raises:
+        InputError: it is not a tensor of one number.
+    """
+    if not isinstance(value, Tensor) or value.numel() != 1:
+        raise InputError(f"loss must be the mean loss as a tensor, before .item() or .backward(), got {_shown(value)}")
+    return value
 
 
 def as_logits(logits: Any, num_classes: int) -> Tensor:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,6 +13,7 @@ from torch.autograd.graph import register_multi_grad_hook
 from torch.nn.parallel import DistributedDataParallel
 from torch.utils.hooks import RemovableHandle
 
+from rlmix.classifier.errors import InputError
 from rlmix.classifier.mixing import METHODS, Interleaver, MixPolicy
 from rlmix.classifier.mixing.saliency import input_gradient
 from rlmix.classifier.training.resting import RestingBatches, resting_saliency
@@ -55,15 +57,19 @@ class Watch:
         self._scale: Tensor | None = None
 
     def remove(self) -> None:
-        """Remove the hooks that are still there."""
+        """Remove the hooks that are still there, and forget the scale."""
         for handle in self._handles:
             handle.remove()
-        self._handles = []
+        self._handles, self._scale = [], None
 
     def watch_loss(self, loss: Tensor) -> None:
         """Note by what the loss is multiplied before its backward pass: a scaler's factor, 1 / accumulated batches."""
         if loss.requires_grad and self._handles:
-            self._handles.append(loss.register_hook(self._note_scale))
+            self._handles.append(loss.register_hook(self.take_scale))
+
+    def take_scale(self, scale: Tensor) -> None:
+        """Set by what the loss is multiplied, one number; `watch_loss` sees it by itself."""
+        self._scale = scale.detach().float().reshape(())
 
     def watch_images(self, leaf: Tensor, takers: Sequence[TakesGradient]) -> None:
         """Hand the gradient at the images to all `takers`; nothing stays in `leaf.grad`."""
@@ -90,9 +96,12 @@ class Watch:
                 gradients, image_gradient = known.pop("gradients"), known.pop("images")
                 owners = [own for one, own in zip(gradients, parameters, strict=True) if one is not None]
                 with torch.no_grad():
+                    # A loop may mix on the host, and move what it gets.
+                    image_gradient = image_gradient.to(owners[0].device)
                     measured = measure_probe(image_gradient, [one for one in gradients if one is not None], owners)
                     if self._scale is not None:
-                        measured = measured / torch.stack((torch.ones_like(self._scale), self._scale))
+                        scale = self._scale.to(measured.device)
+                        measured = measured / torch.stack((torch.ones_like(scale), scale))
                 took(measured)
 
         def of_parameters(gradients: Sequence[Tensor | None]) -> None:
@@ -105,9 +114,6 @@ class Watch:
 
         self._handles.append(register_multi_grad_hook(parameters, of_parameters))
         return of_images
-
-    def _note_scale(self, gradient: Tensor) -> None:
-        self._scale = gradient.detach().float()
 
 
 class LoopGradients:
@@ -123,6 +129,8 @@ class LoopGradients:
         self._recycles, self._probes = recycles, probes
         self.are_ever_read = any(map(self._reads, policies))
         """True if the gradient is read under any of the policies."""
+        self.are_ever_recycled = any(map(self._reads_saliency, policies))
+        """True if a saliency method may mix an earlier batch under any of them."""
         self.resting: RestingBatches[CleanBatch] = RestingBatches()
         """Clean batches whose saliency serves saliency methods to come."""
         self.watch = Watch()
@@ -153,8 +161,8 @@ class LoopGradients:
         if left < 0 or not self._reads(policy):
             return takers
         if self._recycles and saliency_follows(policy, credit, left):
-            # The loop may change the targets that it was given, which can be these.
-            kept = CleanBatch(batch.images, batch.targets.clone())
+            # Copies: the loader may write its next batch into the same memory, and views would be saved whole.
+            kept = CleanBatch(batch.images.detach().clone(), batch.targets.detach().clone())
             self.resting.keep(update, kept)
             takers.append(kept.take)
         if self._probes and model is not None and is_among_last_clean(policy, credit, left, last=PROBES):
@@ -176,11 +184,16 @@ class LoopGradients:
 
     def _reads(self, policy: MixPolicy) -> bool:
         """Return whether the loop's gradient at clean images is read under a policy."""
-        saliency = self._recycles and any(METHODS[method].needs_gradient for method in policy.shares)
-        return "clean" in policy.shares and (saliency or self._probes)
+        return self._reads_saliency(policy) or ("clean" in policy.shares and self._probes)
+
+    def _reads_saliency(self, policy: MixPolicy) -> bool:
+        saliency = any(METHODS[method].needs_gradient for method in policy.shares)
+        return self._recycles and "clean" in policy.shares and saliency
 
 
-def exact_gradient(model: nn.Module, loss: Callable[[Tensor], Tensor], images: Tensor, *, evaluating: bool) -> Tensor:
+def exact_gradient(
+    model: nn.Module, loss: Callable[[Tensor], Tensor], images: Tensor, *, evaluating: bool, seed: int
+) -> Tensor:
     """Return the gradient of a loss at the images by a pass of its own; see `input_gradient`.
 
     Args:
@@ -188,17 +201,47 @@ def exact_gradient(model: nn.Module, loss: Callable[[Tensor], Tensor], images: T
         loss: maps logits to a scalar.
         images: `[B, C, H, W]`.
         evaluating: whether the pass is made in evaluation mode.
+        seed: RNG seed for what layers such as dropout draw; the global generators stay as they are.
     """
-    plain = model.module if isinstance(model, DistributedDataParallel) else model
-    plain = getattr(plain, "_orig_mod", plain)  # not compiled: it would be so once more for this pass
+    plain: Any = model
+    while isinstance(plain, DistributedDataParallel) or hasattr(plain, "_orig_mod"):
+        plain = plain.module if isinstance(plain, DistributedDataParallel) else plain._orig_mod
     modes = {module: module.training for module in plain.modules()}  # parts of it may be frozen
+    cuda = [images.device] if images.device.type == "cuda" else []
+    # Not compiled: it would be so once more for this pass.
+    eager = torch.compiler.set_stance("force_eager") if is_compiled(plain) else nullcontext()
     if evaluating:
         plain.eval()
     try:
-        return input_gradient(lambda leaf: loss(plain(leaf)), images, plain)
+        with torch.random.fork_rng(devices=cuda), eager:
+            torch.default_generator.manual_seed(seed)
+            for device in cuda:
+                with torch.cuda.device(device):
+                    torch.cuda.manual_seed(seed)
+            return input_gradient(lambda leaf: loss(plain(leaf)), images, plain)
     finally:
         for module, training in modes.items():
             module.training = training
+
+
+def why_no_gradient(error: Exception, images: Tensor, model: nn.Module) -> str:
+    """Return why a network gives no gradient at the images, where `exact_gradient` failed with an error."""
+    device = next((parameter.device for parameter in model.parameters()), images.device)
+    if device != images.device:
+        both = f"needs images and network on one device, got {images.device} and {device}"
+        return f"which {both}; call mix after images.to(device)"
+    told = str(error).partition("\n")[0]
+    if isinstance(error, InputError):
+        return f"but {told}"
+    return (
+        f"but the network's gradient at the images fails: {type(error).__name__}: {told:.100}; run no part of it under "
+        "torch.no_grad, and checkpoint with use_reentrant=False"
+    )
+
+
+def is_compiled(model: nn.Module) -> bool:
+    """Return whether a network, or a part of it, is compiled, by `torch.compile(part)` or `part.compile()`."""
+    return any(hasattr(part, "_orig_mod") or part._compiled_call_impl is not None for part in model.modules())
 
 
 def saliency_follows(policy: MixPolicy, credit: Mapping[str, float], left: int) -> bool:

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from rlmix.agent.agent import Allowed
 from rlmix.agent.any_agent import AnyAgent, load_agent
 from rlmix.agent.files import NAMED
+from rlmix.agent.loop_checks import as_share
 from rlmix.agent.rule import Rule, is_rule
 from rlmix.classifier.errors import InputError
 from rlmix.classifier.mixing import METHODS, MixPolicy, PolicySchedule
@@ -68,9 +69,7 @@ def _seeing_what_a_loop_gives(agent: AnyAgent) -> AnyAgent:
 
 
 def _shares(method: str, share: float | None) -> dict[str, float]:
-    share = 0.5 if share is None else share
-    if isinstance(share, str) or not 0 < share <= 1:
-        raise InputError(f"share must be in (0, 1], got {share!r}")
+    share = 0.5 if share is None else as_share(share)
     return {method: 1.0} if share == 1 else {"clean": 1 - share, method: share}
 
 
@@ -90,11 +89,13 @@ class LoopLimits:
         colours: whether the mean and standard deviation of the images' colours are known.
         size: height and width of the images; None before the first batch.
         model: whether the loop gives the network; not read before the first batch.
+        no_gradient: why the network gives no gradient at the images; None if it does, as far as is known.
     """
 
     colours: bool
     size: tuple[int, int] | None = None
     model: bool = False
+    no_gradient: str | None = None
 
     def at(self, images: Tensor, model: nn.Module | None) -> LoopLimits:
         """Return the limits that the first batch shows."""
@@ -135,6 +136,8 @@ class LoopLimits:
             return f"{name} looks at colours; pass mean= and std="
         if self.size is not None and method.needs_gradient and not self.model:
             return f"{name} mixes by saliency; call mix(images, labels, model)"
+        if method.needs_gradient and self.no_gradient is not None:
+            return f"{name} mixes by saliency, {self.no_gradient}"
         try:
             if method.library is not None:
                 method.library()

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import time
 import warnings
-from collections.abc import Mapping
-from dataclasses import asdict
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +24,7 @@ from rlmix.agent.loop_checks import (
     as_colours,
     as_imbalance,
     as_logits,
+    as_loss,
     as_pair,
     batch_targets,
     require_first_batch,
@@ -31,7 +32,14 @@ from rlmix.agent.loop_checks import (
     require_optimizer,
     whole_number,
 )
-from rlmix.agent.loop_gradients import CleanBatch, LoopGradients, TakesGradient, exact_gradient
+from rlmix.agent.loop_gradients import (
+    CleanBatch,
+    LoopGradients,
+    TakesGradient,
+    exact_gradient,
+    is_compiled,
+    why_no_gradient,
+)
 from rlmix.agent.loop_loss import LoopLoss
 from rlmix.agent.loop_policy import LoopLimits, Policy, load_policy, policies_of, require
 from rlmix.agent.loop_processes import average, from_first, processes
@@ -39,6 +47,7 @@ from rlmix.agent.rule import Rule
 from rlmix.agent.scheduler import Choice, PolicyScheduler
 from rlmix.classifier.errors import InputError
 from rlmix.classifier.mixing import METHODS, Interleaver, MixPolicy, PolicySchedule
+from rlmix.classifier.mixing.draw import seed_from
 from rlmix.classifier.mixing.method import MixInput
 from rlmix.classifier.mixing.targets import smooth
 from rlmix.classifier.training.draws import UpdateDraws
@@ -51,6 +60,7 @@ from rlmix.envs.training_state import Setting
 
 STATE_VERSION = 1
 EVALUATION = "call mix.eval() before validation, and mix.train() after it"
+UNMIXED = MixPolicy({"clean": 1.0})
 ENDLESS = 2**53  # updates of a training whose length does not matter
 
 
@@ -150,6 +160,7 @@ class RLMix:
         self._highest_lr = 0.0
         self._said: list[str] = []
         self._batch_size = 0
+        self._compiled: bool | None = None  # whether the network is, or a part of it; from the first batch on
         self._allowed: Allowed | None = None
         self._scheduler: PolicyScheduler | None = None  # from the first batch on
         if isinstance(self.source, PolicySchedule):
@@ -197,6 +208,11 @@ class RLMix:
         return self._asks_for_validation and begins
 
     @property
+    def may_return_earlier_batches(self) -> bool:
+        """Return whether a call may mix a clean batch of before in place of its own, as recycled saliency does."""
+        return self._gradients.are_ever_recycled
+
+    @property
     def clean_accuracy(self) -> float | None:
         """Training accuracy on the unmixed batches noted since the last choice, in [0, 1]; None without one.
 
@@ -239,7 +255,7 @@ class RLMix:
             size = self._train_size if isinstance(self.source, AnyAgent) else None
             self._say(require_first_batch(batch.images, batch.targets, self._colours, train_size=size))
         self._gradients.forget(self._done)
-        policy = self._current_policy(images, model)
+        policy = self._current_policy(batch, model)
         self.method = self._interleaver.next(policy.shares) if self.mixup_enabled else "clean"
         reused = METHODS[self.method].needs_gradient
         if reused:
@@ -251,12 +267,15 @@ class RLMix:
         self._done += 1
         took: list[TakesGradient] = []
         if self.method == "clean":
+            holds = policy if self.mixup_enabled else UNMIXED  # while off, no saliency method follows
             left, credit = self._end - self._done, self._interleaver.credit
             took = self._gradients.takers(
-                batch, policy, credit, update=self._done - 1, left=left, model=model, probed=self._sums.add_probe
+                batch, holds, credit, update=self._done - 1, left=left, model=model, probed=self._add_probe
             )
+        if self._compiled is None and model is not None:
+            self._compiled = is_compiled(model)
         # A compiled network would be compiled again where the images need a gradient now and then.
-        if took or (hasattr(model, "_orig_mod") and self._gradients.are_ever_read):
+        if took or (self._compiled and self._gradients.are_ever_read):
             mixed = mixed.detach().requires_grad_()
         if took:
             self._gradients.watch.watch_images(mixed, took)
@@ -283,15 +302,30 @@ class RLMix:
             self._gradients.watch.watch_loss(value)
         return value
 
-    def note(self, logits: Tensor, targets: Tensor) -> None:
+    def note(
+        self, logits: Tensor, targets: Tensor, loss: Tensor | None = None, *, scale: Tensor | float | None = None
+    ) -> None:
         """Note a batch of training for the agent, where the loss is your own.
+
+        The agent sees the norm of the loss's gradient. Where the loss is multiplied before its backward pass, by a
+        `GradScaler` or by 1 over the accumulated batches, give it or its factor, or the norm is multiplied too.
 
         Args:
             logits: `[B, K]`, of any precision; with one output also `[B]`.
             targets: `[B, K]`, as the call returned them.
+            loss: 0-d, your mean loss before it is multiplied; optional, defaults to one that never is.
+            scale: factor by which it will be multiplied, where the loss is not at hand; optional, defaults to 1.
+
+        Raises:
+            InputError: nothing has been mixed yet, or an argument has another form.
         """
-        if self.training:
-            self._note(*as_pair(logits, targets, self.num_classes))
+        if not self.training:
+            return
+        self._note(*as_pair(logits, targets, self.num_classes))
+        if loss is not None:
+            self._gradients.watch.watch_loss(as_loss(loss))
+        if scale is not None:
+            self._gradients.watch.take_scale(torch.as_tensor(scale))
 
     def observe(
         self,
@@ -348,13 +382,15 @@ class RLMix:
     def state_dict(self) -> dict[str, Any]:
         """Return everything that a resumed training needs, as plain values and tensors.
 
-        Each process of a distributed training has its own.
+        Each process of a distributed training has its own: one that resumes from another's leaves out the batches that
+        were kept there for saliency.
         """
         return {
             "version": STATE_VERSION,
             "policy": self._identity(),
             "arguments": self._arguments(),
             "drawing": self._drawing,
+            "process": list(processes()),
             "done": self._done,
             "end": self._end,
             "method": self.method,
@@ -389,11 +425,18 @@ class RLMix:
             raise InputError(f"the state is of {drawing}, got {self._drawing}; pass the same")
         self._done, self._end, self.method = state["done"], state["end"], state["method"]
         self._interleaver = Interleaver(state["credit"])
-        self._gradients.resting = RestingBatches()
-        for update, kept in state.get("resting", ()):  # older states do not have it
-            self._gradients.resting.keep(update, CleanBatch(**kept))
         self._observed = None if state["observed"] is None else EvalStats(**state["observed"])
         self._highest_lr, self._said = state["highest_lr"], list(state["said"])
+        self._gradients.resting = RestingBatches()
+        own, resting = list(processes()), state.get("resting", ())  # older states do not have it
+        before = state.get("process", own)  # nor this
+        if resting and before != own:
+            which = "process {} of {} resumes from the state of process {} of {}".format(*own, *before)
+            rest = "batches kept for saliency are left out, and some second passes come in their place"
+            self._say({"process": f"{which}: {rest}; save each process's own state"})
+            resting = ()
+        for update, kept in resting:
+            self._gradients.resting.keep(update, CleanBatch(**kept))
         self.mixup_enabled = state["mixup_enabled"]
         self._scheduler, self._allowed = None, state["allowed"]
         setting = state.get("setting")  # older states do not have it
@@ -408,10 +451,15 @@ class RLMix:
     def _note(self, logits: Tensor, targets: Tensor, loss: Tensor | None = None) -> None:
         if not self._done:
             raise InputError("nothing has been mixed yet; call images, targets = mix(images, labels) before the loss")
+        self._sums = self._sums.to(logits.device)  # which need not be that of the images
         if self.method == "clean" or isinstance(self.source, AnyAgent):
             self._sums.add(self.method, self._loss.measured(logits, targets, loss))
         else:
             self._sums.counts[self.method] += 1  # nobody looks at the others
+
+    def _add_probe(self, measured: Tensor) -> None:
+        self._sums = self._sums.to(measured.device)
+        self._sums.add_probe(measured)
 
     def _begin(self, batch_size: int, *, relative_lr: float) -> None:
         """Start a training with batches of `batch_size` images."""
@@ -433,28 +481,30 @@ class RLMix:
             setting=self._setting,
         )
 
-    def _current_policy(self, images: Tensor, model: nn.Module | None) -> MixPolicy:
+    def _current_policy(self, batch: CleanBatch, model: nn.Module | None) -> MixPolicy:
         """Return the policy of the next update; the agent is asked where a segment begins."""
+        images = batch.images
         if self._scheduler is None:
-            limits = self._limits.at(images, model)
             if self._experience is not None and (remark := self._experience.remark(self._scale(images))):
                 self._say({"experience": remark})
             if isinstance(self.source, AnyAgent):
                 self._setting = loop_measures.setting_of(images, model, self._imbalance)
                 self._say(loop_measures.not_shown(model, self.source.features))
-            if isinstance(self.source, Agent):
-                self._allowed, reasons = limits.allowed(self.source.menu)
+            source = self.source
+            if isinstance(source, Rule):
+                source = source.within_reach(self._state_at_start(len(images), relative_lr=0.0))
+            limits = self._limits_at(batch, model, policies_of(source))
+            if isinstance(source, Agent):
+                self._allowed, reasons = limits.allowed(source.menu)
                 self._say({reason: f"left out of the agent's choices: {reason}" for reason in reasons})
             else:
-                source = self.source
-                if isinstance(source, Rule):
-                    source = source.within_reach(self._state_at_start(len(images), relative_lr=0.0))
                 for policy in policies_of(source):
                     require(limits.why_not(policy))
             self._begin(len(images), relative_lr=self._relative_lr())
         scheduler = self._scheduler
         assert scheduler is not None
-        self._sums = self._sums.to(images.device)
+        if images.device.type != "cpu":  # sums stay on the accelerator where a loop mixes before it moves the batch
+            self._sums = self._sums.to(images.device)
         if self._colours is not None:  # copied once
             self._colours = (self._colours[0].to(images.device), self._colours[1].to(images.device))
         if self._done >= self._total:
@@ -468,6 +518,19 @@ class RLMix:
             self._end = scheduler.end(self._done)
         assert scheduler.policy is not None
         return scheduler.policy
+
+    def _limits_at(self, batch: CleanBatch, model: nn.Module | None, policies: Sequence[MixPolicy]) -> LoopLimits:
+        """Return the limits that the first batch shows; the gradient at the images is tried where it may be needed."""
+        limits = self._limits.at(batch.images, model)
+        possible = {name for policy in policies if limits.why_not(policy) is None for name in policy.shares}
+        reading = [METHODS[name] for name in possible if METHODS[name].needs_gradient]
+        if model is None or not reading:
+            return limits
+        try:
+            self._exact_gradient(batch, model, evaluating=all(method.gradient_in_eval for method in reading))
+        except Exception as error:  # the network is not ours, and may raise anything
+            return replace(limits, no_gradient=why_no_gradient(error, batch.images, model))
+        return limits
 
     def _end_segment(self, scheduler: PolicyScheduler) -> None:
         if isinstance(self.source, AnyAgent):
@@ -530,13 +593,19 @@ class RLMix:
             return rested
         if model is None:
             raise InputError(f"{self.method} needs the network's gradient; call mix(images, labels, model)")
-        batch.gradient = exact_gradient(
+        batch.gradient = self._exact_gradient(batch, model, evaluating=METHODS[self.method].gradient_in_eval)
+        return batch
+
+    def _exact_gradient(self, batch: CleanBatch, model: nn.Module, *, evaluating: bool) -> Tensor:
+        """Return the gradient at a batch's images by a pass of its own; what layers draw follows from the seed."""
+        rank, _ = processes()
+        return exact_gradient(
             model,
             lambda logits: self._loss.plain(as_logits(logits, self.num_classes), batch.targets),
             batch.images,
-            evaluating=METHODS[self.method].gradient_in_eval,
+            evaluating=evaluating,
+            seed=seed_from(self.seed, self._done, rank),
         )
-        return batch
 
     def _identity(self) -> str:
         return self.source.checksum if isinstance(self.source, AnyAgent) else str(self.source.to_json()["segments"])

@@ -54,7 +54,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
             input, target = mixup_fn(input, target)  # with a third argument, model, methods by saliency too
             output = model(input)
             loss = train_loss_fn(output, target)
-            mixup_fn.note(output, target)
+            mixup_fn.note(output, target, loss)
             optimizer.zero_grad()
             loss.backward()
             optimizer.step()

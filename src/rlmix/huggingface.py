@@ -6,12 +6,12 @@ from pathlib import Path
 from typing import Any
 
 from torch import Tensor, nn
-from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from transformers import Trainer
 from transformers.trainer_utils import get_last_checkpoint
 
 from rlmix.agent.own_loop import RLMix
 from rlmix.classifier.errors import InputError
-from rlmix.classifier.files import load_state, save_state
+from rlmix.classifier.files import DamagedFileError, load_state, save_state
 
 STATE = "rlmix.safetensors"  # in each checkpoint's folder
 
@@ -37,7 +37,6 @@ class RLMixTrainer(Trainer):
             raise InputError(f"mix must be an RLMix, got {mix!r:.80}; make one: RLMix('cutmix', num_classes=10)")
         self.mix, self._images, self._labels = mix, images, labels
         self.model_accepts_loss_kwargs = False  # accumulated losses are averaged by Trainer itself
-        self.add_callback(_SaveMixer(mix))
 
     def compute_loss(
         self,
@@ -57,8 +56,15 @@ class RLMixTrainer(Trainer):
             )
         self.mix.optimizer = self.optimizer
         rest = dict(inputs)
+        images, labels = rest.pop(self._images), rest.pop(self._labels)
+        others = [name for name, value in rest.items() if isinstance(value, Tensor)]
+        if others and self.mix.may_return_earlier_batches:
+            raise InputError(
+                f"the inputs {', '.join(others)} belong to the images that came, and R-Mix may mix those of an earlier "
+                "batch; make RLMix(..., saliency='exact'), or leave these inputs out"
+            )
         network = _Logits(self.accelerator.unwrap_model(model), self._images)
-        images, targets = self.mix(rest.pop(self._images), rest.pop(self._labels), network)
+        images, targets = self.mix(images, labels, network)
         outputs = model(**{self._images: images}, **rest)
         loss = self.mix.loss(outputs.logits, targets)
         return (loss, outputs) if return_outputs else loss
@@ -75,13 +81,30 @@ class RLMixTrainer(Trainer):
         super().log({**logs, **self.mix.scalars()}, *arguments, **options)
 
     def train(self, resume_from_checkpoint: str | bool | None = None, *arguments: Any, **options: Any) -> Any:
-        """Train, from a checkpoint with its mixer if there is one."""
+        """Train, from a checkpoint and its mixer where one is given.
+
+        Raises:
+            DamagedFileError: the checkpoint has no mixer, or a damaged one.
+        """
         folder = resume_from_checkpoint
         if folder is True:
-            folder = get_last_checkpoint(str(self.args.output_dir))
+            folder = get_last_checkpoint(str(self.args.output_dir))  # without one, Trainer raises
         if folder:
-            self.mix.load_state_dict(load_state(Path(str(folder)) / STATE))
-        return super().train(folder or None, *arguments, **options)
+            try:
+                self.mix.load_state_dict(load_state(Path(folder) / STATE))
+            except DamagedFileError as error:
+                raise DamagedFileError(
+                    f"{error}; resume from another checkpoint that RLMixTrainer has saved, "
+                    "train(resume_from_checkpoint='.../checkpoint-N'), and delete this one"
+                ) from None
+        return super().train(resume_from_checkpoint, *arguments, **options)
+
+    def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
+        """Save the model; in a checkpoint the mixer's state comes first, so that no whole one is without it."""
+        if output_dir is not None and _internal_call and self.args.should_save:
+            Path(output_dir).mkdir(parents=True, exist_ok=True)
+            save_state(Path(output_dir) / STATE, self.mix.state_dict())
+        super().save_model(output_dir, _internal_call)
 
 
 class _Logits(nn.Module):
@@ -93,15 +116,3 @@ class _Logits(nn.Module):
 
     def forward(self, images: Tensor) -> Tensor:
         return self.model(**{self._images: images}).logits
-
-
-class _SaveMixer(TrainerCallback):
-    """Writes the mixer's state beside every checkpoint."""
-
-    def __init__(self, mix: RLMix) -> None:
-        self._mix = mix
-
-    def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
-        folder = Path(str(args.output_dir)) / f"checkpoint-{state.global_step}"
-        if state.is_world_process_zero:
-            save_state(folder / STATE, self._mix.state_dict())

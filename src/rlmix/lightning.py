@@ -6,7 +6,9 @@ import math
 import warnings
 from typing import Any
 
-from lightning.pytorch import Callback, LightningModule, Trainer
+import torch
+from lightning.pytorch import Callback, LightningDataModule, LightningModule, Trainer
+from lightning.pytorch.utilities.model_helpers import is_overridden
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
@@ -21,8 +23,11 @@ class RLMixCallback(Callback):
     """Mixes every training batch on its device, before `training_step` sees it.
 
     Batches are pairs of images and labels. The step's loss has to take targets `[B, K]`, as `cross_entropy` does. A
-    callback cannot replace a batch: the module's `on_after_batch_transfer` is wrapped while it is trained, and given
-    back at the end, after an error too.
+    callback cannot replace a batch: the `on_after_batch_transfer` that Lightning calls, the module's or the data
+    module's, is wrapped while the module is trained, and given back at the end, after an error too.
+
+    The agent sees the gradient of the step's loss as it was before a scaler and `accumulate_grad_batches`; a step that
+    multiplies its loss itself, as one with manual optimisation may, is not seen through.
 
     Args:
         mix: the mixer; its optimiser is set to the first one of the training.
@@ -38,16 +43,18 @@ class RLMixCallback(Callback):
             raise InputError(f"mix must be an RLMix, got {mix!r:.80}; make one: RLMix('cutmix', num_classes=10)")
         self.mix = mix
         self._accuracy, self._loss, self._network = accuracy, loss, network
-        self._module: LightningModule | None = None
+        self._wrapped: LightningModule | LightningDataModule | None = None
         self._handle: RemovableHandle | None = None
+        self._called = False  # whether the wrapped hook was, in a batch of training
         self._targets: Tensor | None = None
         self._warned = False
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Wrap the module's hook."""
+        """Wrap the hook that Lightning calls."""
         network = self._network_of(pl_module)
         self._compare_lengths(trainer)
-        before = getattr(pl_module, HOOK)
+        self._wrapped, self._called = _owner_of_hook(trainer, pl_module), False
+        before = getattr(self._wrapped, HOOK)
 
         def mixed(batch: Any, dataloader_idx: int) -> Any:
             batch = before(batch, dataloader_idx)
@@ -58,21 +65,31 @@ class RLMixCallback(Callback):
                     f"RLMixCallback needs batches (images, labels), got {type(batch).__name__}; return a pair from "
                     "the collate_fn, or call the mixer in training_step"
                 )
+            self._targets = None  # a second pass of the mixer's own is not to be noted
             images, self._targets = self.mix(batch[0], batch[1], network)
+            self._called = True
             return images, self._targets
 
         def note(_module: nn.Module, _inputs: Any, logits: Tensor) -> None:
             targets, self._targets = self._targets, None  # the first output of a batch
             if trainer.training and targets is not None:
-                self.mix.note(logits, targets)
+                self.mix.note(logits, targets, scale=_scale_of_loss(trainer))
 
         self.mix.optimizer = trainer.optimizers[0]
-        self._module = pl_module
-        pl_module.__dict__[HOOK] = mixed
+        self._wrapped.__dict__[HOOK] = mixed
         self._handle = network.register_forward_hook(note)
 
     def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *_: Any) -> None:
-        """Log what holds now."""
+        """Log what holds now.
+
+        Raises:
+            InputError: nothing was mixed.
+        """
+        if not self._called:
+            raise InputError(
+                f"RLMixCallback: no batch was mixed, since the trainer did not call {HOOK}; leave the callback out, "
+                "and call the mixer in training_step"
+            )
         if self._targets is not None and not self._warned and isinstance(self.mix.source, AnyAgent):
             self._warned = True
             warnings.warn(
@@ -98,11 +115,11 @@ class RLMixCallback(Callback):
         self.mix.observe(val_accuracy=float(found[self._accuracy]), val_loss=loss)
 
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Give the module's hook back."""
+        """Give the hook back."""
         self._unwrap()
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
-        """Give the module's hook back."""
+        """Give the hook back."""
         self._unwrap()
 
     def state_dict(self) -> dict[str, Any]:
@@ -146,8 +163,24 @@ class RLMixCallback(Callback):
             )
 
     def _unwrap(self) -> None:
-        if self._module is not None:
-            self._module.__dict__.pop(HOOK, None)
+        if self._wrapped is not None:
+            self._wrapped.__dict__.pop(HOOK, None)
         if self._handle is not None:
             self._handle.remove()
-        self._module = self._handle = None
+        self._wrapped = self._handle = None
+
+
+def _owner_of_hook(trainer: Trainer, pl_module: LightningModule) -> LightningModule | LightningDataModule:
+    """Return the one whose hook Lightning calls: a data module with its own, or else the module.
+
+    Where neither has its own it is the data module: Lightning would warn of one in the module beside it.
+    """
+    data = getattr(trainer, "datamodule", None)
+    return data if data is not None and (is_overridden(HOOK, data) or not is_overridden(HOOK, pl_module)) else pl_module
+
+
+def _scale_of_loss(trainer: Trainer) -> Tensor:
+    """Return by what the trainer multiplies the loss of a step before its backward pass."""
+    scale = torch.ones((), device=trainer.strategy.root_device) / trainer.accumulate_grad_batches
+    scaler = getattr(trainer.precision_plugin, "scaler", None)
+    return scale if scaler is None else scaler.scale(scale)

@@ -4,6 +4,7 @@ import warnings
 from collections.abc import Callable
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
@@ -43,6 +44,13 @@ def mixup(**named: Any) -> RLMix:
     return RLMix("mixup", num_classes=10, **named)
 
 
+def started() -> RLMix:
+    """A mixer that has mixed a batch."""
+    mix = mixup()
+    mix(IMAGES, LABELS)
+    return mix
+
+
 IMAGES, LABELS, LOGITS = torch.randn(4, 1, 8, 8), torch.tensor([0, 3, 3, 9]), torch.randn(4, 10)
 MISTAKES: dict[str, tuple[Callable[[], object], str]] = {
     "labels None": (lambda: mixup()(IMAGES, None), "labels must be a tensor, or a list or array of numbers, got None"),
@@ -73,6 +81,7 @@ MISTAKES: dict[str, tuple[Callable[[], object], str]] = {
     "optimizer class": (lambda: mixup(optimizer=torch.optim.SGD), "got the class SGD"),
     "share of an agent": (lambda: RLMix(**KNOWN, share=0.3), "share is for a method given by its name"),
     "share text": (lambda: mixup(share="half"), r"share must be in \(0, 1\], got 'half'"),
+    "share list": (lambda: mixup(share=[0.5]), r"share must be in \(0, 1\], got list of 1"),
     "share percent": (lambda: mixup(share=50), r"in \(0, 1\], got 50"),
     "policy misspelt": (lambda: RLMix("CutMix", num_classes=10), "did you mean 'cutmix'"),
     "policies": (lambda: RLMix(["mixup", "cutmix"], num_classes=10), "several methods are MixPolicy"),
@@ -95,6 +104,8 @@ MISTAKES: dict[str, tuple[Callable[[], object], str]] = {
     "note without labels": (lambda: mixup().note(LOGITS, None), "targets must be .* got None"),
     "loss in the wrong order": (lambda: mixup().loss(LABELS, LOGITS), "logits come before targets"),
     "logits of other classes": (lambda: mixup().loss(LOGITS[:, :5], LABELS), "network's number of outputs"),
+    "note a number": (lambda: started().note(LOGITS, LABELS, 2.3), r"before .item\(\) or .backward\(\), got 2.3"),
+    "note losses": (lambda: started().note(LOGITS, LABELS, torch.zeros(4)), r"mean loss .* got Tensor \[4\]"),
     "loss the wrong way round": (
         lambda: mixup().loss(torch.full((4, 10), 0.1), torch.zeros(4, 10, requires_grad=True)),
         r"pass the network's output first",
@@ -207,6 +218,13 @@ def test_a_mixer_shows_what_it_does() -> None:
     agents = RLMix(num_classes=10, total_updates=20, train_size=100)
     assert repr(agents) == "RLMix('shipped', 10 classes, batch 0 of 20: nothing chosen yet)"
     assert repr(mixup()) == "RLMix('mixup', 10 classes, batch 0: clean 50 % + mixup 50 %, λ beta(1))"
+
+
+@pytest.mark.parametrize("share", [np.float32(0.25), np.float64(0.25), torch.tensor(0.25), 0.25])
+def test_a_share_may_be_a_number_of_any_type(share: Any) -> None:
+    mix = mixup(share=share)
+    mix(IMAGES, LABELS)
+    assert mix.policy == MixPolicy({"clean": 0.75, "mixup": 0.25})
 
 
 @pytest.mark.parametrize("method", [name for name, one in METHODS.items() if not one.stage and not one.library])

@@ -16,6 +16,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 from torch import Tensor, distributed, multiprocessing, nn
+from torch.utils.checkpoint import checkpoint
 from torch.utils.data import DataLoader
 
 from rlmix import RLMix, Rule
@@ -351,9 +352,9 @@ def test_recycled_saliency_is_the_loops_own_gradient_without_a_second_pass(monke
     (images, labels), (later, other) = data
     leaf = images.clone().requires_grad_()
     (gradient,) = torch.autograd.grad(soft_cross_entropy(copy.deepcopy(model)(leaf), one_hot(labels, 10)).mean(), leaf)
-    passes.clear()
     shown, targets = mix(images, labels, model)
     assert mix.method == "clean" and torch.equal(shown, images)
+    passes.clear()  # the first call has tried one
     mix.loss(model(shown), targets).backward()
     assert shown.grad is None and not images.requires_grad
     mixed, targets = mix(later, other, model)
@@ -388,9 +389,144 @@ def test_layers_that_are_frozen_stay_so_in_a_second_pass(evaluating: bool, monke
     model.register_forward_hook(lambda *_: modes.append([norm.training for norm in norms]))
     for images, labels in data:
         mix(images, labels, model)
-    assert mix.method == "rmix" and modes == [[False] + [not evaluating] * (len(norms) - 1)]
+    assert mix.method == "rmix" and modes == [[False] + [not evaluating] * (len(norms) - 1)] * 2  # the first is a trial
     assert [norm.training for norm in norms] == [False] + [True] * (len(norms) - 1) and model.training
     assert all(torch.equal(tensor, frozen[name]) for name, tensor in norms[0].state_dict().items())
+
+
+class WithoutGradient(nn.Module):
+    """A network that gives no gradient at its images in a pass of its own.
+
+    Args:
+        fault: `no_grad` around all but the last layer; `checkpoint` of the first ones in the old way; or `raises`, for
+            a forward pass that needs more than the images.
+    """
+
+    def __init__(self, fault: str) -> None:
+        super().__init__()
+        *first, self.last = network()
+        self.first, self.fault = nn.Sequential(*first), fault
+
+    def forward(self, images: Tensor, mask: Tensor | None = None) -> Tensor:
+        if self.fault == "raises" and mask is None:
+            raise TypeError("mask is missing\nin a second line")
+        if self.fault == "checkpoint":
+            return self.last(checkpoint(self.first, images, use_reentrant=True))
+        with torch.no_grad():
+            hidden = self.first(images)
+        return self.last(hidden)
+
+
+@pytest.mark.parametrize(
+    ("fault", "reason"),
+    [("no_grad", "torch.no_grad"), ("checkpoint", "use_reentrant=False"), ("raises", "TypeError: mask is missing;")],
+)
+def test_a_network_without_a_gradient_at_its_images_is_told_at_the_first_batch(fault: str, reason: str) -> None:
+    model, data = WithoutGradient(fault), batches(20)
+    with pytest.raises(InputError, match=reason) as told:
+        RLMix(MixPolicy({"clean": 0.9, "rmix": 0.1}), num_classes=10)(*data[0], model)
+    assert "\n" not in str(told.value) and len(str(told.value)) < 300
+    chooser = agent(sources=(("clean", {"clean": 1.0}), ("rmix all", {"rmix": 1.0})))
+    mix = RLMix(chooser, **KNOWN, optimizer=sgd(model))
+    mix.observe(val_accuracy=0.4, val_loss=1.5)
+    with pytest.warns(UserWarning, match=f"left out of the agent's choices: rmix mixes by saliency, .*{reason}"):
+        mix(*data[0], model)
+    for images, labels in data[1:]:
+        mix(images, labels, model)
+    assert len(mix.choices) == 4 and all(set(choice.policy.shares) == {"clean"} for choice in mix.choices)
+    RLMix("cutmix", num_classes=10)(*data[0], model)  # needs none
+
+
+def test_a_second_pass_draws_nothing_from_the_loops_own_generator() -> None:
+    """Dropout in it draws from the mixer's seed and the number of the call, whatever was drawn before."""
+    images, labels = batches(1)[0]
+    model = nn.Sequential(nn.Flatten(), nn.Dropout(0.5), nn.Linear(64, 10))
+    dropped: list[Tensor] = []
+    model[1].register_forward_hook(lambda _module, _inputs, output: dropped.append(output.detach() == 0))
+    for seed in (0, 1):
+        mix = RLMix("rmix", num_classes=10, share=1.0, saliency="exact", seed=3)
+        torch.manual_seed(seed)
+        before = torch.get_rng_state()
+        for _ in range(2):
+            mix(images, labels, model)
+        assert torch.equal(torch.get_rng_state(), before)
+    first, *others = dropped[1:3], dropped[4:6]  # without the trial at the first call
+    assert len(dropped) == 6 and all(torch.equal(*pair) for pair in zip(first, *others, strict=True))
+    assert not torch.equal(*first)
+
+
+def test_no_batch_is_kept_while_mixing_is_off() -> None:
+    mix, model = RLMix(HALF_RMIX, num_classes=10), network()
+    for number, (images, labels) in enumerate(batches(30)):
+        mix.mixup_enabled = number < 3
+        shown, targets = mix(images, labels, model)
+        mix.loss(model(shown), targets).backward()
+        if number == 2:
+            kept = len(mix.state_dict()["resting"])
+    assert len(mix.state_dict()["resting"]) == kept > 0
+
+
+def test_a_state_does_not_hold_the_data_set_of_which_a_batch_is_a_view(tmp_path: Path) -> None:
+    everything, model, mix = torch.randn(2000, 1, 8, 8), network(), RLMix(HALF_RMIX, num_classes=10)
+    shown, targets = mix(everything[:16], torch.arange(16) % 10, model)
+    mix.loss(model(shown), targets).backward()
+    torch.save(mix.state_dict(), tmp_path / "state.pt")
+    assert mix.state_dict()["resting"] and (tmp_path / "state.pt").stat().st_size < everything.nbytes / 8
+
+
+def test_a_loader_may_write_into_a_kept_batch(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(resting, "REST", 1)
+    mixed = []
+    for reuses in (False, True):
+        (images, labels), (later, other) = batches(2)
+        model, mix = network(), RLMix(HALF_RMIX, num_classes=10)
+        shown, targets = mix(images, labels, model)
+        mix.loss(model(shown), targets).backward()
+        if reuses:
+            later = images.copy_(later)
+        mixed.append(mix(later, other, model)[0])
+        assert mix.method == "rmix"
+    assert torch.equal(*mixed)
+
+
+@pytest.mark.parametrize("saliency", ["recycled", "exact"])
+def test_batches_kept_by_another_process_are_left_out(saliency: str, recwarn: Any) -> None:
+    """Accelerate and Lightning give every process the first one's state."""
+    policy, data = HALF_RMIX, batches(30)
+    mix, model = RLMix(policy, num_classes=10, saliency=saliency), network()
+    optimizer = sgd(model)
+    train(mix, model, data[:5], optimizer)
+    state = mix.state_dict()
+    assert state["process"] == [0, 1] and bool(state["resting"]) == (saliency == "recycled")
+    again = RLMix(policy, num_classes=10, saliency=saliency)
+    again.load_state_dict(state)
+    assert len(again.state_dict()["resting"]) == len(state["resting"]) and not recwarn.list
+    state["process"] = [0, 2]
+    for _ in range(2):
+        other = RLMix(policy, num_classes=10, saliency=saliency)
+        other.load_state_dict(state)
+        assert not other.state_dict()["resting"]
+        train(other, model, data[5:], optimizer)
+        state = {**other.state_dict(), "process": [1, 2]}
+    told = [str(entry.message) for entry in recwarn.list]
+    said = "process 0 of 1 resumes from the state of process 0 of 2"
+    assert len(told) == (saliency == "recycled") and all(said in text for text in told)
+
+
+def test_a_batch_may_be_mixed_on_another_device_than_the_networks() -> None:
+    """As in a loop that mixes before `.to(device)`."""
+    for mix in RLMix(agent(), **KNOWN, optimizer=sgd(network())), RLMix("mixup", num_classes=10):
+        for images, labels in batches(3):
+            _, targets = mix(images, labels)
+            mix.loss(torch.zeros(16, 10, device="meta"), targets.to("meta"))
+            mix.note(torch.zeros(16, 10, device="meta"), targets.to("meta"))
+        assert {tensor.device.type for tensor in mix.state_dict()["sums"]["sums"].values()} == {"meta"}
+
+
+def test_saliency_of_a_network_on_another_device_is_refused_at_the_first_batch() -> None:
+    mix, model = RLMix(MixPolicy({"clean": 0.9, "rmix": 0.1}), num_classes=10), network().to("meta")
+    with pytest.raises(InputError, match=r"on one device, got cpu and meta; call mix after images\.to"):
+        mix(*batches(1)[0], model)
 
 
 def test_kept_batches_are_forgotten_though_no_clean_one_comes() -> None:
@@ -494,20 +630,32 @@ def test_validation_logits_are_measured_and_numbers_are_completed() -> None:
         mix.observe(val_accuracy=71.0)
 
 
+@pytest.mark.parametrize("how", ["loss", "note the loss", "note the loss, divided in place", "note the factor"])
 @pytest.mark.parametrize("scale", [1.0, 1024.0])
-def test_the_agent_sees_the_gradient_of_the_loss_before_a_scaler(scale: float) -> None:
+def test_the_agent_sees_the_gradient_of_the_loss_before_a_scaler(scale: float, how: str) -> None:
     model, data = network(), batches(20)
     mix = RLMix(agent(sources=(("clean", {"clean": 1.0}),)), **KNOWN, optimizer=sgd(model))
     mix.observe(val_accuracy=0.4)
     expected = []
     for images, labels in data[:5]:
         images, targets = mix(images, labels, model)
-        (mix.loss(model(images), targets) * scale).backward()
+        logits = model(images)
+        if how == "loss":
+            loss = mix.loss(logits, targets)
+        else:
+            loss = soft_cross_entropy(logits, targets).mean()
+            told = {"scale": scale / 4} if how == "note the factor" else {"loss": loss}
+            mix.note(logits, targets, **told)
+        if how == "note the loss, divided in place":  # as timm's script does
+            loss /= 4
+        else:
+            loss = loss / 4
+        (loss * scale).backward()
         gradients = torch.cat(
             [parameter.grad.flatten() for parameter in model.parameters() if parameter.grad is not None]
         )
         weights = torch.cat([parameter.detach().flatten() for parameter in model.parameters()])
-        expected.append(float(gradients.norm() / scale / weights.norm()))
+        expected.append(float(gradients.norm() / (scale / 4) / weights.norm()))
         model.zero_grad()
     mix(*data[5], model)  # the second segment begins
     segment = mix.state_dict()["scheduler"]["state"]["stretch"]
@@ -515,7 +663,11 @@ def test_the_agent_sees_the_gradient_of_the_loss_before_a_scaler(scale: float) -
     assert 0 < segment["saliency_entropy"] <= 1
 
 
-def test_a_compiled_network_is_compiled_no_more_often() -> None:
+@pytest.mark.parametrize("how", ["function", "method", "part"])
+def test_a_compiled_network_is_compiled_no_more_often(how: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    # A second pass in another mode than the training's would be compiled too.
+    monkeypatch.setitem(METHODS, "rmix", replace(METHODS["rmix"], gradient_in_eval=True))
+
     def frames(mix: Callable[..., tuple[Tensor, Tensor]] | None) -> int:
         torch._dynamo.reset()
         compiled = []
@@ -524,7 +676,13 @@ def test_a_compiled_network_is_compiled_no_more_often() -> None:
             compiled.append(module)
             return module.forward
 
-        model = torch.compile(network(), backend=backend)
+        model = network()
+        if how == "method":
+            model.compile(backend=backend)
+        else:
+            model = torch.compile(model, backend=backend)
+        if how == "part":  # as DistributedDataParallel holds it
+            model = nn.Sequential(model)
         optimizer = sgd(model)
         for images, labels in [*batches(9), *batches(1, 5), *batches(9), *batches(1, 5)]:
             images, targets = (images, one_hot(labels, 10)) if mix is None else mix(images, labels, model)

@@ -11,9 +11,12 @@ from torch.nn.functional import cross_entropy
 from torch.utils.data import DataLoader, TensorDataset
 
 from rlmix import RLMix
+from rlmix.agent.ppo import new_policy, to_agent
 from rlmix.classifier.errors import InputError
+from rlmix.envs import Menu
 
 pl = pytest.importorskip("lightning.pytorch")
+MixedPrecision = pytest.importorskip("lightning.pytorch.plugins").MixedPrecision
 
 
 def fit(
@@ -22,10 +25,27 @@ def fit(
     accumulate: int = 1,
     mix: RLMix | None = None,
     epochs: int = 1,
+    hooks: str = "",
+    plugins: Any = None,
     **named: Any,
 ) -> Any:
-    """Train two batches an epoch of a module whose `training_step` calls itself, or its network; return the trainer."""
+    """Train two batches an epoch of a module whose `training_step` calls itself, or its network; return the trainer.
+
+    Args:
+        step: what `training_step` calls, `itself` or `its network`.
+        collate: the loaders' `collate_fn`.
+        accumulate: batches for each step of the optimiser.
+        mix: the mixer; optional, defaults to mixup.
+        epochs: number of epochs.
+        hooks: whose `on_after_batch_transfer` doubles the images, e.g. `the module's`; `goes around` is a module that
+            calls no hook. Images are in a data module where its name is among them.
+        plugins: Lightning's.
+        named: of the callback.
+    """
     from rlmix.lightning import RLMixCallback
+
+    def doubled(self: Any, batch: Any, dataloader_idx: int) -> Any:
+        return [2 * batch[0], batch[1]]
 
     class Module(pl.LightningModule):  # type: ignore[name-defined,misc]
         def __init__(self) -> None:
@@ -44,15 +64,85 @@ def fit(
         def configure_optimizers(self) -> torch.optim.Optimizer:
             return torch.optim.SGD(self.parameters(), lr=0.1)
 
+    class Data(pl.LightningDataModule):  # type: ignore[name-defined,misc]
+        def train_dataloader(self) -> Any:
+            return loader
+
+        def val_dataloader(self) -> Any:
+            return val_loader
+
+    for part, name in (Module, "the module's"), (Data, "the data's"):
+        if name in hooks:
+            part.on_after_batch_transfer = doubled
+    if hooks == "goes around":
+        Module._apply_batch_transfer_handler = lambda self, batch, device=None, dataloader_idx=0: batch
     torch.manual_seed(0)
     data = TensorDataset(torch.randn(8, 1, 4, 4), torch.arange(8) % 3)
+    loader, val_loader = DataLoader(data, batch_size=4, collate_fn=collate), DataLoader(data, batch_size=4)
     callback = RLMixCallback(mix or RLMix("mixup", num_classes=3), **named)
     trainer = pl.Trainer(
         max_epochs=epochs, accelerator="cpu", logger=False, callbacks=[callback], enable_checkpointing=False,
-        enable_progress_bar=False, enable_model_summary=False, accumulate_grad_batches=accumulate,
+        enable_progress_bar=False, enable_model_summary=False, accumulate_grad_batches=accumulate, plugins=plugins,
     )  # fmt: skip
-    trainer.fit(Module(), DataLoader(data, batch_size=4, collate_fn=collate), DataLoader(data, batch_size=4))
+    if "data" in hooks:
+        trainer.fit(Module(), datamodule=Data())
+    else:
+        trainer.fit(Module(), loader, val_loader)
     return trainer
+
+
+class Seen(RLMix):
+    """A mixer that keeps the images that it is given."""
+
+    def __init__(self) -> None:
+        super().__init__("mixup", num_classes=3, share=1.0)
+        self.seen: list[Tensor] = []
+
+    def __call__(self, images: Tensor, labels: Tensor, model: nn.Module | None = None) -> tuple[Tensor, Tensor]:
+        self.seen.append(images)
+        return super().__call__(images, labels, model)
+
+
+@pytest.mark.parametrize("hooks", ["the module's", "the data's", "the module's and the data's", "none, but data"])
+def test_batches_are_mixed_after_whichever_hook_lightning_calls(hooks: str) -> None:
+    """And the hook is given back."""
+    plain, mix = Seen(), Seen()
+    fit(mix=plain)
+    with warnings.catch_warnings(record=True) as said:
+        warnings.simplefilter("always")
+        trainer = fit(mix=mix, hooks=hooks)
+    factor = 1 if "none" in hooks else 2
+    assert len(mix.seen) == len(plain.seen) == 2
+    assert all(torch.equal(one, factor * other) for one, other in zip(mix.seen, plain.seen, strict=True))
+    assert mix.state_dict()["sums"]["counts"] == {"mixup": 2}
+    for part in trainer.lightning_module, getattr(trainer, "datamodule", None):
+        assert "on_after_batch_transfer" not in vars(part or trainer)
+    told = [str(entry.message) for entry in said if "on_after_batch_transfer" in str(entry.message)]
+    assert not told or hooks == "the module's and the data's", told
+
+
+def test_a_trainer_that_calls_no_hook_is_told() -> None:
+    with pytest.raises(InputError, match=r"no batch was mixed.* call the mixer in training_step"):
+        fit(hooks="goes around")
+
+
+@pytest.mark.parametrize("accumulate", [1, 2])
+@pytest.mark.parametrize("scaled", [False, True])
+def test_the_agent_sees_the_gradient_of_the_steps_own_loss(accumulate: int, scaled: bool) -> None:
+    """Not that of the loss which a scaler and the accumulated batches have multiplied."""
+    menu = Menu((("clean", {"clean": 1.0}),), (None,), ((1.0, 0.0),), ("beta(1)",))
+    torch.manual_seed(0)
+    chooser = to_agent(new_policy(menu, [8]), menu, (0.5, 1.0), {})
+    norms = []
+    scaling = MixedPrecision("16-mixed", "cpu", torch.amp.GradScaler("cpu", init_scale=2.0**12))
+    for together, plugins in (1, None), (accumulate, [scaling] if scaled else None):
+        mix = RLMix(chooser, num_classes=3, total_updates=2, train_size=8)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            fit(mix=mix, accumulate=together, plugins=plugins, accuracy="val_acc")
+        # Of the first batch, after which the second segment begins: later weights are others.
+        norms.append(mix.state_dict()["scheduler"]["state"]["stretch"]["gradient_norm"])
+    assert norms[1] == pytest.approx(norms[0], rel=0.02)
 
 
 def test_a_name_that_is_not_logged_is_told_with_those_that_are() -> None:
