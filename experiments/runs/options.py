@@ -35,8 +35,8 @@ class DatasetConfig:
     data_root: str | None = None
     """Folder of the data set; optional, defaults to $RLMIX_DATA, else ~/.cache/rlmix/data, else a download."""
     image_size: int | None = None
-    """Side that images are resized to; optional, defaults to their own size, and in a folder of images of several sizes,
-    or of an odd one, to a multiple of 4."""
+    """Side that images are resized to; optional, defaults to their own size, and in a folder of images of several
+    sizes, or of an odd one, to a multiple of 4."""
     validation_size: int | None = None
     """Number of validation images; optional, defaults to all of the data set's own, or to a part of the training
     images."""
