@@ -302,15 +302,14 @@ class BudgetSearch:
         kept = [result.accuracy if result.kept_accuracy is None else result.kept_accuracy for result in results]
         return 100 * np.array(kept)
 
-    def _chance(self, measured: NDArray[np.float64]) -> float:
-        """Return the variance of a validation accuracy by chance, in points squared, about those of a candidate.
+    def _chance(self, measured: NDArray[np.float64]) -> NDArray[np.float64]:
+        """Return the variance by chance of validation accuracies in per cent, in points squared.
 
-        It is one for all candidates, of Laplace's estimate of their shares: that of one that is right on all images has
-        not been measured without chance.
+        Of Laplace's estimates of the shares, for what is right on all images has not been measured without chance.
         """
         images = max(self.images, 1)
         shares = (measured / 100 * images + 1) / (images + 2)
-        return float(100**2 * (shares * (1 - shares)).mean() / images)
+        return 100**2 * shares * (1 - shares) / images
 
     def _look(self) -> None:
         """Note what the trainings that have ended are expected to gain, and what one more would add."""
@@ -320,7 +319,7 @@ class BudgetSearch:
             self.outlooks.append(Outlook(count, None, None, 0.0, 0.0))
             return
         spread = float(measured.std(ddof=1))
-        chance = self._chance(measured) ** 0.5
+        chance = float(self._chance(measured).mean() ** 0.5)
         width = self.forecaster.realised * spread
         gain, wider = width * best_of_normals(count), width * best_of_normals(count + 1)
         self.outlooks.append(Outlook(count, spread, chance, gain, wider - gain))

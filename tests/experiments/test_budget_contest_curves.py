@@ -81,7 +81,7 @@ def test_the_documents_show_the_committed_results() -> None:
     assert np.allclose(result["accuracy"][curves.OURS], again, atol=0.01)
     less = {name: [one["tasks"] for one in row] for name, row in result["ours_less_this"].items()}
     for name, place, said in (
-        (curves.ORACLE, 2, "at 4 it is {} points ahead of it"),
+        (curves.ORACLE, 2, "at 4 it is {} points behind it"),
         (curves.RANDOM, 1, "random search at 2 (+{})"),
         (curves.POPULATION, 4, "At 16 it is {} behind Population Based Training"),
     ):
