@@ -5,6 +5,7 @@ from __future__ import annotations
 import zlib
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import gymnasium as gym
@@ -42,6 +43,7 @@ class Stub(gym.Env[Any, Any]):
         self.observation_space = observation_space(Menu())
         self.action_space = spaces.MultiDiscrete(Menu().sizes)
         self._pays, self._late, self._diverges = pays, late, diverges
+        self.trainer = SimpleNamespace(last_mixed=None)
 
     def reset(
         self, *, seed: int | None = None, options: dict[str, Any] | None = None
@@ -58,9 +60,6 @@ class Stub(gym.Env[Any, Any]):
         paid = [float(action[0] == self._pays) for action in self._actions]
         reward = paid[-1] if not self._late else sum(paid) * done
         return self._observe(), reward, done, False, {**info, "task": {}} if done else info
-
-    def render(self) -> None:
-        return None
 
     def _observe(self) -> NDArray[np.float32]:
         random = np.random.default_rng(zlib.crc32(repr((self._seed, self._actions)).encode()))

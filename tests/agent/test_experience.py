@@ -89,7 +89,7 @@ def test_is_read_back_and_found_beside_a_file(tmp_path: Path) -> None:
 
 def test_a_loop_of_ones_own_is_told_once() -> None:
     arguments = {"num_classes": 10, "total_updates": 9000, "train_size": 500}
-    images, labels = torch.randn(64, 1, 16, 16), torch.from_numpy(np.arange(64) % 10)
+    images, labels = torch.randn(64, 1, 8, 8), torch.from_numpy(np.arange(64) % 10)
     mix = RLMix("shipped", **arguments)
     with pytest.warns(UserWarning, match=r"far from all trainings.* 9,000 updates \(200 to 1,996\)"):
         mix(images, labels)
