@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import functools
 import time
+import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
@@ -25,7 +26,7 @@ from rlmix.agent.rule import Rule
 from rlmix.agent.tags import Tag
 from rlmix.agent.values import Forecaster
 from rlmix.classifier.data import Splits
-from rlmix.classifier.errors import InputError
+from rlmix.classifier.errors import DataWarning, InputError
 from rlmix.classifier.files import LineLog, load_state, save_state
 from rlmix.classifier.hardware import set_threads
 from rlmix.classifier.mixing import PolicySchedule
@@ -338,7 +339,7 @@ def _on_ray(config: ReplayConfig, run: RunFolder, agent: AnyAgent, forecaster: F
 
         def train(self, step: Step, before: Checkpoint | None) -> tuple[Line, Checkpoint | None]:
             # Not in the constructor, where Ray would hide an error's own message.
-            self._trainer = self._trainer or StepTrainer(config, load_data(config), agent, forecaster)
+            self._trainer = self._trainer or StepTrainer(config, _load_again(config), agent, forecaster)
             return self._trainer.train(step, before)
 
     remote = ray.remote(num_cpus=share.cpus, num_gpus=share.gpus)(Actor)
@@ -373,7 +374,14 @@ def _train_in_process(run: str, config: ReplayConfig, step: Step) -> Line:
 @functools.cache
 def _shared_trainer(run: str, config: ReplayConfig) -> StepTrainer:
     """Return the trainer of a run, built once in each process."""
-    return StepTrainer(config, load_data(config), load_agent(Path(run)), Forecaster.load(Path(run)))
+    return StepTrainer(config, _load_again(config), load_agent(Path(run)), Forecaster.load(Path(run)))
+
+
+def _load_again(config: ReplayConfig) -> Splits:
+    """Return the images in another process; the first one has told what is odd about them."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DataWarning)
+        return load_data(config)
 
 
 def _train_and_save(trainer: StepTrainer, folder: Path, step: Step, stopped: Callable[[], bool]) -> Line:

@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from rlmix.agent.agent import ActorCritic, Agent
 from rlmix.agent.budget import BudgetSearch, Step
@@ -20,7 +21,7 @@ from rlmix.agent.files import RULE, SHIPPED
 from rlmix.agent.rule import Rule
 from rlmix.agent.tags import Tag
 from rlmix.agent.values import Forecaster
-from rlmix.classifier.errors import InputError
+from rlmix.classifier.errors import DataWarning, InputError
 from rlmix.classifier.files import LineLog, save_state
 from rlmix.classifier.mixing import PolicySchedule
 from rlmix.classifier.training.stats import TrainStats
@@ -345,6 +346,20 @@ def test_rays_actors_give_the_same(agent: Path, whole: Path, tmp_path: Path) -> 
 
 def test_two_processes_give_the_same(agent: Path, whole: Path, tmp_path: Path) -> None:
     assert train(agent, tmp_path / "run", "--workers", 2) == outcome(whole)
+
+
+def test_processes_do_not_repeat_what_is_odd_about_the_data(
+    agent: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    random = np.random.default_rng(0)
+    for number in range(80):
+        folder = tmp_path / "images" / str(number % 2)
+        folder.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(random.integers(0, 256, (13, 13), dtype=np.uint8)).save(folder / f"{number}.png")
+    options = ("--dataset", tmp_path / "images", "--train-size", 30, "--validation-size", 10, "--batch-size", 10)
+    with pytest.warns(DataWarning, match="sides are 13 pixels long; all are made 12 x 12"):
+        train(agent, tmp_path / "run", *options, "--workers", 2, budget=2)
+    assert "sides are" not in capfd.readouterr().err
 
 
 def test_it_stops_where_more_is_not_worth_its_cost(
