@@ -234,8 +234,8 @@ def why_no_gradient(error: Exception, images: Tensor, model: nn.Module) -> str:
     if isinstance(error, InputError):
         return f"but {told}"
     return (
-        f"but the network's gradient at the images fails: {type(error).__name__}: {told:.100}; run no part of it under "
-        "torch.no_grad, and checkpoint with use_reentrant=False"
+        f"but the network's gradient at the images fails: {type(error).__name__}: {told:.100}; network(images) must "
+        "work alone, with no part of it under torch.no_grad, and checkpoint with use_reentrant=False"
     )
 
 

@@ -528,6 +528,8 @@ class RLMix:
             return limits
         try:
             self._exact_gradient(batch, model, evaluating=all(method.gradient_in_eval for method in reading))
+        except torch.OutOfMemoryError:  # says nothing about the network
+            raise
         except Exception as error:  # the network is not ours, and may raise anything
             return replace(limits, no_gradient=why_no_gradient(error, batch.images, model))
         return limits

@@ -33,13 +33,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
         import torch
 
-        from rlmix.classifier.data import split
         from rlmix.experiments.reports import REPORT_FILE
         from rlmix.experiments.runs.config import stored_config
         from rlmix.experiments.runs.data_record import at_its_place, keep_to_data
         from rlmix.experiments.runs.folder import RunFolder
         from rlmix.experiments.search.cluster import check_capacity, ray_session, run_trial, worker_capacity
-        from rlmix.experiments.search.plan import Search, print_data, resolve, resolve_with_gpus
+        from rlmix.experiments.search.plan import Search, load_splits, print_data, resolve, resolve_with_gpus
         from rlmix.experiments.search.replay_command import replay_command
         from rlmix.experiments.search.search import execute, search_trial
         from rlmix.experiments.search.selection import report
@@ -49,7 +48,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
             run, stored = RunFolder.open(config.run.resume, AGENT, trust=config.run.trust)
             call.warn_of_ignored()
             search = Search.from_config(at_its_place(stored_config(SearchConfig, stored), call))
-            data = split(search.config.data.load(), validation_size=search.config.data.validation_size)
+            data = load_splits(search.config)
             if search.config.backend == "ray":
                 ray.enter_context(ray_session(config.address or search.config.address))
                 check_capacity(search.config.workers, search.share)

@@ -35,12 +35,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
         import torch
 
-        from rlmix.classifier.data import split
         from rlmix.experiments.runs.config import stored_config
         from rlmix.experiments.runs.data_record import record_data, require_same_data
         from rlmix.experiments.runs.folder import RunFolder
         from rlmix.experiments.search.cluster import check_capacity, ray_session
-        from rlmix.experiments.search.plan import Search
+        from rlmix.experiments.search.plan import Search, load_splits
         from rlmix.experiments.search.replay_command import replay_command
         from rlmix.experiments.search.selection import report
         from rlmix.experiments.search.tuning import agents, check, finish, population, resolve_agent
@@ -50,7 +49,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
             run, stored = RunFolder.open(asked.run.resume, TUNE, trust=asked.run.trust)
             call.warn_of_ignored()
             config = stored_config(TuneConfig, stored)
-            data = split(config.agent.data.load(), validation_size=config.agent.data.validation_size)
+            data = load_splits(config.agent)
             require_same_data(run.path, data)
         check(config)
         address = asked.address or config.address

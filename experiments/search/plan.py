@@ -175,7 +175,16 @@ def resolve_with_gpus(config: SearchConfig) -> tuple[Search, Splits]:
         DataError: the data set is not available or is too small.
     """
     config = run_on_worker(_resolved_config, config, WorkerResources(config.cpus_per_worker, config.gpus_per_worker))
-    return Search.from_config(config), split(config.data.load(), validation_size=config.data.validation_size)
+    return Search.from_config(config), load_splits(config)
+
+
+def load_splits(config: SearchConfig) -> Splits:
+    """Return the images of a search, all that tasks draw from.
+
+    Raises:
+        DataError: the data set is not available or is too small.
+    """
+    return split(config.data.load(), validation_size=config.data.validation_size)
 
 
 def _resolved_config(config: SearchConfig) -> SearchConfig:

@@ -16,7 +16,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 from torch.utils.tensorboard.writer import SummaryWriter
 
 from rlmix.agent.any_agent import AnyAgent, load_agent
@@ -138,7 +137,7 @@ class StepTrainer:
             pass
         else:
             state = training.scheduler.state
-            observation = observed(self._forecaster, state).tolist()
+            observation = observe(state, self._forecaster.menu, self._forecaster.features).tolist()
             if state.evaluation is None:
                 # At the end, on all validation images; what decides is the best network so far, which would be kept.
                 accuracy = next(value for tag, value, _ in reversed(events.scalars) if tag == Tag.ACCURACY)
@@ -180,11 +179,6 @@ class StepTrainer:
         )
 
 
-def observed(forecaster: Forecaster, state: TrainingState) -> NDArray[np.float32]:
-    """Return what a forecaster sees of a training, `[O]`."""
-    return observe(state, forecaster.menu, forecaster.features)
-
-
 def candidate_seed(seed: int, candidate: int) -> int:
     """Return the seed of a candidate; the first one has that of the training."""
     return seed if candidate == 0 else derive_seed(seed, candidate)
@@ -216,7 +210,7 @@ def train_within_budget(
     search = BudgetSearch(
         forecaster,
         config.trainings,
-        observed(forecaster, start),
+        observe(start, forecaster.menu, forecaster.features),
         trainer.own_choice(start),
         images=len(data.validation),
         worth=config.worth if config.budget == "auto" else None,

@@ -172,10 +172,9 @@ class PolicySource:
                         f"--budget needs an agent with a forecaster, as --agent shipped is, or a rule: {error}"
                     ) from None
                 if not forecaster.fits(agent):
-                    whose = "other menus or segments; fit them together"
-                    if isinstance(agent, Rule):
-                        whose = "other menus or segments: with --budget a rule has those of --agent rule"
-                    raise RunError(f"{place}: {kind} and forecaster have {whose}")
+                    rule = isinstance(agent, Rule)
+                    advice = "with --budget a rule has those of --agent rule" if rule else "fit them together"
+                    raise RunError(f"{place}: {kind} and forecaster have other menus or segments; {advice}")
             return cls(agent, name, forecaster, None if run is not None else Experience.load(config.agent))
         raise RunError("give either --policy FILE (a schedule) or --agent shipped (or rule, or a search's run folder)")
 

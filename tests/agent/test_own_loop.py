@@ -437,6 +437,17 @@ def test_a_network_without_a_gradient_at_its_images_is_told_at_the_first_batch(f
     RLMix("cutmix", num_classes=10)(*data[0], model)  # needs none
 
 
+def test_a_lack_of_memory_is_not_blamed_on_the_network() -> None:
+    model = network()
+
+    def fills_the_memory(*_: object) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    model.register_forward_pre_hook(fills_the_memory)
+    with pytest.raises(torch.OutOfMemoryError):
+        RLMix("rmix", num_classes=10)(*batches(1)[0], model)
+
+
 def test_a_second_pass_draws_nothing_from_the_loops_own_generator() -> None:
     """Dropout in it draws from the mixer's seed and the number of the call, whatever was drawn before."""
     images, labels = batches(1)[0]

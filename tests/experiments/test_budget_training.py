@@ -531,7 +531,7 @@ def test_a_rule_that_the_shipped_forecaster_does_not_fit_has_no_budget(refused: 
     rule("progress", 0.3).save(tmp_path)
     options = [*OPTIONS, "--budget", "2", "--out", str(tmp_path / "run"), "--agent", str(tmp_path / "rule.json")]
     told = refused(replay_policy.main, options)
-    assert "rule and forecaster have other menus or segments: with --budget a rule has those of --agent rule" in told
+    assert "rule and forecaster have other menus or segments; with --budget a rule has those of --agent rule" in told
 
 
 def test_workers_share_the_cores(agent: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
