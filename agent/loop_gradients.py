@@ -235,7 +235,7 @@ def why_no_gradient(error: Exception, images: Tensor, model: nn.Module) -> str:
         return f"but {told}"
     return (
         f"but the network's gradient at the images fails: {type(error).__name__}: {told:.100}; network(images) must "
-        "work alone, with no part of it under torch.no_grad, and checkpoint with use_reentrant=False"
+        "work, no part of it under torch.no_grad, checkpoints with use_reentrant=False"
     )
 
 
