@@ -59,7 +59,7 @@ def test_methods_are_compared_with_the_best_fixed_policy_and_their_luck_is_told_
         for task in range(4)
         for one in (
             *(line(task, "agent", copy, 0.6 + copy / 100, 0.8 - copy / 100, bytes=2_000_000) for copy in range(1, 4)),
-            *(line(task, "population", members, 0.65, again=0.6) for members in real.POPULATIONS),
+            *(line(task, "population", members, 0.65, again=0.6) for members in (4, 16)),
             *(line(task, "again", policy, 0.4 + policy / 100, validation=0.9) for policy in range(POLICIES)),
             line(task, "cutmix", 2, 0.2, validation=0.95),
             line(task, "cutmix", 3, 0.3, validation=0.94),
@@ -67,7 +67,7 @@ def test_methods_are_compared_with_the_best_fixed_policy_and_their_luck_is_told_
     ]
     by_key = {(one["task"], one["kind"], one["number"]): one for one in lines}
     forecaster = replace(Forecaster.load(SHIPPED), noise=(100.0,) * len(SEGMENTS))  # validation decides
-    methods = real.accuracies(tasks, by_key, forecaster, [])
+    methods = real.accuracies(tasks, by_key, forecaster, [], (4, 16))
     assert methods[real.AGENTS][1]["accuracy"] == pytest.approx([40] * 4), "the log's"
     assert methods[real.AGENTS][4]["accuracy"] == pytest.approx([61] * 4), "the second is best on validation"
     # The agent alone; then also what is best on the other data set: where that is not best, the agent's is.
@@ -81,7 +81,7 @@ def test_methods_are_compared_with_the_best_fixed_policy_and_their_luck_is_told_
     assert methods[ORACLE][2]["accuracy"] == pytest.approx([70.3, 70.3, 70.9, 70.3])
     assert methods[ORACLE][2]["again"] == pytest.approx([43, 43, 49, 43])
     assert methods[BEST_FIXED][1]["accuracy"] == pytest.approx([70.3, 70.3, 50.3, 70.3])
-    result = real.summarise(tasks, by_key, forecaster, [])
+    result = real.summarise(tasks, by_key, forecaster, [], (4, 16))
     ours = result["comparisons"][OURS]["2"]
     assert ours["less_best_fixed"]["tasks"][0] == pytest.approx(3 * (50.9 - 70.3) / 4)
     assert ours["again_less_best_fixed"]["tasks"][0] == pytest.approx(3 * (49 - 43) / 4)
@@ -99,7 +99,6 @@ def test_the_command_trains_what_the_log_lacks(
     pytest.importorskip("optuna")
     trained = run_inline(monkeypatch)
     monkeypatch.setattr(rivals, "MAX_TRIALS", 3)
-    monkeypatch.setattr(real, "POPULATIONS", (2, 16))
     monkeypatch.setattr(real, "COPIES", 3)
     monkeypatch.setitem(record.GROUPS, "rehearse-usual", ("digits", "squares"))
     monkeypatch.setitem(record.DRAWN, "rehearse-usual", {"updates": (10, 10), "seconds": 1.5})
@@ -112,12 +111,16 @@ def test_the_command_trains_what_the_log_lacks(
     (mine := tmp_path / "agent").mkdir()
     log = out / "rehearse-usual.jsonl"
     options = ["--data", data, "--log", str(log), "--out", str(out), "--tasks", "2", "--further", "None"]
+    assert "some of 2 4 8 16, got 3" in refused(real.main, [*options, "--populations", "3"])
+    options += ["--populations", "2", "4"]
     real.main(options)
     assert len(trained) == 2 * (2 + 2 + POLICIES + 1)
     logged = [json.loads(text) for text in (out / "real.jsonl").read_text().splitlines()]
     found = next(one for one in logged if one["kind"] == "population")
     assert found["cost"] == 2 and len(found["policies"]) == len(SEGMENTS)
+    assert [(one["kind"], one["number"]) for one in logged[-2:]] == [("population", 4)] * 2, "the largest come last"
     assert "Population Based Training" in (out / "real.md").read_text()
+    assert len(json.loads((out / "real.json").read_text())["aims"]) == 3, "there are none of 16 members to be ahead of"
     trained.clear()
     real.main(options)
     assert trained == []
