@@ -39,12 +39,18 @@ def main(arguments: Sequence[str] | None = None) -> None:
         from rlmix.experiments.runs.data_record import at_its_place, keep_to_data
         from rlmix.experiments.runs.folder import RunFolder
         from rlmix.experiments.training.final_training import train_to_the_end
-        from rlmix.experiments.training.replay import PolicySource, split_threads, train_distributed, with_workers_of
+        from rlmix.experiments.training.replay import (
+            OF_WORKERS,
+            PolicySource,
+            split_threads,
+            train_distributed,
+            with_workers_of,
+        )
         from rlmix.experiments.training.resolve import load_data, resolve
 
         if config.run.resume is not None:
             run, stored = RunFolder.open(config.run.resume, REPLAY, trust=config.run.trust)
-            call.warn_of_ignored("--workers", "--backend")
+            call.warn_of_ignored(*OF_WORKERS)
             config = at_its_place(stored_config(ReplayConfig, stored), call)
             config = with_workers_of(asked, config, call)
             source = PolicySource.load(config, run.path)

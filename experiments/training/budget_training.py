@@ -325,7 +325,7 @@ def _on_ray(config: ReplayConfig, run: RunFolder, agent: AnyAgent, forecaster: F
     from ray.util import ActorPool
 
     share, folder = resources_of(config), run.path / CANDIDATES
-    check_capacity(config.workers, share, advice="--workers, or for less with --threads")
+    check_capacity(config.workers, share, advice="--workers, or for less with --threads or --gpus-per-worker")
 
     class Actor:
         def __init__(self) -> None:

@@ -126,6 +126,8 @@ class ReplayConfig(FinalConfig):
     """Number of candidates of a budget that are trained at the same time, each with --threads; results are the same."""
     backend: Literal["local", "ray"] = "local"
     """Place of these workers. local: processes of this machine; ray: actors of a Ray cluster."""
+    gpus_per_worker: float = 1.0
+    """Share of a GPU that each of them takes on Ray, where they train on GPUs; with 0.25 four share one."""
     num_workers: int = 1
     """Number of distributed processes of one training, run by Ray Train, each with --threads on a CPU; batches are
     divided among them."""
@@ -142,6 +144,10 @@ class ReplayConfig(FinalConfig):
             raise InputError(f"worth must be from 0 to 100 points, got {self.worth:g}")
         if self.trainings == 1 and self.run.resume is None and (self.workers > 1 or self.backend == "ray"):
             raise InputError("--workers and --backend are for the candidates of a --budget above 1; see --num-workers")
+        if not 0 < self.gpus_per_worker <= 1:
+            raise InputError(f"gpus_per_worker must be above 0 and at most 1, got {self.gpus_per_worker:g}")
+        if self.run.resume is None and self.backend == "local" and self.gpus_per_worker != 1:
+            raise InputError("--gpus-per-worker is for the workers of a --budget on Ray: add --backend ray")
         if self.trainings > 1 and self.num_workers > 1:
             raise InputError("--num-workers is for one training: use --workers with --budget")
         if self.train_on_validation and (self.agent is not None or self.trainings > 1):

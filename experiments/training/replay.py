@@ -33,6 +33,9 @@ from rlmix.experiments.training.config import ReplayConfig
 from rlmix.experiments.training.final_training import train_to_the_end
 from rlmix.experiments.training.resolve import load_data
 
+# Options that a resumed budget may be given anew, and their fields.
+OF_WORKERS = {"--workers": "workers", "--backend": "backend", "--gpus-per-worker": "gpus_per_worker"}
+
 
 def split_threads(config: ReplayConfig, candidates: int = 1) -> ReplayConfig:
     """Return the configuration with the threads divided among processes; distributed ones compile nothing.
@@ -63,21 +66,20 @@ def split_threads(config: ReplayConfig, candidates: int = 1) -> ReplayConfig:
 
 
 def with_workers_of(asked: ReplayConfig, stored: ReplayConfig, call: Call) -> ReplayConfig:
-    """Return a stored configuration with the number and the place of workers that the command line gives, if any.
+    """Return a stored configuration with what the command line says of workers: their number, place and GPUs.
 
     Results do not depend on them: each worker has as many threads as before.
 
     Raises:
         InputError: the run has no candidates that workers could train.
     """
-    workers = stored.workers if call.value("--workers") is None else asked.workers
-    backend = stored.backend if call.value("--backend") is None else asked.backend
-    return replace(stored, workers=workers, backend=backend)
+    given = [field for option, field in OF_WORKERS.items() if call.value(option) is not None]
+    return replace(stored, **{field: getattr(asked, field) for field in given})
 
 
 def resources_of(config: ReplayConfig) -> WorkerResources:
-    """Return the resources of each process."""
-    return WorkerResources(config.threads, 1.0 if config.train.device.startswith("cuda") else 0.0)
+    """Return the resources of each process: a GPU, or of a budget's workers the share that is asked for."""
+    return WorkerResources(config.threads, config.gpus_per_worker if config.train.device.startswith("cuda") else 0.0)
 
 
 def ddp_worker(parameters: dict[str, str]) -> None:

@@ -1,5 +1,6 @@
 """Final training within a budget of several: what is kept, being killed, several workers, what is refused."""
 
+import contextlib
 import gc
 import json
 import re
@@ -18,6 +19,7 @@ from PIL import Image
 from rlmix.agent.agent import ActorCritic, Agent
 from rlmix.agent.budget import BudgetSearch, Step
 from rlmix.agent.files import RULE, SHIPPED
+from rlmix.agent.ray_env import WorkerResources
 from rlmix.agent.rule import Rule
 from rlmix.agent.tags import Tag
 from rlmix.agent.values import Forecaster
@@ -32,7 +34,7 @@ from rlmix.experiments import replay_policy
 from rlmix.experiments.training import budget_training
 from rlmix.experiments.training.budget_training import candidate_seed
 from rlmix.experiments.training.config import ReplayConfig
-from rlmix.experiments.training.replay import PolicySource, split_threads
+from rlmix.experiments.training.replay import PolicySource, resources_of, split_threads
 from tests import board
 from tests.agent.drawn_values import drawn_values
 from tests.agent.loops import rule
@@ -344,6 +346,34 @@ def test_rays_actors_give_the_same(agent: Path, whole: Path, tmp_path: Path) -> 
     assert train(agent, tmp_path / "run", "--workers", 2, "--backend", "ray") == outcome(whole)
 
 
+def test_workers_on_ray_share_gpus(
+    agent: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Ray is told of the share of each worker, also of one that a resumed run is given anew."""
+    ray = pytest.importorskip("ray")
+    asked = []
+
+    def remote(**resources: float) -> Any:
+        asked.append(resources)
+        raise Killed
+
+    def on_gpus(config: ReplayConfig) -> WorkerResources:
+        return resources_of(replace(config, train=replace(config.train, device="cuda:0")))
+
+    monkeypatch.setattr(ray, "remote", remote)
+    monkeypatch.setattr(budget_training, "resources_of", on_gpus)
+    monkeypatch.setattr(budget_training, "ray_session", lambda _: contextlib.nullcontext())
+    monkeypatch.setattr(budget_training, "check_capacity", lambda *_, **__: None)
+    with pytest.raises(Killed):
+        train(agent, tmp_path / "run", "--backend", "ray", "--gpus-per-worker", "0.5")
+    with pytest.raises(Killed):
+        train(agent, tmp_path / "run")
+    with pytest.raises(Killed):
+        replay_policy.main(["--resume", str(tmp_path / "run"), "--gpus-per-worker", "0.25"])
+    assert asked == [{"num_cpus": 1, "num_gpus": share} for share in (0.5, 0.5, 0.25)]
+    assert "without effect" not in capsys.readouterr().err
+
+
 def test_two_processes_give_the_same(agent: Path, whole: Path, tmp_path: Path) -> None:
     assert train(agent, tmp_path / "run", "--workers", 2) == outcome(whole)
 
@@ -414,6 +444,9 @@ def test_candidates_that_diverge_are_said_to_have(
         ("--train-on-validation", "--train-on-validation"),
         ("--budget 2 --worth 0.5", "--worth is for --budget auto"),
         ("--budget 2 --updates 2", "every segment needs an update"),
+        ("--budget 2 --backend ray --gpus-per-worker 0", "gpus_per_worker must be above 0 and at most 1, got 0"),
+        ("--budget 2 --backend ray --gpus-per-worker 2", "gpus_per_worker must be above 0 and at most 1, got 2"),
+        ("--budget 2 --gpus-per-worker 0.5", "add --backend ray"),
     ],
 )
 def test_refused_in_one_line(refused: Any, agent: Path, tmp_path: Path, options: str, told: str) -> None:
