@@ -47,6 +47,15 @@ def not_given(values: Mapping[str, float | None]) -> dict[str, str]:
     return {"validation": f"{missing} of validation not given: {rest}"} if missing else {}
 
 
+def not_told(missing: str, batch: int) -> dict[str, str]:
+    """Return a warning, by name, that `validation` or `training loss` is missing at the choice before a batch."""
+    call = {
+        "validation": "call mix.observe sooner, at the latest where mix.due is true",
+        "training loss": "call mix.loss or mix.note after each batch",
+    }[missing]
+    return {missing: f"no {missing} was given before the choice at batch {batch}, so the one before holds; {call}"}
+
+
 def not_noted(noted: int, *, calls: int) -> dict[str, str]:
     """Return a warning, by name, where the losses of at most half of the `calls` batches were noted."""
     if not noted:

@@ -548,9 +548,8 @@ class RLMix:
         """Ask the schedule or the agent; in a distributed training the first process decides for all."""
         decision: Decision | None = None
         if self._rank == 0:
-            if self._waits_for_validation(state):
-                text = f"no validation was given before the choice at batch {self._done}, so the one before holds"
-                self._say({"observe": f"{text}; call mix.observe sooner, at the latest where mix.due is true"})
+            if missing := self._missing(state):
+                self._say(loop_measures.not_told(missing, self._done))
                 assert self._scheduler is not None and self.policy is not None
                 decision = Decision(self.policy, state.action, self._scheduler.probabilities[-1])
             else:
@@ -566,12 +565,13 @@ class RLMix:
         task, side = state.task, min(images.shape[-2:])
         return Scale(task.train_size, task.updates, state.batch_size, state.num_classes, side)
 
-    def _waits_for_validation(self, state: TrainingState) -> bool:
-        """Return whether the choice at a state is not possible without validation that was not given."""
+    def _missing(self, state: TrainingState) -> str | None:
+        """Return what was not given and without which the choice at a state is not possible, or None."""
         if isinstance(self.source, Rule):
             looks = self.source.segment(self._done, self._total) >= self.source.look
-            return looks and self.source.seen(state, self._total) is None
-        return self._asks_for_validation and state.segment is not None and state.evaluation is None
+            return self.source.lacks(state) if looks and self.source.seen(state, self._total) is None else None
+        waits = self._asks_for_validation and state.segment is not None and state.evaluation is None
+        return "validation" if waits else None
 
     @property
     def _asks_for_validation(self) -> bool:

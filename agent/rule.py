@@ -19,7 +19,7 @@ from rlmix.classifier.errors import near_matches
 from rlmix.classifier.files import write_atomic
 from rlmix.classifier.mixing.policy import MixPolicy, PolicyError, require_fields
 from rlmix.envs.menu import Menu
-from rlmix.envs.observation import FEATURES, KNOWN_FEATURES, observe, reads_validation
+from rlmix.envs.observation import FEATURES, KNOWN_FEATURES, observe, reads_training, reads_validation
 from rlmix.envs.segments import segment_ends
 
 if TYPE_CHECKING:
@@ -107,7 +107,8 @@ class Rule:
     def seen(self, state: TrainingState, updates: int) -> TrainingState | None:
         """Return the state that the look of a training sees: the first one from the look on.
 
-        Validation is waited for, where a question is about it: then it is the first one that has been validated.
+        What a question is about is waited for: then it is the first one that has been validated, and before which
+        losses of training were noted.
 
         Args:
             state: state from the look on.
@@ -117,13 +118,25 @@ class Rule:
             The state, or None where it is still waited for.
         """
         found = None
-        waits = self.look > 0 and reads_validation(self.features)
         at: TrainingState | None = state
         while at is not None and self.segment(round(at.progress * updates), updates) >= self.look:
-            if not waits or at.evaluation is not None:
+            if not self.lacks(at):
                 found = at
             at = at.before
         return found
+
+    def lacks(self, state: TrainingState) -> str | None:
+        """Return what a question is about and a state does not have, `validation` or `training loss`, or None.
+
+        Args:
+            state: state of a training.
+        """
+        if self.look == 0:  # nothing could have been measured
+            return None
+        if reads_validation(self.features) and state.evaluation is None:
+            return "validation"
+        noted = state.segment is not None and (state.segment.clean or state.segment.mixed) is not None
+        return "training loss" if reads_training(self.features) and not noted else None
 
     def choose(self, observation: NDArray[np.float32]) -> tuple[Action, ...]:
         """Return the actions of the segments after the look.

@@ -21,6 +21,7 @@ from rlmix.envs.transfer_features import (
     LABEL_FEATURES,
     OBSERVATION_V2,
     RECORDED_FEATURES,
+    TRAINING_FEATURES,
     TRANSFER_FEATURES,
     VALIDATION_FEATURES,
 )
@@ -42,6 +43,7 @@ __all__ = [
     "observation_space",
     "observe",
     "one_hot",
+    "reads_training",
     "reads_validation",
     "require_features",
 ]
@@ -65,6 +67,11 @@ def require_features(names: Sequence[str]) -> tuple[str, ...]:
 def checks_labels(names: Sequence[str]) -> bool:
     """Return whether one of these features is measured by checking the training labels, which takes time."""
     return not LABEL_FEATURES.isdisjoint(names)
+
+
+def reads_training(names: Sequence[str]) -> bool:
+    """Return whether one of these features is measured on the batches of training."""
+    return not TRAINING_FEATURES.isdisjoint(names)
 
 
 def reads_validation(names: Sequence[str]) -> bool:

@@ -177,6 +177,12 @@ VALIDATION_FEATURES = {
     *(f"{name}_{segments}" for name in _ON_VALIDATION for segments in LAGS),
     *("validation_accuracy", "validation_change", "accuracy_gap"),  # of the first observation alone
 }
+_OF_UPDATES = ("seen", "excess_loss", "accuracy", "way")
+TRAINING_FEATURES = {
+    name + lag
+    for name in (*(f"{kind}_{measure}" for kind in ("clean", "mixed") for measure in _OF_UPDATES), "gap")
+    for lag in ("", *(f"_{segments}" for segments in LAGS))
+} | {"accuracy_gap"}
 # Observation v2 without signs of wrong labels, without earlier segments and without the network: nothing has to be
 # measured for it, and any loop shows it.
 UNMEASURED_FEATURES = tuple(name for name in RECORDED_FEATURES if name not in LABEL_FEATURES | SETTING_FEATURES)

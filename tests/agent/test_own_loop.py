@@ -190,6 +190,28 @@ def test_a_rule_about_validation_waits_for_it(observed_at: int | None, expected:
     assert any("no validation was given" in str(one.message) for one in told) == (observed_at != 8)
 
 
+@pytest.mark.parametrize(("noted_from", "expected"), [(0, "fbbbb"), (3, "fbbbb"), (5, "ffbbb"), (99, "fffff")])
+def test_a_rule_about_losses_waits_for_them(noted_from: int, expected: str) -> None:
+    """A loss that was not noted is not a low one: the first policy holds until one was."""
+    asks = rule("mixed_excess_loss", 3.9)
+    model, data = network(), batches(20)
+    optimizer = sgd(model)
+    mix = RLMix(asks, **KNOWN, optimizer=optimizer)
+    with warnings.catch_warnings(record=True) as told:
+        warnings.simplefilter("always")
+        for number, (images, labels) in enumerate(data):
+            mixed, targets = mix(images, labels, model)
+            if number >= noted_from:
+                mix.loss(model(mixed), targets)
+    below = [asks.menu.policy(action) for action in asks.tree.below.actions]  # type: ignore[union-attr]
+    played = [
+        asks.menu.policy(asks.first[0]) if letter == "f" else below[place - 1] for place, letter in enumerate(expected)
+    ]
+    assert [choice.policy for choice in mix.choices] == played
+    waited = [str(one.message) for one in told if "no training loss was given before the choice" in str(one.message)]
+    assert len(waited) == (noted_from > 4) and all("at batch 4, so the one before holds" in text for text in waited)
+
+
 def test_a_rule_counts_updates_as_they_are_called() -> None:
     """With gradients accumulated, segments are shares of the calls."""
     asks = rule("progress", 0.3)

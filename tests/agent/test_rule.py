@@ -19,7 +19,15 @@ from rlmix.classifier.files import DamagedFileError
 from rlmix.classifier.mixing.policy import PolicyError
 from rlmix.classifier.training.stats import EvalStats, TrainStats, UpdateStats
 from rlmix.envs import BroadTasks, Source, Task
-from rlmix.envs.observation import FEATURES, RECORDED_FEATURES, Setting, TrainingState, observe, reads_validation
+from rlmix.envs.observation import (
+    FEATURES,
+    RECORDED_FEATURES,
+    Setting,
+    TrainingState,
+    observe,
+    reads_training,
+    reads_validation,
+)
 from rlmix.experiments.search.task_family import MENU, SEGMENTS
 from rlmix.experiments.studies.broad.record import shared_trainer
 
@@ -169,6 +177,24 @@ def test_features_of_validation_are_those_that_it_changes() -> None:
     some = seen(*(EvalStats(0.3 + 0.1 * n, 2.0 - n / 4, 0.4 + n / 10, 0.1 * (n + 1), 100) for n in range(3)))
     changed = {name for name, before, after in zip(FEATURES, none, some, strict=False) if before != after}
     assert changed == {name for name in FEATURES if reads_validation([name])}
+
+
+def test_features_of_training_are_those_that_its_batches_change() -> None:
+    *_, last = states((0.25, 0.5, 0.75, 1.0), np.random.default_rng(1), 100)
+
+    def seen(losses: UpdateStats | None) -> list[float]:
+        before = None
+        for back in (2, 1, 0):
+            state = last.earlier(back)
+            assert state.segment is not None
+            segment = replace(state.segment, clean=losses, mixed=losses)
+            before = replace(state, setting=Setting(1000, True, 1, 8, 1.0), segment=segment, before=before)
+        assert before is not None
+        return observe(before, MENU, tuple(FEATURES)).tolist()
+
+    none, some = seen(None), seen(UpdateStats(loss=2.0, target_entropy=0.5, accuracy=0.6))
+    changed = {name for name, before, after in zip(FEATURES, none, some, strict=False) if before != after}
+    assert changed == {name for name in FEATURES if reads_training([name])}
 
 
 PLAIN = MENU.policy(ACTIONS[0]).to_json()
