@@ -19,7 +19,7 @@ from rlmix.experiments.comparison.results import (
     columns_of,
     format_column,
     format_share,
-    images_per_second,
+    format_speed,
     schedules_of,
 )
 from rlmix.experiments.reports import REPORT_FILE, short_name
@@ -102,7 +102,7 @@ def _result(report: Report) -> list[Part]:
         if gap is not None:
             p_value = f"{gap['p_value']:.3f}" if gap["p_value"] >= 0.001 else "< 0.001"
             versus = (format_share(gap, signed=True), p_value)
-        speed, seconds = f"{images_per_second(setting, row):,.0f}", f"{row['seconds']['mean']:.0f}"
+        speed, seconds = format_speed(row), f"{row['seconds']['mean']:.0f}"
         rows.append((row["title"], format_share(row["accuracy"]), *versus, speed, seconds, row["diverged"]))
         means.append((name, 100 * row["accuracy"]["mean"], 100 * row["accuracy"]["half_width"]))
     caption = (

@@ -96,6 +96,10 @@ def test_the_comparison_reports_paired_seeds(comparison: Path) -> None:
     assert set(accuracies) == {"rmix", "rmix-exact"}
     assert all(0 <= value <= 1 for values in accuracies.values() for value in values)
     assert all(second > 0 for row in report["methods"].values() for second in row["seconds"]["per_seed"])
+    images = report["setting"]["updates"] * report["setting"]["batch_size"]
+    for row in report["methods"].values():
+        speeds = [images / seconds for seconds in row["seconds"]["per_seed"]]
+        assert row["images_per_second"] == pytest.approx(sum(speeds) / len(speeds))
     assert set(report["less_baseline"]) == {"rmix"}
     gap = report["less_baseline"]["rmix"]
     assert (gap["mean"], gap["half_width"]) == pytest.approx(paired_difference(*accuracies.values()))
@@ -578,6 +582,7 @@ def test_a_diverged_training_stands_at_chance_and_measures_nothing(
     compare.main([*options, "--out", str(tmp_path)])
     row = read_strictly(tmp_path / "results.json")["methods"]["plain"]
     assert row["diverged"] == 2 and row["accuracy"]["mean"] == 0.1 and row["measures"] == {"calibration error": None}
+    assert row["images_per_second"] is None
     assert "| no mixing | – |" in squeezed(tmp_path / "results.md")
 
 
