@@ -13,6 +13,7 @@ from rlmix.agent.values import Forecaster
 from rlmix.classifier.mixing import PolicySchedule
 from rlmix.envs import BroadTasks, Source
 from rlmix.envs.seeds import derive_seed, training_seed
+from rlmix.experiments.comparison.intervals import format_interval
 from rlmix.experiments.search.task_family import MENU, SEGMENTS
 from rlmix.experiments.studies.broad import record
 from rlmix.experiments.studies.budget import real, rivals
@@ -126,3 +127,36 @@ def test_the_command_trains_what_the_log_lacks(
     assert trained == []
     agent(4).save(mine)
     assert "this agent led, got none" in refused(real.main, [*options, "--agent", str(mine)])
+
+
+def test_the_documents_show_the_committed_results() -> None:
+    root = Path(__file__).parents[2]
+    page = (root / "docs/budget.md").read_text()
+    result = json.loads((root / "experiments/results/budget/real.json").read_bytes())
+    tables = (root / "experiments/results/budget/real.md").read_text().split("\n\n")
+    assert tables[tables.index("## What carries over") + 2] in page
+    methods = result["comparisons"]
+
+    def ahead(name: str, budget: int, which: str = "less_best_fixed") -> str:
+        return format_interval(*methods[name][str(budget)][which]["tasks"], signed=True)
+
+    for name in (OURS, real.POPULATION, real.AGENTS, real.CUTMIXES):
+        cells = [ahead(name, budget) if str(budget) in methods[name] else "" for budget in (1, 2, 4)]
+        row = [cell.strip() for cell in f"{name}|{'|'.join(cells)}".split("|")]
+        shown = [[cell.strip() for cell in line.split("|")[1:-1]] for line in page.splitlines() if line.startswith("|")]
+        assert row in shown, name
+    for name, said in ((real.CUTMIXES, "CutMix on half is {} points above"), (real.AGENTS, "the agent's {} above one")):
+        one, four = (methods[name][budget]["less_best_fixed"]["tasks"][0] for budget in ("1", "4"))
+        assert said.format(f"{four - one:.1f}") in page, name
+    for name, budget, said in (
+        (real.AGENTS, 4, "Ours is {} points ahead of four trainings of the agent"),
+        (real.CUTMIXES, 4, "{} ahead of four of CutMix on half"),
+        (real.AGENTS, 2, "At 2 the agent twice is {} ahead of ours"),
+    ):
+        mean, width = methods[name][str(budget)]["ours_less_this"]["tasks"]
+        assert said.format(f"{abs(mean):.1f} ± {width:.1f}") in page, name
+    mean, width = methods[real.POPULATION]["4"]["ours_less_this"]["tasks"]
+    assert f"(ours less it: {mean:+.1f} ± {width:.1f})" in page
+    for name, budget in ((OURS, 4), (real.POPULATION, 4), (ORACLE, 4), ("random search", 16), (OURS, 1)):
+        assert ahead(name, budget, "again_less_best_fixed") in page.replace("\n", " "), name
+    assert not any(aim["reached"] for aim in result["aims"].values())
