@@ -89,7 +89,7 @@ def summarise_comparison(
                 "accuracy": {**interval(accuracies[name]), **_with_images(hits[name])},
                 "measures": _measures(lines),
                 "seconds": interval([run["seconds"] for run in lines]),
-                "images_per_second": _images_per_second(lines),
+                "ended": [not run["diverged"] for run in lines],
                 "diverged": sum(run["diverged"] for run in lines),
                 **_threshold_results(contestants[name], lines),
             }
@@ -139,7 +139,7 @@ def markdown(report: Mapping[str, Any]) -> str:
         gap = report["less_baseline"].get(name)
         ahead = "" if gap is None else format_share(gap, signed=True)
         p_value = "" if gap is None else f"{gap['p_value']:.3f}" if gap["p_value"] >= 0.001 else "< 0.001"
-        speed, seconds = format_speed(row), f"{row['seconds']['mean']:.0f}"
+        speed, seconds = format_speed(setting, row), f"{row['seconds']['mean']:.0f}"
         rows.append((row["title"], format_share(row["accuracy"]), ahead, p_value, speed, seconds, row["diverged"]))
     headers = ("", "Accuracy", f"Less {baseline}", "p", "Images/s", "Seconds", "Diverged")
     lines = [
@@ -175,16 +175,21 @@ def _others(setting: Mapping[str, Any]) -> str:
     )
 
 
-def _images_per_second(lines: Sequence[Mapping[str, Any]]) -> float | None:
-    """Return a contestant's training images per second, mean over the trainings that reached the end; None without."""
-    whole = [line for line in lines if not line["diverged"]]
-    speeds = [line["setting"]["updates"] * line["setting"]["batch_size"] / line["seconds"] for line in whole]
+def images_per_second(setting: Mapping[str, Any], row: Mapping[str, Any]) -> float | None:
+    """Return one contestant's training images per second, mean over the trainings that reached their end, or None.
+
+    Reports of earlier versions do not say which those are: theirs is the mean over all.
+    """
+    images, seconds = setting["updates"] * setting["batch_size"], row["seconds"]["per_seed"]
+    ended = row.get("ended", [True] * len(seconds))
+    speeds = [images / needed for needed, whole in zip(seconds, ended, strict=True) if whole]
     return float(np.mean(speeds)) if speeds else None
 
 
-def format_speed(row: Mapping[str, Any]) -> str:
-    """Format a contestant's training images per second; empty where no training reached the end."""
-    return "" if row["images_per_second"] is None else f"{row['images_per_second']:,.0f}"
+def format_speed(setting: Mapping[str, Any], row: Mapping[str, Any]) -> str:
+    """Format one contestant's training images per second; empty where no training reached its end."""
+    speed = images_per_second(setting, row)
+    return "" if speed is None else f"{speed:,.0f}"
 
 
 def any_with_images(report: Mapping[str, Any]) -> bool:
@@ -247,7 +252,7 @@ def as_csv(report: Mapping[str, Any]) -> str:
         cells = [name, row["title"], len(report["seeds"]), report["images"]]
         cells += [row["accuracy"].get(key) for key in ("mean", "half_width", "half_width_with_images")]
         cells += [gap.get(key) for key in ("mean", "half_width", "half_width_with_images", "p_value")]
-        cells += [row["seconds"]["mean"], row["images_per_second"], row["diverged"]]
+        cells += [row["seconds"]["mean"], images_per_second(report["setting"], row), row["diverged"]]
         for heading in columns:
             value = row["measures"].get(heading) or {}
             cells += [value.get("mean"), value.get("half_width")]

@@ -102,7 +102,7 @@ def _result(report: Report) -> list[Part]:
         if gap is not None:
             p_value = f"{gap['p_value']:.3f}" if gap["p_value"] >= 0.001 else "< 0.001"
             versus = (format_share(gap, signed=True), p_value)
-        speed, seconds = format_speed(row), f"{row['seconds']['mean']:.0f}"
+        speed, seconds = format_speed(setting, row), f"{row['seconds']['mean']:.0f}"
         rows.append((row["title"], format_share(row["accuracy"]), *versus, speed, seconds, row["diverged"]))
         means.append((name, 100 * row["accuracy"]["mean"], 100 * row["accuracy"]["half_width"]))
     caption = (

@@ -3,6 +3,7 @@
 import contextlib
 import gc
 import json
+import math
 import re
 import shutil
 import signal
@@ -48,7 +49,6 @@ MENU = Menu(
     lams=("beta(1)",),
 )
 SEGMENTS = (0.2, 0.5, 1.0)
-WORTH = 0.6  # points
 UPDATES = 40
 OPTIONS = (
     f"--dataset digits --train-size 100 --updates {UPDATES} --batch-size 50 --validation-size 100 --lr 0.1 "
@@ -135,15 +135,22 @@ def test_a_step_is_shown_with_the_accuracy_at_its_end_and_decided_by_what_would_
     options = ("--evaluations", 20, "--label-noise", 0.6)
     unsure = shutil.copytree(agent, tmp_path / "agent")
     replace(Forecaster.load(unsure), noise=(50.0, 50.0, 50.0)).save(unsure)  # so that validation decides
-    summary = train(unsure, tmp_path / "run", *options, budget=2)
-    told, page = capsys.readouterr().out, (tmp_path / "run" / "report.html").read_text()
-    budget, validation = summary["budget"], summary["validation"]["accuracy"]
-    kept, *others = sorted(
-        (step for step in budget["steps"] if step["segment"] == 2), key=lambda step: step["step"] != budget["kept"]
-    )
-    curve = [event.value for event in board.scalars(tmp_path / "run" / "tensorboard", Tag.ACCURACY)]
-    assert kept["accuracy"] == pytest.approx(curve[-1]) and kept["kept_accuracy"] == pytest.approx(max(curve))
-    assert kept["accuracy"] < others[0]["accuracy"] < others[0]["kept_accuracy"] + 1e-9 < kept["kept_accuracy"]
+    for seed in range(5, 35):  # until the one whose best network is better ends behind the other: up to the processor
+        run = tmp_path / f"run{seed}"
+        summary = train(unsure, run, *options, "--seed", seed, budget=2)
+        told = capsys.readouterr().out
+        budget, validation = summary["budget"], summary["validation"]["accuracy"]
+        kept, other = sorted(
+            (step for step in budget["steps"] if step["segment"] == 2), key=lambda step: step["step"] != budget["kept"]
+        )
+        curve = [event.value for event in board.scalars(run / "tensorboard", Tag.ACCURACY)]
+        assert kept["accuracy"] == pytest.approx(curve[-1]) and kept["kept_accuracy"] == pytest.approx(max(curve))
+        assert other["kept_accuracy"] <= kept["kept_accuracy"]
+        if kept["accuracy"] < other["accuracy"]:
+            break
+    else:
+        pytest.fail("in none of 30 trainings it was an earlier network that decided")
+    page = (run / "report.html").read_text()
     assert kept["kept_accuracy"] == validation
     shown = f"{100 * kept['accuracy']:.2f}", f"{100 * validation:.2f}"
     assert f"candidate {kept['candidate']:<4} validation {shown[0]} %, best {shown[1]} %" in told
@@ -395,15 +402,26 @@ def test_processes_do_not_repeat_what_is_odd_about_the_data(
 def test_it_stops_where_more_is_not_worth_its_cost(
     agent: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    options = ("--worth", WORTH)
+    for seed in range(
+        5, 25
+    ):  # until the fourth is worth it and a later one is not: which ones are, is up to the processor
+        every = train(agent, tmp_path / f"all{seed}", "--seed", seed, "--worth", 0, budget="auto")
+        outlooks = every["budget"]["outlooks"]
+        assert [outlook["ended"] for outlook in outlooks] == list(range(3, 9))
+        worth = math.floor(100 * outlooks[0]["further"]) / 100
+        stops = [outlook["ended"] for outlook in outlooks[:-1] if outlook["further"] < worth]
+        if stops:
+            break
+    else:
+        pytest.fail("in none of 20 budgets a later training was worth less than the fourth")
+    capsys.readouterr()
+    options = ("--seed", seed, "--worth", worth)
     whole = train(agent, tmp_path / "run", *options, budget="auto")
     told, spent = capsys.readouterr().out, whole["budget"]
-    assert 3 < spent["spent"] < 8 and (spent["trainings"], spent["worth"]) == (8, WORTH)
-    assert [outlook["ended"] for outlook in spent["outlooks"]] == list(range(3, 1 + int(spent["spent"])))
-    assert all(outlook["further"] >= WORTH for outlook in spent["outlooks"][:-1])
-    assert spent["outlooks"][-1]["further"] < WORTH
-    assert f"3, then one after the other while it is expected to add {WORTH} points" in told
-    assert told.count(f"not worth {WORTH}") == 1
+    assert spent["spent"] == stops[0] > 3 and (spent["trainings"], spent["worth"]) == (8, worth)
+    assert spent["outlooks"] == outlooks[: stops[0] - 2]
+    assert f"3, then one after the other while it is expected to add {worth} points" in told
+    assert told.count(f"not worth {worth}") == 1
     assert "Was it worth it?" in (tmp_path / "run" / "report.html").read_text()
 
     with monkeypatch.context() as patch:

@@ -25,7 +25,7 @@ from rlmix.classifier.evaluation.measure import Column, Measure, Subject, percen
 from rlmix.classifier.evaluation.measures import MEASURES
 from rlmix.classifier.mixing import METHODS, MixPolicy, PolicySchedule
 from rlmix.experiments import compare
-from rlmix.experiments.comparison import runner, trainings
+from rlmix.experiments.comparison import results, runner, trainings
 from rlmix.experiments.comparison.config import ComparisonConfig, ComparisonTrainConfig
 from rlmix.experiments.comparison.contestants import CONTESTANTS, Contestant
 from rlmix.experiments.comparison.held_out import TEST_READS
@@ -97,9 +97,10 @@ def test_the_comparison_reports_paired_seeds(comparison: Path) -> None:
     assert all(0 <= value <= 1 for values in accuracies.values() for value in values)
     assert all(second > 0 for row in report["methods"].values() for second in row["seconds"]["per_seed"])
     images = report["setting"]["updates"] * report["setting"]["batch_size"]
-    for row in report["methods"].values():
-        speeds = [images / seconds for seconds in row["seconds"]["per_seed"]]
-        assert row["images_per_second"] == pytest.approx(sum(speeds) / len(speeds))
+    row = report["methods"]["rmix"]
+    first, second = (images / seconds for seconds in row["seconds"]["per_seed"])
+    assert results.images_per_second(report["setting"], row) == pytest.approx((first + second) / 2)
+    assert results.images_per_second(report["setting"], {**row, "ended": [False, True]}) == pytest.approx(second)
     assert set(report["less_baseline"]) == {"rmix"}
     gap = report["less_baseline"]["rmix"]
     assert (gap["mean"], gap["half_width"]) == pytest.approx(paired_difference(*accuracies.values()))
@@ -582,7 +583,9 @@ def test_a_diverged_training_stands_at_chance_and_measures_nothing(
     compare.main([*options, "--out", str(tmp_path)])
     row = read_strictly(tmp_path / "results.json")["methods"]["plain"]
     assert row["diverged"] == 2 and row["accuracy"]["mean"] == 0.1 and row["measures"] == {"calibration error": None}
-    assert row["images_per_second"] is None
+    (line,) = [line for line in (tmp_path / "results.csv").read_text().splitlines() if line.startswith("plain,")]
+    header = (tmp_path / "results.csv").read_text().splitlines()[0].split(",")
+    assert line.split(",")[header.index("images_per_second")] == ""
     assert "| no mixing | – |" in squeezed(tmp_path / "results.md")
 
 
