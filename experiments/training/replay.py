@@ -73,8 +73,10 @@ def with_workers_of(asked: ReplayConfig, stored: ReplayConfig, call: Call) -> Re
     Raises:
         InputError: the run has no candidates that workers could train.
     """
-    given = [field for option, field in OF_WORKERS.items() if call.value(option) is not None]
-    return replace(stored, **{field: getattr(asked, field) for field in given})
+    given = {field: getattr(asked, field) for option, field in OF_WORKERS.items() if call.value(option) is not None}
+    if given.get("backend") == "local":
+        given.setdefault("gpus_per_worker", 1.0)  # shares are Ray's
+    return replace(stored, **given)
 
 
 def resources_of(config: ReplayConfig) -> WorkerResources:

@@ -308,6 +308,9 @@ def test_the_documents_show_those_who_search() -> None:
     way = {name: round(100 * (ahead[name][part]["tasks"][0] - fixed) / (oracle - fixed)) for name in ("new", "rule")}
     assert re.search(rf"the agent comes {way['new']} % of\s+it on these tasks, the rule {way['rule']} %", page)
     lines = {contest.key_of(line): line for line in map(json.loads, (folder / "runs.jsonl").read_text().splitlines())}
+    for group in (contest.VIT, contest.NOISE):
+        mean, width = table["agent_minus"]["Population Based Training"][group]["tasks"]
+        assert f"{-mean:.1f} ± {width:.1f}" in page, group
     lost = {
         task: lines[*task, "new"]["accuracy"] - lines[*task, "plain"]["accuracy"]
         for group, number, name in lines

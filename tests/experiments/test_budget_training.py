@@ -145,8 +145,8 @@ def test_a_step_is_shown_with_the_accuracy_at_its_end_and_decided_by_what_would_
         )
         curve = [event.value for event in board.scalars(run / "tensorboard", Tag.ACCURACY)]
         assert kept["accuracy"] == pytest.approx(curve[-1]) and kept["kept_accuracy"] == pytest.approx(max(curve))
-        assert other["kept_accuracy"] <= kept["kept_accuracy"]
-        if kept["accuracy"] < other["accuracy"]:
+        assert other["accuracy"] < other["kept_accuracy"] + 1e-9 < kept["kept_accuracy"] + 2e-9
+        if kept["accuracy"] < other["accuracy"] and other["kept_accuracy"] < kept["kept_accuracy"]:
             break
     else:
         pytest.fail("in none of 30 trainings it was an earlier network that decided")
@@ -354,7 +354,7 @@ def test_rays_actors_give_the_same(agent: Path, whole: Path, tmp_path: Path) -> 
 
 
 def test_workers_on_ray_share_gpus(
-    agent: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    agent: Path, whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """Ray is told of the share of each worker, also of one that a resumed run is given anew."""
     ray = pytest.importorskip("ray")
@@ -378,6 +378,8 @@ def test_workers_on_ray_share_gpus(
     with pytest.raises(Killed):
         replay_policy.main(["--resume", str(tmp_path / "run"), "--gpus-per-worker", "0.25"])
     assert asked == [{"num_cpus": 1, "num_gpus": share} for share in (0.5, 0.5, 0.25)]
+    replay_policy.main(["--resume", str(tmp_path / "run"), "--backend", "local"])  # where nothing is shared
+    assert outcome(tmp_path / "run") == outcome(whole)
     assert "without effect" not in capsys.readouterr().err
 
 
@@ -402,9 +404,8 @@ def test_processes_do_not_repeat_what_is_odd_about_the_data(
 def test_it_stops_where_more_is_not_worth_its_cost(
     agent: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    for seed in range(
-        5, 25
-    ):  # until the fourth is worth it and a later one is not: which ones are, is up to the processor
+    # Until the fourth is worth it and a later one is not: which ones are, is up to the processor.
+    for seed in range(5, 25):
         every = train(agent, tmp_path / f"all{seed}", "--seed", seed, "--worth", 0, budget="auto")
         outlooks = every["budget"]["outlooks"]
         assert [outlook["ended"] for outlook in outlooks] == list(range(3, 9))
