@@ -141,7 +141,7 @@ def test_the_documents_show_the_committed_results() -> None:
         return format_interval(*methods[name][str(budget)][which]["tasks"], signed=True)
 
     for name in (OURS, real.POPULATION, real.AGENTS, real.CUTMIXES):
-        cells = [ahead(name, budget) if str(budget) in methods[name] else "" for budget in (1, 2, 4)]
+        cells = [ahead(name, budget) if str(budget) in methods[name] else "" for budget in (1, 2, 4, 16)]
         row = [cell.strip() for cell in f"{name}|{'|'.join(cells)}".split("|")]
         shown = [[cell.strip() for cell in line.split("|")[1:-1]] for line in page.splitlines() if line.startswith("|")]
         assert row in shown, name
@@ -157,6 +157,9 @@ def test_the_documents_show_the_committed_results() -> None:
         assert said.format(f"{abs(mean):.1f} ± {width:.1f}") in page, name
     mean, width = methods[real.POPULATION]["4"]["ours_less_this"]["tasks"]
     assert f"(ours less it: {mean:+.1f} ± {width:.1f})" in page
-    for name, budget in ((OURS, 4), (real.POPULATION, 4), (ORACLE, 4), ("random search", 16), (OURS, 1)):
+    mean, width = methods[real.POPULATION]["16"]["ours_less_this"]["tasks"]
+    assert mean < -width and f"ours is {-mean:.1f} ± {width:.1f} points behind it" in page
+    again = [(OURS, 1), (OURS, 4), (real.POPULATION, 4), (real.POPULATION, 16), (ORACLE, 4), ("random search", 16)]
+    for name, budget in again:
         assert ahead(name, budget, "again_less_best_fixed") in page.replace("\n", " "), name
     assert not any(aim["reached"] for aim in result["aims"].values())
