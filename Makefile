@@ -74,7 +74,7 @@ format: $(DEV) ## Sort imports and format the code
 docs: $(DEV) ## Build the documentation into site/; broken links and references fail
 	echo '==> mkdocs build'
 	NO_MKDOCS_2_WARNING=1 $(RUN) -m mkdocs build
-	echo '    open site/index.html'
+	echo '    .venv/bin/python -m http.server -d site   # then open http://localhost:8000'
 
 tensorboard: $(CORE) ## Show the curves of LOGDIR on this machine at PORT
 	exec $(RUN) -m tensorboard.main --logdir "$(LOGDIR)" --host 127.0.0.1 --port $(PORT)

@@ -1,9 +1,12 @@
 """BudgetSearch: the best training that a budget of several buys.
 
-The first candidate is the agent's own: it chooses throughout. Each further one holds a policy to the end, in the order
-of the forecaster's portfolio: policies of which one or another is good. They are trained to the end: to begin more and
-end some early has not measured better (studies/budget). Where the budget is no whole number of trainings, further ones
-begin, as far as the rest pays for, and forecasts decide which go on.
+The first candidate is the agent's own: it chooses throughout. Each further one holds a policy, in the order of the
+forecaster's portfolio: policies of which one or another is good. To begin more and end some early has not measured
+better (studies/budget). But of four candidates or more, the last quarter by validation gives way after every segment to
+branches of the first: they go on from its networks as the agent chooses there, or, where that is held already, under
+the other policy with the highest forecast. So does Population Based Training (arXiv 1711.09846), which draws the first
+policies and every change. Where the budget is no whole number of trainings, further ones begin, as far as the rest pays
+for, and forecasts decide which go on.
 
 Where more is to be spent only as far as it is worth it, three candidates are trained, and then one after the other,
 until one more is no longer expected to add enough. An `Outlook` tells what is expected, once trainings have ended: so
@@ -13,8 +16,9 @@ many draws from a normal distribution as wide as their validation accuracies, of
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from copy import deepcopy
 from dataclasses import asdict, dataclass
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -28,6 +32,7 @@ State = TypeVar("State")
 Action = tuple[int, ...]
 
 FIRST = 3  # candidates that are trained before more is weighed; of fewer little can be told
+BRANCHING = 4  # one in so many candidates gives way to a branch of a better one, after each segment
 GRID = np.linspace(-8, 8, 4001)  # of a standard normal distribution
 
 
@@ -40,11 +45,12 @@ class Step:
         parent: number of the step that it continues; None at the start.
         segment: number of the segment, from 0.
         action: action of the segment.
-        candidate: number of the candidate; each has a seed of its own, the first that of the training.
+        candidate: number of the candidate, from 0. Each that begins at the start has a seed of its own, the first that
+            of the training; a branch goes on from the state after its parent.
         forecast: points of accuracy that holding the action to the end is expected to reach, less what the agent's
             first choice was expected to reach at the start.
         uncertainty: standard deviation of the result about that forecast, in points.
-        own: whether its candidate is the agent's own.
+        own: whether the agent chooses for its candidate: the first one, and branches that begin with its choice.
     """
 
     number: int
@@ -66,8 +72,8 @@ class StepResult:
         accuracy: validation accuracy at the end of the step, in [0, 1]: that of the state that goes on.
         kept_accuracy: validation accuracy of the network that would be kept after the last segment, in [0, 1], by which
             ended candidates are compared; optional, defaults to `accuracy`.
-        own_choice: action that the agent chooses next, for the candidate that is its own; optional, defaults to the
-            last one.
+        own_choice: action that the agent chooses next; optional, defaults to the last one for a candidate of its own,
+            and for branches to the highest forecast.
     """
 
     observation: NDArray[np.float32] | None
@@ -95,6 +101,15 @@ class Outlook:
     further: float
 
 
+class _Option(NamedTuple):
+    """What may be trained: step that is continued, number of the candidate, place of the action, whose choice it is."""
+
+    parent: Step | None
+    candidate: int
+    action: int
+    own: bool
+
+
 class BudgetSearch:
     """Chooses the candidates of one training, and which go on.
 
@@ -108,6 +123,7 @@ class BudgetSearch:
         images: number of validation images.
         worth: points of accuracy that a further training must be expected to add, after the first three; optional,
             defaults to spending the whole budget.
+        branching: whether candidates give way to branches of better ones; optional, recorded trainings cannot branch.
 
     Raises:
         InputError: the budget is out of range.
@@ -122,12 +138,13 @@ class BudgetSearch:
         *,
         images: int,
         worth: float | None = None,
+        branching: bool = True,
     ) -> None:
-        self.forecaster, self.images, self.worth = forecaster, images, worth
+        self.forecaster, self.images, self.worth, self.branching = forecaster, images, worth, branching
         self.counts = counts_within(budget, forecaster.segments)
         """Number of candidates in each segment, at most."""
         self.outlooks: list[Outlook] = []
-        """Expected gains, one entry for each time that candidates had ended."""
+        """Expected gains, one entry for each time that candidates had ended; none where there are branches."""
         self.steps: list[Step] = []
         self.results: dict[int, StepResult] = {}
         self._actions = forecaster.menu.actions()
@@ -207,8 +224,8 @@ class BudgetSearch:
 
     @property
     def _begun(self) -> int:
-        """Number of candidates that have begun."""
-        return sum(step.parent is None for step in self.steps)
+        """Number of candidates so far, branches among them."""
+        return 1 + max((step.candidate for step in self.steps), default=-1)
 
     def _observation(self, number: int) -> NDArray[np.float32] | None:
         return self.results[number].observation
@@ -229,8 +246,12 @@ class BudgetSearch:
 
     def _begin(self, count: int) -> None:
         """Let the next candidates begin."""
-        actions = self._order[self._begun : self._begun + count]
-        self._add([(None, action) for action in actions], self._told[:, actions])
+        begun = self._begun
+        actions = self._order[begun : begun + count]
+        self._add(
+            [_Option(None, begun + place, action, begun + place == 0) for place, action in enumerate(actions)],
+            self._told[:, actions],
+        )
 
     def _go_on(self) -> None:
         """Choose what follows: the next segment of those that go on, or one more candidate, or nothing."""
@@ -240,6 +261,8 @@ class BudgetSearch:
         if running and segment < len(self.counts):
             self._continue(running, self.counts[segment] if self.worth is None else len(running))
             return
+        if self._begun > sum(step.parent is None for step in self.steps):
+            return  # branches are chosen, and alike: no draws to reckon with
         self._look()
         outlook = self.outlooks[-1]
         if self.worth is None or outlook.spread is None or self._begun == self.counts[-1]:
@@ -248,31 +271,52 @@ class BudgetSearch:
             self._begin(1)
 
     def _continue(self, running: Sequence[Step], count: int) -> None:
-        """Go on with so many of the candidates, those with the highest forecasts, the agent's among several."""
+        """Go on with so many candidates: the agent's among several, and those with the highest forecasts.
+
+        Of many the last by validation give way to branches of the first.
+        """
         results = [self.results[step.number] for step in running]
         seen = np.stack([result.observation for result in results if result.observation is not None])
+        choices = [None if result.own_choice is None else self._place(result.own_choice) for result in results]
         actions = [
-            self._place(result.own_choice if step.own and result.own_choice is not None else step.action)
-            for step, result in zip(running, results, strict=True)
+            choice if step.own and choice is not None else self._place(step.action)
+            for step, choice in zip(running, choices, strict=True)
         ]
-        told = self.forecaster(seen)[:, range(len(running)), actions]
+        told = self.forecaster(seen)
         means = told.mean(axis=0)
-        best = sorted(range(len(running)), key=lambda place: (-(running[place].own and count > 1), -means[place]))
-        chosen = sorted(best[:count])
-        self._add([(running[place], actions[place]) for place in chosen], told[:, chosen])
 
-    def _add(self, options: Sequence[tuple[Step | None, int]], told: NDArray[np.float64]) -> None:
+        def stays(place: int) -> bool:
+            return running[place].candidate == 0 and count > 1
+
+        in_turn = sorted(range(len(running)), key=lambda place: (not stays(place), -means[place, actions[place]]))
+        # Forecasts compare policies, not networks: those that give way, and the best, are told by validation.
+        ranked = sorted(in_turn[:count], key=lambda place: -results[place].accuracy)
+        branches = count // BRANCHING if self.branching else 0
+        chosen = sorted(sorted(ranked, key=lambda place: not stays(place))[: count - branches])
+        going_on = [
+            _Option(running[place], running[place].candidate, actions[place], running[place].own) for place in chosen
+        ]
+        parents = ranked[: count - len(chosen)] if branches else []  # as many as have given way or diverged
+        for number, place in enumerate(parents):
+            choice, held = choices[place], actions[place]
+            if choice is None or choice == held:
+                best_other = next(one for one in (-means[place]).argsort(kind="stable").tolist() if one != held)
+                option = _Option(running[place], self._begun + number, best_other, False)
+            else:
+                option = _Option(running[place], self._begun + number, choice, True)
+            going_on.append(option)
+        self._add(going_on, told[:, [*chosen, *parents], [option.action for option in going_on]])
+
+    def _add(self, options: Sequence[_Option], told: NDArray[np.float64]) -> None:
         """Add steps.
 
         Args:
-            options: step that is continued, and place of the action.
+            options: what is trained.
             told: forecasts of each network, `[M, options]`.
         """
         self._latest = len(self.steps)
-        begun = self._begun
-        for place, (parent, action) in enumerate(options):
+        for place, (parent, candidate, action, own) in enumerate(options):
             segment = 0 if parent is None else parent.segment + 1
-            candidate = begun + place if parent is None else parent.candidate
             self.steps.append(
                 Step(
                     number=len(self.steps),
@@ -282,7 +326,7 @@ class BudgetSearch:
                     candidate=candidate,
                     forecast=float(told[:, place].mean() - self._told[:, self._order[0]].mean()),
                     uncertainty=float(np.hypot(told[:, place].std(), self.forecaster.noise[segment])),
-                    own=candidate == 0,
+                    own=own,
                 )
             )
 
@@ -363,7 +407,8 @@ def search_budget(
     Args:
         search: the search, at its start.
         train_segment: trains a step from the state after its parent, or from a new training of the candidate's own
-            seed where that is None; returns the state after it, and what came of it.
+            seed where that is None; returns the state after it, and what came of it. It may change the state that it
+            is given: where two steps continue one, the first is given a copy, by `copy.deepcopy`.
 
     Returns:
         The last step of the candidate to keep, and the state after it.
@@ -371,10 +416,12 @@ def search_budget(
     Raises:
         InputError: all candidates diverged.
     """
-    states: dict[int | None, State] = {}
+    states: dict[int, State] = {}
     while due := search.due:
         for step in due:
-            states[step.number], result = train_segment(step, states.pop(step.parent, None))
+            again = sum(other.parent == step.parent for other in due if other.number > step.number)
+            state = None if step.parent is None else states[step.parent] if again else states.pop(step.parent)
+            states[step.number], result = train_segment(step, deepcopy(state) if again else state)
             search.tell(step.number, result)
         going_on = {step.parent for step in search.due} | {step.number for step in search.ends}
         states = {number: state for number, state in states.items() if number in going_on}

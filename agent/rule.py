@@ -148,10 +148,7 @@ class Rule:
 
     def explain(self, observation: NDArray[np.float32]) -> str:
         """Return the questions that were asked at the look, with what was seen; arguments as those of `choose`."""
-        return ", ".join(
-            f"{asked.feature} {value:.3g} {'<' if value < asked.threshold else '≥'} {asked.threshold:g}"
-            for asked, value in self._walk(observation)[1]
-        )
+        return ", ".join(_answered(asked, value) for asked, value in self._walk(observation)[1])
 
     def _walk(self, observation: NDArray[np.float32]) -> tuple[Leaf, list[tuple[Split, float]]]:
         """Return the leaf that is reached, and the questions on the way with their values."""
@@ -359,6 +356,13 @@ def is_rule(path: str | Path) -> bool:
     except (OSError, ValueError, RecursionError):
         return False
     return isinstance(value, dict) and value.get("format") == FORMAT
+
+
+def _answered(asked: Split, value: float) -> str:
+    """Return a question and its answer; in words too where the feature's value says little."""
+    text = f"{asked.feature} {value:.3g} {'<' if value < asked.threshold else '≥'} {asked.threshold:g}"
+    plainly = FEATURES[asked.feature].plainly
+    return text if plainly is None else f"{text} ({plainly(value)}; limit {plainly(asked.threshold)})"
 
 
 def _nodes(node: Node) -> Iterator[Node]:

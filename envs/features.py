@@ -19,12 +19,14 @@ class Feature:
         low: lowest value; lower ones are clipped.
         high: highest value; higher ones are clipped, and values that are not a number become this one.
         value: function from a training's state to the feature.
+        plainly: a value of the feature in words, with its unit; optional, where the value itself says little.
     """
 
     meaning: str
     low: float
     high: float
     value: Callable[[TrainingState], float]
+    plainly: Callable[[float], str] | None = None
 
 
 def _passes(state: TrainingState) -> float:
@@ -72,15 +74,31 @@ def _excess_loss(stats: UpdateStats, state: TrainingState) -> float:
     return (stats.loss - stats.target_entropy) / math.log(state.num_classes)
 
 
+def _of_guessing(value: float) -> str:
+    return f"{100 * value:.1f} % of guessing's loss"
+
+
 FIRST_FEATURES = {
     "log_train_size": Feature(
-        "log10(training images) / 5", 0.0, 2.0, lambda state: math.log10(state.task.train_size) / 5
+        "log10(training images) / 5",
+        0.0,
+        2.0,
+        lambda state: math.log10(state.task.train_size) / 5,
+        lambda value: f"{10 ** (5 * value):.0f} images",
     ),
     "log_updates": Feature(
-        "log10(updates of the whole training) / 5", 0.0, 2.0, lambda state: math.log10(state.task.updates) / 5
+        "log10(updates of the whole training) / 5",
+        0.0,
+        2.0,
+        lambda state: math.log10(state.task.updates) / 5,
+        lambda value: f"{10 ** (5 * value):.0f} updates",
     ),
     "log_passes": Feature(
-        "log10(1 + passes over the training images) / 4", 0.0, 2.0, lambda state: math.log10(1 + _passes(state)) / 4
+        "log10(1 + passes over the training images) / 4",
+        0.0,
+        2.0,
+        lambda state: math.log10(1 + _passes(state)) / 4,
+        lambda value: f"{10 ** (4 * value) - 1:.1f} passes",
     ),
     "log_classes": Feature("log10(classes K) / 3", 0.0, 2.0, lambda state: math.log10(state.num_classes) / 3),
     "progress": Feature("progress of the training", 0.0, 1.0, lambda state: state.progress),
@@ -94,7 +112,11 @@ FIRST_FEATURES = {
         trained("clean", lambda *_: 1.0),
     ),
     "clean_excess_loss": Feature(
-        "their loss less the targets' own entropy, over log K", 0.0, 4.0, trained("clean", _excess_loss)
+        "their loss less the targets' own entropy, over log K",
+        0.0,
+        4.0,
+        trained("clean", _excess_loss),
+        _of_guessing,
     ),
     "clean_accuracy": Feature(
         "their accuracy on the (augmented, perhaps wrongly labelled) training images",
@@ -109,7 +131,11 @@ FIRST_FEATURES = {
         trained("mixed", lambda *_: 1.0),
     ),
     "mixed_excess_loss": Feature(
-        "their loss less the targets' own entropy, over log K", 0.0, 4.0, trained("mixed", _excess_loss)
+        "their loss less the targets' own entropy, over log K",
+        0.0,
+        4.0,
+        trained("mixed", _excess_loss),
+        _of_guessing,
     ),
     "mixed_accuracy": Feature(
         "share of mixed images whose largest target is found",

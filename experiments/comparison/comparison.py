@@ -86,6 +86,7 @@ def compare(config: ComparisonConfig, command: str) -> dict[str, Any]:
         "machine": machine(),
         "seeds": list(range(config.seeds)),
         "measured_images": count,
+        "notes": notes,
         **compared,
     }
 

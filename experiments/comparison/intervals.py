@@ -9,6 +9,8 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.special import ndtri, stdtrit  # scipy.stats takes seconds to import
 
+SAME = 1e-6  # relative difference of accuracies that float32's rounding explains
+
 
 def format_interval(mean: float, half_width: float | None, *, signed: bool = False, digits: int = 2) -> str:
     """Format `12.34 ± 0.56`; the mean alone where the half-width is None or infinite.
@@ -108,6 +110,7 @@ def rise(values: Sequence[float]) -> Rise:
 def in_words(change: Rise) -> str:
     """Put the rise of a search's returns into words."""
     difference = change.last - change.first
+    shown = round(change.last, 2) - round(change.first, 2)  # of the numbers beside it, as a reader would subtract them
     conclusions = {
         "better": "the agent learned",
         "within noise": "within noise, no learning can be seen",
@@ -115,7 +118,7 @@ def in_words(change: Rise) -> str:
     }
     return (
         f"The mean return of the first quarter of the trainings is {change.first:.2f}, of the last {change.last:.2f}, "
-        f"a change of {format_interval(difference, change.half_width, signed=True)}: "
+        f"a change of {format_interval(shown, change.half_width, signed=True)}: "
         f"{conclusions[verdict(difference, change.half_width)]}."
     )
 
@@ -188,7 +191,7 @@ def paired_p_value(ours: Sequence[float], theirs: Sequence[float]) -> float:
         theirs: as many values, for the same seeds.
     """
     differences = np.subtract(ours, theirs)
-    if np.ptp(differences) <= 1e-12 * np.abs(differences).max():
+    if np.ptp(differences) <= SAME * max(np.abs(ours).max(), np.abs(theirs).max()):
         return 2 * 0.5 ** len(differences) if differences.any() else 1.0
     from scipy.stats import ttest_rel
 

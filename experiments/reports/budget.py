@@ -21,9 +21,11 @@ def tried(budget: Mapping[str, Any]) -> list[Part]:
     steps, kept = budget["steps"], _path(budget["steps"], budget["kept"])
     leader = budget.get("leader", "agent")  # older summaries do not have it
     text = Paragraph(
-        f"{1 + max(step['candidate'] for step in steps)} candidates began, {len(steps)} segments were trained. "
+        f"{sum(step['continues'] is None for step in steps)} candidates began, {len(steps)} segments were trained. "
         f"{describe_kept(budget)} The first candidate is led by the {leader}, each other one holds a policy. Where "
         f"fewer were to go on than had begun, those with the highest forecasts did, and the {leader}'s among several. "
+        f"Of four or more, those that were last in validation gave way to branches of the first: a branch goes on from "
+        f"the network of its candidate under another policy, the {leader}'s choice if that is another one. "
         "The forecast, made before the segment, is of accuracy at the end if the policy is held: points above the mean "
         "of its segment, ± one standard deviation. The validation accuracy is that at the end of the segment, of the "
         "state that goes on. Of each candidate that reaches the end, the best network of its regular evaluations "
@@ -37,10 +39,11 @@ def tried(budget: Mapping[str, Any]) -> list[Part]:
     rows = [
         (
             f"{100 * budget['segments'][step['segment']]:.0f}\u00a0%",
-            str(step["candidate"]),
-            f"{step['policy']} (the {leader}'s choice)" if step["own"] else step["policy"],
+            _candidate(step, steps),
+            _policy(step, leader),
             _became(step, steps, kept),
-            f"{step['forecast'] - means[step['segment']]:+.1f} ± {step['uncertainty']:.1f}",
+            # No negative zero.
+            f"{round(step['forecast'] - means[step['segment']], 1) + 0:+.1f} ± {step['uncertainty']:.1f}",
             "-" if step["diverged"] else percent(step["accuracy"]),
             percent(step["kept_accuracy"]) if step["segment"] == last and not step["diverged"] else "",
         )
@@ -48,7 +51,7 @@ def tried(budget: Mapping[str, Any]) -> list[Part]:
     ]
     header = ["until", "candidate", "policy", "then", "forecast", "validation, %", "best, %"]
     parts: list[Part] = [text, Table(header, rows, "Candidates, segment by segment", text_columns=4)]
-    return [*parts, *_worth(budget["outlooks"], budget["worth"])]
+    return [*parts, *(_worth(budget["outlooks"], budget["worth"]) if budget["outlooks"] else [])]
 
 
 def _worth(looks: list[dict[str, Any]], worth: float | None) -> list[Part]:
@@ -77,6 +80,20 @@ def _worth(looks: list[dict[str, Any]], worth: float | None) -> list[Part]:
     ]
 
 
+def _candidate(step: Mapping[str, Any], steps: list[dict[str, Any]]) -> str:
+    """Return a step's candidate, and where it branches the one whose network it goes on with."""
+    of = step["candidate"] if step["continues"] is None else steps[step["continues"]]["candidate"]
+    return f"{step['candidate']}" if of == step["candidate"] else f"{step['candidate']}, a branch of {of}"
+
+
+def _policy(step: Mapping[str, Any], leader: str) -> str:
+    """Return a step's policy, and who chose it and why, if not the portfolio."""
+    if not step["own"]:
+        return str(step["policy"])
+    why = f": {step['reason']}" if step.get("reason") else ""  # older summaries do not have it
+    return f"{step['policy']} (the {leader}'s choice{why})"
+
+
 def _in_depth(steps: list[dict[str, Any]], parent: int | None) -> Iterator[dict[str, Any]]:
     for step in steps:
         if step["continues"] == parent:
@@ -97,5 +114,5 @@ def _became(step: Mapping[str, Any], steps: list[dict[str, Any]], kept: set[int]
         return "diverged"
     if all(other["continues"] != step["step"] for other in steps):
         last = step["segment"] == max(other["segment"] for other in steps)
-        return ("kept" if step["step"] in kept else "not kept") if last else "dropped"
+        return ("kept" if step["step"] in kept else "not kept") if last else "gave way"
     return "went on (kept)" if step["step"] in kept else "went on"

@@ -7,9 +7,12 @@ differ in their dashes as well, and every chart has a description for readers wh
 from __future__ import annotations
 
 import io
+import math
 import re
+import textwrap
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import groupby
 from typing import Any, ClassVar
 from xml.etree import ElementTree
 
@@ -28,6 +31,7 @@ from rlmix.classifier.mixing import METHODS, PolicySchedule
 WIDTH, HEIGHT = 420, 250  # in px of the drawing, which the page scales
 LEFT, RIGHT, TOP, BOTTOM = 52, 16, 10, 40
 NAMES = 150  # px, width of the rows' names
+NAME_LENGTH = 22  # characters for which they have room
 FONT_SIZE = 12
 MAX_POINTS = 200  # of a line; longer ones are averaged
 
@@ -78,14 +82,15 @@ def line_chart(lines: Mapping[str, Line], *, title: str, x_label: str, y_label: 
     """Draw lines over a common axis.
 
     Args:
-        lines: points (x, y) of each line, by its name; at least one point in all.
+        lines: points (x, y) of each line, by its name; at least one point in all. A y of NaN is a gap in the line.
         title: caption of the chart.
         x_label: label of the horizontal axis.
         y_label: label of the vertical axis.
         dots: names of lines that are drawn as dots, one for each point.
     """
-    drawn = {name: _thinned(line) for name, line in lines.items() if line}
-    points = np.array([point for line in drawn.values() for point in line])
+    parts = {name: _parts(line) for name, line in lines.items() if line}
+    drawn = {name: _thinned(line) for name, line in parts.items()}
+    points = np.array([point for line in drawn.values() for part in line for point in part])
     with matplotlib.rc_context(STYLE):
         figure, panel = _panel(x_label, y_label)
         _axis(panel, "x", points[:, 0])
@@ -93,14 +98,19 @@ def line_chart(lines: Mapping[str, Line], *, title: str, x_label: str, y_label: 
         for number, (name, line) in enumerate(drawn.items()):
             colour = _colour(number)
             if name in dots:
-                panel.plot(*zip(*line, strict=True), "o", color=colour, alpha=0.55, ms=3.6, mew=0, gid="dots")
-            else:
-                style = (0, _dashes(number)) if _dashes(number) else "-"
-                panel.plot(*zip(*line, strict=True), linestyle=style, color=colour, lw=2, clip_on=False, gid="line")
+                together = [point for part in line for point in part]
+                panel.plot(*zip(*together, strict=True), "o", color=colour, alpha=0.55, ms=3.6, mew=0, gid="dots")
+                continue
+            style = (0, _dashes(number)) if _dashes(number) else "-"
+            joined = [point for part in line for point in (*part, (part[-1][0], np.nan))]
+            panel.plot(*zip(*joined, strict=True), linestyle=style, color=colour, lw=2, clip_on=False, gid="line")
+            if alone := [part[0] for part in line if len(part) == 1]:  # a line of one point is not seen
+                panel.plot(*zip(*alone, strict=True), "o", color=colour, ms=4, mew=0, clip_on=False, gid="alone")
         values = "; ".join(
-            f"{name}: from {line[0][1]:.4g} to {line[-1][1]:.4g}, highest {max(y for _, y in line):.4g}"
-            for name, line in lines.items()
-            if line
+            f"{name}: from {line[0][0][1]:.4g} to {line[-1][-1][1]:.4g}, "
+            f"highest {max(y for part in line for _, y in part):.4g}"
+            f"{f', with gaps, in {len(line)} parts' if len(line) > 1 else ''}"
+            for name, line in parts.items()
         )
         keys = [_key(name, number, filled=name in dots) for number, name in enumerate(drawn)]
         svg = _svg(figure, f"{title}. {y_label} over {x_label}. {values}.")
@@ -225,15 +235,16 @@ def interval_chart(rows: Sequence[tuple[str, float, float | None]], *, title: st
         title: caption of the chart.
         x_label: label of the axis.
     """
-    height = 24 * len(rows) + BOTTOM
-    names, means = [name for name, _, _ in rows], np.array([mean for _, mean, _ in rows])
+    names = [textwrap.wrap(name, NAME_LENGTH) for name, _, _ in rows]
+    height = (9 + 15 * max(map(len, names))) * len(rows) + BOTTOM
+    means = np.array([mean for _, mean, _ in rows])
     reach = np.array([half_width or 0.0 for _, _, half_width in rows])
     with matplotlib.rc_context(STYLE):
         figure = Figure(figsize=(WIDTH / 72, height / 72))
         panel = _axes(figure, NAMES, BOTTOM, height - BOTTOM)
         _bare(panel)
         panel.set_ylim(len(rows) - 0.5, -0.5)
-        panel.set_yticks(range(len(rows)), names)
+        panel.set_yticks(range(len(rows)), ["\n".join(name) for name in names], linespacing=1.0)
         panel.set_xlabel(x_label)
         _axis(panel, "x", np.clip([*(means - reach), *(means + reach)], 0, 100))
         interval_plot(panel, np.arange(len(rows)), means, reach, color=COLOURS[0], markersize=8, linewidth=2)
@@ -348,10 +359,18 @@ def _colour(number: int) -> str:
     return COLOURS[number % len(COLOURS)]
 
 
-def _thinned(line: Line) -> Line:
-    """Return a line of at most `MAX_POINTS` points, each the mean of as many neighbours."""
-    size = -(-len(line) // MAX_POINTS)
+def _parts(line: Line) -> list[Line]:
+    """Return a line's parts between its gaps."""
+    return [list(part) for gap, part in groupby(line, key=lambda point: math.isnan(point[1])) if not gap]
+
+
+def _thinned(parts: Sequence[Line]) -> list[Line]:
+    """Return a line's parts with at most `MAX_POINTS` points in all and one more for each part, means of neighbours."""
+    size = -(-sum(map(len, parts)) // MAX_POINTS)
     return [
-        (sum(x for x, _ in group) / len(group), sum(y for _, y in group) / len(group))
-        for group in (line[start : start + size] for start in range(0, len(line), size))
+        [
+            (sum(x for x, _ in group) / len(group), sum(y for _, y in group) / len(group))
+            for group in (part[start : start + size] for start in range(0, len(part), size))
+        ]
+        for part in parts
     ]

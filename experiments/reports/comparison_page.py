@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, fields, replace
+from itertools import groupby
 from pathlib import Path
 from typing import Any
 
 from rlmix.classifier.data import DataError
 from rlmix.classifier.files import write_atomic
-from rlmix.classifier.mixing import MixPolicy, PolicySchedule
+from rlmix.classifier.mixing import METHODS, MixPolicy, PolicySchedule
 from rlmix.classifier.training.config import TrainConfig
 from rlmix.classifier.training.trainer import Trainer
 from rlmix.experiments.comparison.results import (
@@ -31,6 +33,7 @@ from rlmix.experiments.reports.html_report import (
     Reading,
     Section,
     Table,
+    how_to_read,
     render_html,
 )
 from rlmix.experiments.runs.config import stored_config
@@ -68,33 +71,47 @@ def write_comparison_report(
 def _content(report: Report) -> tuple[str, list[Section]]:
     """Return the first paragraph and the sections that need the report alone."""
     setting, methods = report["setting"], report["methods"]
-    seeds = report["seeds"]
+    seeds, titles = report["seeds"], _titles(report)
     lead = (
         f"{setting['train_size']:,} training images, {setting['updates']:,} updates of {setting['batch_size']}, "
         f"{len(seeds)} seeds. A seed determines images, weights, order and mixing for every contestant. Accuracy on "
         f"{report['images']:,} {setting['split']} images."
     )
     per_seed = {
-        name: [(seed, 100 * value) for seed, value in zip(seeds, row["accuracy"]["per_seed"], strict=True)]
+        titles[name]: [(seed, 100 * value) for seed, value in zip(seeds, row["accuracy"]["per_seed"], strict=True)]
         for name, row in methods.items()
     }
-    policies = [
-        (row["title"], " or ".join(dict.fromkeys(map(_describe, schedules_of(row)))), row["saliency"])
-        for row in methods.values()
-    ]
+    rows, shown = [], []
+    for name, row in methods.items():
+        schedules = schedules_of(row)
+        policies = [policy for schedule in schedules for _, policy in schedule.segments]
+        saliency = any(METHODS[method].needs_gradient for policy in policies for method in policy.shares)
+        described = " or ".join(dict.fromkeys(map(_describe, schedules)))
+        rows.append((titles[name], described, row["saliency"] if saliency else "none"))
+        shown += policies
     sections: list[Section] = [
-        ("Result", _result(report)),
+        ("Result", _result(report, titles)),
         ("Seed by seed", [line_chart(per_seed, title="Accuracy by seed", x_label="seed", y_label="accuracy, %")]),
         (
             "The policies",
-            [Table(["contestant", "policy", "saliency"], policies, "Policy of each contestant", text_columns=3)],
+            [
+                Table(["contestant", "policy", "saliency"], rows, "Policy of each contestant", text_columns=3),
+                how_to_read(shown),
+            ],
         ),
     ]
     return lead, sections
 
 
-def _result(report: Report) -> list[Part]:
-    setting, baseline = report["setting"], report["baseline"]
+def _titles(report: Report) -> dict[str, str]:
+    """Return each contestant's title, with its name where another has the same title."""
+    titles = {name: row["title"] for name, row in report["methods"].items()}
+    count = Counter(titles.values())
+    return {name: f"{title} ({name})" if count[title] > 1 else title for name, title in titles.items()}
+
+
+def _result(report: Report, titles: Mapping[str, str]) -> list[Part]:
+    setting, baseline = report["setting"], titles[report["baseline"]]
     rows, means = [], []
     for name, row in best_first(report):
         gap = report["less_baseline"].get(name)
@@ -103,8 +120,8 @@ def _result(report: Report) -> list[Part]:
             p_value = f"{gap['p_value']:.3f}" if gap["p_value"] >= 0.001 else "< 0.001"
             versus = (format_share(gap, signed=True), p_value)
         speed, seconds = format_speed(setting, row), f"{row['seconds']['mean']:.0f}"
-        rows.append((row["title"], format_share(row["accuracy"]), *versus, speed, seconds, row["diverged"]))
-        means.append((name, 100 * row["accuracy"]["mean"], 100 * row["accuracy"]["half_width"]))
+        rows.append((titles[name], format_share(row["accuracy"]), *versus, speed, seconds, row["diverged"]))
+        means.append((titles[name], 100 * row["accuracy"]["mean"], 100 * row["accuracy"]["half_width"]))
     caption = (
         f"95 % intervals over {len(report['seeds'])} seeds; differences are paired by seed; p-values of paired t "
         "tests, corrected for the number of comparisons (Holm)"
@@ -116,11 +133,17 @@ def _result(report: Report) -> list[Part]:
     parts: list[Part] = [
         interval_chart(means, title=title, x_label="accuracy, %"),
         Table(header, rows, caption),
+        Paragraph(
+            "Images/s and seconds are for orientation: trainings shared the machine "
+            f"({report['config']['processes']} at a time, one thread each) with other work. "
+            "benchmarks/training_speed.py measures speed."
+        ),
+        *(Paragraph(f"Note: {note}.") for note in report.get("notes", [])),  # older reports do not have it
     ]
     if columns := columns_of(report):
         cells = [
-            (row["title"], *(format_column(column, row["measures"].get(name)) for name, column in columns.items()))
-            for _, row in best_first(report)
+            (titles[name], *(format_column(column, row["measures"].get(key)) for key, column in columns.items()))
+            for name, row in best_first(report)
         ]
         caption = f"Beyond accuracy, in %, on {report['measured_images']:,} images, 95 % intervals over seeds"
         parts.append(Table(["contestant", *columns], cells, caption))
@@ -144,13 +167,13 @@ class ExampleOptions:
     @classmethod
     def from_report(cls, report: Report, data_root: str | None) -> ExampleOptions:
         """Return the options for a comparison."""
-        titles: dict[MixPolicy, list[str]] = {}
-        for row in report["methods"].values():
+        titles, mixing = _titles(report), dict[MixPolicy, list[str]]()
+        for name, row in report["methods"].items():
             for policy in dict.fromkeys(policy for one in schedules_of(row) for _, policy in one.segments):
-                titles.setdefault(policy, []).append(row["title"])
+                mixing.setdefault(policy, []).append(titles[name])
         rows = [
             (method, "; ".join(alike), policy)
-            for policy, alike in titles.items()
+            for policy, alike in mixing.items()
             for method in policy.shares
             if method != "clean" or len(policy.shares) == 1
         ]
@@ -184,6 +207,8 @@ def _mixed_images(options: ExampleOptions) -> list[Part]:
 
 
 def _describe(schedule: PolicySchedule) -> str:
-    if len(schedule.segments) == 1:
-        return str(schedule.segments[0][1])
-    return "; ".join(f"until {100 * until:.3g} %: {policy}" for until, policy in schedule.segments)
+    """Return a schedule in words; neighbouring segments of one policy are told as one."""
+    stages = [(list(alike)[-1][0], policy) for policy, alike in groupby(schedule.segments, key=lambda one: one[1])]
+    if len(stages) == 1:
+        return str(stages[0][1])
+    return "; ".join(f"until {100 * until:.3g}\u00a0%: {policy}" for until, policy in stages)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import base64
 import io
 import json
+import logging
 import shlex
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
@@ -23,9 +24,15 @@ from torch import Tensor
 
 from rlmix.agent.decisions import probabilities_of, reasons_of
 from rlmix.agent.tags import Tag
-from rlmix.classifier.mixing import PolicySchedule
+from rlmix.classifier.mixing import METHODS, MixPolicy, PolicySchedule
 from rlmix.classifier.mixing.picture import shown_channels
 from rlmix.experiments.reports.charts import Chart, probability_timeline
+
+LAM_KINDS = {  # how λ is drawn, by the kind of its distribution
+    "beta": "beta(A) is drawn from the Beta distribution with both parameters A, which is uniform for A = 1",
+    "uniform": "uniform is drawn from 0 to 1",
+    "fixed": "fixed(V) is always V",
+}
 
 
 @dataclass(frozen=True)
@@ -127,16 +134,25 @@ def read_json(path: Path) -> Any:
 
 def read_scalars(folder: Path) -> dict[Tag, list[tuple[float, float]]]:
     """Return TensorBoard's scalars by tag, as points (step, value)."""
-    events = EventAccumulator(str(folder), size_guidance={"scalars": 0, "images": 1, "tensors": 1})
-    events.Reload()
+    events = _events(folder, scalars=0)
     written = events.Tags()["scalars"]
     return {tag: [(event.step, event.value) for event in events.Scalars(tag)] for tag in Tag if tag in written}
 
 
+def _events(folder: Path, *, scalars: int) -> EventAccumulator:
+    """Return TensorBoard's events: the newest so many scalars of each tag, all for 0, and what else is newest."""
+    events = EventAccumulator(str(folder), size_guidance={"scalars": scalars, "images": 1, "tensors": 1})
+    logger = logging.getLogger("tensorboard")
+    level = logger.level
+    logger.setLevel(logging.ERROR)  # it warns of steps that a resumed run has written again
+    events.Reload()
+    logger.setLevel(level)
+    return events
+
+
 def read_mixed_images(folder: Path) -> list[Picture]:
     """Return TensorBoard's newest picture of mixed images of a search; empty if there is none."""
-    events = EventAccumulator(str(folder), size_guidance={"scalars": 1, "images": 1, "tensors": 1})
-    events.Reload()
+    events = _events(folder, scalars=1)
     if Tag.MIXED_IMAGES not in events.Tags()["images"]:
         return []
     caption = "Mixed images and their targets, from the last training that was drawn"
@@ -172,7 +188,7 @@ def schedule_table(schedule: PolicySchedule, chosen: Sequence[float | None] | No
         schedule: the schedule.
         chosen: share of trainings in which each segment's policy was chosen; optional.
     """
-    rows: list[tuple[object, ...]] = [(f"{100 * until:.3g} %", str(policy)) for until, policy in schedule.segments]
+    rows: list[tuple[object, ...]] = [(f"{100 * until:.3g}\u00a0%", str(policy)) for until, policy in schedule.segments]
     header = ["until", "policy"]
     if any(reasons := reasons_of(schedule)):
         header.append("the rule saw")
@@ -181,6 +197,33 @@ def schedule_table(schedule: PolicySchedule, chosen: Sequence[float | None] | No
         header.append("chosen in, %")
         rows = [(*row, "" if share is None else f"{100 * share:.0f}") for row, share in zip(rows, chosen, strict=True)]
     return Table(header, rows, "The schedule", text_columns=2 + any(reasons))
+
+
+def how_to_read(policies: Sequence[MixPolicy]) -> Paragraph:
+    """Return an explanation of the words and symbols that occur in the names of policies."""
+    methods = {method for policy in policies for method in policy.shares}
+    lams = {policy.lam.kind for policy in policies if set(policy.shares) != {"clean"}}
+    thresholds = {p.threshold for p in policies if any(METHODS[method].needs_threshold for method in p.shares)}
+    betas = [policy for policy in policies if policy.label_beta != 1]
+    sentences = ["How to read a policy: the shares are those of the updates that each method has."]
+    if "clean" in methods:
+        sentences.append("clean is plain training, without mixing.")
+    if "average" in methods:
+        sentences.append("average shows the mean of two images, whatever λ is; their targets follow λ (LaMix).")
+    if lams:
+        drawn = "; ".join(text for kind, text in LAM_KINDS.items() if kind in lams)
+        sentences.append(f"λ is the first image's share where two are mixed, one for each mixed batch: {drawn}.")
+    if thresholds:
+        each = ", drawn anew for each image of a mixed batch" if None in thresholds else ""
+        sentences.append(f"τ is R-Mix's threshold: the quantile of an image's saliency from which patches count{each}.")
+    if betas:
+        detached = " (detached: a constant for the gradient)" if any(policy.label_detach for policy in betas) else ""
+        sentences.append(
+            f"β is the weight of the mixed targets; the rest is LaMix's label, predicted by the network{detached}."
+        )
+    if any(policy.label_smoothing for policy in policies):
+        sentences.append("smoothing is the share of each target that is spread over all classes.")
+    return Paragraph(" ".join(sentences))
 
 
 def percent(share: float) -> str:

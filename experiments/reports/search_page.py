@@ -23,16 +23,28 @@ from rlmix.experiments.reports.html_report import (
     ShareTable,
     Table,
     given_probabilities,
+    how_to_read,
     read_json,
     read_mixed_images,
     render_html,
     schedule_table,
 )
 from rlmix.experiments.runs.options import flatten
+from rlmix.experiments.search.plan import describe_start
 
 LATE = 0.25  # share of the last episodes, whose choices show what the agent has learned
 TENTHS = 10
 WINDOWS = 8  # a running mean is taken over all trainings divided by this
+LEAD = (
+    ": the final lead of its validation accuracy over a reference training, in standard deviations of the reference's "
+    "accuracy; 0 is level with it"
+)
+RETURNS = {  # of a training, by the reward: unit and meaning
+    "relative": (", standard deviations", LEAD),
+    "standing": (", standard deviations", LEAD),
+    "change": (", accuracy", ": its final validation accuracy, in [0, 1], less that of guessing"),
+    "final": (", accuracy", ": its final validation accuracy, in [0, 1]"),
+}
 
 Episodes = Sequence[Mapping[str, Any]]
 
@@ -68,11 +80,12 @@ def _search_html(path: Path) -> str:
         f"images, over {seeds} fresh trainings."
     )
     sections: list[Section] = [
-        ("What the agent learned", _learning(episodes)),
+        ("What the agent learned", _learning(episodes, config.get("reward", ""))),  # older searches do not have it
         ("Result", _result(contest, seeds)),
         (
             "The policy",
             [
+                *_start(config.get("start"), schedule),  # older searches do not have it
                 *_candidates(summary.get("candidates", {}), schedule),  # older summaries do not have them
                 *_policy(schedule, menu, episodes),
                 *_source_over_search(menu, episodes),
@@ -112,6 +125,7 @@ def _policy(schedule: PolicySchedule, menu: Menu, episodes: Episodes) -> list[Pa
             f"The last column is how often the agent made exactly this choice in the last {len(late)} trainings of "
             "its search, where it sampled from its probabilities."
         ),
+        how_to_read([policy for _, policy in schedule.segments]),
     ]
     if late:
         columns = [f"until {100 * until:.3g} %" for until, _ in schedule.segments]
@@ -136,6 +150,11 @@ def _choices(policy: MixPolicy, menu: Menu) -> dict[str, str]:
     }
 
 
+def _start(start: str | None, schedule: PolicySchedule) -> list[Part]:
+    sentence = describe_start(start, schedule)
+    return [] if sentence is None else [Paragraph(sentence)]
+
+
 def _candidates(candidates: Mapping[str, Mapping[str, Any]], schedule: PolicySchedule) -> list[Part]:
     """Return what the learned policy was selected from."""
     if not candidates:
@@ -152,7 +171,13 @@ def _candidates(candidates: Mapping[str, Mapping[str, Any]], schedule: PolicySch
     ]
     header = ["candidate", "policy", "", "validation accuracy, %"]
     caption = "The agent's candidates, trained again on fresh seeds; 95 % intervals"
-    return [Paragraph(describe_selection(candidates)), Table(header, rows, caption, text_columns=3)]
+    text = describe_selection(candidates)
+    if "majority" in candidates:
+        text += (
+            " Their choices were collected over several trainings in which the agent took its most probable ones: "
+            "majority has the most frequent policy of each segment, greedy N is the N-th most frequent whole schedule."
+        )
+    return [Paragraph(text), Table(header, rows, caption, text_columns=3)]
 
 
 def _source_over_search(menu: Menu, episodes: Episodes) -> list[Part]:
@@ -169,7 +194,8 @@ def _source_over_search(menu: Menu, episodes: Episodes) -> list[Part]:
     return [ShareTable(menu.names(DIMENSIONS[0]), columns, shares, caption)]
 
 
-def _learning(episodes: Episodes) -> list[Part]:
+def _learning(episodes: Episodes, reward: str) -> list[Part]:
+    unit, meaning = RETURNS.get(reward, ("", ""))
     returns = [sum(episode["rewards"]) for episode in episodes]
     window = max(1, len(episodes) // WINDOWS)
     curves = [
@@ -181,7 +207,11 @@ def _learning(episodes: Episodes) -> list[Part]:
             dots=["one training"],
         )
         for title, y_label, values in (
-            ("Learning curve: return, the sum of the agent's rewards in a training", "return", returns),
+            (
+                f"Learning curve: return, the sum of the agent's rewards in a training{meaning}",
+                f"return{unit}",
+                returns,
+            ),
             (
                 "Validation accuracy at the end of each training",
                 "accuracy, %",

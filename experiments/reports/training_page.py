@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import math
+from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +21,7 @@ from rlmix.classifier.mixing import METHODS, PolicySchedule
 from rlmix.experiments.reports import REPORT_FILE, describe_rollback, short_name
 from rlmix.experiments.reports.budget import tried
 from rlmix.experiments.reports.by_class import class_results
-from rlmix.experiments.reports.charts import Chart, line_chart, policy_timeline
+from rlmix.experiments.reports.charts import Chart, Line, line_chart, policy_timeline
 from rlmix.experiments.reports.examples import loss_gradient, mixed_examples
 from rlmix.experiments.reports.html_report import (
     Paragraph,
@@ -28,6 +30,7 @@ from rlmix.experiments.reports.html_report import (
     Section,
     Table,
     given_probabilities,
+    how_to_read,
     percent,
     read_json,
     read_scalars,
@@ -77,6 +80,8 @@ def _content(
     config = flatten(run["config"])
     test = summary["test"]
     led = f", led by {summary['trained_under']}" if config.get("agent") is not None else ""
+    if "budget" in summary:
+        led += f": the best of several candidates within a budget of {summary['budget']['trainings']:g} trainings"
     lead = (
         f"Trained for {config['updates']:,} updates of {config['batch_size']} on {images:,} images{led}. "
         f"Test accuracy: {100 * test['accuracy']:.2f} % on {test['images']:,} images, read once, at the end. "
@@ -94,13 +99,14 @@ def _content(
     header = ["split", "accuracy, %", "calibration error, %", "loss", "images"]
     sections: list[Section] = [
         ("Result", [Table(header, rows, "The selected network"), *_evaluation(path)]),
-        ("Training curves", _curves(path)),
+        ("Training curves", _curves(path, [end for end, _ in schedule.ends(config["updates"])])),
         (
             "The policy",
             [
                 policy_timeline(schedule, title="Mixing methods over the training"),
                 *given_probabilities(schedule),
                 schedule_table(schedule),
+                how_to_read([policy for _, policy in schedule.segments]),
             ],
         ),
     ]
@@ -111,21 +117,34 @@ def _content(
     return lead, sections
 
 
-def _curves(path: Path) -> list[Chart]:
+def _curves(path: Path, ends: Sequence[int]) -> list[Chart]:
+    """Return charts of a training's scalars; `ends` are the updates at which its segments end."""
     scalars = read_scalars(path / "tensorboard")
     curves = []
     if accuracy := [(step, 100 * value) for step, value in scalars.get(Tag.ACCURACY, [])]:
         curves.append(
             line_chart({"validation": accuracy}, title="Validation accuracy", x_label="update", y_label="accuracy, %")
         )
-    losses = {"clean": scalars.get(Tag.CLEAN_LOSS, []), "mixed": scalars.get(Tag.MIXED_LOSS, [])}
+    losses = {
+        name: _with_gaps(scalars.get(tag, []), ends)
+        for name, tag in (("clean", Tag.CLEAN_LOSS), ("mixed", Tag.MIXED_LOSS))
+    }
     if any(losses.values()):
-        curves.append(
-            line_chart(losses, title="Training loss against the mixed targets", x_label="update", y_label="loss, nats")
-        )
+        title = "Training loss against the mixed targets"
+        if any(math.isnan(loss) for line in losses.values() for _, loss in line):
+            title += "; a gap is a segment without such updates"
+        curves.append(line_chart(losses, title=title, x_label="update", y_label="loss, nats"))
     if rates := scalars.get(Tag.LEARNING_RATE):
         curves.append(line_chart({"rate": rates}, title="Learning rate", x_label="update", y_label="learning rate"))
     return curves
+
+
+def _with_gaps(line: Line, ends: Sequence[int]) -> Line:
+    """Return a line with a gap in each segment that has no point of it; empty if it has none at all."""
+    gaps = [
+        (end, math.nan) for start, end in pairwise([0, *ends]) if line and not any(start < x <= end for x, _ in line)
+    ]
+    return sorted([*line, *gaps])
 
 
 def _evaluation(path: Path) -> list[Part]:

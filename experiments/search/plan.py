@@ -15,6 +15,7 @@ from rlmix.agent.ray_env import WorkerResources
 from rlmix.agent.vec_env import MAX_HELD
 from rlmix.classifier.compilation import resolve_machine
 from rlmix.classifier.data import Splits, split
+from rlmix.classifier.mixing import PolicySchedule
 from rlmix.classifier.training.trainer import Trainer
 from rlmix.envs import Menu, MixPolicyEnv, TaskDistribution
 from rlmix.envs.observation import DEFAULT_FEATURES
@@ -198,7 +199,7 @@ def print_data(data: Splits, search: Search) -> None:
         f"{data.name}: {len(data.train):,} images to train on, {len(data.validation):,} validation, "
         f"{len(data.development):,} development test; the test set is not read\n"
         f"search: {f'{config.episodes:,}' if config.episodes else f'{config.minutes:g} minutes of'} trainings of "
-        f"{describe_task(flatten(asdict(config)))}, {config.workers} workers, "
+        f"{describe_task(flatten(asdict(config)))}, {config.workers} worker{'s' if config.workers > 1 else ''}, "
         f"{config.train.precision} on {config.train.device}"
         f"{', compiled' if config.train.compile == 'on' else ''}"
     )
@@ -249,6 +250,18 @@ def new_agent(search: Search, workers: VecEnv, start: Agent | None = None) -> PP
             )
         model.policy.load_state_dict(start.policy.state_dict())
     return model
+
+
+def describe_start(start: str | None, schedule: PolicySchedule) -> str | None:
+    """Return a sentence on a learned schedule that is the policy which the untrained agent prefers; None on others.
+
+    Args:
+        start: agent that the search started from; None for an untrained one.
+        schedule: the learned schedule.
+    """
+    if start is None and all(policy == FIXED[START] for _, policy in schedule.segments):
+        return f"The search started from this policy, {START}, and found no better one."
+    return None
 
 
 def load_start(search: Search, run: RunFolder) -> Agent | None:

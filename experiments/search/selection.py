@@ -36,7 +36,7 @@ from rlmix.experiments.reports import describe_selection
 from rlmix.experiments.runs.errors import RunError, reject_incompatible
 from rlmix.experiments.runs.folder import RunFolder
 from rlmix.experiments.search.config import SearchConfig
-from rlmix.experiments.search.plan import START, Search, load_start
+from rlmix.experiments.search.plan import Search, describe_start, load_start
 
 GREEDY_EPISODES = 4  # rounded up to at least one per worker; the first candidate is their majority
 MAX_CANDIDATES = 3
@@ -264,8 +264,8 @@ def report(search: Search, run: RunFolder) -> None:
             for name, entry in candidates.items()
         ]
         print(tabulate(rows, tablefmt="plain", disable_numparse=True))
-    if search.config.start is None and all(policy == FIXED[START] for _, policy in schedule.segments):
-        print(f"  The search started from this policy, {START}, and found no better one.")
+    if (started := describe_start(search.config.start, schedule)) is not None:
+        print(f"  {started}")
     headers, rows = ("", "accuracy", "learned is ahead by", ""), []
     for name, entry in contest.items():
         versus = ("", "")

@@ -19,7 +19,7 @@ import numpy as np
 from torch.utils.tensorboard.writer import SummaryWriter
 
 from rlmix.agent.any_agent import AnyAgent, load_agent
-from rlmix.agent.budget import FIRST, BudgetSearch, Outlook, Step, StepResult
+from rlmix.agent.budget import BRANCHING, FIRST, BudgetSearch, Outlook, Step, StepResult
 from rlmix.agent.decisions import Decision, choose_by
 from rlmix.agent.rule import Rule
 from rlmix.agent.tags import Tag
@@ -144,8 +144,7 @@ class StepTrainer:
                 kept_accuracy = training.best_validation.accuracy
             else:
                 accuracy = state.evaluation.accuracy
-                if step.own:
-                    own_choice = list(self.own_choice(state))
+                own_choice = list(self.own_choice(state))
         line = {
             "step": step.number,
             "observation": observation,
@@ -216,6 +215,8 @@ def train_within_budget(
         worth=config.worth if config.budget == "auto" else None,
     )
     counts = f"{', '.join(map(str, search.counts))} candidates in the {len(search.counts)} segments"
+    if search.counts[-1] >= BRANCHING:
+        counts += ", after each the last quarter gives way to branches of the first"
     if search.worth is not None:
         counts = f"{FIRST}, then one after the other while it is expected to add {search.worth:g} points"
     print(
@@ -255,17 +256,31 @@ def train_within_budget(
         "expected_validation_accuracy": round(search.expected_accuracies()[winner.number], 5),
         "segments": list(forecaster.segments),
         "leader": leader,
-        "steps": [{**step, "policy": str(forecaster.menu.policy(step["action"]))} for step in search.to_json()],
+        "steps": [
+            {
+                **step,
+                "policy": str(forecaster.menu.policy(step["action"])),
+                "reason": known[step["step"]]["reason"],
+            }
+            for step in search.to_json()
+        ],
         "worth": search.worth,
         "outlooks": search.outlooks_to_json(),
     }
     print(describe_kept(facts))
-    name = f"{source.name}, the best of a budget of {config.trainings:g}"
-    summary = finish(config, run, training, name, budget=facts)
+    summary = finish(config, run, training, _led_by(search.path(winner), source.name, forecaster), budget=facts)
     for step in search.steps:
         if step is not winner:  # that one is kept, for a resume after the end
             _file(folder, step.number).unlink(missing_ok=True)
     return summary
+
+
+def _led_by(path: Sequence[Step], name: str, forecaster: Forecaster) -> str:
+    """Say who chose for a candidate: agent or rule of this name, from the start or later, or the portfolio."""
+    first = next((step.segment for step in path if step.own), None)
+    if first is None:
+        return "a policy of the portfolio" if len({step.action for step in path}) == 1 else "policies of the portfolio"
+    return f"{name} from {100 * forecaster.segments[first - 1]:.0f} % on" if first else name
 
 
 def _tell(search: BudgetSearch, known: Mapping[int, Line]) -> None:
@@ -439,6 +454,8 @@ def _describe(search: BudgetSearch, line: Line, leader: str) -> str:
     if line["kept_accuracy"] is not None:
         result += f", best {100 * line['kept_accuracy']:5.2f} %"
     chosen = f", the {leader} chose" if step.own else ""
+    if step.parent is not None and (of := search.steps[step.parent].candidate) != step.candidate:
+        chosen += f", a branch of candidate {of}"
     why = f" ({line['reason']})" if line["reason"] else ""
     return (
         f"  {100 * forecaster.segments[step.segment]:3.0f} %  candidate {step.candidate:<4} {result}  "

@@ -108,6 +108,7 @@ def finish(
         The content of `summary.json`.
     """
     trainer, train, data = training.trainer, config.train, training.trainer.data
+    schedule = training.scheduler.schedule()
     trainer.model.load_state_dict(training.best_network)
     test, confusion = trainer.evaluate_classes("test")  # the one time that it is read
     confusions, development = {"test": confusion}, None
@@ -116,7 +117,7 @@ def finish(
     classes = by_class(confusions, data.class_names)
     summary = {
         "trained_under": name,
-        "schedule": training.scheduler.schedule().to_json(),
+        "schedule": schedule.to_json(),
         "kept": {"progress": training.best_progress, "selected_by": training.selected_by},
         "validation": None if config.train_on_validation else asdict(training.best_validation),
         "development": None if development is None else asdict(development),
@@ -137,11 +138,13 @@ def finish(
     with SummaryWriter(str(run.events), purge_step=train.updates + 1) as writer:
         writer.add_figure(Tag.CONFUSION, confusion_figure(confusion, data.class_names), train.updates + 1)
     run.write_json("summary.json", summary)
+    if not (run.path / "policy.json").exists():  # a schedule that was replayed is there from the start
+        schedule.save(run.path / "policy.json")
     from rlmix.experiments.reports.training_page import write_training_report  # takes seconds to import
 
     write_training_report(run.path, data, trainer.model, trainer.device)
     notes = [] if training.went_back is None else [describe_rollback(training.went_back)]
-    if agent_mixed_nothing(training.scheduler.schedule()):
+    if agent_mixed_nothing(schedule):
         notes.append(NOTHING_MIXED)
     said = "".join(f"{note}\n" for note in notes)
     print(
@@ -149,7 +152,7 @@ def finish(
         f"{100 * classes['test']['balanced_accuracy']:.2f} %, calibration error "
         f"{100 * test.calibration_error:.2f} %), network of {100 * training.best_progress:.0f} % progress, "
         f"{training.selected_by}\n"
-        f"{said}written: {run.path}/model.safetensors, summary.json, {REPORT_FILE}\n"
+        f"{said}written: {run.path}/model.safetensors, policy.json, summary.json, {REPORT_FILE}\n"
         f"watch: tensorboard --logdir {run.events}"
     )
     return summary

@@ -127,11 +127,10 @@ def test_the_agents_candidate_is_never_given_up_for_others(budget: float) -> Non
     search, chosen = begin(budget, [1.0] * len(ACTIONS), own=2), [2, 5, 1]
     assert search.counts[-1] > 1
     finish_with_agent(search, [0.9, 0.3, 0.2, 0.9, 0.9, 0.1], chosen)
-    own = [step for step in search.steps if step.own]
-    assert [step.action for step in own] == [tuple(ACTIONS[place]) for place in chosen]
+    own = [step for step in search.steps if step.candidate == 0]
+    assert [step.action for step in own] == [tuple(ACTIONS[place]) for place in chosen] and all(one.own for one in own)
     assert [step.number for step in search.path(own[-1])] == [step.number for step in own]
     assert search.winner is not None and not search.winner.own
-    assert [entry["own"] for entry in search.to_json()].count(True) == 3
 
 
 @pytest.mark.parametrize(("worth", "kept"), [(0.9, True), (0.1, False)])
@@ -142,6 +141,73 @@ def test_where_one_candidate_goes_on_the_agents_must_be_expected_to_be_best(wort
     assert search.winner is not None and search.winner.own is kept
     if kept:  # also where the forecasts would go on otherwise
         assert [step.action for step in search.path(search.winner)] == [tuple(ACTIONS[place]) for place in (2, 5, 1)]
+
+
+@pytest.mark.parametrize(("agents", "begun", "own"), [(5, 5, True), (1, 4, False), (None, 4, False)])
+def test_the_last_gives_way_to_a_branch_of_the_best(agents: int | None, begun: int, own: bool) -> None:
+    """It begins with the agent's choice, or, where the best holds that already, with the highest other forecast."""
+    told = replace(forecaster([0.0, 1.0, 2.0, 3.0, 4.0, 0.0]), portfolio=tuple(ACTIONS[place] for place in (1, 2, 3)))
+    search = BudgetSearch(told, 4, observation(0, 0), tuple(ACTIONS[0]), images=1000)
+    assert [ACTIONS.index(step.action) for step in search.due] == [0, 1, 2, 3]
+    choice = None if agents is None else tuple(ACTIONS[agents])
+    for step, accuracy in zip(search.due, [0.3, 0.6, 0.5, 0.4], strict=True):
+        # Forecasts are as at the start: the observation has a progress of 0.
+        search.tell(step.number, StepResult(observation(0, 0), accuracy, own_choice=choice))
+    *others, branch = search.due
+    assert [step.candidate for step in others] == [0, 1, 2], "the third is last but for the agent's"
+    assert branch == Step(7, 1, 1, tuple(ACTIONS[begun]), 4, float(branch.forecast), 1.0, own)
+    assert branch.forecast == pytest.approx([0, 1, 2, 3, 4, 0][begun])
+    for step, accuracy in zip(search.due, [0.3, 0.5, 0.4, 0.7], strict=True):
+        search.tell(step.number, StepResult(observation(0, 0), accuracy, own_choice=tuple(ACTIONS[2])))
+    # The branch goes on as its kind does, and is itself branched.
+    assert [step.candidate for step in search.due] == [0, 1, 4, 5] and search.due[-1].parent == branch.number
+    assert ACTIONS.index(search.due[2].action) == (2 if own else begun)
+    assert search.path(search.due[-1])[0].candidate == 1 and search.cost == pytest.approx(4)
+
+
+@given(
+    st.integers(1, 20),
+    st.lists(st.integers(0, 100), min_size=60, max_size=60),
+    st.lists(st.integers(0, len(ACTIONS) - 1), min_size=60, max_size=60),
+)
+@settings(max_examples=60, deadline=None)
+def test_branches_keep_to_the_budget(budget: int, accuracies: list[int], chosen: list[int]) -> None:
+    search = begin(budget, [1.0] * 6)
+    while due := search.due:
+        assert len(due) == budget and due[0].candidate == 0
+        assert len({step.candidate for step in due}) == budget
+        assert len({(step.parent, step.action) for step in due if step.parent is not None}) in (budget, 0)
+        if due[0].segment:
+            before = [step for step in search.steps if step.segment == due[0].segment - 1]
+            ended = {step.number for step in before} - {step.parent for step in due}
+            branched = {step.parent for step in due if step.candidate != search.steps[step.parent or 0].candidate}
+            assert len(ended) == len(branched) == budget // 4
+
+            def accuracy(number: int) -> float:
+                return search.results[number].accuracy
+
+            stay = {step.number for step in before if step.candidate} - ended
+            assert not stay or max(map(accuracy, ended), default=0) <= min(map(accuracy, stay))
+            assert all(accuracy(one) <= min(map(accuracy, branched), default=1) for one in stay - branched)
+        for step in due:
+            result = accuracies[step.number % 60] / 100
+            seen = observation(SEGMENTS[step.segment], result)
+            search.tell(step.number, StepResult(seen, result, own_choice=tuple(ACTIONS[chosen[step.number % 60]])))
+    assert search.cost == pytest.approx(budget) and (search.outlooks == []) is (budget >= 4)
+
+
+def test_recorded_trainings_do_not_branch() -> None:
+    search = BudgetSearch(forecaster([0.0] * 6), 8, observation(0, 0), ACTIONS[0], images=1000, branching=False)
+    finish(search, [0.1, 0.2, 0.3, 0.4, 0.5, 0.6])
+    assert {step.candidate for step in search.ends} == set(range(8)) and len(search.outlooks) == 1
+
+
+def test_branches_take_the_place_of_what_has_diverged() -> None:
+    search = begin(4, [1.0] * 6)
+    for step in search.due:
+        seen = observation(0.2, 0.1 * step.candidate)
+        search.tell(step.number, StepResult(None if step.candidate in (1, 3) else seen, 0.1 * step.candidate))
+    assert [(step.candidate, step.parent) for step in search.due] == [(0, 0), (2, 2), (4, 2), (5, 0)]
 
 
 def test_the_order_of_results_does_not_matter() -> None:
@@ -300,6 +366,18 @@ def test_a_caller_trains_the_steps() -> None:
 
     with pytest.raises(ValueError, match="diverged"):
         search_budget(begin(2, [0.0] * 6), diverges)
+
+
+def test_a_state_that_two_continue_may_be_changed_by_both() -> None:
+    def train_segment(step: Step, state: list[int] | None) -> tuple[list[int], StepResult]:
+        state = state or []
+        state.append(step.number)
+        return state, StepResult(observation(SEGMENTS[step.segment], 0.5), 0.1 * ACTIONS.index(step.action))
+
+    search = begin(8, [0.0] * 6)
+    last, state = search_budget(search, train_segment)
+    assert len({step.parent for step in search.steps if step.segment}) < 16
+    assert state == [step.number for step in search.path(last)]
 
 
 def test_a_forecaster_is_the_same_after_it_was_saved(tmp_path: Path) -> None:

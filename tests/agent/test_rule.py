@@ -255,3 +255,26 @@ def test_refuses_damaged_files(tmp_path: Path) -> None:
         Rule.from_json(changed(tree=deep))
     rule(Leaf((ACTIONS[1],) * 3)).save(tmp_path)
     assert Rule.load(tmp_path) == rule(Leaf((ACTIONS[1],) * 3))
+
+
+@pytest.mark.parametrize(
+    ("name", "threshold", "told"),
+    [
+        ("log_passes", 0.25, "log_passes 0.373 ≥ 0.25 (30.0 passes; limit 9.0 passes)"),
+        ("log_train_size", 0.8, "log_train_size 0.6 < 0.8 (1000 images; limit 10000 images)"),
+        ("log_updates", 0.4, "log_updates 0.556 ≥ 0.4 (600 updates; limit 100 updates)"),
+        ("log_classes", 0.5, "log_classes 0.333 < 0.5"),
+        (
+            "clean_excess_loss",
+            0.5,
+            "clean_excess_loss 0.9 ≥ 0.5 (90.0 % of guessing's loss; limit 50.0 % of guessing's loss)",
+        ),
+    ],
+)
+def test_what_was_asked_is_said_in_words_too(name: str, threshold: float, told: str) -> None:
+    clean = UpdateStats(loss=0.9 * float(np.log(10)), target_entropy=0.0, accuracy=0.2)
+    segment = TrainStats(240, 12_000, 1.0, {"clean": 240}, clean, None, None, None, False)
+    state = TrainingState(Task(1000, 600, label_noise=0.0, data_seed=0), 10, 50, 0.4, 1.0, segment=segment)
+    leaf = Leaf((ACTIONS[0],) * (len(SEGMENTS) - LOOK))
+    asked = rule(Split(name, threshold, leaf, leaf))
+    assert asked.explain(observe(state, MENU, asked.features)) == told

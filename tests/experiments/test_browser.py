@@ -1,5 +1,6 @@
 """Reports in a real browser: what is in them is shown, quietly, on a phone and in the dark."""
 
+import io
 import json
 import shutil
 from collections.abc import Iterator
@@ -8,14 +9,16 @@ from typing import Any
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from rlmix.agent.decisions import as_provenance
 from rlmix.agent.ppo import new_policy, to_agent
-from rlmix.classifier.mixing import PolicySchedule
+from rlmix.classifier.mixing import MixPolicy, PolicySchedule
 from rlmix.envs import DIMENSIONS, Menu
 from rlmix.experiments import train_classifier
 from rlmix.experiments.comparison.contestants import CONTESTANTS
 from rlmix.experiments.reports.comparison_page import write_comparison_report
+from rlmix.experiments.reports.html_report import Picture, Table, render_html
 from rlmix.experiments.reports.search_page import write_search_report
 from tests.experiments.test_report import OPTIONS, comparison
 
@@ -170,6 +173,34 @@ def test_on_a_phone_nothing_sticks_out(kind: str, reports: dict[str, Path], brow
     page, _ = opened(browser, reports[kind], viewport=PHONE)
     assert page.evaluate("document.documentElement.scrollWidth") == PHONE["width"]
     page.close()
+
+
+def test_on_a_phone_words_and_pictures_keep_their_size_and_scroll(browser: Any, tmp_path: Path) -> None:
+    png = io.BytesIO()
+    Image.new("RGB", (896, 146)).save(png, format="PNG")
+    policy = str(MixPolicy({"clean": 0.5, "rmix": 0.5}))
+    table = Table(["until", "policy", "then", "a", "b"], [("10 %", policy, "kept", *["12.34 ± 0.56"] * 2)], "t", 3)
+    parts = [table, Picture(png.getvalue(), "d", "c")]
+    text = render_html("t", "l", [("s", parts)], {"command": "c", "machine": {}, "config": {}})
+    (tmp_path / "page.html").write_text(text)
+    page, _ = opened(browser, tmp_path / "page.html", viewport=PHONE)
+    assert page.locator("img").bounding_box()["width"] == 896
+    widths = [page.locator("td.text", has_text=text).bounding_box()["width"] for text in (policy, "kept")]
+    assert widths[0] >= 14 * 16 > widths[1]
+    assert page.evaluate("document.documentElement.scrollWidth") == PHONE["width"]
+    # A shadow at the right edge tells that there is more; at the end it has gone.
+    outer = page.locator(".wide").first
+    assert outer.evaluate("element => element.scrollWidth > element.clientWidth")
+    assert _edge(outer) < 250
+    outer.evaluate("element => element.scrollTo(element.scrollWidth, 0)")
+    assert _edge(outer) > 250
+    page.close()
+
+
+def _edge(element: Any) -> int:
+    """How light the paper is at the right edge of an element, above its first line: from 0 to 255."""
+    shown = Image.open(io.BytesIO(element.screenshot())).convert("L")
+    return int(np.asarray(shown)[6, -3])
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])

@@ -17,7 +17,7 @@ from rlmix.experiments.comparison.intervals import format_interval
 from rlmix.experiments.search.task_family import MENU, SEGMENTS
 from rlmix.experiments.studies.broad import record
 from rlmix.experiments.studies.budget import real, rivals
-from rlmix.experiments.studies.budget.anytime import BEST_FIXED, ORACLE, OURS
+from rlmix.experiments.studies.budget.anytime import BEST_FIXED, ORACLE, UNBRANCHED
 from rlmix.experiments.studies.budget.recorded import POLICIES, recorded_tasks
 from tests.agent.loops import agent
 from tests.experiments.inline import run_inline
@@ -30,7 +30,7 @@ def test_copies_are_trained_from_seeds_of_their_own() -> None:
     task = BroadTasks((Source("digits", (80,) * 10, False),), seed=13, updates=(20, 20), seconds=3).task(1)
     places = (("digits", "digits"),)
     lines = {
-        (kind, number): real.train((7, kind, number), task, SHIPPED, places, "fp32")
+        (kind, number): real.train((7, kind, number), task, SHIPPED, [], places, "fp32")
         for kind, number in (("agent", 1), ("agent", 2), ("again", 3), ("cutmix", 2))
     }
     assert all(line["cost"] == 1 and line["task"] == 7 for line in lines.values())
@@ -61,6 +61,7 @@ def test_methods_are_compared_with_the_best_fixed_policy_and_their_luck_is_told_
         for one in (
             *(line(task, "agent", copy, 0.6 + copy / 100, 0.8 - copy / 100, bytes=2_000_000) for copy in range(1, 4)),
             *(line(task, "population", members, 0.65, again=0.6) for members in (4, 16)),
+            *(line(task, "ours", budget, 0.66 + budget / 1000, again=0.62) for budget in (4, 16)),
             *(line(task, "again", policy, 0.4 + policy / 100, validation=0.9) for policy in range(POLICIES)),
             line(task, "cutmix", 2, 0.2, validation=0.95),
             line(task, "cutmix", 3, 0.3, validation=0.94),
@@ -72,18 +73,23 @@ def test_methods_are_compared_with_the_best_fixed_policy_and_their_luck_is_told_
     assert methods[real.AGENTS][1]["accuracy"] == pytest.approx([40] * 4), "the log's"
     assert methods[real.AGENTS][4]["accuracy"] == pytest.approx([61] * 4), "the second is best on validation"
     # The agent alone; then also what is best on the other data set: where that is not best, the agent's is.
-    assert methods[OURS][1]["accuracy"] == pytest.approx([40] * 4)
-    assert methods[OURS][1]["again"] == pytest.approx([61] * 4)
-    assert methods[OURS][2]["accuracy"] == pytest.approx([50.9, 50.9, 50.3, 50.9])
-    assert methods[OURS][2]["again"] == pytest.approx([49, 49, 43, 49])
-    assert methods[OURS][4]["cost"] == pytest.approx([4] * 4)
+    assert methods[real.OURS][1]["accuracy"] == pytest.approx([40] * 4)
+    assert methods[real.OURS][1]["again"] == pytest.approx([61] * 4)
+    assert methods[real.OURS][2]["accuracy"] == pytest.approx([50.9, 50.9, 50.3, 50.9])
+    assert methods[real.OURS][2]["again"] == pytest.approx([49, 49, 43, 49])
+    assert {budget: methods[UNBRANCHED][budget] for budget in (1, 2)} == {
+        budget: methods[real.OURS][budget] for budget in (1, 2)
+    }
+    assert methods[real.OURS][16]["accuracy"] == pytest.approx([67.6] * 4) and 8 not in methods[real.OURS]
+    assert methods[real.OURS][4]["again"] == pytest.approx([62] * 4)
+    assert methods[UNBRANCHED][4]["cost"] == pytest.approx([4] * 4)
     assert methods[real.CUTMIXES][2]["accuracy"] == pytest.approx([40 + cutmix] * 4)
     assert methods[real.CUTMIXES][4]["accuracy"] == pytest.approx([20] * 4)
     assert methods[ORACLE][2]["accuracy"] == pytest.approx([70.3, 70.3, 70.9, 70.3])
     assert methods[ORACLE][2]["again"] == pytest.approx([43, 43, 49, 43])
     assert methods[BEST_FIXED][1]["accuracy"] == pytest.approx([70.3, 70.3, 50.3, 70.3])
     result = real.summarise(tasks, by_key, forecaster, [], (4, 16))
-    ours = result["comparisons"][OURS]["2"]
+    ours = result["comparisons"][real.OURS]["2"]
     assert ours["less_best_fixed"]["tasks"][0] == pytest.approx(3 * (50.9 - 70.3) / 4)
     assert ours["again_less_best_fixed"]["tasks"][0] == pytest.approx(3 * (49 - 43) / 4)
     assert ours["less_best_fixed"]["data_sets"][0] == pytest.approx((50.9 - 70.3) / 2)
@@ -112,19 +118,23 @@ def test_the_command_trains_what_the_log_lacks(
     (mine := tmp_path / "agent").mkdir()
     log = out / "rehearse-usual.jsonl"
     options = ["--data", data, "--log", str(log), "--out", str(out), "--tasks", "2", "--further", "None"]
-    assert "some of 2 4 8 16, got 3" in refused(real.main, [*options, "--populations", "3"])
-    options += ["--populations", "2", "4"]
+    assert "some of 4 8 16, got 2" in refused(real.main, [*options, "--budgets", "2"])
+    options += ["--budgets", "4", "8"]
     real.main(options)
-    assert len(trained) == 2 * (2 + 2 + POLICIES + 1)
+    assert len(trained) == 2 * (2 + 2 * 2 + POLICIES + 1)
     logged = [json.loads(text) for text in (out / "real.jsonl").read_text().splitlines()]
     found = next(one for one in logged if one["kind"] == "population")
-    assert found["cost"] == 2 and len(found["policies"]) == len(SEGMENTS)
-    assert [(one["kind"], one["number"]) for one in logged[-2:]] == [("population", 4)] * 2, "the largest come last"
+    assert found["cost"] == 4 and len(found["policies"]) == len(SEGMENTS)
+    assert [(one["kind"], one["number"]) for one in logged[-4:]] == [("population", 8), ("ours", 8)] * 2, "largest last"
     assert "Population Based Training" in (out / "real.md").read_text()
     assert len(json.loads((out / "real.json").read_text())["aims"]) == 3, "there are none of 16 members to be ahead of"
     trained.clear()
     real.main(options)
     assert trained == []
+    logged[-1]["portfolio"] = [0]  # as chosen on other tasks
+    (out / "real.jsonl").write_text("".join(json.dumps(one) + "\n" for one in logged))
+    real.main(options)
+    assert len(trained) == 1
     agent(4).save(mine)
     assert "this agent led, got none" in refused(real.main, [*options, "--agent", str(mine)])
 
@@ -140,7 +150,7 @@ def test_the_documents_show_the_committed_results() -> None:
     def ahead(name: str, budget: int, which: str = "less_best_fixed") -> str:
         return format_interval(*methods[name][str(budget)][which]["tasks"], signed=True)
 
-    for name in (OURS, real.POPULATION, real.AGENTS, real.CUTMIXES):
+    for name in (real.OURS, UNBRANCHED, real.POPULATION, real.AGENTS, real.CUTMIXES):
         cells = [ahead(name, budget) if str(budget) in methods[name] else "" for budget in (1, 2, 4, 16)]
         row = [cell.strip() for cell in f"{name}|{'|'.join(cells)}".split("|")]
         shown = [[cell.strip() for cell in line.split("|")[1:-1]] for line in page.splitlines() if line.startswith("|")]
@@ -155,11 +165,26 @@ def test_the_documents_show_the_committed_results() -> None:
     ):
         mean, width = methods[name][str(budget)]["ours_less_this"]["tasks"]
         assert said.format(f"{abs(mean):.1f} ± {width:.1f}") in page, name
-    mean, width = methods[real.POPULATION]["4"]["ours_less_this"]["tasks"]
-    assert f"(ours less it: {mean:+.1f} ± {width:.1f})" in page
-    mean, width = methods[real.POPULATION]["16"]["ours_less_this"]["tasks"]
-    assert mean < -width and f"ours is {-mean:.1f} ± {width:.1f} points behind it" in page
-    again = [(OURS, 1), (OURS, 4), (real.POPULATION, 4), (real.POPULATION, 16), (ORACLE, 4), ("random search", 16)]
+    for name, said in (
+        (UNBRANCHED, "Ours less ours without branches: {} at 4, {} at 16"),
+        (real.POPULATION, "whose first policies and changes are drawn: {} and {}"),
+        (ORACLE, "Less the best of all 16 policies: {} and {}"),
+    ):
+        apart = [methods[name][budget]["ours_less_this"]["tasks"] for budget in ("4", "16")]
+        assert said.format(*(f"{mean:+.1f} ± {width:.1f}" for mean, width in apart)) in page, name
+    four, sixteen = (methods[UNBRANCHED][budget]["ours_less_this"]["tasks"] for budget in ("4", "16"))
+    said = (
+        f"which add {four[0]:.1f} ± {four[1]:.1f} points at 4 trainings and {sixteen[0]:.1f} ± {sixteen[1]:.1f} at 16"
+    )
+    assert said in page.replace("\n", " ")
+    again = (
+        (real.OURS, 4),
+        (real.OURS, 16),
+        (real.POPULATION, 4),
+        (real.POPULATION, 16),
+        (ORACLE, 4),
+        ("random search", 16),
+    )
     for name, budget in again:
         assert ahead(name, budget, "again_less_best_fixed") in page.replace("\n", " "), name
     assert not any(aim["reached"] for aim in result["aims"].values())

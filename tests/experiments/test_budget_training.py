@@ -113,6 +113,32 @@ def test_what_is_kept_is_the_training_under_its_schedule(whole: Path, tmp_path: 
     assert [file.name for file in (whole / "candidates").iterdir()] == [f"{kept['step']:04d}.safetensors"]
 
 
+def test_a_branch_is_the_training_under_its_schedule_from_where_it_began(agent: Path, tmp_path: Path) -> None:
+    for number in range(8):  # until a branch is kept
+        folder = tmp_path / str(number)
+        summary = train(agent, folder / "run", "--seed", number, budget=8)
+        steps = summary["budget"]["steps"]
+        path = [steps[summary["budget"]["kept"]]]
+        while path[0]["continues"] is not None:
+            path.insert(0, steps[path[0]["continues"]])
+        if path[0]["candidate"] != path[-1]["candidate"]:
+            break
+    assert path[0]["candidate"] < 8 <= path[-1]["candidate"] and summary["budget"]["spent"] == 8
+    assert summary["budget"]["outlooks"] == []
+    seed = str(candidate_seed(number, path[0]["candidate"]))
+    alone = ["--policy", str(folder / "run/policy.json"), "--out", str(folder / "alone"), "--seed", seed]
+    replay_policy.main([*OPTIONS, *alone])
+    assert outcome(folder / "alone")["weights"] == summary["weights"]
+    page = (folder / "run/report.html").read_text()
+    branches = [step for step in steps if step["segment"] and step["candidate"] not in range(8)]
+    begun = {step["candidate"]: steps[step["continues"]]["candidate"] for step in reversed(branches)}
+    for candidate, of in begun.items():
+        assert f">{candidate}, a branch of {of}<" in page
+    assert len(begun) == 2 * 2 and "8 candidates began, 24 segments" in page
+    twice = train(agent, folder / "two", "--seed", number, "--workers", 2, budget=8)
+    assert twice["budget"] == summary["budget"] and twice["weights"] == summary["weights"]
+
+
 def test_tensorboard_and_report_show_the_candidates(whole: Path) -> None:
     steps = outcome(whole)["budget"]["steps"]
     curve = board.scalars(whole / "tensorboard", Tag.ACCURACY)
@@ -125,7 +151,7 @@ def test_tensorboard_and_report_show_the_candidates(whole: Path) -> None:
         assert points[-1].value == pytest.approx(steps[number]["accuracy"])
     page = (whole / "report.html").read_text()
     dropped = sum(step["segment"] < 2 for step in steps if step["step"] in ended)
-    assert "What was tried" in page and page.count(">dropped<") == dropped > 0
+    assert "What was tried" in page and page.count(">gave way<") == dropped > 0
 
 
 def test_a_step_is_shown_with_the_accuracy_at_its_end_and_decided_by_what_would_be_kept(
@@ -557,7 +583,9 @@ def test_a_rule_leads_the_first_candidate_as_it_leads_a_training(led_by_a_rule: 
     kept = summary["budget"]["steps"][summary["budget"]["kept"]]
     assert (summary["weights"] == alone["weights"]) == kept["own"]
     page = unescape((led_by_a_rule / "report.html").read_text())
-    assert page.count("(the rule's choice)") == 5 and "The first candidate is led by the rule" in page
+    saw = alone["schedule"]["provenance"]["reasons"][1]
+    assert page.count("(the rule's choice)") == 4 and page.count(f"(the rule's choice: {saw})") == 1
+    assert "The first candidate is led by the rule" in page
 
 
 @pytest.mark.parametrize(("leader", "told"), [(RULE, "reasons"), (SHIPPED, "probabilities")])

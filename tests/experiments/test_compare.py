@@ -447,6 +447,7 @@ def test_a_rule_is_a_contestant_as_an_agent_is(
     assert [rows[name]["title"] for name in ("rule", "mine")] == ["the shipped rule", "mine, a rule"]
     (note,) = re.findall("^note: (.*)$", capsys.readouterr().out, re.MULTILINE)
     assert note.startswith("the shipped rule: far from all trainings") and "24 updates (200 to 1,996)" in note
+    assert f"<p>Note: {note}.</p>" in (out / "report.html").read_text()
     assert rows["mine"]["agent_sha256"] == Rule.load(tmp_path).checksum
     asked = rule("progress", 0.3)
     expected = [asked.menu.policy(one) for one in (*asked.first, *asked.tree.below.actions)]  # type: ignore[union-attr]

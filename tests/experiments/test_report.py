@@ -3,6 +3,7 @@
 import base64
 import io
 import json
+import math
 import re
 import shutil
 import xml.etree.ElementTree as ElementTree
@@ -19,12 +20,15 @@ import pytest
 import torch
 from PIL import Image
 
+from rlmix.agent.baselines import FIXED
 from rlmix.classifier.data import load_dataset, split
-from rlmix.classifier.mixing import MixPolicy, PolicySchedule
-from rlmix.experiments import evaluate, report, train_classifier
+from rlmix.classifier.mixing import LamDistribution, MixPolicy, PolicySchedule
+from rlmix.envs.rewards import REWARDS
+from rlmix.experiments import evaluate, replay_policy, report, train_classifier
 from rlmix.experiments.comparison.contestants import CONTESTANTS
 from rlmix.experiments.reports.charts import (
     MAX_POINTS,
+    NAME_LENGTH,
     Chart,
     interval_chart,
     line_chart,
@@ -33,8 +37,9 @@ from rlmix.experiments.reports.charts import (
 )
 from rlmix.experiments.reports.comparison_page import write_comparison_report
 from rlmix.experiments.reports.examples import mixed_examples
-from rlmix.experiments.reports.html_report import ShareTable, render_html
+from rlmix.experiments.reports.html_report import ShareTable, how_to_read, render_html
 from rlmix.experiments.reports.search_page import write_search_report
+from rlmix.experiments.search.plan import START
 from tests.soak.inputs import KINDS
 
 Refused = Callable[[Callable[[Sequence[str]], Any], Sequence[object]], str]
@@ -92,6 +97,30 @@ def test_a_lines_points_are_where_the_ticks_say() -> None:
     assert description == (
         "A <b>. y over steps & more. one: from 1.5 to 4, highest 4; two: from 0.5 to 3.25, highest 3.25."
     )
+
+
+def test_a_line_has_gaps_and_what_is_alone_between_them_is_seen() -> None:
+    line = [(0.0, 1.0), (1.0, 3.0), (2.0, math.nan), (3.0, 5.0), (4.0, math.nan), (5.0, 1.0), (6.0, 2.0)]
+    svg = drawing(line_chart({"a": line, "b": [(0.0, 0.0), (6.0, 0.0)]}, title="t", x_label="x", y_label="y"))
+    across, down = scale(svg, "x"), scale(svg, "y")
+    path, _ = shapes(svg, "line")
+    drawn = [points(ElementTree.Element("path", d=f"M{stroke}")) for stroke in path.get("d", "").split("M")[1:]]
+    seen = [[(across(x), down(y)) for x, y in stroke] for stroke in drawn if len(stroke) > 1]
+    assert np.allclose(seen, [line[:2], line[5:]], atol=0.03)
+    dots = [dot for group in svg.iter("g") if group.get("class") == "alone" for dot in group.iter("use")]
+    assert [(across(float(d.get("x", ""))), down(float(d.get("y", "")))) for d in dots] == [
+        pytest.approx((3, 5), abs=0.05)
+    ]
+    assert "a: from 1 to 2, highest 5, with gaps, in 3 parts; b: from 0 to 0" in svg.get("aria-label", "")
+
+
+def test_a_long_lines_gaps_stay() -> None:
+    line = [(x, math.nan if 500 <= x < 520 else 1.0 if x < 500 else 3.0) for x in range(1020)]
+    svg = drawing(line_chart({"a": [(float(x), y) for x, y in line]}, title="t", x_label="x", y_label="y"))
+    (path,) = shapes(svg, "line")
+    values = scale(svg, "y")(points(path)[:, 1])
+    assert np.allclose(np.minimum(abs(values - 1), abs(values - 3)), 0, atol=0.01), "no mean of either side of the gap"
+    assert path.get("d", "").count("M") == 2
 
 
 def test_nine_lines_can_be_told_apart() -> None:
@@ -210,6 +239,18 @@ def test_intervals_are_where_the_ticks_say() -> None:
     assert names == ["a", "b <"]
 
 
+def test_long_names_of_rows_stand_in_lines_beside_the_axis() -> None:
+    names = ["RL-Mix, per-image agent on the mixing grid", "plain"]
+    svg = drawing(interval_chart([(name, 80.0, 2.0) for name in names], title="t", x_label="%"))
+    told = [
+        [text.text or "" for text in group.iter() if text.tag in ("text", "tspan") and text.text]
+        for group in svg.iter("g")
+        if group.get("class") == "ytick"
+    ]
+    assert [" ".join(lines) for lines in told] == names
+    assert max(map(len, told[0])) <= NAME_LENGTH
+
+
 def test_an_axis_of_accuracies_ends_at_100() -> None:
     svg = drawing(interval_chart([("a", 90.0, 30.0), ("b", 84.0, 1.0)], title="t", x_label="%"))
     ticks = [group.findtext(".//text") for group in svg.iter("g") if group.get("class") == "xtick"]
@@ -217,10 +258,10 @@ def test_an_axis_of_accuracies_ends_at_100() -> None:
 
 
 def test_shares_are_a_table_darker_where_they_are_larger() -> None:
-    table = ShareTable(["x <", "y"], ["p", "q"], [[0.25, 0.0], [0.75, 1.0]], "t")
+    table = ShareTable(["x <", "y", "z"], ["p", "q"], [[0.25, 0.0], [0.75, 1.0], [0.005, 1e-6]], "t")
     text = render_html("t", "l", [("s", [table])], {"command": "c", "machine": {}, "config": {}})
-    cells = re.findall(r"var\(--c1\) (\d+)%,transparent\)\">(\d*)</td>", text)
-    assert cells == [("14", "25"), ("0", ""), ("41", "75"), ("55", "100")]
+    cells = re.findall(r"var\(--c1\) (\d+)%,transparent\)\">([^<]*)</td>", text)
+    assert cells == [("14", "25"), ("0", ""), ("41", "75"), ("55", "100"), ("0", "&lt;1"), ("0", "&lt;1")]
     assert Page(text).open == [] and ">x &lt;</th>" in text
 
 
@@ -284,6 +325,38 @@ def test_a_trainings_report_is_whole_and_alone(finished: Path) -> None:
     pictures = [base64.b64decode((image["src"] or "").partition(",")[2]) for image in page.all("img")]
     assert len(set(pictures)) == len(pictures) == 8
     assert all(Image.open(io.BytesIO(picture)).size == (8, 8) for picture in pictures)
+
+
+def test_a_method_has_no_loss_where_it_is_not_used(tmp_path: Path) -> None:
+    policies = [MixPolicy({name: 1.0}) for name in ("clean", "cutmix", "clean")]
+    PolicySchedule(tuple(zip((0.25, 0.75, 1.0), policies, strict=True))).save(tmp_path / "policy.json")
+    options = [*OPTIONS[: OPTIONS.index("--method")], "--policy", str(tmp_path / "policy.json")]
+    replay_policy.main([*options, "--out", str(tmp_path / "run")])
+    text = (tmp_path / "run" / "report.html").read_text()
+    (told,) = re.findall(r'aria-label="Training loss[^"]*"', text)
+    clean, mixed = told.split("; mixed: ")
+    assert "with gaps, in 2 parts" in clean and "gaps" not in mixed
+
+
+def test_words_of_policies_are_explained_where_they_occur() -> None:
+    plain, rmix = MixPolicy({"clean": 1.0}), MixPolicy({"clean": 0.5, "rmix": 0.5}, label_smoothing=0.1)
+    lamix = MixPolicy({"average": 1.0}, lam=LamDistribution.parse("uniform"), threshold=0.5, label_beta=0.5)
+    words = ("clean is", "average shows", "beta(A)", "uniform is drawn", "τ is", "drawn anew", "β is", "smoothing is")
+    said = {
+        name: [word for word in words if word in how_to_read(policies).text]
+        for name, policies in {
+            "plain": [plain],
+            "rmix": [plain, rmix],
+            "fixed": [replace(rmix, threshold=0.3, label_smoothing=0.0)],
+            "lamix": [lamix],
+        }.items()
+    }
+    assert said == {
+        "plain": ["clean is"],
+        "rmix": ["clean is", "beta(A)", "τ is", "drawn anew", "smoothing is"],
+        "fixed": ["clean is", "beta(A)", "τ is"],
+        "lamix": ["average shows", "uniform is drawn", "β is"],
+    }
 
 
 @pytest.mark.parametrize("classes", [2, 3, 4, 7, 10])
@@ -382,6 +455,38 @@ def test_a_folder_is_called_by_its_last_name_in_a_title(tmp_path: Path) -> None:
     assert "<h1>2 ways to train the network 'search' on cats</h1>" in unescape((tmp_path / "report.html").read_text())
 
 
+def search_page(folder: Path, policy: PolicySchedule | None = None, **options: object) -> str:
+    """The report of a made-up search with these options, which learned this policy."""
+    folder.mkdir(exist_ok=True)
+    KINDS["run folder of a search"].make(folder)
+    config, summary = (json.loads((folder / f"{name}.json").read_text()) for name in ("config", "summary"))
+    config["config"].update(options)
+    if policy is not None:
+        summary["policy"] = {**policy.to_json(), "provenance": summary["policy"]["provenance"]}
+    (folder / "config.json").write_text(json.dumps(config))
+    (folder / "summary.json").write_text(json.dumps(summary))
+    write_search_report(folder)
+    return unescape((folder / "report.html").read_text())
+
+
+def test_a_search_says_that_it_found_no_better_policy_than_its_first(tmp_path: Path) -> None:
+    half = PolicySchedule.fixed(FIXED[START])
+    told = "The search started from this policy, CutMix half, and found no better one."
+    pages = {
+        "the same": search_page(tmp_path / "a", half),
+        "another": search_page(tmp_path / "b", PolicySchedule.fixed(FIXED["plain"])),
+        "of an agent": search_page(tmp_path / "c", half, start="shipped"),
+    }
+    assert {name for name, page in pages.items() if told in page} == {"the same"}
+
+
+@pytest.mark.parametrize("reward", REWARDS)
+def test_a_search_says_what_its_return_is(reward: str, tmp_path: Path) -> None:
+    page = search_page(tmp_path, reward=reward)
+    assert ("0 is level" in page and "standard deviations over training" in page) == REWARDS[reward].needs_reference
+    assert ("return, accuracy over training" in page) == (not REWARDS[reward].needs_reference)
+
+
 # Comparisons
 
 
@@ -391,7 +496,7 @@ def comparison(names: Sequence[str], **setting: object) -> dict[str, Any]:
     return {
         "command": "python experiments/compare.py",
         "machine": {"processor": "Abacus"},
-        "config": {"data_root": None},
+        "config": {"data_root": None, "processes": 2},
         "setting": {
             "dataset": "digits", "model": "search", "train_size": 100, "updates": 10, "batch_size": 20,
             "split": "development", **setting
@@ -443,6 +548,44 @@ def test_a_comparison_shows_the_same_images_as_each_contestant_mixes_them(tmp_pa
         if len(shares) == 2:
             assert 100 * foreign.mean() <= 100 - shares[str(int(data.labels[place]))] + 1
             assert set(shares) & {str(int(data.labels[other])) for other in candidates}
+
+
+def test_a_contestant_has_one_name_in_a_report(tmp_path: Path) -> None:
+    report = comparison(["plain", "cutmix", "rmix"])
+    report["methods"]["CutMix"] = {**report["methods"]["cutmix"]}  # a schedule of the user's, called like another
+    write_comparison_report(tmp_path, report)
+    text = unescape((tmp_path / "report.html").read_text())
+    names = ["no mixing", "CutMix (cutmix)", "R-Mix, recycled saliency", "CutMix (CutMix)"]
+    assert re.findall(r'<th scope="row">([^<]*)</th>', text)[:8] == [*names, *names]
+    assert re.findall("</svg>([^<]+)</span>", text) == names, "the legend"
+    (chart,) = re.findall('aria-label="(Development accuracy[^"]*)"', text)
+    assert all(f"{name}: 50.00 ± 10.00" in chart for name in names)
+    assert ">less no mixing</th>" in text
+
+
+def test_a_comparison_says_what_is_to_be_minded(tmp_path: Path) -> None:
+    report = comparison(["plain", "rmix"])
+    write_comparison_report(tmp_path, report)
+    text = unescape((tmp_path / "report.html").read_text())
+    assert "seconds are for orientation: trainings shared the machine (2 at a time" in text and "Note" not in text
+    assert re.findall(r'>(no mixing|R-Mix[^<]*)</th>(?:<td class="text">([^<]*)</td>){2}', text) == [
+        ("no mixing", "none"),
+        ("R-Mix, recycled saliency", "recycled"),
+    ]
+    write_comparison_report(tmp_path, {**report, "notes": ["the shipped agent: far from all trainings"]})
+    assert "<p>Note: the shipped agent: far from all trainings.</p>" in (tmp_path / "report.html").read_text()
+
+
+def test_equal_neighbours_of_a_schedule_are_told_as_one(tmp_path: Path) -> None:
+    report = comparison(["plain", "cutmix"])
+    clean, half = MixPolicy({"clean": 1.0}), MixPolicy({"clean": 0.5, "cutmix": 0.5})
+    for name, chosen in (("plain", [half] * 4), ("cutmix", [clean, half, half, clean])):
+        schedule = PolicySchedule(tuple(zip((0.25, 0.5, 0.75, 1.0), chosen, strict=True)))
+        report["methods"][name]["schedule"] = schedule.to_json()
+    write_comparison_report(tmp_path, report)
+    text = (tmp_path / "report.html").read_text().replace("\u00a0", " ")
+    assert f'no mixing</th><td class="text">{half}</td>' in text
+    assert f">until 25 %: {clean}; until 75 %: {half}; until 100 %: {clean}</td>" in text
 
 
 def test_a_comparison_whose_images_are_not_here_says_so(tmp_path: Path) -> None:

@@ -1,6 +1,7 @@
 """Means with intervals are SciPy's."""
 
 import math
+import re
 
 import numpy as np
 import pytest
@@ -84,6 +85,11 @@ def test_what_a_rise_means_is_said_in_words(returns: list[float], said: str) -> 
     assert said in in_words(rise(returns))
 
 
+def test_the_change_is_that_of_the_numbers_beside_it() -> None:
+    told = re.findall(r"[+-]?\d\.\d\d", in_words(rise([-0.2949] * 8 + [-0.3151] * 8)))
+    assert told == ["-0.29", "-0.32", "-0.03", "0.00"]
+
+
 def test_pairs_must_be_pairs() -> None:
     with pytest.raises(ValueError):
         paired_difference([1.0, 2.0], [1.0])
@@ -144,6 +150,8 @@ def test_bootstrap_over_strata_is_that_of_drawing_tasks_and_images_anew() -> Non
 @pytest.mark.filterwarnings("error")
 def test_differences_that_do_not_vary_are_tested_by_their_sign() -> None:
     assert paired_p_value([0.5, 0.6], [0.4, 0.5]) == 0.5
+    ours, theirs = (np.array([low, low + 1], np.float32) / np.float32(96) for low in (54, 55))  # as trainings have them
+    assert ours[0] - theirs[0] != ours[1] - theirs[1] and paired_p_value(ours.tolist(), theirs.tolist()) == 0.5
     assert paired_p_value([0.6] * 5, [0.5] * 5) == stats.binomtest(5, 5).pvalue
     assert paired_p_value([0.5, 0.6, 0.8], [0.4, 0.5, 0.6]) == pytest.approx(
         stats.ttest_1samp([0.1, 0.1, 0.2], 0).pvalue

@@ -143,7 +143,7 @@ def test_the_report_shows_contest_and_choices(run: Path) -> None:
     schedule = PolicySchedule.load(run / "policy.json")
     for place, (until, policy) in enumerate(schedule.segments):
         share = np.mean([menu.policy(episode["actions"][place]) == policy for episode in late])
-        assert f'{100 * until:.3g} %</th><td class="text">{policy}</td><td>{100 * share:.0f}</td>' in page
+        assert f'{100 * until:.3g}\u00a0%</th><td class="text">{policy}</td><td>{100 * share:.0f}</td>' in page
     sources = [episode["actions"][0][0] for episode in late]
     for source, name in enumerate(menu.names("source")):
         share = sources.count(source) / len(late)
@@ -180,7 +180,7 @@ def test_the_report_of_an_agent_that_chooses_once(
     train_agent.main([*options.split(), "--out", str(run)])
     told, page = capsys.readouterr().out, unescape((run / "report.html").read_text())
     task = "8 updates on 100 images of 8 x 8 pixels with 40 % wrong labels"
-    assert f"trainings of {task}, 1 workers" in told and f"each of {task}." in page
+    assert f"trainings of {task}, 1 worker, " in told and f"each of {task}." in page
     sentence = "The learned policy is one of the agent's 3 most probable ones: each was trained again on 2 fresh seeds"
     assert sentence in told and sentence in page
     schedule = PolicySchedule.load(run / "policy.json")

@@ -77,7 +77,6 @@ PROGRAMS = {
         f"{DATA} --batch-size 20 --updates 60 --compile off --checkpoint-seconds 0 --ppo.n-steps 10 "
         "--ppo.batch-size 5 --threads 1",
         ("agent.json", "agent.safetensors", "epochs.jsonl", "model.safetensors"),
-        resume="--env rl-mix",
     ),
     "train_classifier.py": Program("train_classifier.py", f"{FINAL} --method rmix", TRAINED),
     "replay_policy.py": Program("replay_policy.py", f"{FINAL} --policy policy.json", TRAINED),

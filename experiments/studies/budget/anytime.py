@@ -4,12 +4,12 @@
 
 Each task of the log was trained once under every fixed policy of the menu, and once led by the agent, so that what a
 method would have found is known, as far as it starts such trainings, continues or drops them. Nothing is trained. Ours
-is the search of `replay_policy.py --budget`, with a forecaster that learned from other data sets and a portfolio that
-was chosen on the tasks of other data sets. Validation decides, development images judge. Needs Optuna, which is among
-the packages of `rl-mix[dev]`.
+is the search of `replay_policy.py --budget` without its branches, with a forecaster that learned from other data sets
+and a portfolio that was chosen on the tasks of other data sets. Validation decides, development images judge. Needs
+Optuna, which is among the packages of `rl-mix[dev]`.
 
-Population Based Training cannot be compared: it continues a network under another policy, which no log of fixed
-policies has.
+Branches and Population Based Training cannot be compared: they continue a network under another policy, which no log of
+fixed policies has. `real.py` trains them.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ from rlmix.experiments.studies.budget.rivals import Kept
 LOG = "experiments/results/budget/rehearse-usual.jsonl"
 FURTHER = "experiments/results/broad/standing/runs.jsonl"
 BUDGETS = (1, 2, 4, 8, 16)
-OURS, BEST_FIXED, ORACLE = "ours", "best fixed policy", "oracle: all 16, validation decides"
+UNBRANCHED, BEST_FIXED, ORACLE = "ours, without branches", "best fixed policy", "oracle: all 16, validation decides"
 STOPPED = "ours, but more begin and a fifth ends after each segment"
 LOOKED_UP = 10  # times as many repetitions of what is only looked up
 SHARE, BEHIND = 0.9, 0.2  # aims: of the way to the oracle at 2 trainings, points behind it at 4
@@ -148,7 +148,7 @@ def play(
     """Return what each method keeps on each task, by its name."""
     beside = rivals.left_out(tasks, POLICIES, whole_data_set=True, led=True, further=further)
     return {
-        OURS: play_ours(tasks, forecaster, further),
+        UNBRANCHED: play_ours(tasks, forecaster, further),
         STOPPED: _once(tasks, lambda task, budget: rivals.by_validation(task, budget, [LED, *beside[task.number]])),
         **play_rivals(tasks, further, repeats=config.repeats, reduction=config.reduction),
     }
@@ -239,7 +239,7 @@ def summarise(tasks: Sequence[RecordedTask], curves: Mapping[str, Sequence[Curve
         name: {
             str(budget): {
                 "less_best_fixed": _difference(methods[name], methods[BEST_FIXED], place, datasets),
-                "ours_less_this": _difference(methods[OURS], methods[name], place, datasets),
+                "ours_less_this": _difference(methods[UNBRANCHED], methods[name], place, datasets),
                 "cost": float(np.mean(methods[name]["cost"][place])),
                 "optimism": mean_interval(methods[name]["optimism"][place]),
             }
@@ -296,9 +296,9 @@ def _aims(comparisons: Mapping[str, Any]) -> dict[str, Any]:
         interval: tuple[float, float] = comparisons[name][str(budget)][which]["tasks"]
         return interval
 
-    way, whole = over(OURS, 2)[0], over(ORACLE, 2)[0]
+    way, whole = over(UNBRANCHED, 2)[0], over(ORACLE, 2)[0]
     behind, width = over(ORACLE, 4, "ours_less_this")
-    rivals_at_4 = {name: over(name, 4, "ours_less_this") for name in comparisons if name not in (OURS, ORACLE)}
+    rivals_at_4 = {name: over(name, 4, "ours_less_this") for name in comparisons if name not in (UNBRANCHED, ORACLE)}
     return {
         "share of the way from the best fixed policy to the oracle at 2": {
             "aim": SHARE, "came": way / whole if whole > 0 else 1.0, "reached": way >= SHARE * whole
@@ -361,9 +361,9 @@ def markdown(result: Mapping[str, Any]) -> str:
             "## Above the best fixed policy",
             table("less_best_fixed", "tasks", BEST_FIXED),
             "## Ours less each",
-            table("ours_less_this", "tasks", OURS),
+            table("ours_less_this", "tasks", UNBRANCHED),
             "With data sets as units:",
-            table("ours_less_this", "data_sets", OURS),
+            table("ours_less_this", "data_sets", UNBRANCHED),
             "## Spent, in trainings",
             tabulate(costs, head, tablefmt="pipe", disable_numparse=True),
             "## Luck",

@@ -40,7 +40,8 @@ from rlmix.experiments.studies.budget.anytime import BUDGETS, FURTHER, LOG, read
 from rlmix.experiments.studies.budget.recorded import POLICIES, Ends, RecordedTask
 from rlmix.experiments.studies.budget.rivals import portfolio
 
-OURS, BY_RULE, PORTFOLIO, RANDOM = "ours", "ours, led by the rule", "greedy portfolio", "random search"
+OURS, BY_RULE = "ours, without branches", "ours, without branches, led by the rule"
+PORTFOLIO, RANDOM = "greedy portfolio", "random search"
 ORACLE, ORACLE_AGAIN = "oracle: all 16, validation decides", "its policy, trained again"
 RULE = "rule"
 REPEATS = 200  # random orders of the policies

@@ -5,11 +5,11 @@
     python experiments/studies/budget/real.py --data ../shared/data --log runs/real/rehearse-usual.jsonl --out runs/real
 
 The log has one training of each task under every fixed policy and one that the agent led. On the same tasks this trains
-Population Based Training, the agent alone and CutMix on half several times, and every fixed policy a second time. So
-kinds of luck can be told apart: what a method's own network reaches; what its policy reaches again, from another seed,
-which is what carries over; and what the best of as many trainings of one policy reaches. Methods that only begin,
-continue or drop trainings that are in the log are looked up there, as in `anytime.py`, whose methods they are; ours is
-one of them.
+our search and Population Based Training, the agent alone and CutMix on half several times, and every fixed policy a
+second time. So kinds of luck can be told apart: what a method's own network reaches; what its policy reaches again,
+from another seed, which is what carries over; and what the best of as many trainings of one policy reaches. Methods
+that only begin, continue or drop trainings that are in the log are looked up there, as in `anytime.py`, whose methods
+they are; ours without branches is one of them.
 
 Validation decides, development images judge; no method sees them. All trainings keep the last network. Finished
 trainings do not run again: the same command resumes. Needs Optuna, which is among the packages of `rl-mix[dev]`.
@@ -28,9 +28,11 @@ from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from tabulate import tabulate
 
 from rlmix.agent.agent import Agent
+from rlmix.agent.budget import BRANCHING, BudgetSearch, Step, StepResult, search_budget
 from rlmix.agent.files import SHIPPED
 from rlmix.agent.population import train_population
 from rlmix.agent.values import Forecaster
@@ -39,7 +41,8 @@ from rlmix.classifier.files import with_filename, write_atomic
 from rlmix.classifier.hardware import resolve_device, resolve_precision
 from rlmix.classifier.mixing import PolicySchedule
 from rlmix.classifier.training.config import Precision
-from rlmix.envs import Task
+from rlmix.envs import Task, TaskTrainer
+from rlmix.envs.observation import TrainingState, checks_labels, observe
 from rlmix.envs.seeds import derive_seed, training_seed
 from rlmix.envs.task_trainer import Snapshot
 from rlmix.experiments.comparison.intervals import format_interval, interval_by_unit
@@ -49,19 +52,21 @@ from rlmix.experiments.runs.errors import RunError
 from rlmix.experiments.search.task_family import MENU, SEGMENTS
 from rlmix.experiments.studies.broad.record import CHOICES, GROUPS, data_places, shared_trainer
 from rlmix.experiments.studies.broad.rehearse import CUTMIX
+from rlmix.experiments.studies.budget import rivals
 from rlmix.experiments.studies.budget.anytime import (
     BEST_FIXED,
     BUDGETS,
     FURTHER,
     LOG,
     ORACLE,
-    OURS,
+    UNBRANCHED,
     aims_in_words,
     play_ours,
     play_rivals,
     read_further,
     read_tasks,
     require_optuna,
+    with_portfolio,
 )
 from rlmix.experiments.studies.budget.recorded import LED, POLICIES, Ends, RecordedTask
 
@@ -69,6 +74,7 @@ COPIES = 4  # trainings of the agent alone, and of CutMix on half, by which luck
 REPEATS, REDUCTION = 10, 2  # of methods that draw; of Optuna's pruners, as in anytime.py
 AGAIN = 100  # number of the seed from which what was found is trained again; copies have smaller ones
 POPULATION = "Population Based Training"
+OURS = "ours"
 AGENTS, CUTMIXES = "the agent, the best of as many", "CutMix on half, the best of as many"
 
 Key = tuple[int, str, int]  # number of a task, kind of training, and which of its kind
@@ -90,8 +96,8 @@ class RealConfig:
     optional, None leaves it out."""
     tasks: int = 60
     """Number of tasks, of those of the log."""
-    populations: tuple[int, ...] = (4, 16)
-    """Numbers of members of Population Based Training, each as many trainings. The largest are trained last."""
+    budgets: tuple[int, ...] = (4, 16)
+    """Budgets of our search and of Population Based Training, which has as many members; the largest comes last."""
     processes: int = 2
     """Number of parallel trainings, one thread each."""
     out: str = "runs/budget-real"
@@ -99,9 +105,10 @@ class RealConfig:
 
     def __post_init__(self) -> None:
         require_at_least(self, tasks=2, processes=1)
-        if not self.populations or not set(self.populations) <= set(BUDGETS[1:]):
-            known, given = " ".join(map(str, BUDGETS[1:])), " ".join(map(str, self.populations)) or "none"
-            raise RunError(f"--populations must be some of {known}, got {given}")
+        branching = [budget for budget in BUDGETS if budget >= BRANCHING]  # with less, ours is in the log
+        if not self.budgets or not set(self.budgets) <= set(branching):
+            known, given = " ".join(map(str, branching)), " ".join(map(str, self.budgets)) or "none"
+            raise RunError(f"--budgets must be some of {known}, got {given}")
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -119,48 +126,57 @@ def main(arguments: Sequence[str] | None = None) -> None:
             out.mkdir(parents=True, exist_ok=True)
         places = tuple(data_places(config.data, GROUPS["rehearse-usual"]).items())
         path = out / "real.jsonl"
-        log = TrainingLog(path, lambda lines: _reusable(path, lines, agent.checksum))
+        beside = rivals.left_out(tasks, POLICIES, whole_data_set=True, led=True, further=further)
+        log = TrainingLog(path, lambda lines: _reusable(path, lines, agent.checksum, beside))
         precision = resolve_precision("auto", resolve_device("cpu"))
         jobs = {
             (task.number, kind, number): functools.partial(
-                train, (task.number, kind, number), task.task, config.agent, places, precision
+                train, (task.number, kind, number), task.task, config.agent, beside[task.number], places, precision
             )
-            for task, (kind, number) in in_order(tasks, config.populations)
+            for task, (kind, number) in in_order(tasks, config.budgets)
         }
         log.run(jobs, processes=config.processes, describe=_describe)
         result = {
             "command": call.line,
-            **summarise(tasks, log.finished, Forecaster.load(config.agent), further, config.populations),
+            **summarise(tasks, log.finished, Forecaster.load(config.agent), further, config.budgets),
         }
         write_atomic(out / "real.json", (json.dumps(result, indent=1) + "\n").encode())
         write_atomic(out / "real.md", markdown(result).encode())
         print(f"\n{markdown(result)}\nwritten: {out}/real.json, real.md")
 
 
-def in_order(
-    tasks: Sequence[RecordedTask], populations: Sequence[int]
-) -> Iterator[tuple[RecordedTask, tuple[str, int]]]:
-    """Yield each task with kind and number of what it lacks beside the log: task by task, large populations last.
+def in_order(tasks: Sequence[RecordedTask], budgets: Sequence[int]) -> Iterator[tuple[RecordedTask, tuple[str, int]]]:
+    """Yield each task with kind and number of what it lacks beside the log: task by task, the largest budget last.
 
-    So an interrupted command has finished what needs fewer members, and `populations` without the largest shows it.
+    So an interrupted command has finished what needs fewer trainings, and `budgets` without the largest shows it.
     """
-    *smaller, largest = sorted(populations)
+    *smaller, largest = sorted(budgets)
     yield from itertools.product(tasks, wanted(smaller))
-    yield from itertools.product(tasks, [("population", largest)])
+    yield from itertools.product(tasks, searches([largest]))
 
 
-def wanted(populations: Sequence[int]) -> list[tuple[str, int]]:
+def wanted(budgets: Sequence[int]) -> list[tuple[str, int]]:
     """Return kind and number of the trainings of a task, beside those of the log."""
     return [
         *(("agent", copy) for copy in range(1, COPIES)),  # the log has the first one
-        *(("population", members) for members in populations),
+        *searches(budgets),
         *(("again", policy) for policy in range(POLICIES)),
         *(("cutmix", copy) for copy in range(2, COPIES)),  # the log has the first one, and `again` the second
     ]
 
 
+def searches(budgets: Sequence[int]) -> list[tuple[str, int]]:
+    """Return kind and number of the searches that a log of fixed policies cannot tell of."""
+    return list(itertools.product(("population", "ours"), budgets))
+
+
 def train(
-    key: Key, task: Task, agent: str, places: tuple[tuple[str, str], ...], precision: Precision
+    key: Key,
+    task: Task,
+    agent: str,
+    portfolio: Sequence[int],
+    places: tuple[tuple[str, str], ...],
+    precision: Precision,
 ) -> dict[str, Any]:
     """Train what a key stands for and return the line of the log.
 
@@ -168,17 +184,18 @@ def train(
         key: task, kind and number.
         task: the task.
         agent: folder of the agent.
+        portfolio: policies of our search, in the order in which they begin.
         places: name of each data set and what `load_dataset` takes for it.
         precision: number format of the network.
 
     Returns:
         The key; development and validation accuracy of the network that is kept, in [0, 1]; updates that were spent, in
-        whole trainings; of the agent also the bytes of a training's state; of a population what its policies reached
-        again.
+        whole trainings; of the agent also the bytes of a training's state; of a search what its policies reached again.
     """
     number, kind, which = key
     trainer, chooser = shared_trainer(places, precision), Agent.load(agent)
-    seed, found, facts = training_seed(number), None, {"cost": 1.0}
+    seed, found = training_seed(number), None
+    facts: dict[str, Any] = {"cost": 1.0}
     match kind:
         case "agent":
             env = chooser.environment(trainer, task)
@@ -188,6 +205,14 @@ def train(
             trainer.run(PolicySchedule.fixed(MENU.policy(CHOICES[which])), task, derive_seed(seed, 1))
         case "cutmix":
             trainer.run(PolicySchedule.fixed(CUTMIX), task, derive_seed(seed, which))
+        case "ours":
+            search, (snapshot, _) = search_task(
+                trainer, task, number, chooser, with_portfolio(Forecaster.load(agent), portfolio), which
+            )
+            trainer.restore(snapshot)
+            assert search.winner is not None
+            found = [step.action for step in search.path(search.winner)]
+            facts = {"cost": round(search.cost, 3), "portfolio": list(portfolio)}
         case _:
             found = [
                 tuple(action)
@@ -215,12 +240,69 @@ def train(
     return line
 
 
+def search_task(
+    trainer: TaskTrainer, task: Task, number: int, agent: Agent, forecaster: Forecaster, budget: float
+) -> tuple[BudgetSearch, tuple[Snapshot, TrainingState]]:
+    """Search within a budget, as `replay_policy.py --budget` does.
+
+    Args:
+        trainer: trains the candidates.
+        task: the task.
+        number: number of the task, from which the seeds are derived.
+        agent: leads the first candidate.
+        forecaster: has the portfolio.
+        budget: updates of all candidates together, in whole trainings.
+
+    Returns:
+        The search at its end, and the training that is kept.
+    """
+    first = training_seed(number)
+    check = checks_labels((*agent.features, *forecaster.features))
+
+    def chosen(state: TrainingState) -> tuple[int, ...]:
+        return agent.choose(observe(state, agent.menu, agent.features))
+
+    def seen(state: TrainingState) -> NDArray[np.float32]:
+        return observe(state, forecaster.menu, forecaster.features)
+
+    def train_segment(
+        step: Step, before: tuple[Snapshot, TrainingState] | None
+    ) -> tuple[tuple[Snapshot, TrainingState], StepResult]:
+        if before is None:
+            seed = derive_seed(first, step.candidate) if step.candidate else first
+            state = TrainingState.at_start(trainer.start(task, seed), task)
+        else:
+            snapshot, state = before
+            trainer.restore(snapshot)
+        end = round(forecaster.segments[step.segment] * task.updates)
+        segment = trainer.train_segment(forecaster.menu.policy(step.action), end, check=check)
+        state = state.after(
+            progress=trainer.trainer.progress,
+            relative_lr=trainer.trainer.relative_lr,
+            segment=segment.stats,
+            evaluation=segment.evaluation,
+            action=step.action,
+            labels=segment.labels,
+        )
+        accuracy = segment.evaluation.accuracy
+        result = StepResult(None, accuracy) if segment.diverged else StepResult(
+            seen(state), accuracy, own_choice=chosen(state)
+        )  # fmt: skip
+        return (trainer.snapshot(), state), result
+
+    begun = trainer.start(task, first)
+    start = TrainingState.at_start(begun, task)
+    search = BudgetSearch(forecaster, budget, seen(start), chosen(start), images=len(begun.data.validation))
+    _, kept = search_budget(search, train_segment)
+    return search, kept
+
+
 def summarise(
     tasks: Sequence[RecordedTask],
     lines: Mapping[Key, Line],
     forecaster: Forecaster,
     further: Sequence[Ends],
-    populations: Sequence[int],
+    budgets: Sequence[int],
 ) -> dict[str, Any]:
     """Return accuracies, costs and paired differences of all methods, in points.
 
@@ -229,9 +311,9 @@ def summarise(
         lines: finished trainings by key.
         forecaster: forecaster of our search.
         further: further tasks that portfolios are chosen on.
-        populations: numbers of members of Population Based Training.
+        budgets: those of our search and of Population Based Training.
     """
-    methods = accuracies(tasks, lines, forecaster, further, populations)
+    methods = accuracies(tasks, lines, forecaster, further, budgets)
     datasets = [task.dataset for task in tasks]
 
     def compared(ours: str, theirs: str, budget: int, which: str) -> dict[str, tuple[float, float]] | None:
@@ -277,7 +359,7 @@ def accuracies(
     lines: Mapping[Key, Line],
     forecaster: Forecaster,
     further: Sequence[Ends],
-    populations: Sequence[int],
+    budgets: Sequence[int],
 ) -> dict[str, dict[int, dict[str, list[float]]]]:
     """Return each method's accuracy, its policy's accuracy again, both in points, and its cost, by task.
 
@@ -314,7 +396,7 @@ def accuracies(
         return [first, *((line["validation"], line["development"]) for line in more)]
 
     methods = {
-        POPULATION: {members: of_search("population", members) for members in sorted(populations)},
+        POPULATION: {budget: of_search("population", budget) for budget in sorted(budgets)},
         AGENTS: {budget: best_of(agents, budget) for budget in BUDGETS if budget <= COPIES},
         CUTMIXES: {budget: best_of(cutmixes, budget) for budget in BUDGETS if budget <= COPIES},
     }
@@ -326,7 +408,7 @@ def accuracies(
         for number in numbers
     }
     looked_up = {
-        OURS: play_ours(tasks, forecaster, further),
+        UNBRANCHED: play_ours(tasks, forecaster, further),
         **play_rivals(tasks, further, repeats=REPEATS, reduction=REDUCTION),
     }
     for name, curves in looked_up.items():
@@ -344,7 +426,9 @@ def accuracies(
             }
             for budget in BUDGETS
         }
-    return {OURS: methods.pop(OURS), **methods}
+    alike = {budget: one for budget, one in methods[UNBRANCHED].items() if budget < BRANCHING}
+    searched = {budget: of_search("ours", budget) for budget in sorted(budgets)}
+    return {OURS: alike | searched, UNBRANCHED: methods.pop(UNBRANCHED), **methods}
 
 
 def aims(comparisons: Mapping[str, Any]) -> dict[str, Any]:
@@ -359,7 +443,7 @@ def aims(comparisons: Mapping[str, Any]) -> dict[str, Any]:
     others = [
         lead(name, 4, "ours_less_this")
         for name, by_budget in comparisons.items()
-        if name not in (OURS, ORACLE) and "4" in by_budget
+        if name not in (OURS, UNBRANCHED, ORACLE) and "4" in by_budget
     ]
     found = {
         "share of the way from the best fixed policy to the oracle at 2": _aim(0.9, way / whole if whole > 0 else 1.0),
@@ -432,15 +516,21 @@ def _bytes(snapshot: Snapshot) -> int:
     return buffer.getbuffer().nbytes
 
 
-def _reusable(path: Path, lines: Sequence[Line], checksum: str) -> dict[Key, Line]:
-    """Return the trainings of a log by key.
+def _reusable(
+    path: Path, lines: Sequence[Line], checksum: str, portfolios: Mapping[int, Sequence[int]]
+) -> dict[Key, Line]:
+    """Return the trainings of a log by key, but searches with other portfolios: those were chosen on other tasks.
 
     Raises:
         RunError: one is of another agent.
     """
     if any(line["agent_sha256"] != checksum for line in lines):
         raise RunError(f"{path}: holds trainings of another agent; choose another folder")
-    return {(line["task"], line["kind"], line["number"]): line for line in lines}
+    return {
+        (line["task"], line["kind"], line["number"]): line
+        for line in lines
+        if line["kind"] != "ours" or line["portfolio"] == list(portfolios.get(line["task"], ()))
+    }
 
 
 def _describe(line: Line) -> str:

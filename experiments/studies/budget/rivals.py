@@ -47,7 +47,7 @@ def best_of(task: RecordedTask, policies: Sequence[int]) -> int:
 
 
 def ours(search: BudgetSearch, task: RecordedTask) -> Kept:
-    """Search as `replay_policy.py --budget` does, to the end."""
+    """Search as `replay_policy.py --budget` does, but without branches, to the end."""
     try:
         last, _ = search_budget(search, lambda step, _: (None, task.result(step)))
     except InputError:  # all have diverged; the agent's is among them
@@ -56,8 +56,9 @@ def ours(search: BudgetSearch, task: RecordedTask) -> Kept:
 
 
 def search_of(task: RecordedTask, budget: float, forecaster: Forecaster, worth: float | None = None) -> BudgetSearch:
-    """Return our search at its start."""
-    return BudgetSearch(forecaster, budget, task.observations[LED, 0], task.choices[0], images=task.images, worth=worth)
+    """Return our search at its start; nothing recorded tells of a branch."""
+    start, own = task.observations[LED, 0], task.choices[0]
+    return BudgetSearch(forecaster, budget, start, own, images=task.images, worth=worth, branching=False)
 
 
 def at_random(task: RecordedTask, budget: float, random: np.random.Generator) -> Kept:
