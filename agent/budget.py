@@ -291,7 +291,7 @@ class BudgetSearch:
         in_turn = sorted(range(len(running)), key=lambda place: (not stays(place), -means[place, actions[place]]))
         # Forecasts compare policies, not networks: those that give way, and the best, are told by validation.
         ranked = sorted(in_turn[:count], key=lambda place: -results[place].accuracy)
-        branches = count // BRANCHING if self.branching else 0
+        branches = count // BRANCHING if self.branching and len(self._actions) > 1 else 0
         chosen = sorted(sorted(ranked, key=lambda place: not stays(place))[: count - branches])
         going_on = [
             _Option(running[place], running[place].candidate, actions[place], running[place].own) for place in chosen

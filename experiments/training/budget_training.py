@@ -147,6 +147,7 @@ class StepTrainer:
                 own_choice = list(self.own_choice(state))
         line = {
             "step": step.number,
+            "candidate": step.candidate,
             "observation": observation,
             "accuracy": accuracy,
             "kept_accuracy": kept_accuracy,
@@ -206,6 +207,11 @@ def train_within_budget(
     assert isinstance(agent, AnyAgent) and forecaster is not None
     trainer = StepTrainer(config, data, agent, forecaster)
     start = trainer.start()
+    log = LineLog(run.path / LOG)
+    lines = log.read()
+    log.keep(len(lines))  # a torn last line would spoil the next one
+    with reject_incompatible(log.path):
+        branching = all("candidate" in line for line in lines)  # runs from before there were branches go on without
     search = BudgetSearch(
         forecaster,
         config.trainings,
@@ -213,9 +219,10 @@ def train_within_budget(
         trainer.own_choice(start),
         images=len(data.validation),
         worth=config.worth if config.budget == "auto" else None,
+        branching=branching,
     )
     counts = f"{', '.join(map(str, search.counts))} candidates in the {len(search.counts)} segments"
-    if search.counts[-1] >= BRANCHING:
+    if search.counts[-1] >= BRANCHING and search.branching:
         counts += ", after each the last quarter gives way to branches of the first"
     if search.worth is not None:
         counts = f"{FIRST}, then one after the other while it is expected to add {search.worth:g} points"
@@ -224,10 +231,8 @@ def train_within_budget(
         f"{counts}",
         flush=True,
     )
-    folder, log = run.path / CANDIDATES, LineLog(run.path / LOG)
+    folder = run.path / CANDIDATES
     folder.mkdir(exist_ok=True)
-    lines = log.read()
-    log.keep(len(lines))  # a torn last line would spoil the next one
     with reject_incompatible(log.path):
         known = {line["step"]: line for line in lines}
         while search.due and all(step.number in known for step in search.due):

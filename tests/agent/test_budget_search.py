@@ -202,6 +202,18 @@ def test_recorded_trainings_do_not_branch() -> None:
     assert {step.candidate for step in search.ends} == set(range(8)) and len(search.outlooks) == 1
 
 
+def test_a_menu_of_one_policy_has_no_branches() -> None:
+    menu = Menu(sources=MENU.sources[:1], thresholds=(None,), labels=((1.0, 0.0),), lams=("beta(1)",))
+    values = drawn_values(menu, DEFAULT_FEATURES, members=2, seed=0)
+    told = Forecaster(values, menu, SEGMENTS, DEFAULT_FEATURES, (1.0, 1.0, 1.0), {})
+    seen = np.zeros(len(DEFAULT_FEATURES) + sum(menu.sizes), np.float32)
+    search = BudgetSearch(told, 4, seen, menu.actions()[0], images=1000)
+    while due := search.due:
+        for step in due:
+            search.tell(step.number, StepResult(seen, 0.5))
+    assert {step.candidate for step in search.ends} == set(range(4))
+
+
 def test_branches_take_the_place_of_what_has_diverged() -> None:
     search = begin(4, [1.0] * 6)
     for step in search.due:

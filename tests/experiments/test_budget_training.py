@@ -113,7 +113,9 @@ def test_what_is_kept_is_the_training_under_its_schedule(whole: Path, tmp_path: 
     assert [file.name for file in (whole / "candidates").iterdir()] == [f"{kept['step']:04d}.safetensors"]
 
 
-def test_a_branch_is_the_training_under_its_schedule_from_where_it_began(agent: Path, tmp_path: Path) -> None:
+def test_a_branch_is_the_training_under_its_schedule_from_where_it_began(
+    agent: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     for number in range(8):  # until a branch is kept
         folder = tmp_path / str(number)
         summary = train(agent, folder / "run", "--seed", number, budget=8)
@@ -137,6 +139,26 @@ def test_a_branch_is_the_training_under_its_schedule_from_where_it_began(agent: 
     assert len(begun) == 2 * 2 and "8 candidates began, 24 segments" in page
     twice = train(agent, folder / "two", "--seed", number, "--workers", 2, budget=8)
     assert twice["budget"] == summary["budget"] and twice["weights"] == summary["weights"]
+    train_step = budget_training.StepTrainer.train
+    for name, last in (("killed", 14), ("older", 7)):
+
+        def killed(self: Any, step: Step, *arguments: Any, last: int = last) -> Any:
+            if step.number == last:
+                raise Killed
+            return train_step(self, step, *arguments)
+
+        with monkeypatch.context() as patch:
+            patch.setattr(budget_training.StepTrainer, "train", killed)
+            with pytest.raises(Killed):
+                train(agent, folder / name, "--seed", number, budget=8)
+    resumed = train(agent, folder / "killed", budget=8)
+    assert resumed["budget"] == summary["budget"] and resumed["weights"] == summary["weights"]
+    # A run that began before there were branches goes on without.
+    lines = [json.loads(text) for text in (folder / "older" / "candidates.jsonl").read_text().splitlines()]
+    without = [{key: value for key, value in line.items() if key != "candidate"} for line in lines]
+    (folder / "older" / "candidates.jsonl").write_text("".join(json.dumps(line) + "\n" for line in without))
+    older = train(agent, folder / "older", budget=8)["budget"]
+    assert {step["candidate"] for step in older["steps"]} == set(range(8)) and len(older["outlooks"]) == 1
 
 
 def test_tensorboard_and_report_show_the_candidates(whole: Path) -> None:
