@@ -80,6 +80,7 @@ tensorboard: $(CORE) ## Show the curves of LOGDIR on this machine at PORT
 	exec $(RUN) -m tensorboard.main --logdir "$(LOGDIR)" --host 127.0.0.1 --port $(PORT)
 
 install: $(CORE) ## Set up for training only
+	echo '    source .venv/bin/activate   # then the commands of README.md'
 
 install-dev: $(DEV) ## Set up for training, testing and Ray
 

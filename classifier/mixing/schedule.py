@@ -82,11 +82,13 @@ class PolicySchedule:
             PolicyError: a field is missing, unknown or out of range, or the version is not known; the message names it.
         """
         if not isinstance(value, dict) or value.get("format") != FORMAT:
-            raise PolicyError(f"format must be {FORMAT!r}, got {value!r:.80}: this is not a policy schedule")
+            beside = isinstance(value, dict) and "schedule" in value
+            hint = "; that of a run lies beside its summary, in policy.json" if beside else ""
+            raise PolicyError(f"format must be {FORMAT!r}, got {value!r:.80}: this is not a policy schedule{hint}")
         if value.get("version") not in (1, PLAIN_VERSION, VERSION):
+            hint = "; another RL-Mix wrote it" if "version" in value else ": the field is missing"
             raise PolicyError(
-                f"version must be 1, {PLAIN_VERSION} or {VERSION}, got {value.get('version')!r:.80}; "
-                "another RL-Mix wrote it"
+                f"version must be 1, {PLAIN_VERSION} or {VERSION}, got {value.get('version')!r:.80}{hint}"
             )
         require_fields("schedule", value, ["format", "version", "segments", "provenance"])
         if not isinstance(value["segments"], list):
@@ -142,7 +144,10 @@ class PolicySchedule:
             raise PolicyError(f"{path}: {error}") from None
         except (ValueError, RecursionError) as error:
             reason = "it is empty" if not raw.strip() else f"{type(error).__name__}: {error}"
-            raise PolicyError(f"{path}: not a JSON file ({reason:.120})") from None
+            raise PolicyError(
+                f"{path}: not a JSON file ({reason:.120}); a schedule is the policy.json that a search, a training or "
+                "RLMix.save has written"
+            ) from None
 
 
 def _refuse_constant(name: str) -> Any:
