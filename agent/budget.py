@@ -102,7 +102,7 @@ class Outlook:
 
 
 class _Option(NamedTuple):
-    """What may be trained: step that is continued, number of the candidate, place of the action, whose choice it is."""
+    """A step to add: the one it continues, its candidate's number, place of its action, whether the agent chose it."""
 
     parent: Step | None
     candidate: int

@@ -222,7 +222,7 @@ def train_within_budget(
         branching=branching,
     )
     counts = f"{', '.join(map(str, search.counts))} candidates in the {len(search.counts)} segments"
-    if search.counts[-1] >= BRANCHING and search.branching:
+    if search.branching and max(search.counts[1:], default=0) >= BRANCHING:
         counts += ", after each the last quarter gives way to branches of the first"
     if search.worth is not None:
         counts = f"{FIRST}, then one after the other while it is expected to add {search.worth:g} points"

@@ -129,6 +129,7 @@ def test_the_agents_candidate_is_never_given_up_for_others(budget: float) -> Non
     finish_with_agent(search, [0.9, 0.3, 0.2, 0.9, 0.9, 0.1], chosen)
     own = [step for step in search.steps if step.candidate == 0]
     assert [step.action for step in own] == [tuple(ACTIONS[place]) for place in chosen] and all(one.own for one in own)
+    assert [entry["own"] for entry in search.to_json() if entry["candidate"] == 0] == [True] * 3
     assert [step.number for step in search.path(own[-1])] == [step.number for step in own]
     assert search.winner is not None and not search.winner.own
 

@@ -158,7 +158,7 @@ def test_a_rule_needs_no_validation_and_goes_on_where_it_was(cut: int, tmp_path:
             given = [choice.reason for choice in mix.choices]
             assert given[0] is None and given[2:] == [None] * 3
             relation = {"above": "≥", "below": "<"}[answer]
-            words = r"( \([^()]+; limit [^()]+\))?"  # of features whose values say little
+            words = r" \([\d.]+ % of guessing's loss; limit [\d.]+ % of guessing's loss\)" * (feature != "progress")
             assert re.fullmatch(rf"{feature} [\d.]+ {relation} {threshold}{words}", given[1] or "")
             outcomes.append(model.state_dict())
         one, other = outcomes

@@ -178,6 +178,7 @@ def test_the_documents_show_the_committed_results() -> None:
     )
     assert said in page.replace("\n", " ")
     again = (
+        (real.OURS, 1),
         (real.OURS, 4),
         (real.OURS, 16),
         (real.POPULATION, 4),
