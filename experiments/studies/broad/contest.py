@@ -166,6 +166,21 @@ def task_of(group: str, number: int, sources: Sequence[Source], *, seed: int) ->
     return task
 
 
+def task_and_seed(protocol: Mapping[str, Any], group: str, number: int) -> tuple[Task, int]:
+    """Return a task of a protocol, and the seed that all its trainings share.
+
+    Args:
+        protocol: the protocol.
+        group: name of the group.
+        number: number of the task.
+    """
+    known = {source["name"]: Source(source["name"], tuple(source["counts"]), source["colour"])
+             for source in protocol["sources"]}  # fmt: skip
+    sources = [known[one] for one in protocol["groups"][group]]
+    task = task_of(group, number, sources, seed=protocol["seed"])
+    return task, derive_seed(protocol["seed"], *group.encode(), number)
+
+
 def contestants_of(
     agents: Mapping[str, Agent],
     folders: Mapping[str, str],
@@ -298,11 +313,7 @@ def train(key: Key, protocol_file: str, places: tuple[tuple[str, str], ...], pre
     group, number, name = key
     protocol = _protocol(protocol_file)
     entry, split = protocol["contestants"][name], protocol["split"]
-    known = {source["name"]: Source(source["name"], tuple(source["counts"]), source["colour"])
-             for source in protocol["sources"]}  # fmt: skip
-    sources = [known[one] for one in protocol["groups"][group]]
-    task = task_of(group, number, sources, seed=protocol["seed"])
-    seed = derive_seed(protocol["seed"], *group.encode(), number)
+    task, seed = task_and_seed(protocol, group, number)
     trainer = shared_trainer(places, precision)
     line: dict[str, Any] = {"group": group, "task": number, "contestant": name, "dataset": task.dataset}
     match entry["kind"]:
@@ -320,30 +331,36 @@ def train(key: Key, protocol_file: str, places: tuple[tuple[str, str], ...], pre
             trainer.run(random_schedule(MENU, SEGMENTS, seed), task, training_seed(seed))
         case _:
             return line | _search(name, trainer, task, split, seed)
-    return line | _accuracies(trainer, split)
+    return line | accuracies(trainer, split)
 
 
 def _search(name: str, trainer: TaskTrainer, task: Task, split: str, seed: int) -> dict[str, Any]:
     """Train a task 16 times and return the accuracies of the network kept, with what else is found out."""
     if name == POPULATION:
         train_population(trainer, task, menu=MENU, segments=SEGMENTS, seed=seed, members=TRAININGS)
-        return _accuracies(trainer, split)
+        return accuracies(trainer, split)
     policies = [MENU.policy(action) for action in CHOICES] if name == MENU_16 else [CUTMIX] * TRAININGS
     found = []
     for place, policy in enumerate(policies):
         own = training_seed(seed) if name == MENU_16 or place == 0 else derive_seed(training_seed(seed), place)
         trainer.run(PolicySchedule.fixed(policy), task, own)
-        found.append(_accuracies(trainer, split))
+        found.append(accuracies(trainer, split))
     best = max(range(TRAININGS), key=lambda place: found[place]["validation"])
     if name == COPIES:
         return found[best]
     trainer.run(PolicySchedule.fixed(policies[best]), task, derive_seed(training_seed(seed), TRAININGS))
-    again = _accuracies(trainer, split)
+    again = accuracies(trainer, split)
     every = [[one["accuracy"], one["validation"]] for one in found]
     return {**found[best], "chosen": [str(policies[best])], "again": again["accuracy"], "every": every}
 
 
-def _accuracies(trainer: TaskTrainer, split: str) -> dict[str, Any]:
+def accuracies(trainer: TaskTrainer, split: str) -> dict[str, Any]:
+    """Return what a line of the log says of a trained network: accuracies in [0, 1], and whether it diverged.
+
+    Args:
+        trainer: has trained it.
+        split: images that judge: development or test.
+    """
     measured = trainer.measure([split, "validation"])
     return {
         "accuracy": round(measured[split], 4),

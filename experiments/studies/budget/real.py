@@ -32,7 +32,7 @@ from numpy.typing import NDArray
 from tabulate import tabulate
 
 from rlmix.agent.agent import Agent
-from rlmix.agent.budget import BRANCHING, BudgetSearch, Step, StepResult, search_budget
+from rlmix.agent.budget import BRANCHING, Action, BudgetSearch, Step, StepResult, search_budget
 from rlmix.agent.files import SHIPPED
 from rlmix.agent.population import train_population
 from rlmix.agent.values import Forecaster
@@ -232,12 +232,17 @@ def train(
         **facts,
     }
     if found is not None:
-        steps = zip(SEGMENTS, found, strict=False)  # fewer than there are segments after a divergence
-        *early, (_, last) = ((until, MENU.policy(action)) for until, action in steps)
-        trainer.run(PolicySchedule((*early, (1.0, last))), task, derive_seed(seed, AGAIN))
+        trainer.run(schedule_of(found), task, derive_seed(seed, AGAIN))
         again = trainer.measure(["development"])["development"]
         line |= {"again": round(again, 4), "policies": [str(MENU.policy(action)) for action in found]}
     return line
+
+
+def schedule_of(actions: Sequence[Action]) -> PolicySchedule:
+    """Return the schedule of a training's actions; one that diverged has fewer than there are segments."""
+    steps = zip(SEGMENTS, actions, strict=False)
+    *early, (_, last) = ((until, MENU.policy(action)) for until, action in steps)
+    return PolicySchedule((*early, (1.0, last)))
 
 
 def search_task(
