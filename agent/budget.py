@@ -2,11 +2,11 @@
 
 The first candidate is the agent's own: it chooses throughout. Each further one holds a policy, in the order of the
 forecaster's portfolio: policies of which one or another is good. To begin more and end some early has not measured
-better (studies/budget). But of four candidates or more, the last quarter by validation gives way after every segment to
-branches of the first: they go on from its networks as the agent chooses there, or, where that is held already, under
+better (studies/budget). But of sixteen candidates or more, the last quarter by validation gives way after every segment
+to branches of the first: they go on from its networks as the agent chooses there, or, where that is held already, under
 the other policy with the highest forecast. So does Population Based Training (arXiv 1711.09846), which draws the first
-policies and every change. Where the budget is no whole number of trainings, further ones begin, as far as the rest pays
-for, and forecasts decide which go on.
+policies and every change. Of fewer it has not measured better. Where the budget is no whole number of trainings,
+further ones begin, as far as the rest pays for, and forecasts decide which go on.
 
 Where more is to be spent only as far as it is worth it, three candidates are trained, and then one after the other,
 until one more is no longer expected to add enough. An `Outlook` tells what is expected, once trainings have ended: so
@@ -32,7 +32,8 @@ State = TypeVar("State")
 Action = tuple[int, ...]
 
 FIRST = 3  # candidates that are trained before more is weighed; of fewer little can be told
-BRANCHING = 4  # one in so many candidates gives way to a branch of a better one, after each segment
+BRANCHING = 16  # trainings of which a budget branches; with fewer nothing is gained by it (docs/budget.md)
+QUARTER = 4  # one in so many candidates gives way to a branch of a better one, after each segment
 GRID = np.linspace(-8, 8, 4001)  # of a standard normal distribution
 
 
@@ -123,7 +124,8 @@ class BudgetSearch:
         images: number of validation images.
         worth: points of accuracy that a further training must be expected to add, after the first three; optional,
             defaults to spending the whole budget.
-        branching: whether candidates give way to branches of better ones; optional, recorded trainings cannot branch.
+        branching: whether, of four or more, candidates give way to branches of better ones; optional, defaults to
+            budgets of 16 and more. Recorded trainings cannot branch.
 
     Raises:
         InputError: the budget is out of range.
@@ -138,15 +140,17 @@ class BudgetSearch:
         *,
         images: int,
         worth: float | None = None,
-        branching: bool = True,
+        branching: bool | None = None,
     ) -> None:
-        self.forecaster, self.images, self.worth, self.branching = forecaster, images, worth, branching
+        self.forecaster, self.images, self.worth = forecaster, images, worth
         self.counts = counts_within(budget, forecaster.segments)
         """Number of candidates in each segment, at most."""
         self.outlooks: list[Outlook] = []
         """Expected gains, one entry for each time that candidates had ended; none where there are branches."""
         self.steps: list[Step] = []
         self.results: dict[int, StepResult] = {}
+        self.branching = self.counts[-1] >= BRANCHING if branching is None else branching
+        """Whether candidates may give way to branches of better ones."""
         self._actions = forecaster.menu.actions()
         self._told = forecaster(observation[None])[:, 0]
         self._order = self._candidates(self._place(own_choice))
@@ -273,7 +277,7 @@ class BudgetSearch:
     def _continue(self, running: Sequence[Step], count: int) -> None:
         """Go on with so many candidates: the agent's among several, and those with the highest forecasts.
 
-        Of many the last by validation give way to branches of the first.
+        Where it branches, the last by validation give way to branches of the first.
         """
         results = [self.results[step.number] for step in running]
         seen = np.stack([result.observation for result in results if result.observation is not None])
@@ -291,7 +295,7 @@ class BudgetSearch:
         in_turn = sorted(range(len(running)), key=lambda place: (not stays(place), -means[place, actions[place]]))
         # Forecasts compare policies, not networks: those that give way, and the best, are told by validation.
         ranked = sorted(in_turn[:count], key=lambda place: -results[place].accuracy)
-        branches = count // BRANCHING if self.branching and len(self._actions) > 1 else 0
+        branches = count // QUARTER if self.branching and len(self._actions) > 1 else 0
         chosen = sorted(sorted(ranked, key=lambda place: not stays(place))[: count - branches])
         going_on = [
             _Option(running[place], running[place].candidate, actions[place], running[place].own) for place in chosen

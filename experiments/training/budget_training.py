@@ -19,7 +19,7 @@ import numpy as np
 from torch.utils.tensorboard.writer import SummaryWriter
 
 from rlmix.agent.any_agent import AnyAgent, load_agent
-from rlmix.agent.budget import BRANCHING, FIRST, BudgetSearch, Outlook, Step, StepResult
+from rlmix.agent.budget import FIRST, BudgetSearch, Outlook, Step, StepResult
 from rlmix.agent.decisions import Decision, choose_by
 from rlmix.agent.rule import Rule
 from rlmix.agent.tags import Tag
@@ -211,7 +211,7 @@ def train_within_budget(
     lines = log.read()
     log.keep(len(lines))  # a torn last line would spoil the next one
     with reject_incompatible(log.path):
-        branching = all("candidate" in line for line in lines)  # runs from before there were branches go on without
+        branching = _branching(lines)
     search = BudgetSearch(
         forecaster,
         config.trainings,
@@ -222,7 +222,7 @@ def train_within_budget(
         branching=branching,
     )
     counts = f"{', '.join(map(str, search.counts))} candidates in the {len(search.counts)} segments"
-    if search.branching and max(search.counts[1:], default=0) >= BRANCHING:
+    if search.branching:
         counts += ", after each the last quarter gives way to branches of the first"
     if search.worth is not None:
         counts = f"{FIRST}, then one after the other while it is expected to add {search.worth:g} points"
@@ -243,6 +243,7 @@ def train_within_budget(
             while due := search.due:
                 _forget(folder, search)
                 for line in train([step for step in due if step.number not in known]):
+                    line |= {"branching": search.branching}
                     log.append(line)
                     known[line["step"]] = line
                     print(_describe(search, line, leader), flush=True)
@@ -286,6 +287,19 @@ def _led_by(path: Sequence[Step], name: str, forecaster: Forecaster) -> str:
     if first is None:
         return "a policy of the portfolio" if len({step.action for step in path}) == 1 else "policies of the portfolio"
     return f"{name} from {100 * forecaster.segments[first - 1]:.0f} % on" if first else name
+
+
+def _branching(lines: Sequence[Line]) -> bool | None:
+    """Return whether a run that has begun branches; others go on as they began.
+
+    Args:
+        lines: the run's log so far. At first it did not name candidates, and there were no branches; then it did not
+            say whether there are, and budgets of four and more branched.
+
+    Returns:
+        None where nothing has been trained: its budget says it.
+    """
+    return lines[0].get("branching", "candidate" in lines[0]) if lines else None
 
 
 def _tell(search: BudgetSearch, known: Mapping[int, Line]) -> None:

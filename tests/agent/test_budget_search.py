@@ -58,10 +58,15 @@ def observation(progress: float, accuracy: float) -> np.ndarray:
 
 
 def begin(
-    budget: float, *members: Sequence[float], own: int = 0, noise: float = 1.0, images: int = 1000
+    budget: float,
+    *members: Sequence[float],
+    own: int = 0,
+    noise: float = 1.0,
+    images: int = 1000,
+    branching: bool | None = None,
 ) -> BudgetSearch:
     told = forecaster(*members, noise=noise)
-    return BudgetSearch(told, budget, observation(0, 0), tuple(ACTIONS[own]), images=images)
+    return BudgetSearch(told, budget, observation(0, 0), tuple(ACTIONS[own]), images=images, branching=branching)
 
 
 def finish(search: BudgetSearch, worth: Sequence[float], *, backwards: bool = False) -> None:
@@ -124,7 +129,7 @@ def finish_with_agent(search: BudgetSearch, worth: Sequence[float], chosen: Sequ
 @pytest.mark.parametrize("budget", [2.5, 3.7, 4, 8])
 def test_the_agents_candidate_is_never_given_up_for_others(budget: float) -> None:
     """It looks worst all the time, and its choices are those of the agent, segment by segment."""
-    search, chosen = begin(budget, [1.0] * len(ACTIONS), own=2), [2, 5, 1]
+    search, chosen = begin(budget, [1.0] * len(ACTIONS), own=2, branching=True), [2, 5, 1]
     assert search.counts[-1] > 1
     finish_with_agent(search, [0.9, 0.3, 0.2, 0.9, 0.9, 0.1], chosen)
     own = [step for step in search.steps if step.candidate == 0]
@@ -148,7 +153,7 @@ def test_where_one_candidate_goes_on_the_agents_must_be_expected_to_be_best(wort
 def test_the_last_gives_way_to_a_branch_of_the_best(agents: int | None, begun: int, own: bool) -> None:
     """It begins with the agent's choice, or, where the best holds that already, with the highest other forecast."""
     told = replace(forecaster([0.0, 1.0, 2.0, 3.0, 4.0, 0.0]), portfolio=tuple(ACTIONS[place] for place in (1, 2, 3)))
-    search = BudgetSearch(told, 4, observation(0, 0), tuple(ACTIONS[0]), images=1000)
+    search = BudgetSearch(told, 4, observation(0, 0), tuple(ACTIONS[0]), images=1000, branching=True)
     assert [ACTIONS.index(step.action) for step in search.due] == [0, 1, 2, 3]
     choice = None if agents is None else tuple(ACTIONS[agents])
     for step, accuracy in zip(search.due, [0.3, 0.6, 0.5, 0.4], strict=True):
@@ -173,7 +178,7 @@ def test_the_last_gives_way_to_a_branch_of_the_best(agents: int | None, begun: i
 )
 @settings(max_examples=60, deadline=None)
 def test_branches_keep_to_the_budget(budget: int, accuracies: list[int], chosen: list[int]) -> None:
-    search = begin(budget, [1.0] * 6)
+    search = begin(budget, [1.0] * 6, branching=True)
     while due := search.due:
         assert len(due) == budget and due[0].candidate == 0
         assert len({step.candidate for step in due}) == budget
@@ -198,9 +203,18 @@ def test_branches_keep_to_the_budget(budget: int, accuracies: list[int], chosen:
 
 
 def test_recorded_trainings_do_not_branch() -> None:
-    search = BudgetSearch(forecaster([0.0] * 6), 8, observation(0, 0), ACTIONS[0], images=1000, branching=False)
+    search = begin(16, [0.0] * 6, branching=False)
     finish(search, [0.1, 0.2, 0.3, 0.4, 0.5, 0.6])
-    assert {step.candidate for step in search.ends} == set(range(8)) and len(search.outlooks) == 1
+    assert {step.candidate for step in search.ends} == set(range(16)) and len(search.outlooks) == 1
+
+
+@pytest.mark.parametrize(("budget", "branches"), [(4, False), (8, False), (15.9, False), (16, True), (17.5, True)])
+def test_budgets_of_sixteen_and_more_branch(budget: float, branches: bool) -> None:
+    search = begin(budget, [0.0] * 6)
+    assert search.branching is branches
+    finish(search, [0.1, 0.2, 0.3, 0.4, 0.5, 0.6])
+    candidates = {step.candidate for step in search.steps}
+    assert (len(candidates) > search.counts[0]) is branches and (search.outlooks == []) is branches
 
 
 def test_a_menu_of_one_policy_has_no_branches() -> None:
@@ -208,7 +222,7 @@ def test_a_menu_of_one_policy_has_no_branches() -> None:
     values = drawn_values(menu, DEFAULT_FEATURES, members=2, seed=0)
     told = Forecaster(values, menu, SEGMENTS, DEFAULT_FEATURES, (1.0, 1.0, 1.0), {})
     seen = np.zeros(len(DEFAULT_FEATURES) + sum(menu.sizes), np.float32)
-    search = BudgetSearch(told, 4, seen, menu.actions()[0], images=1000)
+    search = BudgetSearch(told, 4, seen, menu.actions()[0], images=1000, branching=True)
     while due := search.due:
         for step in due:
             search.tell(step.number, StepResult(seen, 0.5))
@@ -216,7 +230,7 @@ def test_a_menu_of_one_policy_has_no_branches() -> None:
 
 
 def test_branches_take_the_place_of_what_has_diverged() -> None:
-    search = begin(4, [1.0] * 6)
+    search = begin(4, [1.0] * 6, branching=True)
     for step in search.due:
         seen = observation(0.2, 0.1 * step.candidate)
         search.tell(step.number, StepResult(None if step.candidate in (1, 3) else seen, 0.1 * step.candidate))
@@ -387,7 +401,7 @@ def test_a_state_that_two_continue_may_be_changed_by_both() -> None:
         state.append(step.number)
         return state, StepResult(observation(SEGMENTS[step.segment], 0.5), 0.1 * ACTIONS.index(step.action))
 
-    search = begin(8, [0.0] * 6)
+    search = begin(8, [0.0] * 6, branching=True)
     last, state = search_budget(search, train_segment)
     assert len({step.parent for step in search.steps if step.segment}) < 16
     assert state == [step.number for step in search.path(last)]

@@ -10,6 +10,8 @@ import pytest
 from rlmix.agent.agent import Agent
 from rlmix.agent.files import SHIPPED
 from rlmix.agent.values import Forecaster
+from rlmix.experiments.comparison.intervals import mean_interval
+from rlmix.experiments.studies.broad.contest_results import BEST_FIXED, VIT
 from rlmix.experiments.studies.broad.record import CHOICES
 from rlmix.experiments.studies.budget import contest_curves as curves
 from rlmix.experiments.studies.budget.recorded import POLICIES
@@ -26,7 +28,7 @@ def planted(folder: Path, groups: dict[str, str], *, best: int) -> None:
     singles = {
         "new": (0.65, 0.50),
         curves.RULE: (0.70, 0.40),
-        curves.BEST_FIXED: (0.60, 0.5),
+        BEST_FIXED: (0.60, 0.5),
         curves.COPIES: (0.62, 0.9),
         curves.POPULATION: (0.80, 0.9),
     }
@@ -43,57 +45,136 @@ def planted(folder: Path, groups: dict[str, str], *, best: int) -> None:
     (folder / "runs.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
 
 
+def planted_searches(folder: Path, groups: list[str], *, checksum: str = CHECKSUM) -> None:
+    """Searches on the same tasks, of which the one of 8 trainings has not finished."""
+    folder.mkdir()
+    searches = {(curves.OURS, 4): 0.74, (curves.POPULATION, 4): 0.73, (curves.OURS, 16): 0.82, (curves.OURS, 8): 0.99}
+    protocol = {"sha256": {"agent": checksum}, "searches": list(searches), "groups": groups, "tasks": 2}
+    (folder / "protocol.json").write_text(json.dumps(protocol))
+    lines = [
+        {"group": group, "task": task, "method": method, "budget": budget, "accuracy": found, "again": found - 0.1}
+        for (method, budget), found in searches.items()
+        for group in groups
+        for task in range(2)
+    ]
+    (folder / "runs.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines[:-1]))
+
+
 def test_what_is_planted_is_found(tmp_path: Path) -> None:
     portfolio = [CHOICES.index(one) for one in Forecaster.load(SHIPPED).portfolio]
     best = portfolio[2]  # the fourth training of ours
-    planted(tmp_path / "contest", {"digits": "digits", "eurosat": "eurosat", curves.VIT: "digits"}, best=best)
-    curves.main(["--contest", str(tmp_path / "contest"), "--out", str(tmp_path)])
+    planted(tmp_path / "contest", {"digits": "digits", "eurosat": "eurosat", VIT: "digits"}, best=best)
+    planted_searches(tmp_path / "searches", ["digits", "eurosat"])
+    options = ["--contest", str(tmp_path / "contest"), "--out", str(tmp_path), "--searches"]
+    curves.main([*options, str(tmp_path / "searches")])
     result = json.loads((tmp_path / "contest_curves.json").read_text())
-    assert result["tasks"] == 4 and result["data_sets"] == {"digits": 2, "eurosat": 2}
-    found = {name: np.array(values)[:, 0] for name, values in result["accuracy"].items()}
-    assert [len(values) for values in found.values()] == [5] * len(found)
+    assert result["tasks"] == 4 and result["data_sets"] == {"digits": 2, "eurosat": 2}, "no group of other networks"
+    methods = result["methods"]
+
+    def found(name: str, which: str = "accuracy") -> dict[str, float]:
+        columns = {budget: one[which] for budget, one in methods[name].items() if which in one}
+        assert all(values == [values[0]] * 4 for values in columns.values()), "tasks are alike"
+        return {budget: values[0] for budget, values in columns.items()}
+
     first = portfolio[0]  # by validation ahead of the agent, unless it is the very first policy
     alone = 60.0 if first else 65.0
-    assert found[curves.OURS].tolist() == [65.0, alone, 61.0, 61.0, 61.0]
-    assert found[curves.BY_RULE].tolist() == [70.0, 60.0, 61.0, 61.0, 61.0]
-    assert found[curves.ORACLE].tolist() == [61.0] * 5 and found[curves.ORACLE_AGAIN].tolist() == [57.0] * 5
-    assert found[curves.PORTFOLIO][-1] == 61 and found[curves.RANDOM][-1] == pytest.approx(61)
+    assert found(curves.UNBRANCHED) == {"1": 65, "2": alone, "4": 61, "8": 61, "16": 61}
+    assert found(curves.BRANCHED) == {"4": 74, "16": 82}, "on some tasks only 8 has finished"
+    assert found(curves.BRANCHED, "again") == pytest.approx({"4": 64, "16": 72})
+    assert found(curves.OURS) == {"1": 65, "2": alone, "4": 61, "8": 61, "16": 82}, "it branches from 16 on"
+    assert found(curves.POPULATION) == {"4": 73, "16": 80} and found(curves.POPULATION, "again") == {"4": 63}
+    assert found(curves.BY_RULE) == {"1": 70, "2": 60, "4": 61, "8": 61, "16": 61}
+    assert set(found(curves.ORACLE).values()) == {61} and set(found(curves.ORACLE, "again").values()) == {57}
+    assert found(curves.PORTFOLIO)["16"] == 61 and found(curves.COPIES) == {"16": 62}
     # One of sixteen drawn at random is the best one in k of sixteen orders.
-    for place, budget in enumerate(result["budgets"]):
-        assert found[curves.RANDOM][place] == pytest.approx(60 + budget / 16, abs=0.12)
-    less = result["less_best_fixed"]
-    assert less[curves.OURS][0]["tasks"] == pytest.approx([5.0, 0.0]) and less[curves.POPULATION][-1]["tasks"][0] == 20
-    assert result["ours_less_this"][curves.POPULATION][-1]["data_sets"] == pytest.approx([-19.0, 0.0])
+    for budget, one in methods[curves.RANDOM].items():
+        assert one["accuracy"] == pytest.approx([60 + int(budget) / 16] * 4, abs=0.12)
+    compared = result["comparisons"]
+    assert compared[curves.OURS]["16"]["less_best_fixed"]["tasks"] == pytest.approx([22, 0])
+    assert compared[curves.BRANCHED]["4"]["again_less_best_fixed"]["tasks"] == pytest.approx([4, 0])
+    assert compared[curves.BRANCHED]["4"]["ours_less_this"]["tasks"] == pytest.approx([-13, 0])
+    assert compared[curves.POPULATION]["16"]["ours_less_this"]["data_sets"] == pytest.approx([2, 0])
+    came = [round(aim["came"], 2) for aim in result["aims"].values()]
+    assert came == [0 if first else 5, 0, -12, 2]
+    assert [aim["reached"] for aim in result["aims"].values()][1:] == [True, False, True]
     shown = (tmp_path / "contest_curves.md").read_text()
     (row,) = [line for line in shown.splitlines() if line.startswith(f"| {curves.COPIES}")][:1]
     assert [cell.strip() for cell in row.split("|")[2:-1]] == ["", "", "", "", "+2.00 ± 0.00"]
+    curves.main([*options, "None"])
+    result = json.loads((tmp_path / "contest_curves.json").read_text())
+    assert set(result["methods"][curves.OURS]) == {"1", "2", "4", "8"} and len(result["aims"]) == 3
 
 
 def test_the_documents_show_the_committed_results() -> None:
     root = Path(__file__).parents[2]
     page = (root / "docs/budget.md").read_text()
     results = (root / "experiments/results/budget/contest_curves.md").read_text()
-    assert next(part for part in results.split("\n\n") if part.startswith("|")) in page
+    tables = results.split("\n\n")
+    for title, place in (("## Above the best fixed policy", 1), ("## What carries over", 2)):
+        assert tables[tables.index(title) + place] in page, title
     result = json.loads((root / "experiments/results/budget/contest_curves.json").read_text())
     portfolio = [CHOICES.index(one) for one in Forecaster.load(SHIPPED).portfolio]
-    tasks = curves.read_contest(root / "experiments/results/broad/contest", CHECKSUM)
-    again = [[100 * task.best_of([POLICIES, *portfolio][:budget]) for task in tasks] for budget in result["budgets"]]
-    assert np.allclose(result["accuracy"][curves.OURS], again, atol=0.01)
-    less = {name: [one["tasks"] for one in row] for name, row in result["ours_less_this"].items()}
-    for name, place, said in (
-        (curves.ORACLE, 2, "at 4 it is {} points behind it"),
-        (curves.RANDOM, 1, "random search at 2 (+{})"),
-        (curves.POPULATION, 4, "At 16 it is {} behind Population Based Training"),
+    searches = root / "experiments/results/budget/contest"
+    tasks = curves.read_contest(root / "experiments/results/broad/contest", str(searches), CHECKSUM)
+    order = [POLICIES, *portfolio]
+    logged = [json.loads(line) for line in (searches / "runs.jsonl").read_text().splitlines()]
+    where = [(task.group, task.number) for task in tasks]
+    for budget in (1, 2, 4, 8, 16):
+        by_hand = [100 * task.best_of(order[:budget]) for task in tasks]
+        assert np.allclose(result["methods"][curves.UNBRANCHED][str(budget)]["accuracy"], by_hand, atol=0.01)
+    for budget in (4, 16):
+        ours = {
+            (line["group"], line["task"]): 100 * line["accuracy"]
+            for line in logged
+            if line["method"] == curves.OURS and line["budget"] == budget
+        }
+        by_hand = [ours[one] for one in where]
+        assert np.allclose(result["methods"][curves.BRANCHED][str(budget)]["accuracy"], by_hand, atol=0.01)
+
+    compared = result["comparisons"]
+
+    def ahead(name: str, budget: int) -> tuple[float, float]:
+        mean, width = compared[name][str(budget)]["ours_less_this"]["tasks"]
+        return mean, width
+
+    def added(methods: Any, budget: int) -> np.ndarray:
+        with_branches, without = (
+            methods[name][str(budget)]["accuracy"] for name in (curves.BRANCHED, curves.UNBRANCHED)
+        )
+        return np.array(with_branches) - without
+
+    other = json.loads((root / "experiments/results/budget/real.json").read_text())["methods"]
+    here = [mean_interval(added(result["methods"], budget).tolist()) for budget in (4, 16)]
+    together = [
+        mean_interval([*added(result["methods"], budget).tolist(), *added(other, budget).tolist()])
+        for budget in (4, 16)
+    ]
+    for said, values in (
+        ("nothing here at 4 ({:.1f} ± {:.1f};", here[0]),
+        ("and {:.1f} ± {:.1f} at 16, where ours", here[1]),
+        ("together they add {:.1f} ± {:.1f} at 4 and {:.1f} ± {:.1f} at 16", (*together[0], *together[1])),
+        ("Population Based Training ({:.1f} ± {:.1f}) and", ahead(curves.POPULATION, 16)),
+        ("and {:.1f} ± {:.1f} ahead of the oracle of 16", ahead(curves.ORACLE, 16)),
+        ("nor at 4 of Population Based Training ({:+.1f} ± {:.1f})", ahead(curves.POPULATION, 4)),
+        ("random search at 2 ({:+.1f} ± {:.1f})", ahead(curves.RANDOM, 2)),
     ):
-        mean, width = less[name][place]
-        assert said.format(f"{abs(mean):.1f} ± {width:.1f}") in page, name
+        assert said.format(*values) in " ".join(page.split()), said
+    behind = ahead(curves.ORACLE, 4)
+    assert f"at 4 it is {-behind[0]:.1f} ± {behind[1]:.1f} points behind it" in page
+    assert not any(aim["reached"] for aim in result["aims"].values())
+    assert together[1][0] > together[1][1] and abs(together[0][0]) < together[0][1], "why budgets of 16 and more branch"
 
 
 def test_what_is_no_contest_of_this_agent_is_refused(tmp_path: Path, refused: Any) -> None:
     folder = tmp_path / "contest"
     assert "studies/broad/contest.py writes them" in refused(curves.main, ["--contest", folder])
     planted(folder, {"digits": "digits"}, best=3)
+    searches = tmp_path / "searches"
+    options = ["--contest", folder, "--searches", searches]
+    assert "studies/budget/contest_searches.py writes them" in refused(curves.main, options)
+    planted_searches(searches, ["digits"], checksum="0")
+    assert f"not the agent of {searches / 'protocol.json'}" in refused(curves.main, options)
     (folder / "runs.jsonl").write_text((folder / "runs.jsonl").read_text().splitlines()[0] + "\n")
-    assert "fewer than 2 tasks" in refused(curves.main, ["--contest", folder])
+    assert "fewer than 2 tasks" in refused(curves.main, ["--contest", folder, "--searches", "None"])
     (folder / "protocol.json").write_text(json.dumps({"contestants": {"new": {"sha256": "0"}}}))
-    assert "not the agent new" in refused(curves.main, ["--contest", folder])
+    assert "not the agent new" in refused(curves.main, ["--contest", folder, "--searches", "None"])

@@ -17,6 +17,7 @@ import pytest
 import torch
 from PIL import Image
 
+from rlmix.agent import budget as budget_module
 from rlmix.agent.agent import ActorCritic, Agent
 from rlmix.agent.budget import BudgetSearch, Step
 from rlmix.agent.files import RULE, SHIPPED
@@ -116,6 +117,8 @@ def test_what_is_kept_is_the_training_under_its_schedule(whole: Path, tmp_path: 
 def test_a_branch_is_the_training_under_its_schedule_from_where_it_began(
     agent: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    as_it_is = budget_module.BRANCHING
+    monkeypatch.setattr(budget_module, "BRANCHING", 8)
     for number in range(8):  # until a branch is kept
         folder = tmp_path / str(number)
         summary = train(agent, folder / "run", "--seed", number, budget=8)
@@ -140,7 +143,7 @@ def test_a_branch_is_the_training_under_its_schedule_from_where_it_began(
     twice = train(agent, folder / "two", "--seed", number, "--workers", 2, budget=8)
     assert twice["budget"] == summary["budget"] and twice["weights"] == summary["weights"]
     train_step = budget_training.StepTrainer.train
-    for name, last in (("killed", 14), ("older", 7)):
+    for name, last in (("killed", 14), ("unsaid", 14), ("older", 7)):
 
         def killed(self: Any, step: Step, *arguments: Any, last: int = last) -> Any:
             if step.number == last:
@@ -151,12 +154,21 @@ def test_a_branch_is_the_training_under_its_schedule_from_where_it_began(
             patch.setattr(budget_training.StepTrainer, "train", killed)
             with pytest.raises(Killed):
                 train(agent, folder / name, "--seed", number, budget=8)
-    resumed = train(agent, folder / "killed", budget=8)
-    assert resumed["budget"] == summary["budget"] and resumed["weights"] == summary["weights"]
+
+    def forget(run: Path, *names: str) -> None:
+        lines = [json.loads(text) for text in (run / "candidates.jsonl").read_text().splitlines()]
+        without = [{key: value for key, value in line.items() if key not in names} for line in lines]
+        assert without != lines
+        (run / "candidates.jsonl").write_text("".join(json.dumps(line) + "\n" for line in without))
+
+    # A run with branches goes on with them, where budgets like it no longer have any; so one from before this was said.
+    monkeypatch.setattr(budget_module, "BRANCHING", as_it_is)
+    forget(folder / "unsaid", "branching")
+    for name in ("killed", "unsaid"):
+        resumed = train(agent, folder / name, budget=8)
+        assert resumed["budget"] == summary["budget"] and resumed["weights"] == summary["weights"]
     # A run that began before there were branches goes on without.
-    lines = [json.loads(text) for text in (folder / "older" / "candidates.jsonl").read_text().splitlines()]
-    without = [{key: value for key, value in line.items() if key != "candidate"} for line in lines]
-    (folder / "older" / "candidates.jsonl").write_text("".join(json.dumps(line) + "\n" for line in without))
+    forget(folder / "older", "branching", "candidate")
     older = train(agent, folder / "older", budget=8)["budget"]
     assert {step["candidate"] for step in older["steps"]} == set(range(8)) and len(older["outlooks"]) == 1
 

@@ -4,13 +4,15 @@
 
 The contest has trained some of its tasks under all sixteen fixed policies and led by the agent, from one seed, and by
 Population Based Training with sixteen members. So it is known what a budget of whole trainings finds there: the agent's
-and the first ones of a portfolio, as `replay_policy.py --budget` trains them; the same with the rule in the agent's
-place; a portfolio of fixed policies alone; policies in random order. Validation decides, test images judge. Both
-portfolios were chosen on recorded tasks, and no task of the contest had a part in anything. As measures of luck stand
-beside them: the best of sixteen trainings of CutMix on half, and the oracle's policy trained again from another seed.
+and the first ones of a portfolio, as `replay_policy.py --budget` trains fewer than sixteen; the same with the rule in
+the agent's place; a portfolio of fixed policies alone; policies in random order. Where our search branches,
+`contest_searches.py` has made it on these tasks, and Population Based Training with fewer members. Validation decides,
+test images judge. Both portfolios were chosen on recorded tasks, and no task of the contest had a part in anything. As
+a measure of luck stands beside them the best of sixteen trainings of CutMix on half; and what was found by a search, or
+by the oracle, has been trained again from another seed.
 
-In a real search every candidate has a seed of its own, and a forecast is weighed in (`agent/budget.py`); here all are
-from one seed, and validation alone decides.
+In a real search every candidate has a seed of its own, and a forecast is weighed in (`agent/budget.py`); in what is
+looked up all are from one seed, and validation alone decides.
 """
 
 from __future__ import annotations
@@ -23,30 +25,49 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from tabulate import tabulate
 
 from rlmix.agent.agent import Agent
 from rlmix.agent.files import SHIPPED
 from rlmix.agent.values import Forecaster
 from rlmix.classifier.files import LineLog, with_filename, write_atomic
-from rlmix.experiments.comparison.intervals import format_interval, interval_by_unit
 from rlmix.experiments.comparison.runner import Line
 from rlmix.experiments.runs.command import command
 from rlmix.experiments.runs.errors import RunError, reject_incompatible
+from rlmix.experiments.studies.broad import contest_results
 from rlmix.experiments.studies.broad.contest import COPIES, POPULATION
-from rlmix.experiments.studies.broad.contest_results import BEST_FIXED, MENU_16, NOISE, VIT, key_of
+from rlmix.experiments.studies.broad.contest_results import MENU_16, NOISE, VIT
 from rlmix.experiments.studies.broad.record import CHOICES
-from rlmix.experiments.studies.budget.anytime import BUDGETS, FURTHER, LOG, read_further, read_tasks
+from rlmix.experiments.studies.budget import contest_searches
+from rlmix.experiments.studies.budget.anytime import (
+    BEST_FIXED,
+    BUDGETS,
+    FURTHER,
+    LOG,
+    ORACLE,
+    UNBRANCHED,
+    aims_in_words,
+    read_further,
+    read_tasks,
+)
+from rlmix.experiments.studies.budget.contest_searches import CONTEST, SEARCHES
+from rlmix.experiments.studies.budget.real import (
+    BRANCHED,
+    OURS,
+    Methods,
+    aims,
+    compare,
+    comparison_table,
+    rounded,
+    with_ours,
+)
 from rlmix.experiments.studies.budget.recorded import POLICIES, Ends, RecordedTask
 from rlmix.experiments.studies.budget.rivals import portfolio
 
-OURS, BY_RULE = "ours, without branches", "ours, without branches, led by the rule"
+BY_RULE = f"{UNBRANCHED}, led by the rule"
 PORTFOLIO, RANDOM = "greedy portfolio", "random search"
-ORACLE, ORACLE_AGAIN = "oracle: all 16, validation decides", "its policy, trained again"
 RULE = "rule"
 REPEATS = 200  # random orders of the policies
-AT_16 = (COPIES, POPULATION)  # that spend sixteen trainings, and no fewer
-NEEDED = (RULE, BEST_FIXED, MENU_16, *AT_16)  # contestants, beside the agent
+NEEDED = (RULE, contest_results.BEST_FIXED, MENU_16, COPIES, POPULATION)  # contestants, beside the agent
 TABLE = "contest_curves"
 
 
@@ -54,8 +75,10 @@ TABLE = "contest_curves"
 class CurvesConfig:
     """Compare ways to spend a budget on the third contest's tasks."""
 
-    contest: str = "experiments/results/broad/contest"
+    contest: str = CONTEST
     """Folder of the contest, with protocol.json and runs.jsonl."""
+    searches: str | None = SEARCHES
+    """Folder of contest_searches.py, with protocol.json and runs.jsonl; optional, None leaves them out."""
     agent: str = SHIPPED
     """The contest's first agent, with its forecaster: shipped, or the folder of both."""
     log: str = LOG
@@ -68,22 +91,29 @@ class CurvesConfig:
 
 @dataclass(frozen=True)
 class Trained:
-    """What the contest found on a task, accuracies in [0, 1].
+    """What the contest and the searches found on a task, accuracies in [0, 1].
 
     Attributes:
         group: group of the task.
+        number: number of the task.
         dataset: its data set.
         validation: validation accuracy under each of the P fixed policies, then led by the agent, then by the rule,
             `[P + 2]`.
         test: test accuracies, likewise.
-        single: test accuracy of whoever does not take part in the budgets, by name.
+        best_fixed: test accuracy under the best fixed policy of the recorded tasks.
+        again: test accuracy of the policy that is best by validation, trained again.
+        found: the log's line by method and budget, of methods that are not looked up: `accuracy` on test images, and
+            of searches `again` that of the policies found, trained again.
     """
 
     group: str
+    number: int
     dataset: str
     validation: NDArray[np.float64]
     test: NDArray[np.float64]
-    single: Mapping[str, float]
+    best_fixed: float
+    again: float
+    found: Mapping[tuple[str, int], Line]
 
     def best_of(self, trainings: Sequence[int]) -> float:
         """Return the test accuracy of the training that is best by validation, the first of equal ones."""
@@ -95,7 +125,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     with command("studies/budget/contest_curves", arguments) as call:
         config = call.parse(CurvesConfig, __doc__)
         agent, forecaster = Agent.load(config.agent), Forecaster.load(config.agent)
-        tasks = read_contest(Path(config.contest), agent.checksum)
+        tasks = read_contest(Path(config.contest), config.searches, agent.checksum)
         known: list[RecordedTask | Ends] = [*read_tasks(config.log, agent), *read_further(config.further, agent)]
         result = {
             "command": call.line,
@@ -109,15 +139,16 @@ def main(arguments: Sequence[str] | None = None) -> None:
         print(f"{markdown(result)}\nwritten: {out}/{TABLE}.json, {TABLE}.md")
 
 
-def read_contest(folder: Path, checksum: str) -> list[Trained]:
-    """Return the tasks on which all have finished, the searches too.
+def read_contest(folder: Path, searches: str | None, checksum: str) -> list[Trained]:
+    """Return the tasks of groups of one data set on which all have finished, the searches too.
 
     Args:
         folder: folder of the contest.
-        checksum: that of the agent that must be its first one.
+        searches: folder of the searches, or None.
+        checksum: that of the agent that must be the contest's first one.
 
     Raises:
-        RunError: there is no contest of this agent with two such tasks.
+        RunError: there is no contest of this agent with two such tasks, or the searches are of another agent.
     """
     files = [folder / name for name in ("protocol.json", "runs.jsonl")]
     if not all(file.is_file() for file in files):
@@ -127,10 +158,13 @@ def read_contest(folder: Path, checksum: str) -> list[Trained]:
         first = next(iter(contestants))
         if contestants[first].get("sha256") != checksum:
             raise RunError(f"--agent: not the agent {first} of {files[0]}; give that one")
-        lines = {key_of(line): line for line in LineLog(files[1]).read()}
-        tasks = [(group, number) for group, number, contestant in lines if contestant == MENU_16]
+        lines = {contest_results.key_of(line): line for line in LineLog(files[1]).read()}
+        searched = {} if searches is None else _read_searches(Path(searches), checksum)
+        tasks = [
+            (group, number) for group, number, name in lines if name == MENU_16 and group not in (VIT, NOISE)
+        ]  # fmt: skip
         found = [
-            _trained({name: lines[*task, name] for name in (first, *NEEDED)}, first)
+            _trained({name: lines[*task, name] for name in (first, *NEEDED)}, first, searched.get(task, {}))
             for task in tasks
             if all((*task, name) in lines for name in (first, *NEEDED))
         ]
@@ -139,56 +173,113 @@ def read_contest(folder: Path, checksum: str) -> list[Trained]:
     return found
 
 
-def _trained(lines: Mapping[str, Line], first: str) -> Trained:
+def _read_searches(folder: Path, checksum: str) -> dict[tuple[str, int], dict[tuple[str, int], Line]]:
+    """Return the lines of the searches by task, then by method and budget, of those that have finished on all tasks."""
+    files = [folder / name for name in ("protocol.json", "runs.jsonl")]
+    if not all(file.is_file() for file in files):
+        raise RunError(
+            f"--searches: expected {files[0]} and {files[1].name}; studies/budget/contest_searches.py writes them"
+        )
+    with reject_incompatible(folder):
+        protocol = json.loads(files[0].read_bytes())
+        if protocol["sha256"]["agent"] != checksum:
+            raise RunError(f"--agent: not the agent of {files[0]}; give that one")
+        lines = {contest_searches.key_of(line): line for line in LineLog(files[1]).read()}
+        wanted = contest_searches.wanted(protocol)
+        unfinished = {(method, budget) for *task, method, budget in wanted if (*task, method, budget) not in lines}
+        found: dict[tuple[str, int], dict[tuple[str, int], Line]] = {}
+        for group, number, method, budget in wanted:
+            if (method, budget) not in unfinished:
+                found.setdefault((group, number), {})[method, budget] = lines[group, number, method, budget]
+    return found
+
+
+def _trained(lines: Mapping[str, Line], first: str, searched: Mapping[tuple[str, int], Line]) -> Trained:
     menu = lines[MENU_16]
     ends = [*menu["every"], *([lines[name]["accuracy"], lines[name]["validation"]] for name in (first, RULE))]
     test, validation = np.array(ends).T
-    single = {
-        BEST_FIXED: lines[BEST_FIXED]["accuracy"],
-        ORACLE_AGAIN: menu["again"],
-        **{name: lines[name]["accuracy"] for name in (COPIES, POPULATION)},
-    }
-    return Trained(menu["group"], menu["dataset"], validation, test, single)
+    return Trained(
+        group=menu["group"],
+        number=menu["task"],
+        dataset=menu["dataset"],
+        validation=validation,
+        test=test,
+        best_fixed=lines[contest_results.BEST_FIXED]["accuracy"],
+        again=menu["again"],
+        found={**{(name, max(BUDGETS)): lines[name] for name in (COPIES, POPULATION)}, **searched},
+    )
 
 
-def summarise(tasks: Sequence[Trained], beside: Sequence[int], alone: Sequence[int]) -> dict[str, Any]:
-    """Return test accuracies and paired differences to the best fixed policy and to ours, in points.
+def accuracies(tasks: Sequence[Trained], beside: Sequence[int], alone: Sequence[int]) -> Methods:
+    """Return each method's test accuracy, that of its policies trained again, both in points, and its cost, by task.
 
     Args:
         tasks: tasks of the contest.
         beside: order of the policies beside the agent's training.
         alone: order of the policies where nothing else is trained.
-
-    Returns:
-        By method and budget, the differences over the tasks of one data set's groups; `accuracy` holds all tasks.
     """
+
+    def of(test: Sequence[float], budget: int, again: Sequence[float] | None = None) -> dict[str, list[float]]:
+        found = {"accuracy": [100 * value for value in test], "cost": [float(budget)] * len(tasks)}
+        return found if again is None else {**found, "again": [100 * value for value in again]}
+
+    def looked_up(order: Sequence[int]) -> dict[int, dict[str, list[float]]]:
+        return {budget: of([task.best_of(order[:budget]) for task in tasks], budget) for budget in BUDGETS}
+
+    def searched(method: str) -> dict[int, dict[str, list[float]]]:
+        budgets = [budget for name, budget in sorted(tasks[0].found) if name == method]
+        columns = {
+            budget: [task.found[method, budget] for task in tasks]
+            for budget in budgets
+            if all((method, budget) in task.found for task in tasks)
+        }
+        return {
+            budget: of(
+                [line["accuracy"] for line in lines],
+                budget,
+                [line["again"] for line in lines] if all("again" in line for line in lines) else None,
+            )
+            for budget, lines in columns.items()
+        }
+
     led, ruled = POLICIES, POLICIES + 1
-    orders = {OURS: [led, *beside], BY_RULE: [ruled, *beside], PORTFOLIO: list(alone)}
-    accuracy = {
-        name: [[100 * task.best_of(order[:budget]) for task in tasks] for budget in BUDGETS]
-        for name, order in orders.items()
-    }
-    accuracy[RANDOM] = [
-        [100 * _at_random(task, number, budget) for number, task in enumerate(tasks)] for budget in BUDGETS
-    ]
-    accuracy[ORACLE] = [[100 * task.best_of(range(POLICIES)) for task in tasks]] * len(BUDGETS)
-    for name in (BEST_FIXED, ORACLE_AGAIN, COPIES, POPULATION):
-        accuracy[name] = [[100 * task.single[name] for task in tasks]] * len(BUDGETS)
-    together = [place for place, task in enumerate(tasks) if task.group not in (VIT, NOISE)]
-    sets = [tasks[place].dataset for place in together]
-
-    def less(name: str, other: str) -> list[dict[str, Any]]:
-        apart = np.array(accuracy[name]) - np.array(accuracy[other])
-        return [interval_by_unit(values[together].tolist(), sets) for values in apart]
-
+    unbranched = looked_up([led, *beside])
+    fixed, again = [task.best_fixed for task in tasks], [task.again for task in tasks]
+    every = [task.best_of(range(POLICIES)) for task in tasks]
     return {
-        "tasks": len(together),
-        "data_sets": {name: sets.count(name) for name in sorted(set(sets))},
-        "budgets": list(BUDGETS),
-        "less_best_fixed": {name: less(name, BEST_FIXED) for name in accuracy if name != BEST_FIXED},
-        "ours_less_this": {name: less(OURS, name) for name in accuracy if name != OURS},
+        **with_ours(unbranched, searched(OURS)),
+        BY_RULE: looked_up([ruled, *beside]),
+        POPULATION: searched(POPULATION),
+        PORTFOLIO: looked_up(alone),
+        RANDOM: {
+            budget: of([_at_random(task, number, budget) for number, task in enumerate(tasks)], budget)
+            for budget in BUDGETS
+        },
+        COPIES: searched(COPIES),
+        BEST_FIXED: {budget: of(fixed, budget, fixed) for budget in BUDGETS},  # nothing of these tasks chose it
+        ORACLE: {budget: of(every, POLICIES, again) for budget in BUDGETS},
+    }
+
+
+def summarise(tasks: Sequence[Trained], beside: Sequence[int], alone: Sequence[int]) -> dict[str, Any]:
+    """Return test accuracies, paired differences to the best fixed policy and to ours, in points, and the aims.
+
+    Args:
+        tasks: tasks of the contest.
+        beside: order of the policies beside the agent's training.
+        alone: order of the policies where nothing else is trained.
+    """
+    methods = accuracies(tasks, beside, alone)
+    datasets = [task.dataset for task in tasks]
+    comparisons = compare(methods, datasets)
+    return {
+        "tasks": len(tasks),
+        "data_sets": {name: datasets.count(name) for name in sorted(set(datasets))},
+        "comparisons": comparisons,
+        "aims": aims(comparisons, (OURS, BRANCHED, UNBRANCHED, BY_RULE, ORACLE)),
         "groups": [task.group for task in tasks],
-        "accuracy": {name: np.round(values, 2).tolist() for name, values in accuracy.items()},
+        "numbers": [task.number for task in tasks],
+        "methods": rounded(methods),
     }
 
 
@@ -199,33 +290,32 @@ def _at_random(task: Trained, number: int, budget: int) -> float:
 
 def markdown(result: Mapping[str, Any]) -> str:
     """Format the results: tables against the best fixed policy and against ours, each over tasks and data sets."""
-    budgets = result["budgets"]
-
-    def table(which: str, unit: str) -> str:
-        rows = [
-            [name, *("" if name in AT_16 and budget != max(budgets) else format_interval(*one[unit], signed=True)
-                     for budget, one in zip(budgets, row, strict=True))]
-            for name, row in result[which].items()
-        ]  # fmt: skip
-        return tabulate(rows, ["", *map(str, budgets)], tablefmt="pipe", disable_numparse=True)
-
+    comparisons = result["comparisons"]
     counts = ", ".join(f"{name} ({count})" for name, count in result["data_sets"].items())
     return "\n\n".join(
         [
             "# Test accuracy for a budget, on the contest's tasks",
             f"`{result['command']}`",
             f"{result['tasks']} tasks of {len(result['data_sets'])} data sets: {counts}. Points of test accuracy, with "
-            f"95 % intervals, for budgets of {', '.join(map(str, budgets))} trainings. Validation decides which one is "
+            f"95 % intervals, for budgets of {', '.join(map(str, BUDGETS))} trainings. Validation decides which one is "
             "kept. On none of these tasks was anything chosen; the portfolios were on recorded tasks, also of some of "
-            "these data sets.",
-            "## Above the best fixed policy of the recorded tasks",
-            table("less_best_fixed", "tasks"),
+            "these data sets. The best fixed policy is that of the recorded tasks.",
+            "## Above the best fixed policy",
+            comparison_table(comparisons, "less_best_fixed", "tasks"),
             "With data sets as units:",
-            table("less_best_fixed", "data_sets"),
+            comparison_table(comparisons, "less_best_fixed", "data_sets"),
+            "## What carries over",
+            "The policies that were found, trained again from another seed, above the best fixed policy:",
+            comparison_table(comparisons, "again_less_best_fixed", "tasks"),
+            "With data sets as units:",
+            comparison_table(comparisons, "again_less_best_fixed", "data_sets"),
             "## Ours less each",
-            table("ours_less_this", "tasks"),
+            comparison_table(comparisons, "ours_less_this", "tasks"),
             "With data sets as units:",
-            table("ours_less_this", "data_sets") + "\n",
+            comparison_table(comparisons, "ours_less_this", "data_sets"),
+            "## Aims",
+            aims_in_words(result["aims"]),
+            "",
         ]
     )
 

@@ -3,13 +3,12 @@
     python experiments/studies/budget/contest_searches.py protocol
     python experiments/studies/budget/contest_searches.py run --data ../shared/data
 
-From four trainings on a search branches, so that the contest's trainings do not tell what it finds. The protocol is
-written first: the agent and its forecaster with checksums, the contest with its tasks and seeds, the budgets, and which
-comparisons count. The run follows it, and records that the test set is read. A search is what
-`replay_policy.py --budget` does, its first training the contest's own of that agent. Beside it Population Based
-Training has fewer members than in the contest. The policies that were found are trained once more from another seed.
-`contest_curves.py` compares. Finished searches do not run again: the same command
-resumes.
+A search that branches finds what the contest's trainings do not tell. The protocol is written first: the agent and its
+forecaster with checksums, the contest with its tasks and seeds, the budgets, and which comparisons count. The run
+follows it, and records that the test set is read. A search is what `replay_policy.py --budget` does from 16 trainings
+on, its first training the contest's own of that agent. Beside it Population Based Training has fewer members than in
+the contest. The policies that were found are trained once more from another seed. `contest_curves.py` compares.
+Finished searches do not run again: the same command resumes.
 """
 
 from __future__ import annotations
@@ -25,7 +24,7 @@ from typing import Any, Literal
 import tyro
 
 from rlmix.agent.agent import Agent
-from rlmix.agent.budget import BRANCHING
+from rlmix.agent.budget import QUARTER
 from rlmix.agent.files import SHIPPED, files_checksum, place_of
 from rlmix.agent.population import train_population
 from rlmix.agent.values import FORMAT, Forecaster
@@ -75,7 +74,7 @@ class SearchesConfig:
 
     def __post_init__(self) -> None:
         require_at_least(self, processes=1)
-        branching = [budget for budget in BUDGETS if budget >= BRANCHING]  # with less, the contest's trainings tell
+        branching = [budget for budget in BUDGETS if budget >= QUARTER]  # with less, the contest's trainings tell
         if not self.budgets or not set(self.budgets) <= set(branching):
             known, given = " ".join(map(str, branching)), " ".join(map(str, self.budgets)) or "none"
             raise RunError(f"--budgets must be some of {known}, got {given}")

@@ -21,7 +21,7 @@ import functools
 import io
 import itertools
 import json
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -32,7 +32,7 @@ from numpy.typing import NDArray
 from tabulate import tabulate
 
 from rlmix.agent.agent import Agent
-from rlmix.agent.budget import BRANCHING, Action, BudgetSearch, Step, StepResult, search_budget
+from rlmix.agent.budget import BRANCHING, QUARTER, Action, BudgetSearch, Step, StepResult, search_budget
 from rlmix.agent.files import SHIPPED
 from rlmix.agent.population import train_population
 from rlmix.agent.values import Forecaster
@@ -50,6 +50,7 @@ from rlmix.experiments.comparison.runner import Line, TrainingLog
 from rlmix.experiments.runs.command import command
 from rlmix.experiments.runs.errors import RunError
 from rlmix.experiments.search.task_family import MENU, SEGMENTS
+from rlmix.experiments.studies.broad.contest import POPULATION
 from rlmix.experiments.studies.broad.record import CHOICES, GROUPS, data_places, shared_trainer
 from rlmix.experiments.studies.broad.rehearse import CUTMIX
 from rlmix.experiments.studies.budget import rivals
@@ -73,11 +74,13 @@ from rlmix.experiments.studies.budget.recorded import LED, POLICIES, Ends, Recor
 COPIES = 4  # trainings of the agent alone, and of CutMix on half, by which luck is measured
 REPEATS, REDUCTION = 10, 2  # of methods that draw; of Optuna's pruners, as in anytime.py
 AGAIN = 100  # number of the seed from which what was found is trained again; copies have smaller ones
-POPULATION = "Population Based Training"
-OURS = "ours"
+OURS, BRANCHED = "ours", "ours, with branches"
 AGENTS, CUTMIXES = "the agent, the best of as many", "CutMix on half, the best of as many"
 
 Key = tuple[int, str, int]  # number of a task, kind of training, and which of its kind
+Column = Mapping[str, Sequence[float]]  # by what it is: one of each task
+Methods = Mapping[str, Mapping[int, Column]]  # by name and budget
+Comparisons = Mapping[str, Mapping[str, Mapping[str, Any]]]  # by name, budget and what it is
 
 
 @dataclass(frozen=True)
@@ -105,7 +108,7 @@ class RealConfig:
 
     def __post_init__(self) -> None:
         require_at_least(self, tasks=2, processes=1)
-        branching = [budget for budget in BUDGETS if budget >= BRANCHING]  # with less, ours is in the log
+        branching = [budget for budget in BUDGETS if budget >= QUARTER]  # with less, ours is in the log
         if not self.budgets or not set(self.budgets) <= set(branching):
             known, given = " ".join(map(str, branching)), " ".join(map(str, self.budgets)) or "none"
             raise RunError(f"--budgets must be some of {known}, got {given}")
@@ -248,7 +251,7 @@ def schedule_of(actions: Sequence[Action]) -> PolicySchedule:
 def search_task(
     trainer: TaskTrainer, task: Task, number: int, agent: Agent, forecaster: Forecaster, budget: float
 ) -> tuple[BudgetSearch, tuple[Snapshot, TrainingState]]:
-    """Search within a budget, as `replay_policy.py --budget` does.
+    """Search within a budget with branches, as `replay_policy.py --budget` does from 16 trainings on.
 
     Args:
         trainer: trains the candidates.
@@ -297,7 +300,9 @@ def search_task(
 
     begun = trainer.start(task, first)
     start = TrainingState.at_start(begun, task)
-    search = BudgetSearch(forecaster, budget, seen(start), chosen(start), images=len(begun.data.validation))
+    search = BudgetSearch(
+        forecaster, budget, seen(start), chosen(start), images=len(begun.data.validation), branching=True
+    )
     _, kept = search_budget(search, train_segment)
     return search, kept
 
@@ -320,27 +325,7 @@ def summarise(
     """
     methods = accuracies(tasks, lines, forecaster, further, budgets)
     datasets = [task.dataset for task in tasks]
-
-    def compared(ours: str, theirs: str, budget: int, which: str) -> dict[str, tuple[float, float]] | None:
-        if budget not in methods[ours] or budget not in methods[theirs] or which not in methods[theirs][budget]:
-            return None
-        apart = np.array(methods[ours][budget][which]) - np.array(methods[theirs][budget][which])
-        return interval_by_unit(apart.tolist(), datasets)
-
-    comparisons = {
-        name: {
-            str(budget): {
-                "less_best_fixed": compared(name, BEST_FIXED, budget, "accuracy"),
-                "again_less_best_fixed": compared(name, BEST_FIXED, budget, "again")
-                if "again" in methods[name][budget]
-                else None,
-                "ours_less_this": compared(OURS, name, budget, "accuracy"),
-                "cost": float(np.mean(methods[name][budget]["cost"])),
-            }
-            for budget in methods[name]
-        }
-        for name in methods
-    }
+    comparisons = compare(methods, datasets)
     states = [line["bytes"] for (_, kind, _), line in lines.items() if kind == "agent"]
     return {
         "tasks": len(tasks),
@@ -349,13 +334,51 @@ def summarise(
         "aims": aims(comparisons),
         "megabytes": float(np.mean(states)) / 1e6,
         "numbers": [task.number for task in tasks],
-        "methods": {
-            name: {
-                str(budget): {key: np.round(values, 3).tolist() for key, values in one.items()}
-                for budget, one in method.items()
+        "methods": rounded(methods),
+    }
+
+
+def compare(methods: Methods, datasets: Sequence[str]) -> Comparisons:
+    """Return the paired differences of all methods in points, with tasks and with data sets as units.
+
+    Args:
+        methods: what each method has on every task, by its name and budget; the best fixed policy has all budgets, and
+            its policy again where another has.
+        datasets: data set of each task.
+
+    Returns:
+        By method and budget: less the best fixed policy, the same of policies that were trained again, ours less the
+        method, each None where one of the two is missing; and what was spent on average, in trainings.
+    """
+
+    def apart(ours: str, theirs: str, budget: int, which: str) -> dict[str, tuple[float, float]] | None:
+        both = [methods[name].get(budget, {}).get(which) for name in (ours, theirs)]
+        if both[0] is None or both[1] is None:
+            return None
+        return interval_by_unit((np.array(both[0]) - np.array(both[1])).tolist(), datasets)
+
+    return {
+        name: {
+            str(budget): {
+                "less_best_fixed": apart(name, BEST_FIXED, budget, "accuracy"),
+                "again_less_best_fixed": apart(name, BEST_FIXED, budget, "again"),
+                "ours_less_this": apart(OURS, name, budget, "accuracy"),
+                "cost": float(np.mean(one["cost"])),
             }
-            for name, method in methods.items()
-        },
+            for budget, one in method.items()
+        }
+        for name, method in methods.items()
+    }
+
+
+def rounded(methods: Methods) -> dict[str, Any]:
+    """Return what methods have on every task, for a file."""
+    return {
+        name: {
+            str(budget): {key: np.round(values, 3).tolist() for key, values in one.items()}
+            for budget, one in method.items()
+        }
+        for name, method in methods.items()
     }
 
 
@@ -365,7 +388,7 @@ def accuracies(
     forecaster: Forecaster,
     further: Sequence[Ends],
     budgets: Sequence[int],
-) -> dict[str, dict[int, dict[str, list[float]]]]:
+) -> Methods:
     """Return each method's accuracy, its policy's accuracy again, both in points, and its cost, by task.
 
     Returns:
@@ -431,33 +454,52 @@ def accuracies(
             }
             for budget in BUDGETS
         }
-    alike = {budget: one for budget, one in methods[UNBRANCHED].items() if budget < BRANCHING}
     searched = {budget: of_search("ours", budget) for budget in sorted(budgets)}
-    return {OURS: alike | searched, UNBRANCHED: methods.pop(UNBRANCHED), **methods}
+    return with_ours(methods.pop(UNBRANCHED), searched) | methods
 
 
-def aims(comparisons: Mapping[str, Any]) -> dict[str, Any]:
-    """Return what is aimed at, what came, and whether it was reached, with tasks as units."""
+def with_ours(unbranched: Mapping[int, Column], branched: Mapping[int, Column]) -> dict[str, Mapping[int, Column]]:
+    """Return our search with and without branches by name, after what the program does: they are its from 16 on.
 
-    def lead(name: str, budget: int, which: str) -> tuple[float, float]:
-        interval: tuple[float, float] = comparisons[name][str(budget)][which]["tasks"]
-        return interval
-
-    way, whole = lead(OURS, 2, "less_best_fixed")[0], lead(ORACLE, 2, "less_best_fixed")[0]
-    behind, behind_width = lead(ORACLE, 4, "ours_less_this")
-    others = [
-        lead(name, 4, "ours_less_this")
-        for name, by_budget in comparisons.items()
-        if name not in (OURS, UNBRANCHED, ORACLE) and "4" in by_budget
-    ]
-    found = {
-        "share of the way from the best fixed policy to the oracle at 2": _aim(0.9, way / whole if whole > 0 else 1.0),
-        "lower end of ours less the oracle at 4": _aim(-0.2, behind - behind_width),
-        "lower end of ours less the strongest rival at 4": _aim(0.0, min(mean - width for mean, width in others)),
+    Args:
+        unbranched: what is found without branches, by budget.
+        branched: what is found with them.
+    """
+    ours = {
+        **{budget: one for budget, one in unbranched.items() if budget < BRANCHING},
+        **{budget: one for budget, one in branched.items() if budget >= BRANCHING},
     }
-    if "16" in comparisons[POPULATION]:
-        ahead, ahead_width = lead(POPULATION, 16, "ours_less_this")
-        found["lower end of ours less Population Based Training at 16"] = _aim(0.0, ahead - ahead_width)
+    return {OURS: ours, BRANCHED: branched, UNBRANCHED: unbranched}
+
+
+def aims(comparisons: Comparisons, beside: Collection[str] = (OURS, BRANCHED, UNBRANCHED, ORACLE)) -> dict[str, Any]:
+    """Return what is aimed at, what came, and whether it was reached, with tasks as units, where ours is measured.
+
+    Args:
+        comparisons: what `compare` returns.
+        beside: methods that are no rivals.
+    """
+
+    def lead(name: str, budget: int, which: str) -> tuple[float, float] | None:
+        interval = comparisons[name].get(str(budget), {}).get(which)
+        return None if interval is None else interval["tasks"]
+
+    way, whole = lead(OURS, 2, "less_best_fixed"), lead(ORACLE, 2, "less_best_fixed")
+    assert way is not None and whole is not None
+    share = way[0] / whole[0] if whole[0] > 0 else 1.0
+    found = {"share of the way from the best fixed policy to the oracle at 2": _aim(0.9, share)}
+    lower_ends = {  # of ours less each, where both have it
+        (name, budget): ahead[0] - ahead[1]
+        for name in comparisons
+        for budget in (4, 16)
+        if (ahead := lead(name, budget, "ours_less_this"))
+    }
+    if (ORACLE, 4) in lower_ends:
+        rivals_at_4 = [low for (name, budget), low in lower_ends.items() if budget == 4 and name not in beside]
+        found["lower end of ours less the oracle at 4"] = _aim(-0.2, lower_ends[ORACLE, 4])
+        found["lower end of ours less the strongest rival at 4"] = _aim(0.0, min(rivals_at_4))
+    if (POPULATION, 16) in lower_ends:
+        found[f"lower end of ours less {POPULATION} at 16"] = _aim(0.0, lower_ends[POPULATION, 16])
     return found
 
 
@@ -465,21 +507,28 @@ def _aim(aim: float, came: float) -> dict[str, Any]:
     return {"aim": aim, "came": came, "reached": came >= aim}
 
 
+def comparison_table(comparisons: Comparisons, which: str, unit: str) -> str:
+    """Return a table of intervals of methods by budget, in Markdown, without methods that have none.
+
+    Args:
+        comparisons: what `compare` returns.
+        which: the difference.
+        unit: tasks or data_sets.
+    """
+    rows = []
+    for name, by_budget in comparisons.items():
+        shown = [by_budget.get(str(budget), {}).get(which) for budget in BUDGETS]
+        if any(shown) and not (which == "ours_less_this" and name == OURS):
+            rows.append([name, *("" if one is None else format_interval(*one[unit], signed=True) for one in shown)])
+    return tabulate(rows, ["", *map(str, BUDGETS)], tablefmt="pipe", disable_numparse=True)
+
+
 def markdown(result: Mapping[str, Any]) -> str:
     """Format the results: tables against the best fixed policy and against ours, memory, and the aims."""
-    head = ["", *map(str, BUDGETS)]
-
-    def table(which: str, unit: str) -> str:
-        rows = []
-        for name, by_budget in result["comparisons"].items():
-            shown = [by_budget.get(str(budget), {}).get(which) for budget in BUDGETS]
-            if any(shown) and not (which == "ours_less_this" and name == OURS):
-                rows.append([name, *("" if one is None else format_interval(*one[unit], signed=True) for one in shown)])
-        return tabulate(rows, head, tablefmt="pipe", disable_numparse=True)
-
+    comparisons = result["comparisons"]
     costs = [
         [name, *(f"{by_budget[str(budget)]['cost']:.2f}" if str(budget) in by_budget else "" for budget in BUDGETS)]
-        for name, by_budget in result["comparisons"].items()
+        for name, by_budget in comparisons.items()
         if name not in (BEST_FIXED, ORACLE)
     ]
     sets = ", ".join(f"{name} ({count})" for name, count in result["data_sets"].items())
@@ -492,18 +541,18 @@ def markdown(result: Mapping[str, Any]) -> str:
             "trainings; 95 % intervals. The best fixed policy and the portfolios are chosen without the task, or "
             f"without its data set. {POPULATION} has as many members as trainings.",
             "## Above the best fixed policy",
-            table("less_best_fixed", "tasks"),
+            comparison_table(comparisons, "less_best_fixed", "tasks"),
             "With data sets as units:",
-            table("less_best_fixed", "data_sets"),
+            comparison_table(comparisons, "less_best_fixed", "data_sets"),
             "## What carries over",
             "The policies that were found, trained again from another seed, above the best fixed policy trained again:",
-            table("again_less_best_fixed", "tasks"),
+            comparison_table(comparisons, "again_less_best_fixed", "tasks"),
             "## Ours less each",
-            table("ours_less_this", "tasks"),
+            comparison_table(comparisons, "ours_less_this", "tasks"),
             "With data sets as units:",
-            table("ours_less_this", "data_sets"),
+            comparison_table(comparisons, "ours_less_this", "data_sets"),
             "## Spent, in trainings",
-            tabulate(costs, head, tablefmt="pipe", disable_numparse=True),
+            tabulate(costs, ["", *map(str, BUDGETS)], tablefmt="pipe", disable_numparse=True),
             "## Memory",
             f"A copy of a training's state (network, momentum, random states) takes {result['megabytes']:.2f} MB on "
             "average over the tasks; a search holds one for each candidate.",
