@@ -20,12 +20,19 @@ def tried(budget: Mapping[str, Any]) -> list[Part]:
     """
     steps, kept = budget["steps"], _path(budget["steps"], budget["kept"])
     leader = budget.get("leader", "agent")  # older summaries do not have it
+    branched = any(
+        step["continues"] is not None and steps[step["continues"]]["candidate"] != step["candidate"] for step in steps
+    )
+    branches = (
+        "After each segment but the last, those that were last in validation gave way to branches of the first: a "
+        f"branch goes on from the network of its candidate under another policy, the {leader}'s choice if that is "
+        "another one. "
+    )
     text = Paragraph(
         f"{sum(step['continues'] is None for step in steps)} candidates began, {len(steps)} segments were trained. "
         f"{describe_kept(budget)} The first candidate is led by the {leader}, each other one holds a policy. Where "
         f"fewer were to go on than had begun, those with the highest forecasts did, and the {leader}'s among several. "
-        f"Of four or more, those that were last in validation gave way to branches of the first: a branch goes on from "
-        f"the network of its candidate under another policy, the {leader}'s choice if that is another one. "
+        f"{branches if branched else ''}"
         "The forecast, made before the segment, is of accuracy at the end if the policy is held: points above the mean "
         "of its segment, ± one standard deviation. The validation accuracy is that at the end of the segment, of the "
         "state that goes on. Of each candidate that reaches the end, the best network of its regular evaluations "

@@ -139,7 +139,7 @@ def test_a_branch_is_the_training_under_its_schedule_from_where_it_began(
     begun = {step["candidate"]: steps[step["continues"]]["candidate"] for step in reversed(branches)}
     for candidate, of in begun.items():
         assert f">{candidate}, a branch of {of}<" in page
-    assert len(begun) == 2 * 2 and "8 candidates began, 24 segments" in page
+    assert len(begun) == 2 * 2 and "8 candidates began, 24 segments" in page and "gave way to branches" in page
     twice = train(agent, folder / "two", "--seed", number, "--workers", 2, budget=8)
     assert twice["budget"] == summary["budget"] and twice["weights"] == summary["weights"]
     train_step = budget_training.StepTrainer.train
@@ -186,6 +186,7 @@ def test_tensorboard_and_report_show_the_candidates(whole: Path) -> None:
     page = (whole / "report.html").read_text()
     dropped = sum(step["segment"] < 2 for step in steps if step["step"] in ended)
     assert "What was tried" in page and page.count(">gave way<") == dropped > 0
+    assert "branches" not in page
 
 
 def test_a_step_is_shown_with_the_accuracy_at_its_end_and_decided_by_what_would_be_kept(
