@@ -149,9 +149,10 @@ class BudgetSearch:
         """Expected gains, one entry for each time that candidates had ended; none where there are branches."""
         self.steps: list[Step] = []
         self.results: dict[int, StepResult] = {}
-        self.branching = self.counts[-1] >= BRANCHING if branching is None else branching
-        """Whether candidates may give way to branches of better ones."""
         self._actions = forecaster.menu.actions()
+        wanted = self.counts[-1] >= BRANCHING if branching is None else branching
+        self.branching = wanted and max(self.counts[1:], default=0) >= QUARTER and len(self._actions) > 1
+        """Whether the worst candidates are replaced by branches of the best."""
         self._told = forecaster(observation[None])[:, 0]
         self._order = self._candidates(self._place(own_choice))
         self._begin(self.counts[0] if worth is None else min(FIRST, self.counts[-1]))
@@ -295,7 +296,7 @@ class BudgetSearch:
         in_turn = sorted(range(len(running)), key=lambda place: (not stays(place), -means[place, actions[place]]))
         # Forecasts compare policies, not networks: those that give way, and the best, are told by validation.
         ranked = sorted(in_turn[:count], key=lambda place: -results[place].accuracy)
-        branches = count // QUARTER if self.branching and len(self._actions) > 1 else 0
+        branches = count // QUARTER if self.branching else 0
         chosen = sorted(sorted(ranked, key=lambda place: not stays(place))[: count - branches])
         going_on = [
             _Option(running[place], running[place].candidate, actions[place], running[place].own) for place in chosen

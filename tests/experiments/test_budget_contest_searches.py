@@ -60,13 +60,23 @@ def test_searches_go_as_their_protocol_says(
     trainer = TaskTrainer(training=TrainConfig(device="cpu"), library=library)
     train_population(trainer, task, menu=MENU, segments=SEGMENTS, seed=seed, members=2)
     by_hand = [trainer.measure(["test"])["test"]]
-    found, (snapshot, _) = search_task(trainer, task, seed, Agent.load(SHIPPED), Forecaster.load(SHIPPED), 4)
-    trainer.restore(snapshot)
-    by_hand.append(trainer.measure(["test"])["test"])
-    assert lines[1]["validation"] == round(trainer.measure(["validation"])["validation"], 4)
+    after = []  # each step, in the order of their numbers
+    train_segment = trainer.train_segment
+
+    def noted(*arguments: Any, **options: Any) -> Any:
+        segment = train_segment(*arguments, **options)
+        after.append(trainer.measure(["test"])["test"])
+        return segment
+
+    with monkeypatch.context() as patch:
+        patch.setattr(trainer, "train_segment", noted)
+        found, path = search_task(trainer, task, seed, Agent.load(SHIPPED), Forecaster.load(SHIPPED), 4)
+    by_hand.append(after[path[-1].number])
+    validation = trainer.measure(["validation"])["validation"]
+    assert found.winner is not None and found.results[found.winner.number].accuracy == pytest.approx(validation)
+    assert lines[1]["validation"] == round(validation, 4)
     assert [line["accuracy"] for line in lines] == [round(value, 4) for value in by_hand]
-    assert found.winner is not None
-    path = found.path(found.winner)
+    assert path == found.path(found.winner)
     assert [str(MENU.policy(step.action)) for step in path] == lines[1]["policies"]
     assert [step.candidate for step in path] == lines[1]["candidates"] and lines[1]["cost"] == 4
     # The first candidate is what the contest trains for the agent.

@@ -56,7 +56,7 @@ from rlmix.experiments.studies.budget.real import (
     Methods,
     aims,
     compare,
-    comparison_table,
+    comparison_tables,
     rounded,
     with_ours,
 )
@@ -91,7 +91,7 @@ class CurvesConfig:
 
 @dataclass(frozen=True)
 class Trained:
-    """What the contest and the searches found on a task, accuracies in [0, 1].
+    """Results of all methods on one task; accuracies in [0, 1].
 
     Attributes:
         group: group of the task.
@@ -301,18 +301,12 @@ def markdown(result: Mapping[str, Any]) -> str:
             "kept. On none of these tasks was anything chosen; the portfolios were on recorded tasks, also of some of "
             "these data sets. The best fixed policy is that of the recorded tasks.",
             "## Above the best fixed policy",
-            comparison_table(comparisons, "less_best_fixed", "tasks"),
-            "With data sets as units:",
-            comparison_table(comparisons, "less_best_fixed", "data_sets"),
+            comparison_tables(comparisons, "less_best_fixed"),
             "## What carries over",
             "The policies that were found, trained again from another seed, above the best fixed policy:",
-            comparison_table(comparisons, "again_less_best_fixed", "tasks"),
-            "With data sets as units:",
-            comparison_table(comparisons, "again_less_best_fixed", "data_sets"),
+            comparison_tables(comparisons, "again_less_best_fixed"),
             "## Ours less each",
-            comparison_table(comparisons, "ours_less_this", "tasks"),
-            "With data sets as units:",
-            comparison_table(comparisons, "ours_less_this", "data_sets"),
+            comparison_tables(comparisons, "ours_less_this"),
             "## Aims",
             aims_in_words(result["aims"]),
             "",

@@ -208,10 +208,7 @@ def search(
         actions = [tuple(action) for action in found]
         more: dict[str, Any] = {"cost": float(budget)}
     else:
-        ours, (snapshot, _) = search_task(trainer, task, seed, Agent.load(agent), Forecaster.load(agent), budget)
-        trainer.restore(snapshot)
-        assert ours.winner is not None
-        path = ours.path(ours.winner)
+        ours, path = search_task(trainer, task, seed, Agent.load(agent), Forecaster.load(agent), budget)
         actions = [step.action for step in path]
         more = {"cost": round(ours.cost, 3), "candidates": [step.candidate for step in path]}
     kept = accuracies(trainer, split)

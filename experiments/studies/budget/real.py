@@ -1,4 +1,4 @@
-"""Compare methods that spend a budget, by real trainings: also those that go on with a network under another policy.
+"""Compare methods that spend a budget of several trainings, by real trainings where a log cannot tell their results.
 
     python experiments/studies/broad/record.py --data ../shared/data --group rehearse-usual --agents shipped \\
         --tasks 60 --out runs/real
@@ -209,12 +209,9 @@ def train(
         case "cutmix":
             trainer.run(PolicySchedule.fixed(CUTMIX), task, derive_seed(seed, which))
         case "ours":
-            search, (snapshot, _) = search_task(
-                trainer, task, number, chooser, with_portfolio(Forecaster.load(agent), portfolio), which
-            )
-            trainer.restore(snapshot)
-            assert search.winner is not None
-            found = [step.action for step in search.path(search.winner)]
+            forecaster = with_portfolio(Forecaster.load(agent), portfolio)
+            search, path = search_task(trainer, task, number, chooser, forecaster, which)
+            found = [step.action for step in path]
             facts = {"cost": round(search.cost, 3), "portfolio": list(portfolio)}
         case _:
             found = [
@@ -250,11 +247,11 @@ def schedule_of(actions: Sequence[Action]) -> PolicySchedule:
 
 def search_task(
     trainer: TaskTrainer, task: Task, number: int, agent: Agent, forecaster: Forecaster, budget: float
-) -> tuple[BudgetSearch, tuple[Snapshot, TrainingState]]:
+) -> tuple[BudgetSearch, list[Step]]:
     """Search within a budget with branches, as `replay_policy.py --budget` does from 16 trainings on.
 
     Args:
-        trainer: trains the candidates.
+        trainer: trains the candidates; at the end it holds the training that is kept.
         task: the task.
         number: number of the task, from which the seeds are derived.
         agent: leads the first candidate.
@@ -262,7 +259,7 @@ def search_task(
         budget: updates of all candidates together, in whole trainings.
 
     Returns:
-        The search at its end, and the training that is kept.
+        The search at its end, and the steps of the training that is kept.
     """
     first = training_seed(number)
     check = checks_labels((*agent.features, *forecaster.features))
@@ -303,8 +300,9 @@ def search_task(
     search = BudgetSearch(
         forecaster, budget, seen(start), chosen(start), images=len(begun.data.validation), branching=True
     )
-    _, kept = search_budget(search, train_segment)
-    return search, kept
+    last, (snapshot, _) = search_budget(search, train_segment)
+    trainer.restore(snapshot)
+    return search, search.path(last)
 
 
 def summarise(
@@ -507,20 +505,23 @@ def _aim(aim: float, came: float) -> dict[str, Any]:
     return {"aim": aim, "came": came, "reached": came >= aim}
 
 
-def comparison_table(comparisons: Comparisons, which: str, unit: str) -> str:
-    """Return a table of intervals of methods by budget, in Markdown, without methods that have none.
+def comparison_tables(comparisons: Comparisons, which: str) -> str:
+    """Return two tables of intervals of methods by budget, in Markdown: with tasks and with data sets as units.
 
     Args:
         comparisons: what `compare` returns.
-        which: the difference.
-        unit: tasks or data_sets.
+        which: the difference; methods that have none are left out.
     """
-    rows = []
-    for name, by_budget in comparisons.items():
-        shown = [by_budget.get(str(budget), {}).get(which) for budget in BUDGETS]
-        if any(shown) and not (which == "ours_less_this" and name == OURS):
-            rows.append([name, *("" if one is None else format_interval(*one[unit], signed=True) for one in shown)])
-    return tabulate(rows, ["", *map(str, BUDGETS)], tablefmt="pipe", disable_numparse=True)
+
+    def table(unit: str) -> str:
+        rows = []
+        for name, by_budget in comparisons.items():
+            shown = [by_budget.get(str(budget), {}).get(which) for budget in BUDGETS]
+            if any(shown) and not (which == "ours_less_this" and name == OURS):
+                rows.append([name, *("" if one is None else format_interval(*one[unit], signed=True) for one in shown)])
+        return tabulate(rows, ["", *map(str, BUDGETS)], tablefmt="pipe", disable_numparse=True)
+
+    return f"{table('tasks')}\n\nWith data sets as units:\n\n{table('data_sets')}"
 
 
 def markdown(result: Mapping[str, Any]) -> str:
@@ -541,16 +542,12 @@ def markdown(result: Mapping[str, Any]) -> str:
             "trainings; 95 % intervals. The best fixed policy and the portfolios are chosen without the task, or "
             f"without its data set. {POPULATION} has as many members as trainings.",
             "## Above the best fixed policy",
-            comparison_table(comparisons, "less_best_fixed", "tasks"),
-            "With data sets as units:",
-            comparison_table(comparisons, "less_best_fixed", "data_sets"),
+            comparison_tables(comparisons, "less_best_fixed"),
             "## What carries over",
             "The policies that were found, trained again from another seed, above the best fixed policy trained again:",
-            comparison_table(comparisons, "again_less_best_fixed", "tasks"),
+            comparison_tables(comparisons, "again_less_best_fixed"),
             "## Ours less each",
-            comparison_table(comparisons, "ours_less_this", "tasks"),
-            "With data sets as units:",
-            comparison_table(comparisons, "ours_less_this", "data_sets"),
+            comparison_tables(comparisons, "ours_less_this"),
             "## Spent, in trainings",
             tabulate(costs, ["", *map(str, BUDGETS)], tablefmt="pipe", disable_numparse=True),
             "## Memory",
